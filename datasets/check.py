@@ -1,0 +1,316 @@
+"""What is wrong with a folder of pictures, before it costs a night of training."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy
+
+from studio.datasets.folder import ImageFolder, ImageItem, scan_folder
+from studio.errors import BadConfig
+
+__all__ = ["CheckReport", "Problem", "check_folder", "trigger_of"]
+
+Severity = Literal["error", "warning", "note"]
+
+FEW = 3  # pictures; with fewer, the background is learned with the subject
+LONG_CAPTION = 60  # words; a CLIP text encoder reads 75 tokens, which are about that many
+CUT = 0.3  # share of a picture that a crop may cut off without a remark
+STRETCHED = 4.0  # longer side over shorter side
+ALIKE = 1.5  # mean difference of two thumbnails, of 255, below which the pictures are the same
+COMPARED = 2000  # pictures up to which every pair is compared
+_COMMON_WORDS = frozenset(
+    "a an the this that my of in on at with and or photo photograph picture image painting drawing rendering render "
+    "illustration sketch portrait close-up closeup good bad nice cropped bright dark style by is".split()
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One finding.
+
+    Args:
+        severity: an ``error`` stops a training, a ``warning`` spoils it, a ``note`` is good to know.
+        message: what was found, and what to do about it.
+        files: the files that it is about, relative to the folder where they are inside it.
+    """
+
+    severity: Severity
+    message: str
+    files: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if not self.files:
+            return self.message
+        named = ", ".join(self.files[:4]) + (f" and {len(self.files) - 4} more" if len(self.files) > 4 else "")
+        return f"{named}: {self.message}" if len(self.files) == 1 else f"{self.message}: {named}"
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """The findings on one folder; ``str()`` of it is a readable report.
+
+    Args:
+        folder: the folder.
+        images: how many pictures can be used.
+        captions: how many of them have a caption.
+        sizes: ``(width, height)`` in pixels of each picture.
+        problems: the findings, errors first.
+        digest: that of the folder, as :func:`studio.datasets.folder.read_folder` gives it.
+        sent: for up to three pictures, the caption as it would be used.
+    """
+
+    folder: Path
+    images: int
+    captions: int
+    sizes: tuple[tuple[int, int], ...]
+    problems: tuple[Problem, ...]
+    digest: str
+    sent: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether a training can start: nothing found is an error."""
+        return not any(problem.severity == "error" for problem in self.problems)
+
+    def as_dict(self) -> dict[str, object]:
+        """The report as plain values, for JSON."""
+        return {
+            "folder": self.folder.as_posix(),
+            "images": self.images,
+            "captions": self.captions,
+            "sizes": [list(size) for size in self.sizes],
+            "digest": self.digest,
+            "sent": list(self.sent),
+            "ok": self.ok,
+            "problems": [
+                {"severity": problem.severity, "message": problem.message, "files": list(problem.files)}
+                for problem in self.problems
+            ],
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.folder}: {_count(self.images, 'image')}, {self.captions} with a caption{_range(self.sizes)}"]
+        lines += [f'  reads "{text}"' for text in self.sent]
+        for severity in ("error", "warning", "note"):
+            lines += [f"  {severity:7}  {problem}" for problem in self.problems if problem.severity == severity]
+        if not self.problems:
+            lines.append("  nothing to mend")
+        return "\n".join(lines)
+
+
+def check_folder(
+    folder: str | Path,
+    *,
+    instance_prompt: str | None = None,
+    resolution: int | tuple[int, int] | None = None,
+) -> CheckReport:
+    """Looks for everything in a folder of pictures that would spoil a training, and trains nothing.
+
+    Args:
+        folder: where the pictures are.
+        instance_prompt: the prompt that they will be trained with, such as "a photo of sks dog".
+        resolution: the size to train at, in pixels: a side, or width and height.
+
+    Returns:
+        The findings; unusable pictures are among them and raise nothing.
+
+    Raises:
+        BadFile: there is no such folder.
+        BadConfig: an impossible resolution.
+
+    Example:
+        >>> import tempfile
+        >>> report = check_folder(tempfile.mkdtemp())
+        >>> report.ok, [str(problem) for problem in report.problems]
+        (False, ['there is no usable image: put PNG, JPEG or WebP files into the folder'])
+    """
+    size = (resolution, resolution) if isinstance(resolution, int) else resolution
+    if size is not None and min(size) < 1:
+        raise BadConfig(f"the resolution must be at least 1 pixel on each side, not {size[0]}x{size[1]}")
+    found = scan_folder(folder)
+    problems = [
+        *_unusable(found),
+        *_captions(found, instance_prompt),
+        *_sizes(found, size),
+        *_same(found),
+        *_content(found),
+    ]
+    order: dict[Severity, int] = {"error": 0, "warning": 1, "note": 2}
+    problems.sort(key=lambda problem: order[problem.severity])
+    captioned = [item.caption for item in found if item.caption is not None]
+    return CheckReport(
+        found.folder,
+        len(found),
+        len(captioned),
+        tuple((item.width, item.height) for item in found),
+        tuple(problems),
+        found.digest,
+        tuple(captioned[:3]),
+    )
+
+
+def trigger_of(prompt: str) -> str | None:
+    """Returns the word of an instance prompt that stands for the subject, or ``None``.
+
+    By the convention of DreamBooth it is the first word that does not describe the kind of picture, and another word,
+    the class, follows it.
+
+    Example:
+        >>> trigger_of("a photo of sks dog")
+        'sks'
+        >>> trigger_of("a photo of dog") is None
+        True
+    """
+    words = _subject_words(prompt)
+    return words[0] if len(words) > 1 else None
+
+
+def _subject_words(prompt: str) -> list[str]:
+    words = (word.strip(".,;:!?\"'()[]") for word in prompt.split())
+    return [word for word in words if word and word.lower() not in _COMMON_WORDS]
+
+
+def _unusable(found: ImageFolder) -> Iterator[Problem]:
+    if not found.items:
+        yield Problem("error", "there is no usable image: put PNG, JPEG or WebP files into the folder")
+    elif len(found) < FEW:
+        text = (
+            f"only {_count(len(found), 'image')}: with {FEW} or more in different places, the background is not learned"
+        )
+        yield Problem("warning", text)
+    for entry in found.skipped:
+        hidden = entry.reason.startswith(("is a hidden", "is neither"))
+        yield Problem("note" if hidden else "warning", f"not used: {entry.reason}", (_name(entry.file, found),))
+
+
+def _captions(found: ImageFolder, instance_prompt: str | None) -> Iterator[Problem]:
+    captioned = [item for item in found if item.caption]
+    bare = [item for item in found if not item.caption]
+    if captioned and bare:
+        text = "have no caption while others have one: write them, or train with the instance prompt alone"
+        yield Problem("warning", text, _names(bare, found))
+    if bare and instance_prompt is None:
+        yield Problem("note", "no captions and no prompt: a training needs an instance prompt or a trigger")
+    if found.several_lines:
+        files = tuple(_name(file, found) for file in found.several_lines)
+        yield Problem("note", "captions of several lines are joined to one", files)
+    long = [item for item in captioned if len((item.caption or "").split()) > LONG_CAPTION]
+    if long:
+        yield Problem("warning", "captions longer than a text encoder reads, the rest is cut", _names(long, found))
+    own = [item.caption for item in captioned if item.caption_from != "folder"]
+    if len(own) > 2 and len(set(own)) == 1:
+        yield Problem("note", f"every caption is the same ({own[0]!r}): an instance prompt does as much")
+    if instance_prompt is None:
+        return
+    subject = _subject_words(instance_prompt)
+    if not subject:
+        text = f"the instance prompt {instance_prompt!r} names no subject: write one, such as 'a photo of sks dog'"
+        yield Problem("error", text)
+    elif len(subject) == 1:
+        text = (
+            f"the instance prompt {instance_prompt!r} has no trigger: every {subject[0]} will change; "
+            f"put a rare word before it, such as 'sks {subject[0]}'"
+        )
+        yield Problem("warning", text)
+    else:
+        without = [item for item in captioned if subject[0].lower() not in (item.caption or "").lower().split()]
+        if without:
+            text = f"captions without the trigger {subject[0]!r}, so these pictures do not teach it"
+            yield Problem("warning", text, _names(without, found))
+
+
+def _sizes(found: ImageFolder, size: tuple[int, int] | None) -> Iterator[Problem]:
+    long = [item for item in found if max(item.width, item.height) > STRETCHED * min(item.width, item.height)]
+    if long:
+        yield Problem("warning", "more than four times as long as wide: most of it is cut off", _names(long, found))
+    shapes = Counter(_shape(item) for item in found)
+    if len(shapes) > 1:
+        text = ", ".join(f"{count} {shape}" for shape, count in sorted(shapes.items()))
+        yield Problem("note", f"mixed shapes ({text}): they are cropped to the training resolution")
+    if size is None:
+        return
+    width, height = size
+    small = [item for item in found if item.width < width or item.height < height]
+    if small:
+        text = (
+            f"smaller than {width}x{height}, so they are enlarged and blurred: use larger ones, or a lower resolution"
+        )
+        yield Problem("warning", text, _names(small, found))
+    cut = [item for item in found if _cut(item, width, height) > CUT and item not in long]
+    if cut:
+        most = max(_cut(item, width, height) for item in cut)
+        text = f"up to {most:.0%} of the picture is cut off at {width}x{height}: crop them yourself around the subject"
+        yield Problem("warning", text, _names(cut, found))
+
+
+def _same(found: ImageFolder) -> Iterator[Problem]:
+    for group in found.duplicates:
+        yield Problem("warning", "the same file several times, so it counts more than others", _names(group, found))
+    known = {frozenset((one.file, other.file)) for group in found.duplicates for one in group for other in group}
+    if len(found) > COMPARED:
+        return
+    for one, other in itertools.combinations(found, 2):
+        if frozenset((one.file, other.file)) not in known and _same_picture(one, other):
+            yield Problem("warning", "the same picture in two files", _names((one, other), found))
+
+
+def _content(found: ImageFolder) -> Iterator[Problem]:
+    blank = [item for item in found if float(item.probe.thumbnail.std(axis=(0, 1)).max()) < 1.0]
+    if blank:
+        yield Problem("warning", "one colour all over: nothing to learn", _names(blank, found))
+    moving = [item for item in found if item.probe.frames > 1]
+    if moving:
+        yield Problem("note", "animated or with several pages: the first frame is used", _names(moving, found))
+    odd = Counter(item.probe.mode for item in found if item.probe.mode not in ("RGB", "L", "P"))
+    if odd:
+        text = ", ".join(f"{count} {mode}" for mode, count in sorted(odd.items()))
+        yield Problem("note", f"converted to RGB ({text}); transparent parts are laid over white")
+    turned = sum(item.probe.rotated for item in found)
+    if turned:
+        yield Problem("note", f"{_count(turned, 'image')} turned as the camera recorded it (EXIF)")
+
+
+def _same_picture(one: ImageItem, other: ImageItem) -> bool:
+    shape = one.width * other.height / (one.height * other.width)
+    if not 0.97 < shape < 1.03:
+        return False
+    return float(numpy.abs(one.probe.thumbnail - other.probe.thumbnail).mean()) < ALIKE
+
+
+def _shape(item: ImageItem) -> str:
+    ratio = item.width / item.height
+    return "square" if 0.95 < ratio < 1.05 else "wide" if ratio > 1 else "tall"
+
+
+def _cut(item: ImageItem, width: int, height: int) -> float:
+    """The share of a picture's area that a crop to the shape of ``width`` x ``height`` leaves out."""
+    ratio = (item.width / item.height) / (width / height)
+    return 1 - min(ratio, 1 / ratio)
+
+
+def _names(items: Iterable[ImageItem], found: ImageFolder) -> tuple[str, ...]:
+    return tuple(_name(item.file, found) for item in items)
+
+
+def _name(file: Path, found: ImageFolder) -> str:
+    return file.relative_to(found.folder).as_posix() if file.is_relative_to(found.folder) else str(file)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _range(sizes: tuple[tuple[int, int], ...]) -> str:
+    if not sizes:
+        return ""
+    ordered = sorted(sizes, key=lambda size: size[0] * size[1])
+    small, large = ordered[0], ordered[-1]
+    if small == large:
+        return f", {small[0]}x{small[1]} pixels"
+    return f", {small[0]}x{small[1]} to {large[0]}x{large[1]} pixels"

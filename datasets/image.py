@@ -1,0 +1,264 @@
+"""One picture: probe it without surprise, open it as plain RGB, fit it to a size, turn it into numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from studio.errors import BadConfig, BadFile
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["MIN_SIDE", "Probe", "fit_image", "open_image", "probe_image", "to_pixels"]
+
+MIN_SIDE = 16  # pixels; what is smaller holds nothing to learn
+THUMBNAIL = 16  # pixels; enough to see that two pictures are the same one
+_ORIENTATION = 0x0112  # the EXIF tag
+_WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
+
+
+class HasFile(Protocol):
+    """Whatever knows its file, such as an :class:`studio.datasets.folder.ImageItem`."""
+
+    @property
+    def file(self) -> Path: ...
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What one look at a picture tells: size in pixels as it is meant to be seen (after EXIF rotation), and so on.
+
+    ``thumbnail`` has shape (16, 16, 3) and values 0..255.
+    """
+
+    width: int
+    height: int
+    mode: str
+    frames: int
+    rotated: bool
+    thumbnail: numpy.ndarray = field(compare=False, repr=False)
+
+
+def probe_image(data: bytes) -> Probe:
+    """Decodes a picture completely, so that a truncated one is found, and tells what it is.
+
+    Args:
+        data: the bytes of the file.
+
+    Raises:
+        BadFile: it cannot be used; the message completes "this file ...".
+    """
+    if not data:
+        raise BadFile("is empty (0 bytes)")
+    try:
+        with _quiet(), Image.open(io.BytesIO(data)) as image:
+            rotated = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            width, height = image.size[::-1] if rotated else image.size
+            frames = getattr(image, "n_frames", 1)
+            # JPEG can decode at an eighth of its size, which still reads the file to its end
+            image.draft(None, (width // 8, height // 8))  # type: ignore[arg-type]
+            rgb = _rgb(ImageOps.exif_transpose(image), (255, 255, 255))
+            thumbnail = numpy.asarray(rgb.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), dtype=numpy.float32)
+            mode = image.mode
+    except UnidentifiedImageError:
+        raise BadFile(_what_else(data)) from None
+    except Image.DecompressionBombError:
+        raise BadFile("has more pixels than can be opened safely: make it smaller") from None
+    except BadFile:
+        raise
+    except Exception as error:  # decoders raise anything on hostile bytes; whatever it is, the file is named
+        raise BadFile(_broken(error)) from None
+    if min(width, height) < MIN_SIDE:
+        raise BadFile(f"is too small: {width}x{height} pixels, {MIN_SIDE} at least on each side")
+    return Probe(width, height, mode, frames, rotated, thumbnail)
+
+
+def open_image(
+    item_or_file: HasFile | Path | str, *, background: tuple[int, int, int] = (255, 255, 255)
+) -> Image.Image:
+    """Opens a picture as it is meant to be seen, in RGB.
+
+    EXIF rotation is applied; transparency is laid over ``background``; palettes, grey, CMYK and 16-bit pictures are
+    converted; an embedded colour profile is converted to sRGB; of an animation the first frame is taken.
+
+    Args:
+        item_or_file: a file, or an item of a folder that was read.
+        background: red, green and blue, 0..255, behind transparent pixels.
+
+    Returns:
+        A picture of mode ``RGB``.
+
+    Raises:
+        BadFile: the file is missing, or not a picture that can be read.
+    """
+    file = Path(item_or_file) if isinstance(item_or_file, (str, Path)) else item_or_file.file
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise BadFile(f"cannot read the image {file}: {error.strerror}") from None
+    try:
+        with _quiet(), Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return _rgb(ImageOps.exif_transpose(image), background)
+    except UnidentifiedImageError:
+        raise BadFile(f"the image {file} {_what_else(data)}") from None
+    except BadFile as error:
+        raise BadFile(f"the image {file} {error}") from None
+    except Exception as error:  # as in probe_image
+        raise BadFile(f"the image {file} {_broken(error)}") from None
+
+
+def fit_image(
+    image: Image.Image,
+    width: int,
+    height: int,
+    *,
+    crop: Literal["center", "random"] = "center",
+    flip: bool = False,
+    generator: torch.Generator | None = None,
+) -> Image.Image:
+    """Scales a picture until it covers ``width`` x ``height`` pixels and cuts off what hangs over.
+
+    Args:
+        image: the picture.
+        width, height: the size to have, in pixels.
+        crop: which part is kept: the middle, or one drawn from ``generator``.
+        flip: mirror it left to right for one draw in two.
+        generator: the source of the draws. Three numbers are drawn from it whatever the other options are, so that
+            options do not shift what is drawn later.
+
+    Raises:
+        BadConfig: an impossible size or crop, or a random choice without a generator.
+
+    Example:
+        >>> fit_image(Image.new("RGB", (640, 480)), 64, 64).size
+        (64, 64)
+    """
+    if width < 1 or height < 1:
+        raise BadConfig(f"an image cannot be made {width}x{height} pixels large: both sides must be at least 1")
+    if crop not in ("center", "random"):
+        raise BadConfig(f"crop must be 'center' or 'random', not {crop!r}")
+    if generator is None and (flip or crop == "random"):
+        raise BadConfig("a random crop or flip needs a generator, so that it can be repeated")
+    along, down, mirror = 0.5, 0.5, False
+    if generator is not None:
+        import torch
+
+        draws = torch.rand(3, generator=generator, device=generator.device).tolist()
+        mirror = flip and draws[2] < 0.5
+        if crop == "random":
+            along, down = draws[:2]
+    # one resampling step: the box is the part of the picture that is kept
+    scale = min(image.width / width, image.height / height)
+    across, tall = scale * width, scale * height
+    left, top = (image.width - across) * along, (image.height - tall) * down
+    box = (left, top, min(left + across, image.width), min(top + tall, image.height))
+    if box == (0, 0, width, height) and image.size == (width, height):
+        fitted = image.copy()
+    else:
+        fitted = image.resize((width, height), Image.Resampling.LANCZOS, box=box)
+    return ImageOps.mirror(fitted) if mirror else fitted
+
+
+def to_pixels(image: Image.Image) -> torch.Tensor:
+    """Turns a picture into numbers.
+
+    Returns:
+        A float32 tensor of shape (3, H, W) with values from -1 (black) to 1 (white).
+
+    Example:
+        >>> to_pixels(Image.new("RGB", (3, 2), (0, 255, 0)))[:, 0, 0].tolist()
+        [-1.0, 1.0, -1.0]
+    """
+    import torch
+
+    values = numpy.array(image.convert("RGB"), dtype=numpy.float32)
+    return torch.from_numpy(values).permute(2, 0, 1).div_(127.5).sub_(1.0).contiguous()
+
+
+def _rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    image = _eight_bits(image)
+    if image.mode == "LAB":
+        raise BadFile("is in the LAB colour space: save it as RGB")
+    if image.mode in _WITH_ALPHA or "transparency" in image.info:
+        if image.mode in ("RGBa", "La"):
+            image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
+        rgba = image.convert("RGBA")
+        alpha = rgba.getchannel("A")
+        colour = _to_srgb(rgba.convert("RGB"), image)
+        canvas = Image.new("RGB", image.size, background)
+        canvas.paste(colour, mask=alpha)
+        return canvas
+    return _to_srgb(image, image).convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Scales 16-bit and float pictures to 8 bits; PIL's own conversion would clip them to white."""
+    if image.mode.startswith("I;16") or image.mode == "I":
+        values = numpy.asarray(image).astype(numpy.float64)
+        scaled = values / 257 if image.mode != "I" or values.max(initial=0) > 255 else values
+    elif image.mode == "F":
+        values = numpy.nan_to_num(numpy.asarray(image).astype(numpy.float64))
+        high = values.max(initial=0)
+        scaled = values * 255 if high <= 1 else values / 257 if high > 255 else values
+    else:
+        return image
+    grey = Image.fromarray(scaled.clip(0, 255).round().astype(numpy.uint8))
+    grey.info = {key: value for key, value in image.info.items() if key != "transparency"}
+    return grey
+
+
+def _to_srgb(image: Image.Image, source: Image.Image) -> Image.Image:
+    """Converts from the colour profile that ``source`` embeds, where there is one that fits and can be read."""
+    embedded = source.info.get("icc_profile")
+    if not embedded or image.mode not in ("RGB", "CMYK"):
+        return image
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(embedded))
+        if "srgb" in ImageCms.getProfileDescription(profile).lower():
+            return image
+        if profile.profile.xcolor_space.strip() != image.mode:
+            return image  # a grey profile on a picture that was converted to RGB
+        converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return image  # a broken profile: the plain conversion is what every viewer shows
+    return image if converted is None else converted
+
+
+def _what_else(data: bytes) -> str:
+    """Says what a file that no decoder knows is; completes "this file ..."."""
+    head = data[:2048]
+    if head.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the picture itself: run `git lfs pull`"
+    if head[4:8] == b"ftyp":
+        return "is a HEIC, AVIF or video file, which cannot be read here: save it as PNG or JPEG"
+    if head.lstrip()[:1] == b"<":
+        return "is a web page or SVG, not a pixel image: save the picture itself as PNG or JPEG"
+    with contextlib.suppress(UnicodeDecodeError):
+        text = head.decode("utf-8", errors="strict" if len(data) <= 2048 else "ignore")
+        if "\0" not in text:
+            return "is text, not an image, whatever its name says: remove or rename it"
+    return "is not an image in a format that can be read: save it as PNG or JPEG"
+
+
+def _broken(error: Exception) -> str:
+    detail = str(error).strip().rstrip(".").splitlines()[0][:120] if str(error).strip() else type(error).__name__
+    cut = "truncated" in detail.lower() or isinstance(error, EOFError)
+    return f"is {'truncated' if cut else 'damaged'} ({detail}): copy or download it again"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps PIL's remarks on odd metadata from the user: what matters about a file is in the reader's own report."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,33 @@
+"""Pictures from prompts, with any blend of adapters: one sampling path over all families.
+
+Example:
+    >>> from studio.pipelines import ImagePipeline, contact_sheet, save_png
+    >>> pipe = ImagePipeline.open("emoji")
+    >>> images = pipe.generate(["tiger", "rocket on a blue background"], seeds=[0, 1], steps=4)
+    >>> contact_sheet(images, columns=2).mode
+    'RGB'
+"""
+
+from __future__ import annotations
+
+from studio.pipelines.metadata import read_metadata, save_png
+from studio.pipelines.pipeline import ImagePipeline
+from studio.pipelines.prompt import TaggedPrompt, parse_prompt
+from studio.pipelines.regenerate import regenerate
+from studio.pipelines.sample import Request, sample
+from studio.pipelines.schedulers import SCHEDULERS
+from studio.pipelines.sheet import before_after, contact_sheet
+
+__all__ = [
+    "SCHEDULERS",
+    "ImagePipeline",
+    "Request",
+    "TaggedPrompt",
+    "before_after",
+    "contact_sheet",
+    "parse_prompt",
+    "read_metadata",
+    "regenerate",
+    "sample",
+    "save_png",
+]

@@ -1,0 +1,209 @@
+"""What a picture says about itself: A1111's ``parameters`` text, and the JSON from which it is made again.
+
+Neither holds a clock time, a folder or a machine's name: equal pictures are equal files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from studio.adapters import Strength
+from studio.atomic import atomic_path
+from studio.errors import BadFile
+
+__all__ = ["AdapterUse", "parameters_text", "read_metadata", "save_png", "strength_from_json", "strength_to_json"]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterUse:
+    """One adapter that acted on a picture.
+
+    Args:
+        name: its name in the pipeline, the one that tags use.
+        strength: as :func:`strength_to_json` writes it.
+        baked: whether it was folded into the weights when the picture was made.
+        file: name of the file that it was loaded from, without its folder; ``None``: it was attached, not loaded.
+        sha256: hash of that file.
+        lora_hash: A1111's hash, of the bytes after the header: other tools find adapters by it.
+        state: hash of method, config and tensors of an adapter without a file.
+    """
+
+    name: str
+    strength: Any
+    baked: bool = False
+    file: str | None = None
+    sha256: str | None = None
+    lora_hash: str | None = None
+    state: str | None = None
+
+
+def to_json(
+    *,
+    version: str,
+    base: Mapping[str, Any],
+    request: Mapping[str, Any],
+    scheduler: Mapping[str, Any],
+    rows: int,
+    device: str,
+    adapters: Sequence[AdapterUse],
+) -> str:
+    """Returns the ``studio`` text: sorted, so that equal pictures have equal texts."""
+    content = {
+        "tool": "adapter-studio",
+        "version": version,
+        "format": FORMAT,
+        "base": dict(base),
+        **request,
+        "scheduler": dict(scheduler),
+        "rows": rows,
+        "device": device,
+        "adapters": [{key: value for key, value in asdict(use).items() if value is not None} for use in adapters],
+    }
+    return json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+
+def parameters_text(
+    *,
+    text: str,
+    negative: str,
+    fields: Mapping[str, str | int | float],
+    adapters: Sequence[AdapterUse],
+    encoders: Sequence[str],
+    denoiser: str,
+) -> str:
+    """Returns the text that A1111 writes under ``parameters`` and that it, its forks and the picture sites read.
+
+    Args:
+        text: the prompt without tags; every adapter is written behind it as ``<lora:file:strength>``.
+        negative: the negative prompt, may be empty.
+        fields: what stands in the last line, in order.
+        adapters: the adapters that acted.
+        encoders: names of the text encoders.
+        denoiser: name of the denoiser.
+
+    Example:
+        >>> print(parameters_text(text="a dog", negative="", fields={"Steps": 20, "Model": "a, b"}, adapters=[],
+        ...     encoders=["text_encoder"], denoiser="unet"))
+        a dog
+        Steps: 20, Model: "a, b"
+    """
+    tags = " ".join(_tag(use, encoders, denoiser) for use in adapters)
+    lines = [f"{text} {tags}".strip()]
+    if negative:
+        lines.append(f"Negative prompt: {negative}")
+    hashes = [f"{_stem(use)}: {use.lora_hash[:12]}" for use in adapters if use.lora_hash]
+    last = dict(fields)
+    version = last.pop("Version", None)
+    if hashes:
+        last["Lora hashes"] = ", ".join(hashes)
+    if version is not None:
+        last["Version"] = version
+    lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in last.items()))
+    return "\n".join(lines)
+
+
+def strength_to_json(strength: float | Strength) -> Any:
+    """Returns a number, or an object with ``value``, ``components`` and ``blocks`` where there are such.
+
+    Example:
+        >>> strength_to_json(0.8), strength_to_json(Strength(1.0, unet=0.5))
+        (0.8, {'value': 1.0, 'components': {'unet': 0.5}})
+    """
+    if not isinstance(strength, Strength):
+        return float(strength)
+    if not strength.components and not strength.blocks:
+        return strength.value
+    parts = {"components": dict(strength.components), "blocks": dict(strength.blocks)}
+    return {"value": strength.value, **{name: part for name, part in parts.items() if part}}
+
+
+def strength_from_json(content: Any) -> float | Strength:
+    """Reads what :func:`strength_to_json` wrote."""
+    if isinstance(content, Mapping):
+        return Strength(content["value"], blocks=content.get("blocks"), **content.get("components", {}))
+    return float(content)
+
+
+def save_png(image: Image.Image, file: str | Path) -> Path:
+    """Writes a picture with its texts, all of it or nothing; equal pictures give equal bytes.
+
+    Args:
+        image: a picture of :meth:`ImagePipeline.generate`, or any other; the string entries ``parameters`` and
+            ``studio`` of its ``info`` are written.
+        file: where to; missing folders are made.
+
+    Returns:
+        The file.
+
+    Raises:
+        BadFile: nothing can be written there.
+    """
+    texts = PngImagePlugin.PngInfo()
+    for key in ("parameters", "studio"):
+        if isinstance(image.info.get(key), str):
+            texts.add_text(key, image.info[key])
+    with atomic_path(file) as temporary:
+        # everything that Pillow may take from image.info by itself (ICC profile, resolution) is left out
+        Image.frombytes(image.mode, image.size, image.tobytes()).save(temporary, format="PNG", pnginfo=texts)
+    return Path(file)
+
+
+def read_metadata(picture: str | Path | Image.Image) -> dict[str, Any]:
+    """Reads the ``studio`` text of a picture.
+
+    Raises:
+        BadFile: no such file, no picture, a picture that the studio did not make, or one of a newer studio.
+    """
+    image = picture if isinstance(picture, Image.Image) else _open(Path(picture))
+    what = "the picture" if isinstance(picture, Image.Image) else str(picture)
+    text = image.info.get("studio")
+    if not isinstance(text, str):
+        found = ", ".join(sorted(str(key) for key in image.info)) or "none"
+        raise BadFile(
+            f"{what} has no 'studio' text (texts found: {found}), so it was not made here or was saved by a program "
+            "that drops texts; it cannot be made again from itself"
+        )
+    try:
+        content = json.loads(text)
+        made_by = content["format"]
+    except (ValueError, KeyError, TypeError) as problem:
+        raise BadFile(f"the 'studio' text of {what} is damaged ({problem}); it cannot be made again from it") from None
+    if made_by != FORMAT:
+        raise BadFile(f"the 'studio' text of {what} has format {made_by!r} and this version reads {FORMAT}; update the studio")
+    return dict(content)
+
+
+def _open(file: Path) -> Image.Image:
+    if not file.is_file():
+        raise BadFile(f"there is no picture {file}")
+    try:
+        with Image.open(file) as image:
+            image.load()  # texts behind the pixels are read with them
+            return image.copy()
+    except (UnidentifiedImageError, OSError, SyntaxError) as problem:
+        raise BadFile(f"{file} cannot be read as a picture ({str(problem).splitlines()[0]})") from None
+
+
+def _tag(use: AdapterUse, encoders: Sequence[str], denoiser: str) -> str:
+    strength = strength_from_json(use.strength)
+    if not isinstance(strength, Strength):
+        return f"<lora:{_stem(use)}:{strength:g}>"
+    text = strength.at(encoders[0], "") if encoders else strength.value
+    return f"<lora:{_stem(use)}:{text:g}:{strength.at(denoiser, ''):g}>"
+
+
+def _stem(use: AdapterUse) -> str:
+    return Path(use.file).stem if use.file else use.name
+
+
+def _quoted(value: str | int | float) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return json.dumps(text, ensure_ascii=False) if any(character in text for character in ",:\n") else text

@@ -1,0 +1,135 @@
+"""A picture made again from what it says about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from studio.errors import BadFile, DoesNotFit, UnknownName
+from studio.families import BASES
+from studio.pipelines.metadata import read_metadata, strength_from_json, strength_to_json
+from studio.pipelines.pipeline import ImagePipeline
+from studio.pipelines.schedulers import sampler_from_record
+from studio.pipelines.sources import source_of, state_hash
+
+__all__ = ["regenerate"]
+
+
+def regenerate(
+    picture: str | Path | Image.Image,
+    *,
+    pipe: ImagePipeline | None = None,
+    base: str | Path | Any | None = None,
+    adapters: Iterable[str | Path] = (),
+    device: torch.device | str | None = None,
+) -> Image.Image:
+    """Makes a picture again: on the same kind of machine, with equal pixels.
+
+    Args:
+        picture: a PNG that :func:`save_png` wrote, or a picture of :meth:`ImagePipeline.generate`.
+        pipe: a pipeline that has the base and the adapters already; it is given back as it was.
+        base: where the base is, unless it is an embedded one.
+        adapters: files of the adapters, and folders to look for them in; they are recognised by their hash, whatever
+            they are called now.
+        device: where to compute.
+
+    Returns:
+        The picture.
+
+    Raises:
+        BadFile: no such picture, or one that the studio did not make.
+        UnknownName: an adapter or a base of the picture is not among those given.
+        DoesNotFit: the base or an adapter has other weights than those that made the picture.
+    """
+    content = read_metadata(picture)
+    if pipe is None:
+        pipe = _open(content, base, device)
+        _load(pipe, content, [Path(file) for file in adapters])
+    _check(pipe, content)
+    blend = {use["name"]: strength_from_json(use["strength"]) for use in content["adapters"]}
+    bakes = any(use.get("baked") for use in content["adapters"])
+    standing = any(info.baked for info in pipe.adapters.values())
+    if bakes and not standing:
+        pipe.bake(blend)
+    try:
+        (image,) = pipe.generate(
+            content["prompt"],
+            blend=None if bakes else blend,
+            seeds=[content["seed"]],
+            steps=content["steps"],
+            guidance=content["guidance"],
+            negative=content["negative"] or None,
+            width=content["width"],
+            height=content["height"],
+            batch_size=content["rows"],
+            scheduler=sampler_from_record(content["scheduler"]),
+        )
+    finally:
+        if bakes and not standing:
+            pipe.unbake()
+    return image
+
+
+def _open(content: dict[str, Any], base: Any | None, device: torch.device | str | None) -> ImagePipeline:
+    made_by = content["base"]
+    if base is None and made_by["id"] not in BASES:
+        raise UnknownName(
+            f"the picture was made by the base {made_by['id']!r}, which is not an embedded one ({', '.join(BASES)}); "
+            "say where it is: base=folder"
+        )
+    dtype = getattr(torch, made_by["dtype"])
+    return ImagePipeline.open(made_by["id"] if base is None else base, dtype=dtype, device=device)
+
+
+def _load(pipe: ImagePipeline, content: dict[str, Any], places: list[Path]) -> None:
+    """Loads the picture's adapters in the order in which they stood: it decides the last bits of a sum."""
+    found = {source_of(file).sha256: file for place in places for file in _files_at(place)}
+    for use in content["adapters"]:
+        name, digest = use["name"], use.get("sha256")
+        if digest is None:
+            raise UnknownName(
+                f"the adapter {name!r} of the picture was attached, not loaded from a file; only the pipeline that has "
+                "it can make the picture again: pipe=..."
+            )
+        if digest not in found:
+            looked = ", ".join(str(place) for place in places) or "no file was given"
+            raise UnknownName(
+                f"the adapter {name!r} of the picture ({use['file']}, sha256 {digest[:12]}…) is not among those given "
+                f"({looked}); give its file or a folder that holds it: adapters=[...]"
+            )
+        pipe.load(found[digest], name=name)
+
+
+def _files_at(place: Path) -> list[Path]:
+    if not place.exists():
+        raise BadFile(f"there is no adapter file or folder {place}")
+    if place.is_file() or (place / "adapter_model.safetensors").is_file():
+        return [place]
+    return [*sorted(place.glob("*.safetensors")), *sorted(file.parent for file in place.glob("*/adapter_model.safetensors"))]
+
+
+def _check(pipe: ImagePipeline, content: dict[str, Any]) -> None:
+    made_by = content["base"]
+    standing = [info for info in pipe.adapters.values() if info.baked]
+    if made_by["hash"] and not standing and pipe.base.hash != made_by["hash"]:
+        raise DoesNotFit(
+            f"the picture was made by the base {made_by['id']!r} with weights {made_by['hash'][:12]}…, and "
+            f"{pipe.base.id!r} has {pipe.base.hash[:12]}…; give the one that made it"
+        )
+    for use in content["adapters"]:
+        name = use["name"]
+        info = pipe.adapters.get(name)
+        if info is None:
+            raise UnknownName(f"the adapter {name!r} of the picture is not loaded (loaded: {', '.join(pipe.adapters) or 'none'})")
+        source = pipe.sources.get(name)
+        same = source.sha256 == use.get("sha256") if source else state_hash(pipe.pipe, info) == use.get("state")
+        if not same:
+            raise DoesNotFit(f"the adapter {name!r} on the pipeline is not the one that made the picture: its hash differs")
+    baked = {info.name: strength_to_json(info.strength) for info in standing}
+    wanted = {use["name"]: use["strength"] for use in content["adapters"] if use.get("baked")}
+    if standing and baked != wanted:
+        raise DoesNotFit(f"the pipeline has {baked} baked into its weights, the picture {wanted}; call unbake first")

@@ -1,0 +1,246 @@
+"""The one sampling path: requests in, pictures out, over all families.
+
+What makes a picture depend on its request alone:
+
+- its noise comes from its own CPU generator, at the start and in every step of a stochastic scheduler;
+- text encoder, denoiser and VAE always see the same number of ``rows``; an unfinished batch is filled up with
+  repetitions of its last request;
+- requests that differ in blend, size, steps, guidance or scheduler never share a batch;
+- on a CPU a batch of more than one row is computed by one thread: kernels that share a batch among threads cut it in
+  other places than between the rows, and the last bits then depend on an image's place in the batch. One row (the
+  default) uses all threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from studio.adapters import Strength, blended
+from studio.errors import BadConfig, DoesNotFit, StudioError
+from studio.families import Base, Conditioning
+from studio.pipelines.schedulers import Sampler, make_sampler
+
+__all__ = ["Blend", "Made", "Request", "sample"]
+
+Blend = Mapping[str, "float | Strength"]
+LARGEST_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One picture that is asked for.
+
+    Args:
+        prompt: what the text encoder reads (tags are taken out already).
+        negative: the prompt that guidance leads away from.
+        seed: from 0 to 2⁶³ − 1.
+        width: pixels, a multiple of ``Family.multiple``.
+        height: pixels, a multiple of ``Family.multiple``.
+        steps: denoising steps.
+        guidance: scale g of classifier-free guidance, ``u + g (c − u)``; 1 is the prompt alone.
+        scheduler: a name, a diffusers scheduler, or ``None`` for the base's own.
+        blend: the adapters that act; ``None``: the current blend.
+    """
+
+    prompt: str
+    negative: str = ""
+    seed: int = 0
+    width: int
+    height: int
+    steps: int = 20
+    guidance: float = 5.0
+    scheduler: Any = None
+    blend: Blend | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """One picture that was made: the index of its request, the picture, and the sampler that made it."""
+
+    index: int
+    image: Image.Image
+    sampler: Sampler
+
+
+def sample(
+    base: Base, requests: Sequence[Request], *, rows: int = 1, on_step: Callable[[int, int], None] | None = None
+) -> Iterator[Made]:
+    """Makes one picture per request, batch by batch, in an order of its own.
+
+    Args:
+        base: what denoises; adapters may be attached to its modules.
+        requests: the pictures.
+        rows: images per batch, at least 1. Equal rows give equal bits; other rows agree within 1/255 per pixel.
+        on_step: called as ``on_step(done, total)`` after every denoising step of a batch, in batch-steps.
+
+    Yields:
+        The pictures of a batch as soon as it is done.
+
+    Raises:
+        BadConfig: an impossible size, seed, guidance, number of rows or of steps.
+        UnknownName: no scheduler or adapter has that name.
+        DoesNotFit: a prompt that is too long, a base that does not draw from text alone, a scheduler that mixes images.
+        StudioError: the model gave no finite numbers.
+    """
+    if not _is_count(rows):
+        raise BadConfig(f"batch_size={rows!r}: the number of images per batch must be a whole number from 1 on")
+    _check_base(base)
+    for request in requests:
+        _check(base, request)
+    batches = list(_batches(requests, rows))
+    total, before = sum(requests[batch[0]].steps for batch in batches), 0
+    for batch in batches:
+        chosen = [requests[index] for index in batch]
+        for index, (image, sampler) in zip(batch, _make(base, chosen, rows, before, total, on_step), strict=True):
+            yield Made(index, image, sampler)
+        before += chosen[0].steps
+
+
+def _make(
+    base: Base,
+    requests: Sequence[Request],
+    rows: int,
+    before: int,
+    total: int,
+    on_step: Callable[[int, int], None] | None,
+) -> list[tuple[Image.Image, Sampler]]:
+    """Makes one batch of requests that share everything but prompt, negative and seed."""
+    common = requests[0]
+    padded = [*requests, *[requests[-1]] * (rows - len(requests))]
+    pipe, family = base.pipe, base.family
+    denoiser = pipe.components[family.denoiser]
+    device = pipe._execution_device  # where diffusers' own pipelines compute, offloaded parts included
+    sampler = make_sampler(pipe.scheduler, common.scheduler, common.steps, device)
+    scheduler = sampler.scheduler
+    generators = [torch.Generator("cpu").manual_seed(request.seed) for request in padded]
+    acting = contextlib.nullcontext() if common.blend is None else blended(pipe, dict(common.blend))
+    with torch.no_grad(), _evaluating(pipe), _one_thread_per_batch(device, rows), acting:
+        conditioning = family.encode_text(pipe, [request.prompt for request in padded])
+        if common.guidance != 1:
+            conditioning = family.encode_text(pipe, [request.negative for request in padded]).cat(conditioning)
+        conditioning = _of_type(conditioning, denoiser.dtype)
+        latents = _noise(pipe, base, common, generators).to(device) * scheduler.init_noise_sigma
+        draws = "generator" in _arguments(scheduler.step)
+        timesteps = scheduler.timesteps
+        for number, timestep in enumerate(timesteps):
+            noisy = scheduler.scale_model_input(latents, timestep).to(denoiser.dtype)
+            noisy = noisy if common.guidance == 1 else torch.cat([noisy, noisy])
+            output = family.predict(pipe, noisy, timestep.expand(len(noisy)).to(device), conditioning).float()
+            if common.guidance != 1:
+                without, within = output.chunk(2)
+                output = without + common.guidance * (within - without)
+            noise = {"generator": generators} if draws else {}
+            latents = scheduler.step(output, timestep, latents, **noise, return_dict=False)[0]
+            if on_step is not None:
+                on_step(before + (number + 1) * common.steps // len(timesteps), total)
+        pixels = family.decode(pipe, latents[: len(padded)]).float()
+    if not torch.isfinite(latents).all() or not torch.isfinite(pixels).all():
+        raise StudioError(
+            f"the model gave numbers that are not finite in {str(denoiser.dtype).removeprefix('torch.')}; open the base "
+            "with another dtype (bfloat16, float32), or lower the adapters' strengths"
+        )
+    return [(image, sampler) for image in _to_images(pixels[: len(requests)])]
+
+
+def _batches(requests: Sequence[Request], rows: int) -> Iterator[list[int]]:
+    """Indices of requests that may share a batch, at most ``rows`` at a time, in order of first appearance."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for index, request in enumerate(requests):
+        scheduler = request.scheduler if isinstance(request.scheduler, str) else id(request.scheduler)
+        blend = None if request.blend is None else tuple(sorted((name, repr(s)) for name, s in request.blend.items()))
+        key = (blend, request.width, request.height, request.steps, request.guidance, scheduler)
+        groups.setdefault(key, []).append(index)
+    for members in groups.values():
+        for first in range(0, len(members), rows):
+            yield members[first : first + rows]
+
+
+def _noise(pipe: Any, base: Base, common: Request, generators: Sequence[torch.Generator]) -> Tensor:
+    """Start noise ``(B, C, h, w)``, each image's drawn alone as ``(1, C, h, w)`` in fp32."""
+    scale = base.family.downscale
+    shape = (1, pipe.vae.config.latent_channels, common.height // scale, common.width // scale)
+    return torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+
+
+def _of_type(conditioning: Conditioning, dtype: torch.dtype) -> Conditioning:
+    pooled = None if conditioning.pooled is None else conditioning.pooled.to(dtype)
+    return replace(conditioning, tokens=conditioning.tokens.to(dtype), pooled=pooled)
+
+
+def _to_images(pixels: Tensor) -> list[Image.Image]:
+    levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    arrays: np.ndarray = levels.permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(np.ascontiguousarray(array)) for array in arrays]
+
+
+@contextlib.contextmanager
+def _evaluating(pipe: Any) -> Iterator[None]:
+    """Evaluation mode (no dropout) for every module of the pipeline, each given back as it was."""
+    parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    training = [module for part in parts for module in part.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextlib.contextmanager
+def _one_thread_per_batch(device: torch.device, rows: int) -> Iterator[None]:
+    """One thread while a batch of several rows is computed on a CPU; the module's docstring says why."""
+    threads = torch.get_num_threads()
+    if rows == 1 or device.type != "cpu" or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _arguments(function: Callable[..., object]) -> set[str]:
+    return set(inspect.signature(function).parameters)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _check_base(base: Base) -> None:
+    pipe, family = base.pipe, base.family
+    channels = pipe.components[family.denoiser].config.in_channels
+    if "controlnet" in pipe.components or channels != pipe.vae.config.latent_channels:
+        raise DoesNotFit(
+            f"a {type(pipe).__name__} does not draw from text alone; call it yourself: adapters act on it all the same "
+            "(studio.load(pipe, file), studio.blended(pipe, {...}))"
+        )
+
+
+def _check(base: Base, request: Request) -> None:
+    family = base.family
+    for name in ("width", "height"):
+        side = getattr(request, name)
+        if not _is_count(side):
+            raise BadConfig(f"{name}={side!r}: a side must be a whole number of pixels from {family.multiple} on")
+        if side % family.multiple:
+            lower = side // family.multiple * family.multiple
+            fitting = " or ".join(str(fit) for fit in (lower, lower + family.multiple) if fit)
+            raise BadConfig(f"{name}={side}: {family.title} makes sides divisible by {family.multiple}; ask for {fitting}")
+    seed = request.seed
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= LARGEST_SEED:
+        raise BadConfig(f"seed={seed!r}: a seed must be a whole number from 0 to {LARGEST_SEED}")
+    if isinstance(request.guidance, bool) or not math.isfinite(request.guidance) or request.guidance < 0:
+        raise BadConfig(f"guidance={request.guidance!r}: guidance must be a finite number from 0 on (1 is the prompt alone)")

@@ -1,0 +1,69 @@
+"""The adapter core: methods, sites, and the verbs attach, detach, blend and bake.
+
+The package can be called: ``studio.adapters(model)`` tells what is attached to ``model``, although ``studio.adapters``
+is also the name of this package.
+"""
+
+import sys
+from types import ModuleType
+from typing import Any
+
+from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Delta, Factors, Foreign
+from studio.adapters.attach import (
+    AdapterInfo,
+    AttachReport,
+    TrainableReport,
+    adapters,
+    attach,
+    detach,
+    install,
+    site_of,
+    state,
+    trainable,
+)
+from studio.adapters.bake import bake, unbake
+from studio.adapters.blend import blend, blended, current_blend, sample_rows
+from studio.adapters.methods import IA3, DoRA, LoKr, LoRA
+from studio.adapters.site import Site
+from studio.adapters.strength import Strength
+
+__all__ = [
+    "IA3",
+    "METHODS",
+    "Adapter",
+    "AdapterConfig",
+    "AdapterInfo",
+    "AttachReport",
+    "Delta",
+    "DoRA",
+    "Factors",
+    "Foreign",
+    "LoKr",
+    "LoRA",
+    "Site",
+    "Strength",
+    "TrainableReport",
+    "adapters",
+    "attach",
+    "bake",
+    "blend",
+    "blended",
+    "current_blend",
+    "detach",
+    "install",
+    "sample_rows",
+    "site_of",
+    "state",
+    "trainable",
+    "unbake",
+]
+
+
+class _Package(ModuleType):
+    """This package as a function; importing a subpackage always binds its name in ``studio``, so one must be both."""
+
+    def __call__(self, model: Any) -> dict[str, AdapterInfo]:
+        return adapters(model)
+
+
+sys.modules[__name__].__class__ = _Package

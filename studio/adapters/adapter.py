@@ -1,0 +1,291 @@
+"""The contract of a method: a config, and an adapter class with its *delta* and, where there is one, a shortcut.
+
+The *delta* is the definition: the change ``(ΔW, Δb)`` that the adapter makes to the weight and the bias of one site
+at strength 1. Because every site is linear in its weight and bias, everything else follows from it: with strengths
+``s_i`` the layer computes ``y = base(x) + Σ s_i · change_i(x)`` where ``change(x)`` is the layer's map with
+``(ΔW, Δb)``; baking stores ``W + Σ s_i ΔW_i``. A method may give a cheaper *change*, or a pair of *factors* that joins
+the fused path of all low-rank methods; tests prove that they agree with the delta.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from studio.adapters.site import Site
+from studio.errors import BadConfig, DoesNotFit, UnsupportedLayer
+from studio.registry import Registry
+
+__all__ = ["METHODS", "Adapter", "AdapterConfig", "Delta", "Factors", "Foreign", "generator_for"]
+
+R = TypeVar("R")
+
+
+class Delta(NamedTuple):
+    """The change that an adapter makes to a layer at strength 1; None leaves that tensor as it is."""
+
+    weight: Tensor | None
+    bias: Tensor | None = None
+
+
+class Factors(NamedTuple):
+    """A low-rank change ``scale · up @ down``: ``down`` ``(r, *inner_shape)``, ``up`` ``(rows, r)``, ``bias`` ``(rows,)``."""
+
+    down: Tensor
+    up: Tensor
+    scale: float
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foreign:
+    """The names that other programs use for a method; reading and writing files needs nothing else about it.
+
+    Attributes:
+        peft_type: PEFT's word for the method.
+        peft_tensors: our tensor -> PEFT's. peft_embedding: where PEFT spells the tensors of an Embedding differently.
+        peft_fields: our config field -> PEFT's. peft_flags: PEFT's fields that tell the method from others of its type.
+        lycoris_tensors: our tensor -> kohya's or LyCORIS'. lycoris_algo: LyCORIS' word, "" for kohya's own network.
+        layouts: our tensor -> its shape in PEFT and in LyCORIS, in the words of :mod:`studio.files.layout`.
+        needs: tensors without which a layer is not of this method.
+        ranks: tensors whose first axis is the rank; the first that is there counts.
+        lycoris_minus: what LyCORIS subtracts from a tensor before storing it.
+        lycoris_scaled: tensors that LyCORIS stores multiplied by the scale.
+        unranked: the tensor that takes the scale where no tensor has a rank, because LyCORIS applies none there.
+        inputs: our config field that names the layers with the second of two tensors of one foreign name, and the
+            LyCORIS tensor that says so.
+        fold: brings a config and the tensors of a layer to a form that other programs know.
+    """
+
+    peft_type: str
+    peft_tensors: Mapping[str, str]
+    peft_embedding: Mapping[str, str] = field(default_factory=dict)
+    peft_fields: Mapping[str, str] = field(default_factory=dict)
+    peft_flags: Mapping[str, Any] = field(default_factory=dict)
+    lycoris_tensors: Mapping[str, str] = field(default_factory=dict)
+    lycoris_algo: str = ""
+    layouts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    ranks: tuple[str, ...] = ()
+    lycoris_minus: Mapping[str, float] = field(default_factory=dict)
+    lycoris_scaled: tuple[str, ...] = ()
+    unranked: str = ""
+    inputs: tuple[str, str] | None = None
+    fold: Callable[[Any, Mapping[str, Mapping[str, Tensor]]], tuple[Any, dict[str, dict[str, Tensor]]]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Fields that every method has.
+
+    Attributes:
+        targets: which layers are adapted: a preset of the model's family ("attention", "attention+mlp", "all-linear",
+            "conv", "subject", "style"), or patterns: an exact path, a suffix (``"to_q"``), a glob
+            (``"down_blocks.*.to_k"``), or a regular expression (``"re:.*attn[12]\\.to_[qk]"``).
+        exclude: patterns of layers that are left out.
+    """
+
+    method: ClassVar[str]
+    adapter: ClassVar[type[Adapter]]
+
+    targets: str | tuple[str, ...] = "attention"
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.targets, str):
+            object.__setattr__(self, "targets", tuple(self.targets))
+        object.__setattr__(self, "exclude", (self.exclude,) if isinstance(self.exclude, str) else tuple(self.exclude))
+        if not self.targets:
+            raise BadConfig(f"{type(self).__name__}(targets={self.targets!r}) names no layer; give a preset or patterns")
+        self.check()
+
+    def check(self) -> None:
+        """Checks the method's own fields.
+
+        Raises:
+            BadConfig: a field with an impossible value.
+        """
+
+    def require(self, sound: bool, name: str, wanted: str) -> None:
+        """Raises :class:`BadConfig` about the field ``name`` unless ``sound``."""
+        if not sound:
+            raise BadConfig(f"{type(self).__name__}({name}={getattr(self, name)!r}): {name} must be {wanted}")
+
+
+METHODS: Final[Registry[type[AdapterConfig]]] = Registry("method")
+
+
+def generator_for(seed: int, *parts: object) -> torch.Generator:
+    """Returns a CPU generator that depends on ``seed`` and ``parts`` alone, not on what was drawn before.
+
+    Example:
+        >>> a, b = (torch.rand(1, generator=generator_for(0, "unet.to_q")) for _ in range(2))
+        >>> bool(a == b)
+        True
+    """
+    digest = hashlib.blake2b("\0".join(map(str, (seed, *parts))).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+class Adapter(nn.Module, ABC):
+    """The tensors of one method on one site.
+
+    Args:
+        site: the layer that is changed.
+        config: the method's config.
+        tensors: initial tensors by name, from :meth:`start` or from a file.
+        trainable: whether the tensors that the method trains require gradients.
+
+    Raises:
+        DoesNotFit: tensors that are missing, unknown, or of another shape than the layer needs.
+        UnsupportedLayer: a layer that the method cannot cover.
+    """
+
+    trained: ClassVar[tuple[str, ...]]
+    """Names of the tensors that the method trains."""
+    frozen: ClassVar[tuple[str, ...]] = ()
+    """Names of the tensors that it keeps as they are (saved as well)."""
+    kinds: ClassVar[tuple[str, ...]] = ("linear", "conv", "conv1d-gpt2", "embedding", "attention")
+    """Kinds of sites that the method covers."""
+    foreign: ClassVar[Foreign]
+    fused: ClassVar[bool] = False
+    """Whether :meth:`factors` is defined."""
+
+    def __init__(
+        self, site: Site, config: AdapterConfig, tensors: Mapping[str, Tensor], *, trainable: bool = True
+    ) -> None:
+        super().__init__()
+        if site.kind not in self.kinds:
+            raise UnsupportedLayer(
+                f"{type(self).__name__} cannot act on {site.path or 'the model'}, which is of kind {site.kind!r}; "
+                f"it covers {', '.join(self.kinds)}"
+            )
+        self.__dict__["site"] = site
+        self.__dict__["config"] = config
+        for name in tensors:
+            if name not in self.trained and name not in self.frozen:
+                raise DoesNotFit(
+                    f"{type(self).__name__} at {site.path} has no tensor {name!r}; it has "
+                    f"{', '.join((*self.trained, *self.frozen))}"
+                )
+        for name, tensor in tensors.items():
+            if name in self.trained:
+                self._parameters[name] = nn.Parameter(tensor, requires_grad=trainable)
+            else:
+                self._buffers[name] = tensor
+        self.fit()
+
+    # -- what a method defines ---------------------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def start(
+        cls, site: Site, config: Any, weight: Callable[[], Tensor], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Makes the tensors that a new adapter starts with.
+
+        Args:
+            site: the layer.
+            config: the method's config.
+            weight: gives the base's weight in matrix form ``(rows, cols)`` in fp32; called only where it is needed.
+            generator: the source of all randomness.
+
+        Raises:
+            BadConfig: a config that this layer cannot have (a rank larger than the layer).
+        """
+
+    @abstractmethod
+    def delta(self, weight: Tensor, bias: Tensor | None) -> Delta:
+        """Computes the change at strength 1: the definition of the method.
+
+        Args:
+            weight: the base's weight, in the layer's own shape.
+            bias: the base's bias, or None.
+        """
+
+    def fit(self) -> None:
+        """Checks the registered tensors against the site and prepares what :meth:`delta` needs.
+
+        Raises:
+            DoesNotFit: a tensor is missing or has another shape than the layer needs.
+        """
+
+    def change(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Computes ``f(x) − y`` where ``f`` is the layer under this adapter at strength 1 and ``y`` the base's output."""
+        delta = self.delta(weight, bias)
+        change = None if delta.bias is None else delta.bias.to(y.dtype)
+        if delta.weight is not None:
+            return self.site.apply(x, delta.weight.to(x.dtype if x.is_floating_point() else y.dtype), change)
+        assert change is not None, "a delta changes the weight or the bias"
+        return self.site.over_outputs(change).expand_as(y)
+
+    def factors(self) -> Factors:
+        """Returns the low-rank pair of a method whose class says ``fused = True``."""
+        raise NotImplementedError
+
+    @property
+    def dropout(self) -> float:
+        """Probability in [0, 1) with which the method drops inputs while it trains."""
+        return 0.0
+
+    # -- what all methods share --------------------------------------------------------------------------------------
+
+    site: Site
+    config: AdapterConfig
+
+    def forward(self, use: Callable[..., R], *args: Any) -> R:
+        """Calls ``use(self, *args)``.
+
+        All reading of an adapter's tensors goes through a call of the module, so that hooks of others (offloading,
+        sharding) put them on their device first.
+        """
+        return use(self, *args)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns the live tensors by name, trained ones first."""
+        found = {name: self._parameters.get(name, self._buffers.get(name)) for name in (*self.trained, *self.frozen)}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    def tensor(self, name: str) -> Tensor | None:
+        """Returns one live tensor, or None where this adapter does not have it."""
+        found = self._parameters.get(name)
+        return self._buffers.get(name) if found is None else found
+
+    @property
+    def trainable(self) -> bool:
+        """Whether any tensor requires gradients."""
+        return any(parameter is not None and parameter.requires_grad for parameter in self._parameters.values())
+
+    def require(self, name: str, shape: tuple[int | None, ...]) -> Tensor:
+        """Returns the tensor ``name`` after a check of its shape; None in ``shape`` is any size.
+
+        Raises:
+            DoesNotFit: it is missing or has another shape.
+        """
+        tensor = self.tensor(name)
+        if tensor is None:
+            raise DoesNotFit(f"{type(self).__name__} at {self.site.path} lacks the tensor {name!r}")
+        if tensor.dim() != len(shape) or any(
+            asked is not None and asked != size for asked, size in zip(shape, tensor.shape, strict=True)
+        ):
+            asked = " x ".join("any" if size is None else str(size) for size in shape)
+            raise DoesNotFit(
+                f"{type(self).__name__} at {self.site.path}: {name!r} has the shape {tuple(tensor.shape)}, "
+                f"the layer ({self.site.rows} x {self.site.cols}) needs {asked}"
+            )
+        return tensor
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={tuple(tensor.shape)}" for name, tensor in self.tensors().items())
+
+
+def finite(value: float) -> bool:
+    """Says whether ``value`` is a number that is neither infinite nor NaN."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

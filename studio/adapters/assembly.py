@@ -1,0 +1,349 @@
+"""The assembly: everything that is attached to one base, and the blend that acts on it.
+
+One assembly belongs to one module (a component of a pipeline, or a model by itself) and stands in its ``__dict__``,
+so that it is copied and pickled with it. It owns the hooks on the module: they notice an adapter that is active and
+was never called.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, cast
+
+import torch
+from torch import Tensor, nn
+
+from studio.adapters.adapter import Adapter, AdapterConfig
+from studio.adapters.host import Adapters, Mount, check_removable, host, is_hosted, mount_of, unhost
+from studio.adapters.site import AttentionSite, Site, site_for
+from studio.adapters.strength import Strength
+from studio.errors import DoesNotFit, NoEffect, UnknownName, nearest
+from studio.families import components
+
+__all__ = ["Assembly", "Record", "assemblies", "assembly_at", "read_weight"]
+
+KEY: Final = "_studio_assembly"
+
+
+@dataclass
+class Record:
+    """One adapter of an assembly: what it is and where it sits."""
+
+    config: AdapterConfig
+    paths: tuple[str, ...]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+class Assembly:
+    """What is attached to ``root``.
+
+    Args:
+        root: the module.
+        component: its name in the pipeline, ``""`` for a model by itself.
+    """
+
+    def __init__(self, root: nn.Module, component: str) -> None:
+        self.root, self.component = root, component
+        self.records: dict[str, Record] = {}
+        self.mounts: dict[str, Mount] = {}
+        self.strengths: dict[str, Strength] = {}
+        self.rows: tuple[int, ...] | None = None
+        self.baked: dict[str, Strength] | None = None
+        self.originals: dict[str, tuple[nn.Parameter, nn.Parameter | None]] = {}
+        self.version = 0
+        self.required_grad: list[str] | None = None
+        self._spreads: dict[Any, Tensor] = {}
+        self._handles: list[Any] = []
+        self._slow: dict[str, Any] = {}
+
+    # -- the blend ---------------------------------------------------------------------------------------------------
+
+    def set(self, strengths: Mapping[str, Strength]) -> None:
+        """Sets the blend; adapters that it does not name are off."""
+        self.strengths = dict(strengths)
+        self.touch()
+
+    def touch(self) -> None:
+        """Makes every layer plan anew at its next call."""
+        self.version += 1
+        self._spreads.clear()
+
+    def coefficient(self, name: str, path: str) -> float | Tensor:
+        """Returns the strength of an adapter at a layer: a number, or one per row ``(rows,)``."""
+        strength = None if self.baked is not None else self.strengths.get(name)
+        if strength is None:
+            return 0.0
+        number, samples = strength.at(self.component, path), strength.per_sample()
+        if samples is None:
+            return number
+        if self.rows is not None:
+            if max(self.rows) >= len(samples):
+                raise DoesNotFit(
+                    f"sample_rows names sample {max(self.rows)}, and the strength of {name!r} has {len(samples)} samples"
+                )
+            samples = samples[list(self.rows)]
+        return samples * number
+
+    def spread(self, ranks: tuple[int, ...], scales: Sequence[float | Tensor], like: Tensor) -> Tensor:
+        """Returns one coefficient per stacked rank: ``(Σ ranks,)``, or ``(rows, Σ ranks)``."""
+        uniform = not any(isinstance(scale, Tensor) for scale in scales)
+        key = (ranks, tuple(scales), like.dtype, like.device) if uniform else None
+        if key in self._spreads:
+            return self._spreads[key]
+        if uniform:
+            values = [scale for scale, rank in zip(scales, ranks, strict=True) for _ in range(rank)]
+            spread = torch.tensor(values, dtype=like.dtype, device=like.device)
+            self._spreads[key] = spread
+            return spread
+        count = next(scale.shape[0] for scale in scales if isinstance(scale, Tensor))
+        columns = [
+            (scale if isinstance(scale, Tensor) else torch.full((count,), scale))[:, None].expand(count, rank)
+            for scale, rank in zip(scales, ranks, strict=True)
+        ]
+        return torch.cat(columns, dim=1).to(like.device, like.dtype)
+
+    # -- mounting ----------------------------------------------------------------------------------------------------
+
+    def site(self, path: str) -> Site:
+        """Returns the site at ``path``, hosted or not.
+
+        Raises:
+            DoesNotFit: there is no such layer, or it carries adapters of another model's assembly.
+            UnsupportedLayer: it is of a class that cannot be adapted.
+        """
+        if path in self.mounts and "adapters" in self.mounts[path].site.module._modules:
+            return self.mounts[path].site
+        try:
+            module = self.root.get_submodule(path)
+        except AttributeError:
+            known = [name for name, _ in self.root.named_modules()]
+            raise DoesNotFit(
+                f"the model has no layer {path!r}; the nearest are: {', '.join(nearest(path, known))}"
+            ) from None
+        if is_hosted(module):
+            raise DoesNotFit(
+                f"{path} already carries adapters that were attached through another module; attach and detach all "
+                "adapters of a layer through the same model"
+            )
+        return site_for(path, module)
+
+    def mount(self, name: str, adapters: Mapping[str, Adapter], record: Record) -> None:
+        """Hosts the adapters, all or none.
+
+        Args:
+            name: the adapter's name.
+            adapters: path to adapter.
+            record: what is noted about it.
+        """
+        try:
+            if not self.mounts:
+                self._begin_life()
+            for path, adapter in adapters.items():
+                self._mount_one(path).adapters.add(name, adapter)
+        except BaseException:
+            self._sweep(name, adapters)
+            raise
+        self.records[name] = record
+        self.touch()
+
+    def _mount_one(self, path: str) -> Mount:
+        if path not in self.mounts:
+            parent = self.root.get_submodule(path.rpartition(".")[0]) if "." in path else self.root
+            if isinstance(parent, nn.MultiheadAttention) and path.rpartition(".")[2] == "out_proj":
+                above = path.rpartition(".")[0]
+                if above not in self.mounts:  # only the attention itself can make its output projection act
+                    self.mounts[above] = host(AttentionSite(above, parent, outputs_only=True), self)
+            self.mounts[path] = host(self.site(path), self)
+        return self.mounts[path]
+
+    def unmount(self, name: str) -> None:
+        """Takes one adapter out; layers that carry none are what they were."""
+        for mount in self.mounts.values():
+            check_removable(mount.site.module)
+        record = self.records.pop(name)
+        self.strengths.pop(name, None)
+        self._sweep(name, record.paths)
+        self.touch()
+
+    def _sweep(self, name: str, paths: Any) -> None:
+        for path in paths:
+            mount = self.mounts.get(path)
+            if mount is not None and name in mount.adapters.names():
+                mount.adapters.remove(name)
+        for path, mount in reversed(list(self.mounts.items())):
+            if not mount.adapters.names() and not self._chaperones(path):
+                unhost(mount.site.module)
+                del self.mounts[path]
+        if not self.mounts:
+            self._end_life()
+
+    def _chaperones(self, path: str) -> bool:
+        below = f"{path}.out_proj" if path else "out_proj"
+        return below in self.mounts and isinstance(self.mounts[path].site, AttentionSite)
+
+    def _begin_life(self) -> None:
+        root = self.root
+        root.__dict__[KEY] = self
+        self._handles.append(root.register_forward_pre_hook(self._begin_call))
+        self._handles.append(root.register_forward_hook(self._end_call))
+        for module in root.modules():  # a hook takes torch's encoder layer off the path that reads weights itself
+            if isinstance(module, nn.TransformerEncoderLayer):
+                self._handles.append(module.register_forward_pre_hook(_nothing))
+        if callable(getattr(type(root), "save_pretrained", None)):
+            root.__dict__["save_pretrained"] = functools.partial(_save_base, root)
+
+    def _end_life(self) -> None:
+        root = self.root
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        root.__dict__.pop(KEY, None)
+        root.__dict__.pop("save_pretrained", None)
+        if self.required_grad is not None:
+            required = set(self.required_grad)
+            for path, parameter in root.named_parameters():
+                parameter.requires_grad_(path in required)
+            self.required_grad = None
+
+    # -- the check that nothing is bypassed ----------------------------------------------------------------------------
+
+    def _begin_call(self, root: nn.Module, args: Any) -> None:
+        for mount in self.mounts.values():
+            mount.called = False
+
+    def _end_call(self, root: nn.Module, args: Any, output: Any) -> None:
+        if self.baked is not None or not self.strengths:
+            return
+        missed = [path for path, mount in self.mounts.items() if not mount.called and mount.acts()]
+        if missed:
+            more = f" and {len(missed) - 1} more" if len(missed) > 1 else ""
+            raise NoEffect(
+                f"the adapters on {missed[0]}{more} are active, and {type(root).__name__} ran without calling that layer "
+                "(fused projections, or code that reads the weight itself): they have no effect; exclude these layers, "
+                "undo the fusion, or bake the blend"
+            )
+
+    # -- freezing ------------------------------------------------------------------------------------------------------
+
+    def freeze_base(self) -> None:
+        """Makes the base's parameters require no gradients; undone when the last adapter is gone."""
+        own = {id(p) for mount in self.mounts.values() for p in mount.adapters.parameters()}
+        base = [(path, p) for path, p in self.root.named_parameters() if id(p) not in own]
+        if self.required_grad is None:
+            self.required_grad = [path for path, parameter in base if parameter.requires_grad]
+        for _, parameter in base:
+            parameter.requires_grad_(False)
+
+    def adapters(self, name: str) -> Iterator[tuple[str, Adapter]]:
+        """Iterates over the layers of one adapter: path and adapter."""
+        for path in self.records[name].paths:
+            yield path, cast(Adapter, self.mounts[path].adapters.get(name))
+
+
+def _nothing(module: nn.Module, args: Any) -> None:
+    return None
+
+
+def _save_base(root: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """``save_pretrained`` of the base without the adapters in it (they are saved by ``studio.save``)."""
+
+    def without_adapters(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+        for key in [key for key in state if key[len(prefix) :] in own]:
+            del state[key]
+
+    assembly: Assembly = root.__dict__[KEY]
+    own = {
+        f"{path}.adapters.{key}".lstrip(".")
+        for path, mount in assembly.mounts.items()
+        for key in mount.adapters.state_dict()
+    }
+    handle = root.register_state_dict_post_hook(without_adapters)
+    try:
+        return type(root).save_pretrained(root, *args, **kwargs)  # type: ignore[operator]
+    finally:
+        handle.remove()
+
+
+def assembly_at(module: nn.Module) -> Assembly | None:
+    """Returns the assembly of a module, or None where nothing is attached to it."""
+    return cast("Assembly | None", module.__dict__.get(KEY))
+
+
+def assemblies(model: Any) -> dict[str, Assembly]:
+    """Returns the assemblies of a model or pipeline by component; components that carry nothing are left out."""
+    found = {}
+    for name, module in components(model).items():
+        assembly = assembly_at(module)
+        if assembly is not None:
+            found[name] = assembly
+    return found
+
+
+def known_names(model: Any) -> list[str]:
+    """Returns the names of the adapters on ``model``, in the order in which they were attached."""
+    names: dict[str, None] = {}
+    for assembly in assemblies(model).values():
+        names.update(dict.fromkeys(assembly.records))
+    return list(names)
+
+
+def check_known(model: Any, name: str) -> None:
+    """Checks that an adapter is there.
+
+    Raises:
+        UnknownName: there is none of that name.
+    """
+    known = known_names(model)
+    if name not in known:
+        close = nearest(name, known, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise UnknownName(f"no adapter is named {name!r}{hint} (attached: {', '.join(known) or 'none'})")
+
+
+def check_unbaked(model: Any, doing: str) -> None:
+    """Checks that no blend is baked into the weights.
+
+    Raises:
+        DoesNotFit: one is.
+    """
+    for assembly in assemblies(model).values():
+        if assembly.baked is not None:
+            raise DoesNotFit(f"cannot {doing}: a blend is baked into the weights; call unbake first")
+
+
+def read_weight(site: Site, read: Callable[[], Tensor] | None = None) -> Tensor:
+    """Returns the base's weight in matrix form ``(rows, cols)`` in fp32, fetched where offloading keeps it away.
+
+    Raises:
+        DoesNotFit: the weight has no values (a model on the meta device).
+    """
+    if site.weight.device.type == "meta":
+        from accelerate.utils import align_module_device
+
+        with align_module_device(site.module):
+            if site.weight.device.type == "meta":
+                raise DoesNotFit(f"{site.path} is on the meta device: it has no values that this start could use")
+            return site.matrix(site.weight.detach()).float().clone()
+    return site.matrix(site.weight.detach()).float()
+
+
+@contextmanager
+def rows_of(model: Any, rows: Sequence[int] | None) -> Iterator[None]:
+    """Sets which sample every row of a batch belongs to, while the context lasts."""
+    found = list(assemblies(model).values())
+    before = [assembly.rows for assembly in found]
+    for assembly in found:
+        assembly.rows = None if rows is None else tuple(int(row) for row in rows)
+        assembly.touch()
+    try:
+        yield
+    finally:
+        for assembly, old in zip(found, before, strict=True):
+            assembly.rows = old
+            assembly.touch()
+
+
+__all__ += ["check_known", "check_unbaked", "known_names", "rows_of", "mount_of", "Adapters"]

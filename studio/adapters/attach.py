@@ -1,0 +1,388 @@
+"""attach and detach: adapters on and off a model; and what is on it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from studio.adapters.adapter import Adapter, AdapterConfig, generator_for
+from studio.adapters.assembly import (
+    Assembly,
+    Record,
+    assemblies,
+    assembly_at,
+    check_known,
+    check_unbaked,
+    known_names,
+    read_weight,
+)
+from studio.adapters.bake import unbake
+from studio.adapters.site import Site
+from studio.adapters.strength import Strength, StrengthLike, as_strength
+from studio.adapters.targets import find_targets
+from studio.errors import BadConfig, DoesNotFit
+from studio.families import components
+
+__all__ = [
+    "AdapterInfo",
+    "AttachReport",
+    "TrainableReport",
+    "adapters",
+    "attach",
+    "detach",
+    "install",
+    "site_of",
+    "state",
+    "trainable",
+]
+
+_NAME: Final = re.compile(r"[\w-]+")
+
+
+@dataclass(frozen=True)
+class AttachReport:
+    """What :func:`attach` did.
+
+    Attributes:
+        sites: paths of the adapted layers; with their component in front for a pipeline.
+        parameters: numbers that the adapter trains.
+    """
+
+    sites: tuple[str, ...]
+    parameters: int
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """An adapter on a model.
+
+    Attributes:
+        name: its name. method: registry name of its method. config: its config.
+        sites: paths of the layers that it changes. parameters: numbers in its tensors.
+        strength: its strength in the current blend, 0.0 when it is off.
+        trainable: whether its tensors require gradients. baked: whether it is folded into the weights now.
+        metadata: what its file said about it.
+    """
+
+    name: str
+    method: str
+    config: AdapterConfig
+    sites: tuple[str, ...]
+    parameters: int
+    strength: float | Strength
+    trainable: bool
+    baked: bool
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True)
+class TrainableReport:
+    """How much of a model is trained.
+
+    Attributes:
+        trainable: numbers that require gradients. total: all numbers, adapters included.
+
+    Example:
+        >>> print(TrainableReport(8, 100))
+        trainable params: 8 || all params: 100 || trainable%: 8.0000
+    """
+
+    trainable: int
+    total: int
+
+    def __str__(self) -> str:
+        percent = 100 * self.trainable / self.total if self.total else 0.0
+        return f"trainable params: {self.trainable:,} || all params: {self.total:,} || trainable%: {percent:.4f}"
+
+
+def check_name(model: Any, name: str) -> None:
+    """Checks that ``name`` can be given to a new adapter.
+
+    Raises:
+        BadConfig: other characters than letters, digits, ``_`` and ``-``. DoesNotFit: the name is taken.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise BadConfig(f"{name!r} cannot name an adapter; use letters, digits, '_' and '-'")
+    if name in known_names(model):
+        raise DoesNotFit(f"an adapter named {name!r} is attached already; give another name, or detach it first")
+
+
+def _join(component: str, path: str) -> str:
+    return ".".join(part for part in (component, path) if part)
+
+
+def _device(site: Site) -> torch.device:
+    """Where the adapter of a site lives: with its weight, or where offloading computes it."""
+    hook = site.module.__dict__.get("_hf_hook")
+    wanted = getattr(hook, "execution_device", None)
+    if site.weight.device.type == "meta" and wanted is not None:
+        return torch.device(wanted)
+    return site.weight.device
+
+
+Maker = Callable[[Site], Mapping[str, Tensor]]
+
+
+def _mount_all(
+    model: Any,
+    config: AdapterConfig,
+    paths: Mapping[str, Sequence[str]],
+    make: Callable[[str, Site], Mapping[str, Tensor]],
+    *,
+    name: str,
+    strength: Strength,
+    trained: bool,
+    metadata: Mapping[str, str] | None,
+) -> list[Assembly]:
+    """Builds all adapters first, then hosts them; on any error the model is as it was."""
+    modules = components(model)
+    built: list[tuple[Assembly, dict[str, Adapter]]] = []
+    for component, wanted in paths.items():
+        assembly = assembly_at(modules[component]) or Assembly(modules[component], component)
+        assembly.component = component
+        made: dict[str, Adapter] = {}
+        for path in wanted:
+            site = assembly.site(path)
+            tensors, device = make(component, site), _device(site)
+            moved = {key: tensor.to(device) for key, tensor in tensors.items()}
+            adapter = config.adapter(site, config, moved, trainable=trained)
+            adapter.train(site.module.training)
+            made[path] = adapter
+        built.append((assembly, made))
+    mounted: list[Assembly] = []
+    try:
+        for assembly, made in built:
+            record = Record(config, tuple(made), dict(metadata or {}))
+            assembly.mount(name, made, record)
+            mounted.append(assembly)
+            assembly.strengths[name] = strength
+            assembly.touch()
+            if trained:
+                assembly.freeze_base()
+    except BaseException:
+        for assembly in mounted:
+            assembly.unmount(name)
+        raise
+    return mounted
+
+
+def attach(
+    model: Any,
+    config: AdapterConfig,
+    *,
+    name: str = "default",
+    seed: int = 0,
+    components: Sequence[str] | None = None,
+) -> AttachReport:
+    """Attaches a new adapter, trainable and at strength 1, and freezes the base.
+
+    Args:
+        model: any module, or a diffusers pipeline.
+        config: the method and its settings; ``config.targets`` says which layers it changes.
+        name: its name, of letters, digits, ``_`` and ``-``.
+        seed: what its start is drawn from; every layer draws from (seed, its path) alone.
+        components: the components of a pipeline to adapt; None: those that the patterns name, or the denoiser where
+            the targets are a preset.
+
+    Returns:
+        The adapted layers and the number of trained parameters.
+
+    Raises:
+        BadConfig: an impossible name or rank. DoesNotFit: the name is taken, or a blend is baked.
+        NoTargets: a target that matches nothing. UnsupportedLayer: a layer that the method cannot change.
+
+    Example:
+        >>> import torch, studio
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 8))
+        >>> studio.attach(net, studio.LoRA(rank=2, targets=("0",)))
+        AttachReport(sites=('0',), parameters=32)
+        >>> print(studio.trainable(net))
+        trainable params: 32 || all params: 104 || trainable%: 30.7692
+    """
+    check_unbaked(model, "attach")
+    check_name(model, name)
+    modules = _components(model)
+    paths = find_targets(modules, config.targets, config.exclude, chosen=components)
+
+    def make(component: str, site: Site) -> Mapping[str, Tensor]:
+        generator = generator_for(seed, _join(component, site.path))
+        with torch.no_grad():
+            return config.adapter.start(site, config, lambda: read_weight(site), generator)
+
+    mounted = _mount_all(
+        model, config, paths, make, name=name, strength=Strength(), trained=True, metadata=None
+    )
+    for module in modules.values():  # a component that gets nothing is part of the frozen base too
+        assembly = assembly_at(module)
+        if assembly is None and not any(module is found.root for found in mounted):
+            module.requires_grad_(False)
+    count = sum(
+        parameter.numel()
+        for assembly in mounted
+        for _, adapter in assembly.adapters(name)
+        for parameter in adapter.parameters()
+    )
+    sites = tuple(_join(component, path) for component, found in paths.items() for path in found)
+    return AttachReport(sites, count)
+
+
+_components = components
+
+
+def install(
+    model: Any,
+    config: AdapterConfig,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    *,
+    name: str,
+    strength: StrengthLike = 1.0,
+    trainable: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Puts an adapter with given tensors on a model; what reading a file ends in.
+
+    Args:
+        model: any module, or a diffusers pipeline.
+        config: the method and its settings.
+        tensors: layer path (with its component in front for a pipeline) to tensor name to tensor.
+        name: the adapter's name. strength: its strength in the blend.
+        trainable: whether its tensors require gradients; the base is frozen then.
+        metadata: what the file says about it.
+
+    Raises:
+        BadConfig: an impossible name. DoesNotFit: a taken name, an unknown layer, a tensor of another shape, or a
+            baked blend. UnsupportedLayer: a layer that the method cannot change.
+    """
+    check_unbaked(model, "load")
+    check_name(model, name)
+    modules = components(model)
+    paths: dict[str, list[str]] = {}
+    for whole in tensors:
+        component, _, path = whole.partition(".") if "" not in modules else ("", "", whole)
+        if component not in modules:
+            raise DoesNotFit(f"{whole!r} names no component of the model; it has {', '.join(modules)}")
+        paths.setdefault(component, []).append(path)
+    _mount_all(
+        model,
+        config,
+        paths,
+        lambda component, site: tensors[_join(component, site.path)],
+        name=name,
+        strength=as_strength(strength),
+        trained=trainable,
+        metadata=metadata,
+    )
+
+
+def detach(model: Any, name: str | None = None) -> None:
+    """Takes adapters off; after the last one the base is bit for bit what it was.
+
+    Args:
+        model: the model or pipeline. name: the adapter; None takes all off (and unbakes first).
+
+    Raises:
+        UnknownName: no adapter has that name. DoesNotFit: a blend is baked, or another wrapper (FSDP) is outermost.
+
+    Example:
+        >>> import torch, studio
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 8))
+        >>> before = dict(net.state_dict())
+        >>> _ = studio.attach(net, studio.LoRA(rank=2, targets=("0",)))
+        >>> studio.detach(net)
+        >>> list(net.state_dict()) == list(before), type(net[0]) is torch.nn.Linear
+        (True, True)
+    """
+    if name is None:
+        if any(assembly.baked is not None for assembly in assemblies(model).values()):
+            unbake(model)
+        for known in known_names(model):
+            detach(model, known)
+        return
+    check_unbaked(model, "detach")
+    check_known(model, name)
+    for assembly in assemblies(model).values():
+        if name in assembly.records:
+            assembly.unmount(name)
+
+
+def adapters(model: Any) -> dict[str, AdapterInfo]:
+    """Returns what is attached to ``model``, by name, in the order of attaching.
+
+    Example:
+        >>> import torch, studio
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 8))
+        >>> _ = studio.attach(net, studio.LoRA(rank=2, targets=("0",)), name="dog")
+        >>> info = studio.adapters(net)["dog"]
+        >>> info.method, info.sites, info.strength
+        ('lora', ('0',), 1.0)
+    """
+    found = {}
+    for name in known_names(model):
+        sites: list[str] = []
+        count, requires = 0, False
+        for component, assembly in assemblies(model).items():
+            if name not in assembly.records:
+                continue
+            record, current = assembly.records[name], assembly
+            for path, adapter in assembly.adapters(name):
+                sites.append(_join(component, path))
+                count += sum(tensor.numel() for tensor in adapter.tensors().values())
+                requires = requires or adapter.trainable
+        acting = current.strengths if current.baked is None else current.baked
+        strength = acting.get(name, Strength(0.0))
+        number = strength.value if strength == Strength(strength.value) else strength
+        baked = current.baked is not None and name in current.baked
+        info = AdapterInfo(
+            name, record.config.method, record.config, tuple(sites), count, number, requires, baked, record.metadata
+        )
+        found[name] = info
+    return found
+
+
+def trainable(model: Any) -> TrainableReport:
+    """Counts the parameters of ``model`` that require gradients, and all of them; tied ones once."""
+    unique = {id(p): p for module in components(model).values() for p in module.parameters()}
+    numbers = [(parameter.numel(), parameter.requires_grad) for parameter in unique.values()]
+    return TrainableReport(sum(n for n, required in numbers if required), sum(n for n, _ in numbers))
+
+
+def state(model: Any, name: str = "default") -> dict[str, Tensor]:
+    """Returns the live tensors of an adapter under ``"<path>.<tensor>"``, in sorted order.
+
+    Raises:
+        UnknownName: no adapter has that name.
+
+    Example:
+        >>> import torch, studio
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 8))
+        >>> _ = studio.attach(net, studio.LoRA(rank=2, targets=("0",)))
+        >>> {key: tuple(tensor.shape) for key, tensor in studio.state(net).items()}
+        {'0.down': (2, 8), '0.up': (8, 2)}
+    """
+    check_known(model, name)
+    found = {}
+    for component, assembly in assemblies(model).items():
+        if name in assembly.records:
+            for path, adapter in assembly.adapters(name):
+                for key, tensor in adapter.tensors().items():
+                    found[f"{_join(component, path)}.{key}".lstrip(".")] = tensor
+    return dict(sorted(found.items()))
+
+
+def site_of(model: Any, path: str) -> Site:
+    """Returns the site at ``path`` (with its component in front for a pipeline).
+
+    Raises:
+        DoesNotFit: there is no such layer. UnsupportedLayer: it cannot be adapted.
+    """
+    modules = components(model)
+    component, _, rest = path.partition(".") if "" not in modules else ("", "", path)
+    if component not in modules:
+        raise DoesNotFit(f"{path!r} names no component of the model; it has {', '.join(modules)}")
+    module: nn.Module = modules[component]
+    return (assembly_at(module) or Assembly(module, component)).site(rest)

@@ -1,0 +1,119 @@
+"""bake and unbake: fold a blend into the weights, and give back the original bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from studio.adapters.assembly import Assembly, assemblies, check_unbaked
+from studio.adapters.host import Mount
+from studio.adapters.strength import Strength, StrengthLike
+from studio.errors import DoesNotFit
+
+__all__ = ["bake", "unbake"]
+
+
+def bake(model: Any, blend: Mapping[str, StrengthLike] | str | None = None) -> None:
+    """Folds a blend into the weights: ``W ← round(W + Σ s_i ΔW_i)``, computed in fp32 and rounded once.
+
+    The original tensors are kept and come back by :func:`unbake`. While a blend is baked, no adapter acts live.
+
+    Args:
+        model: the model or pipeline.
+        blend: the blend; None bakes the current one.
+
+    Raises:
+        UnknownName: an adapter that is not attached. BadConfig: an impossible strength.
+        DoesNotFit: a blend is baked already, strengths differ by sample, or weights are offloaded.
+
+    Example:
+        >>> import torch, studio
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 8))
+        >>> _ = studio.attach(net, studio.LoRA(rank=2, targets=("0",), init="orthogonal"), name="dog")
+        >>> weight = net[0].weight
+        >>> studio.bake(net, {"dog": 0.8}); net[0].weight is weight
+        False
+        >>> studio.unbake(net); net[0].weight is weight
+        True
+    """
+    from studio.adapters.blend import current_blend, read_blend
+
+    check_unbaked(model, "bake")
+    strengths = current_blend(model) if blend is None else read_blend(model, blend)
+    for name, strength in strengths.items():
+        if strength.samples is not None:
+            raise DoesNotFit(f"the strength of {name!r} differs by sample; weights can hold one strength for all")
+    present = list(assemblies(model).values())
+    try:
+        for assembly in present:
+            _bake_one(assembly, {n: s for n, s in strengths.items() if n in assembly.records})
+    except BaseException:
+        for assembly in present:
+            _restore(assembly)
+        raise
+
+
+def _bake_one(assembly: Assembly, strengths: dict[str, Strength]) -> None:
+    assembly.baked = {}
+    for path, mount in assembly.mounts.items():
+        acting = [(name, strength.at(assembly.component, path)) for name, strength in strengths.items()]
+        acting = [(name, number) for name, number in acting if number and name in mount.adapters.names()]
+        if not acting:
+            continue
+        weight, bias = _folded(mount, acting)
+        module, site = mount.site.module, mount.site
+        assembly.originals[path] = (cast(nn.Parameter, site.weight), cast("nn.Parameter | None", site.bias))
+        module._parameters[site.weight_name] = nn.Parameter(weight, requires_grad=False)
+        if bias is not None and site.bias_name is not None:
+            module._parameters[site.bias_name] = nn.Parameter(bias, requires_grad=False)
+    assembly.baked = strengths
+    assembly.touch()
+
+
+@torch.no_grad()
+def _folded(mount: Mount, acting: list[tuple[str, float]]) -> tuple[Tensor, Tensor | None]:
+    site = mount.site
+    weight, bias = site.weight, site.bias
+    if weight.device.type == "meta":
+        raise DoesNotFit(f"the weight of {site.path} is offloaded or on the meta device; take offloading off, then bake")
+    exact = torch.promote_types(weight.dtype, torch.float32)
+    total, shift = weight.to(exact), None if bias is None else bias.to(exact)
+    whole, offset = total, shift
+    for name, number in acting:
+        adapter = mount.adapters.get(name)
+        assert adapter is not None
+        delta = adapter(type(adapter).delta, whole, offset)
+        if delta.weight is not None:
+            total = total + delta.weight.to(exact) * number
+        if delta.bias is not None:
+            change = delta.bias.to(exact) * number
+            shift = change if shift is None else shift + change
+    unchanged = shift is None or shift is offset
+    return total.to(weight.dtype).contiguous(), None if unchanged else cast(Tensor, shift).to(weight.dtype)
+
+
+def _restore(assembly: Assembly) -> None:
+    for path, (weight, bias) in assembly.originals.items():
+        site = assembly.mounts[path].site
+        site.module._parameters[site.weight_name] = weight
+        if site.bias_name is not None and site.bias_name in site.module._parameters:
+            site.module._parameters[site.bias_name] = bias
+    assembly.originals.clear()
+    assembly.baked = None
+    assembly.touch()
+
+
+def unbake(model: Any) -> None:
+    """Gives the base its original tensors back, the same objects bit for bit; the blend acts live again.
+
+    Raises:
+        DoesNotFit: nothing is baked.
+    """
+    baked = [assembly for assembly in assemblies(model).values() if assembly.baked is not None]
+    if not baked:
+        raise DoesNotFit("nothing is baked into the weights, so there is nothing to undo")
+    for assembly in baked:
+        _restore(assembly)

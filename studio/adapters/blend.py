@@ -1,0 +1,109 @@
+"""blend: which adapters act now, and how strongly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from studio.adapters.assembly import assemblies, check_known, check_unbaked, known_names, rows_of
+from studio.adapters.strength import Strength, StrengthLike, as_strength
+from studio.errors import BadConfig
+
+__all__ = ["blend", "blended", "current_blend", "read_blend", "sample_rows"]
+
+
+def read_blend(model: Any, wanted: Mapping[str, StrengthLike] | str) -> dict[str, Strength]:
+    """Reads a blend and checks that all it names is there.
+
+    Raises:
+        UnknownName: an adapter that is not attached. BadConfig: an impossible strength, or a component that the model
+            does not have.
+    """
+    strengths = {wanted: Strength()} if isinstance(wanted, str) else {n: as_strength(s) for n, s in wanted.items()}
+    present = assemblies(model)
+    for name, strength in strengths.items():
+        check_known(model, name)
+        for component, _ in strength.components:
+            if component not in present:
+                raise BadConfig(
+                    f"the strength of {name!r} names the component {component!r}; adapters are attached to: "
+                    f"{', '.join(filter(None, present)) or 'a model without components'}"
+                )
+    return strengths
+
+
+def blend(model: Any, wanted: Mapping[str, StrengthLike] | str) -> None:
+    """Sets which adapters act and how strongly: ``y = base(x) + Σ s_i · change_i(x)``.
+
+    Args:
+        model: the model or pipeline.
+        wanted: adapter name to strength (a number, a :class:`~studio.Strength`, or one number per sample), or one
+            name for strength 1; ``{}`` is the base alone. Adapters that are not named are off.
+
+    Raises:
+        UnknownName: an adapter that is not attached. BadConfig: an impossible strength.
+        DoesNotFit: a blend is baked into the weights.
+
+    Example:
+        >>> import torch, studio
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 8))
+        >>> _ = studio.attach(net, studio.LoRA(rank=2, targets=("0",)), name="dog")
+        >>> studio.blend(net, {"dog": 0.8})
+        >>> studio.adapters(net)["dog"].strength
+        0.8
+    """
+    check_unbaked(model, "blend")
+    strengths = read_blend(model, wanted)
+    for assembly in assemblies(model).values():
+        assembly.set({name: strength for name, strength in strengths.items() if name in assembly.records})
+
+
+def current_blend(model: Any) -> dict[str, Strength]:
+    """Returns the current blend: the strengths of the adapters that act."""
+    found: dict[str, Strength] = {}
+    for assembly in assemblies(model).values():
+        found.update(assembly.strengths)
+    return {name: found[name] for name in known_names(model) if name in found}
+
+
+@contextmanager
+def blended(model: Any, wanted: Mapping[str, StrengthLike] | str) -> Iterator[None]:
+    """Sets a blend while the context lasts, and gives the former one back, after an error too.
+
+    Example:
+        >>> import torch, studio
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 8))
+        >>> _ = studio.attach(net, studio.LoRA(rank=2, targets=("0",)), name="dog")
+        >>> with studio.blended(net, {}):
+        ...     studio.adapters(net)["dog"].strength
+        0.0
+        >>> studio.adapters(net)["dog"].strength
+        1.0
+    """
+    before = current_blend(model)
+    blend(model, wanted)
+    try:
+        yield
+    finally:
+        known = known_names(model)
+        for assembly in assemblies(model).values():
+            if assembly.baked is None:
+                kept = {n: s for n, s in before.items() if n in known and n in assembly.records}
+                assembly.set(kept)
+
+
+@contextmanager
+def sample_rows(model: Any, rows: Sequence[int] | None) -> Iterator[None]:
+    """Says which sample every row of a batch belongs to, while the context lasts.
+
+    Strengths per sample need it where a sample has several rows: guidance that puts the unconditional rows before the
+    others has ``rows = [0, 1, 0, 1]`` for two samples.
+
+    Args:
+        model: the model or pipeline. rows: sample index of every row; None: every row is its own sample.
+    """
+    if rows is not None and any(row < 0 for row in rows):
+        raise BadConfig(f"rows={list(rows)!r} has a negative sample index")
+    with rows_of(model, rows):
+        yield

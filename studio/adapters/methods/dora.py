@@ -1,0 +1,137 @@
+"""DoRA: a low-rank change of the direction of every row of the weight, and a magnitude of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from studio.adapters.adapter import METHODS, Adapter, Delta, Foreign
+from studio.adapters.methods.lora import RANDOM_STARTS, start_pair
+from studio.adapters.ranked import FactorConfig, checked_rank
+from studio.adapters.site import Site
+
+__all__ = ["DoRA", "DoRAAdapter"]
+
+
+@METHODS.register("dora")
+@dataclass(frozen=True, kw_only=True)
+class DoRA(FactorConfig):
+    r"""DoRA splits a weight into magnitude and direction: ``W' = m · (W + s up @ down) / ‖W + s up @ down‖``.
+
+    The norm is taken over each output row, and gradients do not flow through it (section 4.3 of the paper).
+
+    Attributes:
+        init: start of the pair: "kaiming", "gaussian" or "orthogonal"; ``m`` starts as the norm, so ``W' = W``.
+
+    Raises:
+        BadConfig: a field with an impossible value.
+
+    References:
+        DoRA: Weight-Decomposed Low-Rank Adaptation (Liu et al., 2024), https://arxiv.org/abs/2402.09353
+
+    Example:
+        >>> import studio, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+        >>> studio.attach(model, studio.DoRA(rank=2, targets=("0",))).parameters
+        20
+    """
+
+    method = "dora"
+    init: str = "kaiming"
+
+    def check(self) -> None:
+        super().check()
+        self.require(self.init in RANDOM_STARTS, "init", f"one of {', '.join(RANDOM_STARTS)}")
+
+
+class DoRAAdapter(Adapter):
+    """DoRA on one site: ``down`` ``(r, *inner_shape)``, ``up`` ``(rows, r)``, ``magnitude`` ``(rows,)``."""
+
+    trained = ("down", "up", "magnitude")
+    foreign = Foreign(
+        peft_type="LORA",
+        peft_flags={"use_dora": True},
+        peft_tensors={"down": "lora_A.weight", "up": "lora_B.weight", "magnitude": "lora_magnitude_vector"},
+        peft_embedding={
+            "down": "lora_embedding_A",
+            "up": "lora_embedding_B",
+            "magnitude": "lora_magnitude_vector",
+        },
+        peft_fields={"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "rank_stabilized": "use_rslora"},
+        lycoris_tensors={"down": "lora_down.weight", "up": "lora_up.weight", "magnitude": "dora_scale"},
+        lycoris_algo="locon",
+        layouts={
+            "down": ("inner", "inner"),
+            "up": ("spread", "spread"),
+            "magnitude": ("vector|row", "column"),
+        },
+        needs=("down", "up", "magnitude"),
+        ranks=("down",),
+    )
+
+    @classmethod
+    def start(
+        cls, site: Site, config: DoRA, weight: Callable[[], Tensor], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        tensors = start_pair(site, checked_rank(site, config), config.init, generator)
+        matrix = weight()
+        norm = _row_norms(matrix, tensors["down"].flatten(1), tensors["up"], config.scale_at(site.path))
+        return {**tensors, "magnitude": norm}
+
+    def fit(self) -> None:
+        rank = self.require("down", (None, *self.site.inner_shape)).shape[0]
+        self.require("up", (self.site.rows, rank))
+        self.require("magnitude", (self.site.rows,))
+        self.__dict__["scale"] = self.config.scale_at(self.site.path)  # type: ignore[attr-defined]
+
+    scale: float
+
+    @property
+    def dropout(self) -> float:
+        return float(self.config.dropout)  # type: ignore[attr-defined]
+
+    def _gain(self, weight: Tensor) -> Tensor:
+        """``m / ‖W + s up @ down‖`` per output, ``(rows,)``."""
+        with torch.no_grad():
+            down, up = self._parameters["down"], self._parameters["up"]
+            assert down is not None and up is not None
+            norm = _row_norms(self.site.matrix(weight), down.flatten(1), up, self.scale)
+        magnitude = self._parameters["magnitude"]
+        assert magnitude is not None
+        return magnitude / norm
+
+    def delta(self, weight: Tensor, bias: Tensor | None) -> Delta:
+        down, up = self._parameters["down"], self._parameters["up"]
+        assert down is not None and up is not None
+        matrix = self.site.matrix(weight).to(up.dtype)
+        moved = matrix + (up * self.scale) @ down.flatten(1)
+        return Delta(self.site.shaped(self._gain(weight)[:, None] * moved - matrix))
+
+    def change(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        down, up = self._parameters["down"], self._parameters["up"]
+        assert down is not None and up is not None
+        gain = self._gain(weight)
+        dtype = y.dtype
+        if self.dropout and self.training and self.trainable and x.is_floating_point():
+            x = torch.dropout(x, self.dropout, True)
+        low_rank = self.site.low_rank(x, down.to(dtype), (up * (gain * self.scale)[:, None]).to(dtype))
+        plain = y if bias is None else y - self.site.over_outputs(bias.to(dtype))
+        return torch.addcmul(low_rank, plain, self.site.over_outputs((gain - 1).to(dtype)))
+
+
+def _row_norms(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """``‖W + s up @ down‖`` of every row, from Gram terms: no matrix of the size of ``W`` is made.
+
+    ``‖w_i + s u_i D‖² = ‖w_i‖² + 2 s u_i·(D w_i) + s² u_i (D Dᵀ) u_iᵀ``
+    """
+    up = up * scale
+    cross = (weight @ down.t().to(weight.dtype)).to(up.dtype)
+    square = torch.linalg.vector_norm(weight, dim=1, dtype=up.dtype).square()
+    square = square + 2 * (up * cross).sum(1) + ((up @ (down @ down.t())) * up).sum(1)
+    return square.clamp_min(torch.finfo(up.dtype).tiny).sqrt()
+
+
+DoRA.adapter = DoRAAdapter

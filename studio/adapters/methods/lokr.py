@@ -1,0 +1,181 @@
+"""LoKr: a change of the weight that is a Kronecker product."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from studio.adapters.adapter import METHODS, Adapter, Delta, Foreign
+from studio.adapters.ranked import RankedConfig
+from studio.adapters.site import Site
+from studio.errors import DoesNotFit
+
+__all__ = ["LoKr", "LoKrAdapter", "factorize"]
+
+
+@METHODS.register("lokr")
+@dataclass(frozen=True, kw_only=True)
+class LoKr(RankedConfig):
+    r"""LoKr changes the weight by a Kronecker product: ``W' = W + s · kron(w1, w2)`` with ``s = alpha / rank``.
+
+    ``rows = a·c`` and ``cols = b·d`` are split as evenly as ``factor`` asks; ``w1`` is ``(a, b)``, ``w2`` is ``(c, d)``.
+    A part is kept whole, or as a product of two factors where that is smaller (``w2 = w2_a @ w2_b`` of rank ``rank``).
+
+    Attributes:
+        factor: upper bound of the smaller part of a split, or -1 for the most even one.
+        decompose_both: also factorise ``w1`` where that is smaller.
+
+    Raises:
+        BadConfig: a field with an impossible value.
+
+    References:
+        | KronA (Edalati et al., 2022), https://arxiv.org/abs/2212.10650
+        | Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model Evaluation (Yeh et al., 2023),
+          https://arxiv.org/abs/2309.14859
+
+    Example:
+        >>> import studio, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(16, 16))
+        >>> studio.attach(model, studio.LoKr(rank=1, targets=("0",))).parameters
+        24
+    """
+
+    method = "lokr"
+    factor: int = -1
+    decompose_both: bool = False
+
+    def check(self) -> None:
+        super().check()
+        self.require(self.factor == -1 or self.factor >= 1, "factor", "-1, or a whole number of at least 1")
+
+
+class LoKrAdapter(Adapter):
+    """LoKr on one site: ``w1`` or ``w1_a @ w1_b``, and ``w2``, ``w2_a @ w2_b`` or the Tucker form with ``w2_t``.
+
+    In convolutions ``w2`` carries the kernel: ``(c, d, kh, kw)``, factorised ``w2_a (c, r)``, ``w2_b (r, d·kh·kw)``,
+    or ``w2_t (r, r, kh, kw)``, ``w2_a (r, c)``, ``w2_b (r, d)``.
+    """
+
+    trained = ("w1", "w1_a", "w1_b", "w2", "w2_t", "w2_a", "w2_b")
+    foreign = Foreign(
+        peft_type="LOKR",
+        peft_tensors={
+            "w1": "lokr_w1",
+            "w1_a": "lokr_w1_a",
+            "w1_b": "lokr_w1_b",
+            "w2": "lokr_w2",
+            "w2_t": "lokr_t2",
+            "w2_a": "lokr_w2_a",
+            "w2_b": "lokr_w2_b",
+        },
+        peft_fields={"rank": "r", "alpha": "alpha", "factor": "decompose_factor", "decompose_both": "decompose_both"},
+        lycoris_tensors={
+            "w1": "lokr_w1",
+            "w1_a": "lokr_w1_a",
+            "w1_b": "lokr_w1_b",
+            "w2": "lokr_w2",
+            "w2_t": "lokr_t2",
+            "w2_a": "lokr_w2_a",
+            "w2_b": "lokr_w2_b",
+        },
+        lycoris_algo="lokr",
+        ranks=("w2_b", "w1_b"),
+        unranked="w1",
+    )
+
+    @classmethod
+    def start(
+        cls, site: Site, config: LoKr, weight: Callable[[], Tensor], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        rank = config.rank_at(site.path)
+        inner, kernel = site.inner_shape[0], site.inner_shape[1:]
+        a, c = factorize(site.rows, config.factor)
+        b, d = factorize(inner, config.factor)
+        taps = math.prod(kernel)
+
+        def filled(*shape: int) -> Tensor:
+            bound = 1 / math.sqrt(math.prod(shape[1:]))
+            return torch.empty(*shape).uniform_(-bound, bound, generator=generator)
+
+        tensors: dict[str, Tensor] = {}
+        if config.decompose_both and rank < max(a, b) / 2:
+            tensors |= {"w1_a": torch.zeros(a, rank), "w1_b": filled(rank, b)}
+        else:
+            tensors["w1"] = torch.zeros(a, b)
+        if rank < max(c, d * taps) / 2:
+            return tensors | {"w2_a": filled(c, rank), "w2_b": filled(rank, d * taps)}
+        return tensors | {"w2": filled(c, d, *kernel)}
+
+    def fit(self) -> None:
+        (a, b), (c, d) = self._part("w1"), self._part("w2")
+        taps = math.prod(self.site.inner_shape[1:])
+        if a * c != self.site.rows or b * d != self.site.inner_shape[0] * taps:
+            raise DoesNotFit(
+                f"LoKr at {self.site.path}: parts of {a} x {b} and {c} x {d} make {a * c} x {b * d}, "
+                f"the layer is {self.site.rows} x {self.site.cols}"
+            )
+        config: Any = self.config
+        self.__dict__["scale"] = config.scale_at(self.site.path)
+
+    scale: float
+
+    def _part(self, name: str) -> tuple[int, int]:
+        """Rows and columns of ``w1`` or ``w2``, checked for completeness."""
+        whole, left, right, core = (self.tensor(name + end) for end in ("", "_a", "_b", "_t"))
+        if whole is not None and left is None and right is None and core is None:
+            return whole.shape[0], math.prod(whole.shape[1:])
+        if whole is None and left is not None and right is not None and left.dim() == right.dim() == 2:
+            if core is None and left.shape[1] == right.shape[0]:
+                return left.shape[0], right.shape[1]
+            if core is not None and core.shape[:2] == (left.shape[0], right.shape[0]):
+                return left.shape[1], right.shape[1] * math.prod(core.shape[2:])
+        shapes = {part: tuple(tensor.shape) for part, tensor in self.tensors().items() if part.startswith(name)}
+        raise DoesNotFit(
+            f"LoKr at {self.site.path} needs {name!r}, or '{name}_a' and '{name}_b' that multiply; found {shapes}"
+        )
+
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """Returns ``w1`` ``(a, b)`` and ``w2`` ``(c, d·kernel)`` as matrices."""
+        p = self._parameters
+        w1, w2 = p.get("w1"), p.get("w2")
+        first = w1 if w1 is not None else p["w1_a"] @ p["w1_b"]  # type: ignore[operator]
+        if w2 is not None:
+            return first, w2.flatten(1)
+        if p.get("w2_t") is None:
+            return first, p["w2_a"] @ p["w2_b"]  # type: ignore[operator]
+        return first, torch.einsum("ij...,ip,jq->pq...", p["w2_t"], p["w2_a"], p["w2_b"]).flatten(1)
+
+    def delta(self, weight: Tensor, bias: Tensor | None) -> Delta:
+        w1, w2 = self.parts()
+        return Delta(self.site.shaped(torch.kron(w1 * self.scale, w2.contiguous())))
+
+    def change(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.site.kind not in ("linear", "conv1d-gpt2"):
+            return super().change(x, y, weight, bias)
+        w1, w2 = self.parts()
+        parts = x.reshape(*x.shape[:-1], w1.shape[1], w2.shape[1]) @ w2.t().to(x.dtype)
+        return ((w1 * self.scale).to(x.dtype) @ parts).flatten(-2)
+
+
+def factorize(size: int, factor: int = -1) -> tuple[int, int]:
+    """Splits ``size`` into ``(small, large)`` with ``small · large = size`` and ``small <= large``.
+
+    Args:
+        size: what is split.
+        factor: upper bound of ``small``; -1 for the most even split.
+
+    Example:
+        >>> factorize(320), factorize(320, 8), factorize(7)
+        ((16, 20), (8, 40), (1, 7))
+    """
+    most = math.isqrt(size) if factor == -1 else min(factor, math.isqrt(size))
+    small = next(part for part in range(most, 0, -1) if size % part == 0)
+    return small, size // small
+
+
+LoKr.adapter = LoKrAdapter

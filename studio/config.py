@@ -1,0 +1,361 @@
+"""Configs: frozen dataclasses that come from and go to dicts, TOML and ``key=value``, checked field by field.
+
+A value is checked against the annotation of its field. Known annotations: ``bool``, ``int``, ``float``, ``str``,
+``Path``, ``Literal``, ``tuple[X, ...]``, ``tuple[X, Y]``, ``Mapping[str, X]``, a nested dataclass, and unions of these
+with ``None``. Ranges are the config's own business (``__post_init__``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import sys
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from studio.errors import BadConfig, BadFile, nearest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["assignments", "build", "check", "differences", "plain", "read_toml", "to_toml"]
+
+C = TypeVar("C")
+
+
+class Text(str):
+    """A value from the command line, whose type is still to be found from the field it is for."""
+
+
+def build(cls: type[C], values: Mapping[str, Any], *, where: str = "") -> C:
+    """Makes a config of class ``cls`` from plain values.
+
+    Args:
+        cls: a dataclass.
+        values: field name to plain value, as TOML or JSON give them (lists for tuples, strings for paths, dicts for
+            nested configs). A dotted name (``"adapter.rank"``) reaches into a nested config.
+        where: what the values belong to, for messages ("runs/dog/run.toml").
+
+    Raises:
+        BadConfig: an unknown field (the nearest one is named), a missing one, or a value of another type.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True, kw_only=True)
+        ... class Crop:
+        ...     width: int = 512
+        ...     sides: tuple[str, ...] = ()
+        >>> build(Crop, {"width": 640, "sides": ["left"]})
+        Crop(width=640, sides=('left',))
+        >>> build(Crop, {"widht": 640})
+        Traceback (most recent call last):
+        ...
+        studio.errors.BadConfig: Crop has no field 'widht'; did you mean 'width'? (fields: width, sides)
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    kinds = _annotations(cls)
+    title = f"{where}: {cls.__name__}" if where else cls.__name__
+    arguments = {}
+    for name, value in _nested(values, title).items():
+        if name not in fields:
+            close = nearest(name, fields, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise BadConfig(f"{title} has no field {name!r}{hint} (fields: {', '.join(fields)})")
+        arguments[name] = _convert(value, kinds[name], f"{title}.{name}")
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in arguments
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise BadConfig(f"{title} needs {', '.join(missing)}, which is not given")
+    return cls(**arguments)
+
+
+def check(config: Any) -> None:
+    """Checks that every field of ``config`` holds what its annotation says, and makes lists into tuples.
+
+    Meant for the first line of a config's ``__post_init__``; a value that only needs another container or ``int`` to
+    ``float`` is converted in place.
+
+    Raises:
+        BadConfig: naming the field, the value and what is allowed.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True, kw_only=True)
+        ... class Blur:
+        ...     radius: float = 1.0
+        ...     def __post_init__(self) -> None:
+        ...         check(self)
+        >>> Blur(radius=2)
+        Blur(radius=2.0)
+        >>> Blur(radius="wide")
+        Traceback (most recent call last):
+        ...
+        studio.errors.BadConfig: Blur.radius must be a number, not 'wide'
+    """
+    kinds = _annotations(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        converted = _convert(value, kinds[field.name], f"{type(config).__name__}.{field.name}")
+        if converted is not value:
+            object.__setattr__(config, field.name, converted)
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """Returns a config as plain values that JSON and TOML can hold; :func:`build` makes the same config of them.
+
+    A ``None`` is left out where it is the field's default, and is the word ``"none"`` elsewhere.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Noise:
+        ...     offset: float = 0.0
+        ...     file: Path | None = None
+        >>> plain(Noise(file=Path("a/b")))
+        {'offset': 0.0, 'file': 'a/b'}
+    """
+    result = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value is None and field.default is None:
+            continue
+        result[field.name] = "none" if value is None else _plain_value(value)
+    return result
+
+
+def to_toml(values: Any) -> str:
+    """Returns a config, or a dict of plain values, as TOML text.
+
+    Example:
+        >>> print(to_toml({"seed": 0, "adapter": {"rank": 8}}), end="")
+        seed = 0
+        <BLANKLINE>
+        [adapter]
+        rank = 8
+    """
+    import tomli_w
+
+    return tomli_w.dumps(plain(values) if dataclasses.is_dataclass(values) else _plain_value(values))
+
+
+def read_toml(file: str | Path) -> dict[str, Any]:
+    """Reads a TOML file.
+
+    Raises:
+        BadFile: it is missing, unreadable, not UTF-8, or not TOML (with line and column).
+    """
+    try:
+        return tomllib.loads(Path(file).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadFile(f"there is no config file {file}") from None
+    except UnicodeDecodeError as error:
+        raise BadFile(f"{file} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise BadFile(f"{file} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise BadFile(f"cannot read {file}: {error.strerror}") from error
+
+
+def assignments(texts: Sequence[str]) -> dict[str, Any]:
+    """Reads ``key=value`` words from a command line; :func:`build` finds each value's type from its field.
+
+    Raises:
+        BadConfig: a word without ``=``, or a key that is given twice.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Rank:
+        ...     rank: int = 8
+        ...     targets: tuple[str, ...] = ()
+        >>> build(Rank, assignments(["rank=4", "targets=to_q,to_k"]))
+        Rank(rank=4, targets=('to_q', 'to_k'))
+    """
+    result: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise BadConfig(f"{text!r} is not of the form key=value, such as rank=8")
+        if key in result:
+            raise BadConfig(f"{key} is given twice: {str(result[key])!r} and {value!r}")
+        result[key] = Text(value.strip())
+    return result
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, prefix: str = "") -> list[str]:
+    """Names what differs between two dicts of plain values, one sentence part each, in sorted order.
+
+    Example:
+        >>> differences({"seed": 0, "adapter": {"rank": 8}}, {"seed": 1, "adapter": {"rank": 8}})
+        ['seed was 0 and is 1']
+    """
+    found: list[str] = []
+    for key in sorted({*old, *new}):
+        name, before, after = prefix + key, old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += differences(before, after, prefix=f"{name}.")
+        elif _plain_value(before) != _plain_value(after):
+            found.append(f"{name} was {_shown(old, key)} and is {_shown(new, key)}")
+    return found
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return repr(_plain_value(values[key])) if key in values else "not given"
+
+
+def _plain_value(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain_value(entry) for key, entry in value.items() if entry is not None}
+    if isinstance(value, (list, tuple)):
+        return [_plain_value(entry) for entry in value]
+    if isinstance(value, Path):
+        return value.as_posix()
+    return value
+
+
+@functools.cache
+def _annotations(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _nested(values: Mapping[str, Any], title: str) -> dict[str, Any]:
+    """Makes ``{"adapter.rank": 8}`` into ``{"adapter": {"rank": 8}}``."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        head, dot, rest = key.partition(".")
+        if not dot:
+            if head in result:
+                raise BadConfig(f"{title}.{head} is given both as a whole and by its fields")
+            result[head] = value
+        else:
+            inner = result.setdefault(head, {})
+            if not isinstance(inner, dict):
+                raise BadConfig(f"{title}.{head} is given both as a whole and by its fields")
+            result[head] = {**inner, rest: value}
+    return result
+
+
+class _Mismatch(Exception):
+    """A value does not have the type that was tried; the message says what was expected."""
+
+
+def _convert(value: Any, kind: Any, where: str) -> Any:
+    try:
+        return _as(value, kind, where)
+    except _Mismatch:
+        shown = repr(str(value)) if isinstance(value, (Text, Path)) else repr(value)
+        raise BadConfig(f"{where} must be {_words(kind)}, not {shown}") from None
+
+
+def _as(value: Any, kind: Any, where: str) -> Any:
+    if isinstance(value, Text):
+        return _from_text(value, kind, where)
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any or kind is object:
+        return value
+    if origin is Union or origin is types.UnionType:
+        return _as_one_of(value, arguments, where)
+    if kind is None or kind is type(None):
+        if value is None:
+            return None
+        raise _Mismatch
+    if origin is Literal:
+        if any(value == choice and type(value) is type(choice) for choice in arguments):
+            return value
+        raise _Mismatch
+    if origin is tuple:
+        return _as_tuple(value, arguments, where)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise _Mismatch
+        return {_as(key, arguments[0], where): _as(entry, arguments[1], where) for key, entry in value.items()}
+    return _as_plain(value, origin or kind, where)
+
+
+def _as_plain(value: Any, kind: Any, where: str) -> Any:
+    if not isinstance(kind, type):
+        return value
+    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+        return build(kind, value, where=where)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if isinstance(value, bool) and kind is not bool:
+        raise _Mismatch  # True is an int to Python, and never what the user meant
+    if not isinstance(value, kind):
+        raise _Mismatch
+    return value
+
+
+def _as_one_of(value: Any, kinds: Sequence[Any], where: str) -> Any:
+    if value == "none" and type(None) in kinds and str not in kinds:
+        return None
+    # the exact type first, so that 3 stays a whole number in `float | int`
+    for kind in sorted(kinds, key=lambda kind: type(value) is not kind):
+        try:
+            return _as(value, kind, where)
+        except _Mismatch:
+            continue
+    raise _Mismatch
+
+
+def _as_tuple(value: Any, kinds: Sequence[Any], where: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise _Mismatch
+    if len(kinds) == 2 and kinds[1] is Ellipsis:
+        items = tuple(_as(entry, kinds[0], where) for entry in value)
+    elif len(value) == len(kinds):
+        items = tuple(_as(entry, kind, where) for entry, kind in zip(value, kinds, strict=True))
+    else:
+        raise _Mismatch
+    unchanged = isinstance(value, tuple) and all(a is b for a, b in zip(items, value, strict=True))
+    return value if unchanged else items  # type: ignore[return-value]
+
+
+def _from_text(text: Text, kind: Any, where: str) -> Any:
+    """Tries the text as a TOML value, as a comma-separated list, and as it stands, in this order."""
+    readings: list[Any] = []
+    with contextlib.suppress(tomllib.TOMLDecodeError):
+        readings.append(tomllib.loads(f"value = {text}")["value"])
+    readings.append(str(text))
+    if _takes_tuple(kind):
+        readings.append([Text(part.strip()) for part in text.split(",") if part.strip()])
+    for reading in readings:
+        try:
+            return _as(reading, kind, where)
+        except _Mismatch:
+            continue
+    raise _Mismatch
+
+
+def _takes_tuple(kind: Any) -> bool:
+    return get_origin(kind) is tuple or any(get_origin(part) is tuple for part in get_args(kind))
+
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+
+
+def _words(kind: Any) -> str:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Union or origin is types.UnionType:
+        return " or ".join(_words(part) for part in arguments if part is not type(None))
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, arguments))
+    if origin is tuple:
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return f"a list (each entry {_words(arguments[0])})"
+        return f"a list of {len(arguments)} ({', '.join(map(_words, arguments))})"
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return f"a table (each value {_words(arguments[1])})"
+    return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))

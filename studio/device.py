@@ -1,0 +1,259 @@
+"""Devices: which one computes, which number formats it has, how much memory is used. No other file names one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from studio.errors import DoesNotFit, UnknownName, nearest
+
+__all__ = [
+    "DTYPES",
+    "DeviceRow",
+    "DtypeChoice",
+    "Memory",
+    "choose_device",
+    "choose_dtype",
+    "device_rows",
+    "free_cache",
+    "has_dtype",
+    "memory",
+    "reset_peak",
+    "wait",
+]
+
+# best first; the index of a kind is its preference when nothing is asked for
+KINDS = ("cuda", "xpu", "mps", "cpu")
+
+DTYPES: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "float32": torch.float32,
+    "fp16": torch.float16,
+    "float16": torch.float16,
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "fp64": torch.float64,
+    "float64": torch.float64,
+}
+_SHORT = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
+
+
+@dataclass(frozen=True)
+class DtypeChoice:
+    """A number format that works, and one line of explanation where it is not the one that was asked for."""
+
+    dtype: torch.dtype
+    note: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The short name: ``"fp32"``, ``"bf16"``, ..."""
+        return _SHORT[self.dtype]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of one device in bytes: in use by this process, its highest so far, and all that the device has.
+
+    A figure that the system does not tell is 0. On a CPU, ``used`` and ``peak`` are those of the whole process.
+    """
+
+    used: int
+    peak: int
+    total: int
+
+
+@dataclass(frozen=True)
+class DeviceRow:
+    """One device of this machine: its torch name, what it is, the formats it computes in, and its memory in bytes."""
+
+    device: str
+    title: str
+    dtypes: tuple[str, ...]
+    memory: int
+
+
+def choose_device(asked: str | torch.device | None = None) -> torch.device:
+    """Returns the device to compute on.
+
+    Args:
+        asked: a torch device name such as ``"cpu"`` or ``"mps"``; ``None`` and ``"auto"`` take the best there is.
+
+    Raises:
+        UnknownName: no such kind of device.
+        DoesNotFit: the kind exists and this machine, or this build of torch, has none.
+
+    Example:
+        >>> choose_device("cpu")
+        device(type='cpu')
+        >>> choose_device("gpuu")
+        Traceback (most recent call last):
+        ...
+        studio.errors.UnknownName: no device is named 'gpuu'; did you mean 'cpu'? (known: auto, cuda, xpu, mps, cpu)
+    """
+    if asked is None or asked == "auto":
+        return next(torch.device(kind) for kind in KINDS if _count(kind))
+    kind, _, index = str(asked).partition(":")
+    if kind not in KINDS or (index and not index.isdigit()):
+        close = nearest(kind, KINDS, 1)[0]
+        raise UnknownName(
+            f"no device is named {str(asked)!r}; did you mean {close!r}? (known: auto, {', '.join(KINDS)})"
+        )
+    count = _count(kind)
+    if not count:
+        there = ", ".join(row.device for row in device_rows())
+        raise DoesNotFit(
+            f"the device {str(asked)!r} was asked for and torch {torch.__version__} finds none: use {there}"
+        )
+    if index and int(index) >= count and kind != "cpu":
+        raise DoesNotFit(
+            f"the device {str(asked)!r} was asked for and there are {count}: the last is '{kind}:{count - 1}'"
+        )
+    return torch.device(str(asked))
+
+
+def choose_dtype(asked: str | torch.dtype | None, device: torch.device, *, training: bool = False) -> DtypeChoice:
+    """Returns a number format that ``device`` can compute in: the one asked for, or the nearest substitute.
+
+    Args:
+        asked: a key of :data:`DTYPES` or a torch dtype. ``None`` and ``"auto"`` take fp32 on a CPU; elsewhere bf16 where
+            the hardware has it, else fp16, and fp32 for training.
+        device: where it will be computed.
+        training: gradients will be taken; fp16 then needs loss scaling, so it is never the automatic choice.
+
+    Raises:
+        UnknownName: no such format.
+
+    Example:
+        >>> choose_dtype("bfloat16", torch.device("cpu")).name
+        'bf16'
+        >>> choose_dtype("fp16", torch.device("cpu"), training=True).note
+        'fp16 on a cpu is no faster than fp32 and its gradients underflow: computing in bf16 instead'
+    """
+    if asked is None or asked == "auto":
+        if device.type == "cpu":
+            return DtypeChoice(torch.float32)
+        if has_dtype(torch.bfloat16, device):
+            return DtypeChoice(torch.bfloat16)
+        return DtypeChoice(torch.float32 if training else torch.float16)
+    dtype = _dtype_named(asked)
+    if device.type == "cpu" and dtype is torch.float16 and training:
+        note = "fp16 on a cpu is no faster than fp32 and its gradients underflow: computing in bf16 instead"
+        return DtypeChoice(torch.bfloat16, note)
+    if has_dtype(dtype, device):
+        return DtypeChoice(dtype)
+    substitute = torch.float16 if dtype is torch.bfloat16 and not training else torch.float32
+    return DtypeChoice(substitute, f"{device} has no {_SHORT[dtype]}: computing in {_SHORT[substitute]} instead")
+
+
+def has_dtype(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether ``device`` computes in ``dtype`` by itself (not by slow emulation)."""
+    if device.type == "cuda" and dtype is torch.bfloat16:
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "mps":
+        if dtype is torch.bfloat16:
+            return torch.backends.mps.is_macos_or_newer(14, 0)
+        return dtype is not torch.float64
+    return True
+
+
+def device_rows() -> list[DeviceRow]:
+    """Returns the devices of this machine, best first."""
+    rows = []
+    for kind in KINDS:
+        for index in range(_count(kind)):
+            device = torch.device(kind) if kind in ("cpu", "mps") else torch.device(kind, index)
+            dtypes = tuple(name for dtype, name in _SHORT.items() if has_dtype(dtype, device))
+            rows.append(DeviceRow(str(device), _title(device), dtypes, memory(device).total))
+    return rows
+
+
+def memory(device: torch.device) -> Memory:
+    """Returns how much memory of ``device`` is used, in bytes; cheap enough for every training step.
+
+    Example:
+        >>> figures = memory(torch.device("cpu"))
+        >>> 0 <= figures.used <= figures.peak <= figures.total
+        True
+    """
+    if device.type == "mps":
+        used = torch.mps.driver_allocated_memory()
+        return Memory(used, used, torch.mps.recommended_max_memory())
+    if device.type in ("cuda", "xpu"):
+        backend = torch.get_device_module(device)
+        total = backend.get_device_properties(device).total_memory
+        return Memory(backend.memory_allocated(device), backend.max_memory_allocated(device), total)
+    used, peak = _process_memory()
+    return Memory(used, max(used, peak), _machine_memory())
+
+
+def reset_peak(device: torch.device) -> None:
+    """Starts the peak of :func:`memory` anew, where the device keeps one (a CPU's is that of the whole process)."""
+    if device.type in ("cuda", "xpu"):
+        torch.get_device_module(device).reset_peak_memory_stats(device)
+
+
+def wait(device: torch.device) -> None:
+    """Waits until ``device`` has done all that was asked of it, so that a clock tells the truth."""
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize()
+
+
+def free_cache(device: torch.device) -> None:
+    """Gives memory that torch keeps for later use back to the device."""
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()
+
+
+def _count(kind: str) -> int:
+    if kind == "cpu":
+        return 1
+    if kind == "mps":
+        return int(torch.backends.mps.is_available())
+    backend = torch.get_device_module(kind)
+    return backend.device_count() if backend.is_available() else 0
+
+
+def _title(device: torch.device) -> str:
+    if device.type in ("cuda", "xpu"):
+        return torch.get_device_module(device).get_device_name(device)
+    if device.type == "mps":
+        return "Apple GPU"
+    threads = torch.get_num_threads()
+    return f"{os.cpu_count()} cores, torch uses {threads} thread{'s' if threads != 1 else ''}"
+
+
+def _dtype_named(asked: str | torch.dtype) -> torch.dtype:
+    if isinstance(asked, torch.dtype):
+        if asked in _SHORT:
+            return asked
+        asked = str(asked).removeprefix("torch.")
+    if asked not in DTYPES:
+        close = nearest(asked, DTYPES, 1)[0]
+        raise UnknownName(f"no number format is named {asked!r}; did you mean {close!r}? (known: {', '.join(DTYPES)})")
+    return DTYPES[asked]
+
+
+def _process_memory() -> tuple[int, int]:
+    """Bytes that this process holds now and held at most."""
+    if sys.platform == "win32":
+        return 0, 0  # the standard library does not tell
+    import resource
+
+    # the peak comes in bytes on macOS and in kilobytes elsewhere
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    try:
+        with open("/proc/self/statm") as file:  # noqa: PTH123 - read every step: the plain call is the cheap one
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE"), peak
+    except OSError:
+        return peak, peak
+
+
+def _machine_memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0

@@ -1,0 +1,19 @@
+"""Families: what the studio knows about each model architecture, and opening a base of one of them."""
+
+from __future__ import annotations
+
+from studio.families import sd1 as _sd1  # noqa: F401  (registers its rows)
+from studio.families.base import BASES, Base, open_base
+from studio.families.family import FAMILIES, Conditioning, Family, components, family_of, is_pipeline
+
+__all__ = [
+    "BASES",
+    "FAMILIES",
+    "Base",
+    "Conditioning",
+    "Family",
+    "components",
+    "family_of",
+    "is_pipeline",
+    "open_base",
+]

@@ -1,0 +1,179 @@
+"""Opening a base: by name, from a diffusers folder, or a pipeline that is already there. Never from the network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from studio.errors import BadFile, DoesNotFit, UnknownName, nearest
+from studio.families.family import FAMILIES, Family, family_of, is_pipeline
+
+__all__ = ["BASES", "Base", "open_base", "weights_hash"]
+
+BASES: dict[str, Path] = {"emoji": Path(__file__).parent / "emoji" / "pipeline"}
+"""The embedded bases: name -> diffusers folder inside the package."""
+
+
+@dataclass
+class Base:
+    """A frozen model with what the studio needs to know about it.
+
+    Args:
+        pipe: the diffusers pipeline.
+        family: its row in :data:`studio.families.FAMILIES`.
+        id: the name in messages and in files: ``"emoji"``, the folder's name, or the class of a pipeline object.
+        native: width and height in pixels that the base was trained for.
+        folder: where it was opened from; ``None`` for a pipeline object.
+    """
+
+    pipe: Any
+    family: Family
+    id: str
+    native: tuple[int, int]
+    folder: Path | None = field(default=None)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 (hex) over the weights of all components, computed once; ask before anything is baked."""
+        return weights_hash(self.pipe)
+
+
+def open_base(
+    base: str | Path | Any, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> Base:
+    """Opens a base.
+
+    Args:
+        base: the name of an embedded base (``"emoji"``), a diffusers folder, a diffusers pipeline, or a :class:`Base`,
+            which is returned as it is (moved if ``dtype`` or ``device`` say so).
+        dtype: the weights' type; ``None``: fp32 for what is read from disk, unchanged for a pipeline object.
+        device: where to; ``None``: the CPU for what is read from disk, unchanged for a pipeline object.
+
+    Returns:
+        The base, its modules in evaluation mode.
+
+    Raises:
+        UnknownName: neither a known name nor a folder.
+        BadFile: the folder is not a whole diffusers pipeline.
+        DoesNotFit: the pipeline's family is not known.
+
+    Example:
+        >>> open_base("emoij")
+        Traceback (most recent call last):
+        ...
+        studio.errors.UnknownName: no base or folder is called 'emoij'; did you mean 'emoji'? (embedded bases: emoji)
+    """
+    if isinstance(base, Base):
+        _move(base.pipe, dtype, device)
+        return base
+    if is_pipeline(base):
+        _move(base, dtype, device)
+        name = str(base.config.get("_name_or_path") or "")
+        return _describe(base, Path(name).name or type(base).__name__, None)
+    if not isinstance(base, (str, Path)):
+        raise DoesNotFit(
+            f"a base is a name, a diffusers folder or a diffusers pipeline, not a {type(base).__name__}; "
+            "adapters attach to a bare module with studio.attach"
+        )
+    if isinstance(base, str) and base in BASES:
+        return _describe(_read(BASES[base], dtype, device), base, BASES[base])
+    folder = Path(base).expanduser()
+    if folder.is_file():
+        raise BadFile(
+            f"{folder} is a single file, and bases are read from diffusers folders: convert it once with diffusers' "
+            "StableDiffusionPipeline.from_single_file(...).save_pretrained(folder)"
+        )
+    if not folder.is_dir():
+        close = nearest(str(base), BASES, 1)[0]
+        raise UnknownName(
+            f"no base or folder is called {str(base)!r}; did you mean {close!r}? (embedded bases: {', '.join(BASES)})"
+        )
+    return _describe(_read(folder, dtype, device), folder.resolve().name, folder)
+
+
+def weights_hash(pipe: Any) -> str:
+    """SHA-256 over every weight of a pipeline, as fp32 little-endian bytes with its name and shape.
+
+    The type on disk does not matter: an fp16 folder opened in fp16 or in fp32 has one hash. Adapters that are attached
+    do not count (their keys hold ``.adapters.``).
+    """
+    digest = hashlib.sha256()
+    for name, module in sorted(pipe.components.items()):
+        if not isinstance(module, nn.Module):
+            continue
+        for key, tensor in sorted(module.state_dict().items()):
+            if ".adapters." in key or key.startswith("adapters."):
+                continue
+            value = tensor.detach().cpu()
+            value = (value.float() if value.is_floating_point() else value.long()).contiguous()
+            digest.update(f"{name}.{key} {tuple(value.shape)}\n".encode())
+            digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(folder: Path, dtype: torch.dtype | None, device: torch.device | str | None) -> Any:
+    index = folder / "model_index.json"
+    if not index.is_file():
+        found = ", ".join(sorted(file.name for file in folder.iterdir())[:5]) or "nothing"
+        raise BadFile(f"{folder} is no diffusers pipeline: it has no model_index.json (it holds {found})")
+    try:
+        name = json.loads(index.read_text())["_class_name"]
+    except (ValueError, KeyError, OSError, TypeError) as problem:
+        raise BadFile(f"{index} cannot be read as a diffusers index ({problem!r}); copy it again") from None
+    import diffusers
+
+    cls = getattr(diffusers, str(name), None)
+    if cls is None:
+        raise DoesNotFit(f"{folder} wants the class {name!r}, which diffusers {diffusers.__version__} does not have")
+    if name not in {family.pipeline for family in FAMILIES.values()}:
+        known = ", ".join(sorted({family.pipeline for family in FAMILIES.values()}))
+        raise DoesNotFit(f"{folder} is a {name}, which the studio does not know; it opens {known}")
+    try:
+        with _quiet():
+            pipe = cls.from_pretrained(folder, dtype=dtype or torch.float32, local_files_only=True)
+    except Exception as problem:  # safetensors, json, OSError, KeyError: whatever a broken folder makes diffusers raise
+        sentence = str(problem).strip().splitlines()[0] if str(problem).strip() else repr(problem)
+        raise BadFile(f"{folder} cannot be opened as a {name}: {sentence}") from problem
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device) if device is not None else pipe
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars of diffusers and transformers: opening a base is one line of our own log."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    shown = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()]
+    for log in shown:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in shown:
+            log.enable_progress_bar()
+
+
+def _move(pipe: Any, dtype: torch.dtype | None, device: torch.device | str | None) -> None:
+    if dtype is not None or device is not None:
+        pipe.to(*(wish for wish in (device, dtype) if wish is not None))
+
+
+def _describe(pipe: Any, name: str, folder: Path | None) -> Base:
+    family = family_of(pipe)
+    if family is None:
+        raise DoesNotFit(
+            f"the {type(pipe).__name__} {name!r} is of no family that the studio knows ({', '.join(FAMILIES)})"
+        )
+    size = pipe.components[family.denoiser].config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return Base(pipe, family, name, (width * family.downscale, height * family.downscale), folder)

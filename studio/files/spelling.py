@@ -1,0 +1,167 @@
+"""Which tensors of a file make which method: tables made from what the methods say about themselves.
+
+A *part* is what a key ends in ("lora_A.weight"). Two dialects spell parts: PEFT's, and kohya's with LyCORIS.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from studio.adapters import METHODS, Foreign
+from studio.errors import nearest
+
+__all__ = ["ALIASES", "EXTRAS", "Spelling", "nearest_part", "part_of", "recognise"]
+
+EXTRAS: Final = ("alpha", "lora_mid.weight")
+"""Parts that belong to no tensor of ours: they are worked into the others."""
+
+ALIASES: Final[Mapping[str, str]] = {
+    "lora.down.weight": "lora_A.weight",
+    "lora.up.weight": "lora_B.weight",
+    "lora_linear_layer.down.weight": "lora_A.weight",
+    "lora_linear_layer.up.weight": "lora_B.weight",
+    "lora_A.default.weight": "lora_A.weight",
+    "lora_B.default.weight": "lora_B.weight",
+    "lora_magnitude_vector.weight": "lora_magnitude_vector",
+    "magnitude": "lora_magnitude_vector",
+}
+"""Other spellings of the same parts."""
+
+_ELSEWHERE: Final[Mapping[str, str]] = {
+    "hada_w1_a": "LoHa",
+    "hada_w1_b": "LoHa",
+    "hada_w2_a": "LoHa",
+    "hada_w2_b": "LoHa",
+    "hada_t1": "LoHa",
+    "hada_t2": "LoHa",
+    "a1.weight": "GLoRA",
+    "a2.weight": "GLoRA",
+    "b1.weight": "GLoRA",
+    "b2.weight": "GLoRA",
+    "bm.weight": "GLoRA",
+    "oft_blocks": "OFT or BOFT",
+    "oft_R.weight": "OFT",
+    "rescale": "OFT or BOFT",
+    "boft_R": "BOFT",
+    "boft_s": "BOFT",
+    "lora_E": "AdaLoRA",
+    "diff": "a full difference of the weight",
+    "set_weight": "a replaced weight",
+    "w_norm": "a trained normalisation",
+    "b_norm": "a trained normalisation",
+    "hra_u": "HRA",
+    "miss_block": "MiSS",
+    "c3a_kernel": "C3A",
+    "vera_lambda_b": "VeRA",
+    "vera_lambda_d": "VeRA",
+    "fourierft_spectrum": "FourierFT",
+}
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How one method is spelled in one dialect.
+
+    Attributes:
+        method: the method's registry name. dialect: "peft" or "lycoris".
+        ours: part -> our tensors of that name, one or two.
+        needs: parts without which it is not this method.
+    """
+
+    method: str
+    dialect: str
+    ours: Mapping[str, tuple[str, ...]]
+    needs: frozenset[str]
+
+    @property
+    def foreign(self) -> Foreign:
+        """The method's own table."""
+        return METHODS[self.method].adapter.foreign
+
+
+def _reversed(tensors: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    ours: dict[str, tuple[str, ...]] = {}
+    for name, part in tensors.items():
+        ours[part] = (*ours.get(part, ()), name)
+    return ours
+
+
+@functools.cache
+def _spellings() -> tuple[Spelling, ...]:
+    """All of them, those with more required parts first."""
+    found = []
+    for method, config in METHODS.items():
+        foreign = config.adapter.foreign
+        tables = [("peft", foreign.peft_tensors), ("lycoris", foreign.lycoris_tensors)]
+        if foreign.peft_embedding:
+            tables.append(("peft", foreign.peft_embedding))
+        for dialect, tensors in tables:
+            if not tensors:
+                continue
+            needs = {tensors[name] for name in foreign.needs}
+            ours = _reversed(tensors)
+            if foreign.inputs and dialect == "lycoris":
+                needs |= {foreign.inputs[1], *ours}
+                ours[foreign.inputs[1]] = ()
+            found.append(Spelling(method, dialect, ours, frozenset(needs)))
+    return tuple(sorted(found, key=lambda spelling: -len(spelling.needs)))
+
+
+@functools.cache
+def _parts() -> frozenset[str]:
+    known = {part for spelling in _spellings() for part in spelling.ours}
+    return frozenset(known | set(ALIASES) | set(EXTRAS) | set(_ELSEWHERE))
+
+
+def part_of(key: str) -> tuple[str, str] | None:
+    """Splits a dotted key into the module's name and the part, in its first spelling; None for an unknown end.
+
+    Example:
+        >>> part_of("unet.mid_block.to_q.lora.down.weight")
+        ('unet.mid_block.to_q', 'lora_A.weight')
+    """
+    known = _parts()
+    ends, rest = [], key
+    for _ in range(3):  # no part has more words; the longest counts
+        rest, _, last = rest.rpartition(".")
+        ends.append((rest, f"{last}.{ends[-1][1]}" if ends else last))
+        if not rest:
+            break
+    for module, part in reversed(ends):
+        if part in known:
+            return module, ALIASES.get(part, part)
+    return None
+
+
+def nearest_part(key: str) -> str:
+    """Returns the known part that the end of ``key`` looks most like."""
+    ends = key.split(".")
+    tail = ".".join(ends[-2:]) if ends[-1] in ("weight", "bias") else ends[-1]
+    return nearest(tail, _parts() - set(ALIASES), 1)[0]
+
+
+@functools.lru_cache(maxsize=1024)
+def _recognise(parts: frozenset[str]) -> Spelling | str:
+    own = parts - set(EXTRAS)
+    for part in sorted(own):
+        if part in _ELSEWHERE:
+            known = ", ".join(METHODS)
+            return f"it is of another method, {_ELSEWHERE[part]}, which is not among those that can be read ({known})"
+    for spelling in _spellings():
+        if own and own <= set(spelling.ours) and spelling.needs <= own:
+            return spelling
+    best = max(_spellings(), key=lambda spelling: len(own & set(spelling.ours)))
+    missing = sorted(best.needs - own)
+    if own and own <= set(best.ours) and missing:
+        return f"it is incomplete: {', '.join(missing)} of the same layer is not in the file"
+    if not own:
+        return "it belongs to no other tensor of its layer in this file"
+    return f"the tensors {', '.join(sorted(own))} of its layer belong to no method together"
+
+
+def recognise(parts: Iterable[str]) -> Spelling | str:
+    """Says of which method the parts of one layer are, or in words why of none."""
+    return _recognise(frozenset(parts))

@@ -1,0 +1,93 @@
+"""Optional packages: one way to ask for them, one table of what each extra adds."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+from dataclasses import dataclass
+from types import ModuleType
+
+from studio.errors import MissingPackage
+
+__all__ = ["EXTRAS", "Extra", "need", "version_of"]
+
+
+@dataclass(frozen=True)
+class Extra:
+    """One optional part of the distribution.
+
+    Args:
+        packages: names on the package index, which are the ones that ``pip install 'adapter-studio[NAME]'`` brings.
+        adds: what the user gains, as the end of "adds ...".
+    """
+
+    packages: tuple[str, ...]
+    adds: str
+
+
+EXTRAS: dict[str, Extra] = {
+    "xformers": Extra(("xformers",), "xFormers' memory-efficient attention on NVIDIA devices"),
+    "quant": Extra(("bitsandbytes", "torchao", "optimum-quanto"), "8-bit and 4-bit bases, 8-bit optimizers"),
+    "llm": Extra(("datasets", "trl"), "text data sets and preference training for language models"),
+    "metrics": Extra(("tensorboard", "scikit-image"), "TensorBoard curves, SSIM and PSNR"),
+    "web": Extra(("fastapi", "uvicorn", "python-multipart"), "the studio's page in a browser"),
+    "distributed": Extra(("deepspeed",), "DeepSpeed ZeRO over several devices"),
+    "bench": Extra(("peft", "psutil"), "side-by-side measurements against PEFT"),
+    "test": Extra(
+        ("pytest", "pytest-xdist", "hypothesis", "peft", "tensorboard", "scikit-image"), "the studio's own tests"
+    ),
+    "dev": Extra(("ruff", "mypy", "build"), "the tools of the studio's developers"),
+}
+
+
+def need(module: str, purpose: str, *, extra: str) -> ModuleType:
+    """Imports an optional package, or says which extra brings it.
+
+    Args:
+        module: the import name, such as ``"bitsandbytes"``.
+        purpose: what needs it, as the subject of a sentence: ``"4-bit bases"``.
+        extra: a key of :data:`EXTRAS`.
+
+    Returns:
+        The imported module.
+
+    Raises:
+        MissingPackage: it is not installed, or its own import fails.
+
+    Example:
+        >>> need("json", "run logs", extra="test").dumps([1])
+        '[1]'
+        >>> need("no_such_package", "4-bit bases", extra="quant")
+        Traceback (most recent call last):
+        ...
+        studio.errors.MissingPackage: 4-bit bases need no_such_package: pip install 'adapter-studio[quant]'
+    """
+    if extra not in EXTRAS:
+        raise KeyError(extra)
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = error.name or module
+        if missing.partition(".")[0] == module.partition(".")[0]:
+            raise MissingPackage(f"{purpose} need {module}: pip install 'adapter-studio[{extra}]'") from None
+        found = f"its own requirement {missing} is missing"
+    except ImportError as error:
+        found = str(error)
+    raise MissingPackage(
+        f"{purpose} need {module}, which is installed but cannot be imported ({found}): "
+        f"pip install --force-reinstall 'adapter-studio[{extra}]'"
+    )
+
+
+def version_of(package: str) -> str | None:
+    """Returns the installed version of a package (its name on the package index), or None; imports nothing.
+
+    Example:
+        >>> version_of("no-such-package") is None
+        True
+    """
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,277 @@
+"""The layout and the import rules of the package, checked on the source."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from studio.packages import EXTRAS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+LINKED = ("trainers", "pipelines", "datasets")
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+# which part may import which (DESIGN: a directed graph); the ground is open to everybody
+GROUND = {"errors", "registry", "config", "atomic", "packages", "device", ""}
+ALLOWED = {
+    "families": set(),
+    "datasets": set(),
+    "adapters": {"families"},
+    "files": {"adapters", "families"},
+    "fidelity": {"families"},
+    "pipelines": {"adapters", "families", "files"},
+    "trainers": {"adapters", "families", "files", "pipelines", "datasets", "fidelity"},
+    "peft": {"adapters", "files"},
+}
+FREE = {"cli", "commands", "doctor"}  # the command line and what only it calls
+
+
+def sources() -> list[tuple[str, Path]]:
+    """Every module of the product, as (import name, file)."""
+    found = []
+    for folder, package in [("studio", "studio"), *((name, f"studio.{name}") for name in LINKED)]:
+        for place, folders, names in os.walk(ROOT / folder):  # os.walk does not follow the links
+            folders[:] = sorted(name for name in folders if name != "__pycache__")
+            for name in sorted(names):
+                if name.endswith(".py"):
+                    file = Path(place, name)
+                    parts = file.relative_to(ROOT / folder).with_suffix("").parts
+                    found.append((".".join([package, *(part for part in parts if part != "__init__")]), file))
+    return found
+
+
+SOURCES = sources()
+TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in SOURCES}
+
+
+def part_of(module: str) -> str:
+    """``studio.adapters.host`` -> ``adapters``; ``studio`` -> ``""``."""
+    return (module.split(".") + [""])[1]
+
+
+def imports(tree: ast.AST) -> list[tuple[str, int]]:
+    """All modules that a file imports anywhere, with the line."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}: imports are absolute here"
+            module = node.module or ""
+            # `from studio import files` names a module of ours
+            found += [(f"studio.{alias.name}", node.lineno) for alias in node.names] if module == "studio" else []
+            found.append((module, node.lineno))
+    return found
+
+
+def at_import(tree: ast.Module) -> list[str]:
+    """The modules that are imported when the file itself is: not those inside functions or for type checkers."""
+    found: list[str] = []
+
+    def walk(nodes: list[ast.stmt]) -> None:
+        for node in nodes:
+            if isinstance(node, ast.Import):
+                found.extend(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                found.append(node.module or "")
+            elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+                walk(node.orelse)
+            elif isinstance(node, (ast.If, ast.Try, ast.With, ast.ClassDef)):
+                walk([child for child in ast.walk(node) if isinstance(child, (ast.Import, ast.ImportFrom))])
+
+    walk(tree.body)
+    return found
+
+
+def test_the_links_stand_and_are_relative():
+    for name in LINKED:
+        link = ROOT / "studio" / name
+        assert link.is_symlink(), f"studio/{name} must be a link to ../{name}"
+        assert link.readlink() == Path("..", name)
+
+
+def test_datasets_is_a_namespace_so_hugging_faces_package_stays_visible():
+    assert not (ROOT / "datasets" / "__init__.py").exists()
+    specification = importlib.util.find_spec("studio.datasets")
+    assert specification is not None and specification.origin is None
+
+
+def test_tests_are_no_package():
+    assert not (ROOT / "tests" / "__init__.py").exists()
+
+
+def test_packages_lists_every_folder_with_python_in_it():
+    found = {name if file.name == "__init__.py" else name.rpartition(".")[0] for name, file in SOURCES}
+    assert found == set(PYPROJECT["tool"]["setuptools"]["packages"])
+
+
+def test_extras_are_described_and_described_extras_exist():
+    declared = PYPROJECT["project"]["optional-dependencies"]
+    assert set(declared) == set(EXTRAS)
+    for name, requirements in declared.items():
+        names = {re.split(r"[\[<>=!~; ]", requirement)[0] for requirement in requirements}
+        assert names - {"adapter-studio"} == set(EXTRAS[name].packages), name
+
+
+def test_the_version_is_one():
+    import studio
+
+    assert studio.__version__ == PYPROJECT["project"]["version"]
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_imports_go_downwards(name):
+    part = part_of(name)
+    for module, line in imports(TREES[name]):
+        if module.split(".")[0] != "studio":
+            continue
+        other = part_of(module)
+        if other == part or other in GROUND or part in FREE:
+            # nothing of the ground but the lazy front door may reach upwards
+            continue
+        if part == "":
+            assert other in ALLOWED, f"{name}:{line} imports {module}"
+            continue
+        assert part in ALLOWED, f"{name}:{line} imports {module}: {part} may import only {sorted(GROUND)}"
+        assert other in ALLOWED[part], f"{name}:{line} imports {module}: {part} may import only {sorted(ALLOWED[part])}"
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_nobody_imports_the_bare_folders_or_peft(name):
+    for module, line in imports(TREES[name]):
+        top = module.split(".")[0]
+        assert top not in ("trainers", "pipelines"), f"{name}:{line}: say studio.{module}"
+        assert top != "peft", f"{name}:{line}: the product never imports peft"
+        if top == "datasets":  # Hugging Face's, an optional package
+            assert part_of(name) in ("datasets", "trainers"), f"{name}:{line}"
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_heavy_packages_are_imported_where_they_are_needed(name):
+    heavy = {"diffusers", "transformers", "accelerate", "rich", "jinja2", "skimage", "tensorboard", "datasets"}
+    if part_of(name) in {"", "errors", "registry", "config", "atomic", "packages", "cli", "commands", "doctor"}:
+        heavy |= {"torch", "numpy", "PIL", "safetensors"}
+    for module in at_import(TREES[name]):
+        assert module.split(".")[0] not in heavy, f"{name} imports {module} at its top"
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_one_file_knows_devices(name):
+    if name == "studio.device":
+        return
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            text = node.value
+            assert not re.fullmatch(r"(cuda|mps|xpu)(:\d+)?", text), (
+                f"{name}:{node.lineno}: only studio.device says that"
+            )
+        if isinstance(node, ast.Attribute) and node.attr in ("cuda", "mps", "xpu"):
+            raise AssertionError(f"{name}:{node.lineno}: only studio.device touches torch.{node.attr}")
+
+
+def declared_packages() -> set[str]:
+    project = PYPROJECT["project"]
+    requirements = [
+        *project["dependencies"],
+        *(line for lines in project["optional-dependencies"].values() for line in lines),
+    ]
+    return {re.split(r"[\[<>=!~; ]", requirement)[0].lower() for requirement in requirements}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_every_package_that_is_imported_is_declared(name):
+    distributions = {
+        "PIL": "pillow", "skimage": "scikit-image", "tomli_w": "tomli-w", "optimum": "optimum-quanto",
+        "huggingface_hub": "diffusers", "tokenizers": "transformers",  # these bring them, and we go with what they bring
+    }  # fmt: skip
+    declared = declared_packages()
+    for module, line in imports(TREES[name]):
+        top = module.split(".")[0]
+        if top in sys.stdlib_module_names or top == "studio":
+            continue
+        assert distributions.get(top, top).lower() in declared, f"{name}:{line} imports {top}, which nothing declares"
+
+
+def public_names() -> list[tuple[str, str, ast.AST]]:
+    """Functions, classes and their public methods that a module lists in ``__all__``."""
+    found = []
+    for name, tree in TREES.items():
+        listed: set[str] = set()
+        for node in tree.body:
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            if any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets):
+                listed = {item.value for item in getattr(node.value, "elts", []) if isinstance(item, ast.Constant)}
+        for node in tree.body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in listed:
+                found.append((name, node.name, node))
+    return found
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_modules_say_what_they_hold(name):
+    assert ast.get_docstring(TREES[name]), f"{name} has no docstring"
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "node"), public_names(), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_public_names_are_documented(module, name, node):
+    assert ast.get_docstring(node), f"{module}.{name} has no docstring"
+    if isinstance(node, ast.ClassDef):
+        for child in node.body:
+            if isinstance(child, ast.FunctionDef) and not child.name.startswith("_"):
+                inherited = any(isinstance(base, (ast.Name, ast.Attribute, ast.Subscript)) for base in node.bases)
+                assert ast.get_docstring(child) or inherited, f"{module}.{name}.{child.name} has no docstring"
+
+
+def run(code: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=os.sep, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_importing_the_front_door_imports_nothing_heavy():
+    code = (
+        "import sys, studio, studio.config, studio.errors, studio.registry, studio.packages; "
+        "print(sorted({'torch', 'numpy', 'PIL', 'diffusers', 'transformers', 'accelerate', 'peft', 'rich'} & set(sys.modules)))"
+    )
+    assert run(code) == "[]"
+
+
+def test_touching_the_core_imports_torch_and_nothing_else_heavy():
+    code = (
+        "import sys, studio; studio.attach, studio.LoRA, studio.save; "
+        "print(sorted({'torch', 'diffusers', 'transformers', 'accelerate', 'peft', 'rich'} & set(sys.modules)))"
+    )
+    assert run(code) == "['torch']"
+
+
+def test_every_name_of_the_front_door_is_there():
+    import studio
+
+    for name in studio.__all__:
+        assert getattr(studio, name) is not None
+    assert set(studio.__all__) <= set(dir(studio))
+    with pytest.raises(AttributeError, match="no attribute 'atach'"):
+        studio.atach  # noqa: B018
+    assert callable(studio.adapters), "studio.adapters is the package and, called, the list of a model's adapters"
+
+
+def test_hugging_faces_datasets_is_not_shadowed():
+    if importlib.util.find_spec("datasets") is None or importlib.util.find_spec("datasets").origin is None:
+        pytest.skip("Hugging Face's datasets is not installed")
+    import datasets
+
+    assert datasets.__file__ and not Path(datasets.__file__).is_relative_to(ROOT / "datasets")

@@ -1,0 +1,213 @@
+"""The lesson of every trainer of diffusion bases: noised pictures, predicted noise, and a prior half where asked for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from studio.adapters import AdapterConfig, blended
+from studio.families import Base, Conditioning, components
+from studio.trainers.draws import Draws
+from studio.trainers.objective import Objective
+from studio.trainers.pictures import Pictures
+from studio.trainers.plan import Plan
+from studio.trainers.prior import Prior
+from studio.trainers.prompts import Prompts
+from studio.trainers.task import Loss, Say
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Diffusion", "Previews"]
+
+
+@dataclass(frozen=True)
+class Previews:
+    """What previews show: every prompt with every seed.
+
+    Args:
+        prompts: the prompts.
+        seeds: the seeds.
+        size: width and height in pixels.
+        steps: sampling steps.
+        guidance: guidance scale.
+    """
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    size: tuple[int, int]
+    steps: int
+    guidance: float
+
+
+@dataclass
+class Diffusion:
+    r"""An opened diffusion task (a :class:`~studio.trainers.task.Lesson`).
+
+    The loss of a micro-batch of B samples is ``mean(instance rows) + λ mean(prior rows)``, where a row's loss is
+    ``weight(t) · mean((prediction − target)²)``. Both halves are rows of one forward pass, each row with its own
+    picture, prompt, timestep and noise, and each row has the weight of its own timestep.
+
+    Args:
+        base: the base.
+        adapter, name, plan, rates, settings, recorded, inputs, notes: see :class:`~studio.trainers.task.Lesson`.
+        objective: noise schedule, target and weights.
+        pictures: the instance pictures.
+        captions_of: the caption of each picture.
+        caption_dropout: probability with which a sample's caption is empty.
+        prior: the prior half, or None.
+        prompts: encodes.
+        previews: what previews show.
+        origin: what the adapter file says about its origin.
+    """
+
+    base: Base
+    adapter: AdapterConfig
+    name: str
+    plan: Plan
+    rates: Mapping[str, float]
+    settings: Mapping[str, Any]
+    recorded: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    objective: Objective
+    pictures: Pictures
+    captions_of: Sequence[str]
+    prior: Prior | None
+    prompts: Prompts
+    previews: Previews
+    origin: Mapping[str, str]
+    caption_dropout: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.model = self.base.pipe
+        self.draws = Draws(self.plan.seed)
+        self.trains_text = any(encoder in self.rates for encoder in self.base.family.encoders)
+        self._checkpointed: list[tuple[nn.Module, bool]] = []
+        self._required = [p for part in components(self.model).values() for p in part.parameters() if p.requires_grad]
+
+    def prepare(self, say: Say) -> None:
+        """Encodes pictures and prompts by the bare base, and switches gradient checkpointing on where asked for."""
+        say(f"encoding {len(self.pictures.items)} pictures at {self.pictures.size[0]} x {self.pictures.size[1]}")
+        self.pictures.prepare()
+        texts = [*self.captions_of] + [""] * (self.caption_dropout > 0)
+        if self.prior is not None:
+            self.prior.pictures.prepare()
+            texts += self.prior.prompts
+        self.prompts.prepare(texts)
+        for component in self.rates:
+            module = self.base.pipe.components[component]
+            self._checkpointed.append((module, bool(module.is_gradient_checkpointing)))
+            if self.plan.gradient_checkpointing:
+                _checkpoint(module, True)
+
+    def loss(self, numbers: Sequence[int]) -> Loss:
+        batch = self._rows(self.pictures, self.draws, numbers, own=False, conditioning=self._captions(numbers))
+        if self.prior is None:
+            losses = self._losses(*batch)
+            return Loss(losses.mean())
+        texts = self.prior.texts(numbers)
+        conditioning = self.prompts.live(texts) if self.trains_text else self.prompts.frozen(texts)
+        second = self._rows(
+            self.prior.pictures, self.prior.draws, numbers, own=self.prior.own, conditioning=conditioning,
+            frozen=self.prompts.frozen(texts),
+        )  # fmt: skip
+        losses = self._losses(*(_joined(first, other) for first, other in zip(batch, second, strict=True)))
+        instance, prior = losses[: len(numbers)].mean(), losses[len(numbers) :].mean()
+        parts = {"instance": instance.detach(), "prior": prior.detach()}
+        return Loss(instance + self.prior.weight * prior, parts)
+
+    def after_step(self, step: int) -> None:
+        """Nothing: no diffusion task changes anything between steps."""
+
+    def preview(self) -> list[Image]:
+        from studio.pipelines import ImagePipeline
+
+        width, height = self.previews.size
+        with _evaluating(self.base.pipe.components[name] for name in self.rates):
+            return ImagePipeline.open(self.base.pipe).generate(
+                list(self.previews.prompts), seeds=list(self.previews.seeds), steps=self.previews.steps,
+                guidance=self.previews.guidance, width=width, height=height,
+            )  # fmt: skip
+
+    def captions(self) -> list[str]:
+        many = len(self.previews.seeds) > 1
+        return [
+            f"{prompt} · seed {seed}" if many else prompt
+            for prompt in self.previews.prompts
+            for seed in self.previews.seeds
+        ]
+
+    def metadata(self) -> dict[str, str]:
+        return dict(self.origin)
+
+    def close(self) -> None:
+        for module, before in self._checkpointed:
+            if bool(module.is_gradient_checkpointing) != before:
+                _checkpoint(module, before)
+        for parameter in self._required:
+            parameter.requires_grad_(True)
+
+    def _captions(self, numbers: Sequence[int]) -> Conditioning:
+        texts = [self.captions_of[index] for index in self.pictures.indices(self.draws, numbers)]
+        if self.caption_dropout:
+            kept = [self.draws.uniform(n, "caption") >= self.caption_dropout for n in numbers]
+            texts = [text if keep else "" for text, keep in zip(texts, kept, strict=True)]
+        return self.prompts.live(texts) if self.trains_text else self.prompts.frozen(texts)
+
+    def _rows(
+        self, pictures: Pictures, draws: Draws, numbers: Sequence[int], *, own: bool, conditioning: Conditioning,
+        frozen: Conditioning | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Conditioning]:  # fmt: skip
+        """Returns noisy latents, timesteps, targets and conditioning of one half."""
+        device = self.objective.alphas.device
+        latents = pictures.latents(draws, numbers, pictures.indices(draws, numbers))
+        noise = draws.noise(numbers, latents.shape[1:]).to(device)
+        timesteps = draws.timesteps(numbers, self.objective.length).to(device)
+        latents = latents.to(device)
+        noisy = self.objective.noisy(latents, noise, timesteps)
+        if not own:
+            return noisy, timesteps, self.objective.target(latents, noise, timesteps), conditioning
+        assert frozen is not None, "the base's own prediction needs the bare base's conditioning"
+        with torch.no_grad(), blended(self.model, {}):
+            target = self.base.family.predict(self.model, self._cast(noisy), timesteps, frozen)
+        return noisy, timesteps, target.to(noisy.dtype), conditioning
+
+    def _losses(self, noisy: Tensor, timesteps: Tensor, target: Tensor, conditioning: Conditioning) -> Tensor:
+        prediction = self.base.family.predict(self.model, self._cast(noisy), timesteps, conditioning)
+        return self.objective.losses(prediction, target, timesteps)
+
+    def _cast(self, latents: Tensor) -> Tensor:
+        return latents.to(getattr(self.base.pipe, self.base.family.denoiser).dtype)
+
+
+def _joined(first: Any, second: Any) -> Any:
+    return first.cat(second) if isinstance(first, Conditioning) else torch.cat([first, second])
+
+
+def _checkpoint(module: Any, on: bool) -> None:
+    """Switches gradient checkpointing of a diffusers or transformers module; never the re-entrant kind."""
+    if not on:
+        (getattr(module, "disable_gradient_checkpointing", None) or module.gradient_checkpointing_disable)()
+    elif hasattr(module, "enable_gradient_checkpointing"):
+        module.enable_gradient_checkpointing()
+    else:
+        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+@contextlib.contextmanager
+def _evaluating(modules: Iterator[nn.Module]) -> Iterator[None]:
+    """Switches dropout off for a while."""
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.train()

@@ -1,0 +1,85 @@
+"""What is drawn for a sample: a pure function of (seed, n), n being the running number of the drawn sample.
+
+``n = step × global batch + position``. Nothing here has a state, so resuming, previews, caches, batch size against
+accumulation and the number of processes cannot shift what sample n gets. Every sort of draw has a stream of its own:
+switching flips on changes no noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from studio.adapters.adapter import generator_for
+from studio.errors import BadConfig
+
+__all__ = ["Draws", "sample_numbers"]
+
+
+def sample_numbers(step: int, micro: int, batch_size: int, accumulation: int) -> range:
+    """Returns the numbers of the samples of one micro-batch.
+
+    Args:
+        step: optimizer steps done before, >= 0.
+        micro: which part of the step, in [0, accumulation).
+        batch_size: samples per micro-batch.
+        accumulation: micro-batches per step.
+
+    Example:
+        >>> sample_numbers(1, 0, 2, 2), sample_numbers(1, 1, 2, 2), sample_numbers(1, 0, 4, 1)
+        (range(4, 6), range(6, 8), range(4, 8))
+    """
+    first = (step * accumulation + micro) * batch_size
+    return range(first, first + batch_size)
+
+
+class Draws:
+    """All that chance decides for a sample.
+
+    Args:
+        seed: the run's seed.
+        part: which half of the loss, ``"instance"`` or ``"prior"``; the halves draw independently.
+    """
+
+    def __init__(self, seed: int, part: str = "instance") -> None:
+        self.seed, self.part = seed, part
+
+    def generator(self, n: int, what: str) -> torch.Generator:
+        """Returns the CPU generator of the stream ``what`` for sample ``n``."""
+        return generator_for(self.seed, self.part, what, n)
+
+    def item(self, n: int, count: int) -> int:
+        """Returns which of ``count`` items sample ``n`` is: a new seeded permutation in every epoch.
+
+        Raises:
+            BadConfig: there is no item.
+
+        Example:
+            >>> draws = Draws(seed=0)
+            >>> sorted(draws.item(n, 5) for n in range(5, 10))
+            [0, 1, 2, 3, 4]
+        """
+        if count < 1:
+            raise BadConfig("there is nothing to draw from: give at least one item")
+        epoch, place = divmod(n, count)
+        return _order(self.seed, self.part, epoch, count)[place]
+
+    def uniform(self, n: int, what: str) -> float:
+        """Returns a number in [0, 1) for a decision by name."""
+        return float(torch.rand((), generator=self.generator(n, what), dtype=torch.float64))
+
+    def timesteps(self, numbers: Sequence[int], length: int) -> Tensor:
+        """Returns a uniform timestep in [0, length) for each sample, int64 ``(B,)``."""
+        return torch.tensor([int(self.uniform(n, "timestep") * length) for n in numbers])
+
+    def noise(self, numbers: Sequence[int], shape: Sequence[int]) -> Tensor:
+        """Returns standard normal noise for each sample, fp32 ``(B, *shape)``."""
+        return torch.stack([torch.randn(tuple(shape), generator=self.generator(n, "noise")) for n in numbers])
+
+
+@lru_cache(maxsize=8)
+def _order(seed: int, part: str, epoch: int, count: int) -> list[int]:
+    return torch.randperm(count, generator=generator_for(seed, part, "order", epoch)).tolist()

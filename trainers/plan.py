@@ -1,0 +1,104 @@
+"""The settings of the loop itself, which are the same for every task."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from studio.config import check
+from studio.errors import BadConfig
+
+__all__ = ["FREE", "Plan"]
+
+FREE: Final = frozenset({"checkpoint_every", "preview_every", "tensorboard", "device", "cache"})
+"""Fields that leave the adapter as it is (device: but for last bits), so a run may be resumed with other ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a training runs. ``None`` takes the recipe's value (:mod:`studio.trainers.recipes`).
+
+    Attributes:
+        steps: optimizer steps, >= 1.
+        seed: decides everything that is drawn, the adapter's start included.
+        learning_rate: of the denoiser's (or the only component's) adapter, > 0.
+        batch_size: samples per forward pass, >= 1.
+        accumulation: forward passes per optimizer step, >= 1.
+        warmup: steps over which the rate rises linearly to its full value, >= 0.
+        schedule: of the rate after the warm-up, ``"constant"`` or ``"cosine"`` (to zero at the last step).
+        clip: largest norm of the gradient; 0 does not clip.
+        weight_decay: AdamW's, >= 0.
+        precision: ``"fp32"``, or ``"bf16"`` for products in bf16 with fp32 adapter tensors.
+        ema: decay in [0, 1) of an exponential moving average of the adapter, which is then what is saved; 0 is off.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
+        checkpoint_every: steps between checkpoints; 0 writes one only when interrupted.
+        preview_every: steps between previews; 0 makes them only at the start and the end.
+        tensorboard: also write TensorBoard curves into the run's folder.
+        device: where to compute; None takes the best there is.
+        cache: folder for latents, text embeddings and class pictures; None is the user's cache folder.
+
+    Raises:
+        BadConfig: a field with an impossible value.
+    """
+
+    steps: int | None = None
+    seed: int = 0
+    learning_rate: float | None = None
+    batch_size: int | None = None
+    accumulation: int = 1
+    warmup: int | None = None
+    schedule: Literal["constant", "cosine"] | None = None
+    clip: float = 1.0
+    weight_decay: float = 1e-2
+    precision: Literal["fp32", "bf16"] = "fp32"
+    ema: float = 0.0
+    gradient_checkpointing: bool = False
+    checkpoint_every: int = 100
+    preview_every: int | None = None
+    tensorboard: bool = False
+    device: str | None = None
+    cache: str | None = None
+
+    def __post_init__(self) -> None:
+        check(self)
+        for name in ("steps", "batch_size", "accumulation"):
+            self._require(name, (getattr(self, name) or 1) >= 1 and getattr(self, name) != 0, "at least 1")
+        for name in ("warmup", "checkpoint_every", "preview_every", "clip", "weight_decay"):
+            self._require(name, 0 <= (getattr(self, name) or 0) < math.inf, "a finite number, at least 0")
+        self._require("seed", 0 <= self.seed < 2**63, "from 0 to 2**63 - 1")
+        self._require("learning_rate", self.learning_rate is None or 0 < self.learning_rate < math.inf, "above 0")
+        self._require("ema", 0 <= self.ema < 1, "in [0, 1)")
+
+    def _require(self, name: str, sound: bool, wanted: str) -> None:
+        if not sound:
+            raise BadConfig(f"{name}={getattr(self, name)!r}: {name} must be {wanted}")
+
+    def filled(self, **defaults: Any) -> Plan:
+        """Returns the plan with its open fields taken from ``defaults``.
+
+        Example:
+            >>> Plan(steps=5).filled(steps=100, batch_size=2).steps
+            5
+        """
+        open_fields = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **open_fields)
+
+    def rate_factor(self, step: int) -> float:
+        """Returns what the learning rates are multiplied by at ``step`` (steps done before it).
+
+        ``(step + 1) / warmup`` while it warms up, then 1, or ``(1 + cos(π p)) / 2`` with p the fraction done since.
+
+        Example:
+            >>> plan = Plan(steps=10, warmup=2, schedule="cosine")
+            >>> [round(plan.rate_factor(step), 3) for step in (0, 1, 2, 6, 9)]
+            [0.5, 1.0, 1.0, 0.5, 0.038]
+        """
+        assert self.steps is not None and self.warmup is not None, "the plan has been filled"
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        if self.schedule == "constant":
+            return 1.0
+        return (1 + math.cos(math.pi * (step - self.warmup) / max(self.steps - self.warmup, 1))) / 2
+

@@ -1,0 +1,133 @@
+"""Prior preservation: what keeps the base's idea of the class while it learns one member of it.
+
+==========  =========================================================================================================
+none        no second half of the loss
+images      class pictures from a folder, predicted as usual
+generate    the same with pictures that the base made once; they are kept under a key of all that decides them
+self        no pictures: under the class prompt the adapted base shall predict what the bare base predicts
+==========  =========================================================================================================
+
+``self`` asks for the base's behaviour directly, where class pictures ask for it through their noise; it costs one
+forward pass without gradients per step.
+
+References:
+    | DreamBooth: Fine Tuning Text-to-Image Diffusion Models (Ruiz et al., 2022), arXiv:2208.12242
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+from studio.families import Base
+from studio.trainers.draws import Draws
+from studio.trainers.pictures import Pictures
+from studio.trainers.task import Say
+
+__all__ = ["PRIORS", "ClassPictures", "Prior", "cache_folder"]
+
+PRIORS: Final = ("none", "images", "generate", "self")
+
+
+@dataclass
+class Prior:
+    """The second half of the loss.
+
+    Args:
+        source: gives what is noised, once, when the run is prepared: class pictures, or for ``self`` the instance
+            pictures.
+        prompts: class prompts; each sample draws one.
+        weight: λ, the half's weight against the instance half.
+        own: the target is the base's own prediction (``self``) instead of the noise that was added.
+        draws: the half's draws.
+    """
+
+    source: Callable[[], Pictures]
+    prompts: tuple[str, ...]
+    weight: float
+    own: bool
+    draws: Draws
+
+    @cached_property
+    def pictures(self) -> Pictures:
+        """What is noised."""
+        return self.source()
+
+    def texts(self, numbers: Sequence[int]) -> list[str]:
+        """Returns the class prompt of each sample."""
+        if len(self.prompts) == 1:
+            return [self.prompts[0]] * len(numbers)
+        return [self.prompts[int(self.draws.uniform(n, "prompt") * len(self.prompts))] for n in numbers]
+
+
+@dataclass(frozen=True)
+class ClassPictures:
+    """Class pictures made by the base, once.
+
+    Args:
+        base: the bare base.
+        prompts: class prompts; picture i takes prompt i modulo their number.
+        count: how many pictures, >= 1.
+        size: width and height in pixels.
+        steps: sampling steps.
+        guidance: guidance scale.
+        seed: picture i has the seed ``seed + i``.
+    """
+
+    base: Base
+    prompts: tuple[str, ...]
+    count: int
+    size: tuple[int, int]
+    steps: int = 25
+    guidance: float = 5.0
+    seed: int = 0
+
+    def key(self) -> str:
+        """Returns the name of the folder: equal for equal base, prompts, seed and settings, and only then."""
+        from studio.datasets.cache import content_key
+
+        return content_key("class", self.base.hash, self.prompts, self.size, self.steps, self.guidance, self.seed)[:32]
+
+    def make(self, cache: Path, say: Say) -> Path:
+        """Returns a folder under ``cache`` whose first ``count`` pictures are these; makes those that are missing.
+
+        A picture depends on its own seed and prompt only, so an interrupted call goes on where it stopped, and a
+        larger ``count`` later reuses the first ones.
+        """
+        from studio.atomic import atomic_path
+        from studio.pipelines import ImagePipeline
+
+        folder = cache / "class" / self.key()
+        missing = [index for index in range(self.count) if not (folder / f"{index:05d}.png").is_file()]
+        if not missing:
+            return folder
+        say(f"making {len(missing)} class pictures of {', '.join(map(repr, self.prompts))} (kept in {folder})")
+        pipe = ImagePipeline.open(self.base.pipe)
+        width, height = self.size
+        for index in missing:
+            prompt = self.prompts[index % len(self.prompts)]
+            (picture,) = pipe.generate(
+                prompt, blend={}, seeds=[self.seed + index], steps=self.steps, guidance=self.guidance,
+                width=width, height=height,
+            )  # fmt: skip
+            with atomic_path(folder / f"{index:05d}.png") as temporary:
+                picture.save(temporary, format="PNG")
+        return folder
+
+
+def cache_folder(asked: str | None) -> Path:
+    """Returns the folder for what is worth keeping over runs.
+
+    Args:
+        asked: the user's choice; None takes ``$STUDIO_CACHE``, or ``adapter-studio`` in the user's cache folder.
+    """
+    if asked:
+        return Path(asked).expanduser()
+    own = os.environ.get("STUDIO_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "adapter-studio"

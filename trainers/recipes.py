@@ -1,0 +1,110 @@
+"""The defaults: everything that is not one of the three facts (base, images, prompt) is decided here.
+
+One recipe per task and size of base. Where the numbers come from is said beside them; real photographs on a full-size
+base need other rates than drawings on a small one, so the two never share a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from studio.adapters import METHODS, AdapterConfig
+from studio.families import Base
+
+__all__ = ["RATE_FACTORS", "RECIPES", "SMALL_BASE", "Recipe", "recipe_for"]
+
+SMALL_BASE: Final = 100_000_000
+"""Denoisers with fewer parameters than this are *small* (the embedded base has 8.75 million), others *full*."""
+
+RATE_FACTORS: Final = {"lora": 1.0, "dora": 1.0, "lokr": 1.0, "ia3": 3.0}
+"""What a recipe's rates, which are LoRA's, are multiplied by for another method."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Defaults of one task on one size of base.
+
+    Attributes:
+        method: name of the adapter method.
+        rank: its rank.
+        targets: its targets.
+        learning_rate: of the denoiser's adapter.
+        text_encoder: whether the text encoder is adapted too.
+        text_encoder_learning_rate: the rate there.
+        steps, batch_size, warmup, schedule: of the loop.
+        weighting: name of the loss weighting.
+        prior: of DreamBooth where a class prompt is given.
+        prior_weight: λ of the prior half.
+    """
+
+    method: str = "lora"
+    rank: int = 8
+    targets: str = "attention"
+    learning_rate: float
+    text_encoder: bool
+    text_encoder_learning_rate: float
+    steps: int
+    batch_size: int
+    warmup: int = 0
+    schedule: str = "constant"
+    weighting: str
+    prior: str = "self"
+    prior_weight: float = 1.0
+
+    def adapter(self) -> AdapterConfig:
+        """Returns the adapter's config."""
+        return METHODS[self.method](rank=self.rank, targets=self.targets)  # type: ignore[call-arg]
+
+
+RECIPES: Final[dict[tuple[str, str], Recipe]] = {
+    # Small base: measured on the embedded base with subjects that it has never seen (benchmarks/dreambooth.py).
+    ("dreambooth", "small"): Recipe(
+        learning_rate=3e-3,
+        text_encoder=True,
+        text_encoder_learning_rate=3e-3,
+        steps=600,
+        batch_size=4,
+        weighting="min-snr-offset",
+    ),
+    ("style", "small"): Recipe(
+        learning_rate=3e-3,
+        text_encoder=False,
+        text_encoder_learning_rate=1e-3,
+        steps=600,
+        batch_size=4,
+        weighting="min-snr-offset",
+    ),
+    # Full base (Stable Diffusion 1.5 and up): the values in common use for photographs (diffusers' and kohya's examples
+    # train LoRA at 1e-4, the text encoder at half of that or less); not measured here, where no such base is at hand.
+    ("dreambooth", "full"): Recipe(
+        rank=16,
+        learning_rate=1e-4,
+        text_encoder=False,
+        text_encoder_learning_rate=5e-5,
+        steps=800,
+        batch_size=1,
+        warmup=20,
+        schedule="cosine",
+        weighting="min-snr",
+    ),
+    ("style", "full"): Recipe(
+        rank=16,
+        learning_rate=1e-4,
+        text_encoder=False,
+        text_encoder_learning_rate=5e-5,
+        steps=1500,
+        batch_size=1,
+        warmup=50,
+        schedule="cosine",
+        weighting="min-snr",
+    ),
+}
+"""(kind of task, size of base) -> defaults."""
+
+
+def recipe_for(kind: str, base: Base) -> Recipe:
+    """Returns the defaults of a task on a base."""
+    denoiser = getattr(base.pipe, base.family.denoiser)
+    parameters = sum(parameter.numel() for parameter in denoiser.parameters())
+    return RECIPES[kind, "small" if parameters < SMALL_BASE else "full"]

@@ -1,0 +1,102 @@
+"""What can be trained: a *task* is a frozen description; opened with a plan, it is a *lesson* that the loop runs.
+
+A new trainer is one file with a task. It decides what is drawn, what the loss is and what a preview shows; optimizer,
+accumulation, checkpoints, resuming, guards, log and report are the loop's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from studio.adapters import AdapterConfig
+from studio.trainers.plan import Plan
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Lesson", "Loss", "Say", "Task"]
+
+Say = Callable[[str], None]
+"""Takes one line for the user."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of a micro-batch.
+
+    Args:
+        total: the scalar to differentiate, the mean over the micro-batch.
+        parts: scalars to log by name, detached.
+    """
+
+    total: Tensor
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Lesson(Protocol):
+    """An opened task: base and data in memory, every setting decided.
+
+    Attributes:
+        model: what the adapter is attached to, a module or a diffusers pipeline.
+        adapter: the adapter's config.
+        name: the adapter's name.
+        plan: the plan without open fields.
+        rates: component -> learning rate; its keys are the components that must be trained.
+        settings: the task's settings as decided, for ``run.toml``; a run is resumed only with the same ones.
+        recorded: what ``run.toml`` also says and may change between resumes (paths, previews).
+        inputs: what the run starts from (base, data), as name -> id or hash. They must be the same when it resumes.
+        notes: lines for the report: what was done to the data and why.
+    """
+
+    model: Any
+    adapter: AdapterConfig
+    name: str
+    plan: Plan
+    rates: Mapping[str, float]
+    settings: Mapping[str, Any]
+    recorded: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    notes: list[str]
+
+    def prepare(self, say: Say) -> None:
+        """Does the slow part once, while the base is still bare: caches, class pictures."""
+
+    def loss(self, numbers: Sequence[int]) -> Loss:
+        """Computes the loss of the samples with these running numbers; a pure function of them and of the weights."""
+
+    def after_step(self, step: int) -> None:
+        """Is called after each optimizer step with the number of steps done (rank allocation, norm limits)."""
+
+    def preview(self) -> list[Image]:
+        """Makes the preview pictures with the blend that is on; always of the same prompts and seeds."""
+
+    def captions(self) -> list[str]:
+        """Returns the caption of each preview."""
+
+    def metadata(self) -> dict[str, str]:
+        """Returns what the adapter file says about its origin."""
+
+    def close(self) -> None:
+        """Gives the base back as it was."""
+
+
+class Task(Protocol):
+    """A frozen description of what is learned; ``kind`` is its name in files and on the command line."""
+
+    kind: ClassVar[str]
+
+    def open(self, adapter: AdapterConfig | None, plan: Plan, say: Say) -> Lesson:
+        """Opens the base, reads the data, decides every open setting.
+
+        Args:
+            adapter: the adapter's config; None takes the recipe's.
+            plan: the loop's settings; open fields are filled from the recipe.
+            say: takes lines for the user.
+
+        Raises:
+            UsageError: anything that is wrong about the request.
+        """
