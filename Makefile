@@ -7,7 +7,7 @@ TORCH  ?= torch==2.13.0
 JOBS   ?= 2
 
 python := $(VENV)/bin/python
-pip    := $(python) -m pip --disable-pip-version-check --quiet
+pip    := $(python) -m pip --disable-pip-version-check -qq
 
 # torch with two threads beside another busy process waits for itself; tests run as several processes instead
 one_thread := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
@@ -51,7 +51,7 @@ $(python):
 # else (a mirror, a folder), that setting is followed.
 $(VENV)/.torch: $(python)
 	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1 \
-			&& ! $(python) -m pip config list | grep -Eq '(index-url|find-links|no-index)='; then \
+			&& ! $(python) -m pip config list | grep -E '(index-url|find-links|no-index)=' >/dev/null; then \
 		echo "installing the CPU build of $(TORCH)"; \
 		$(pip) install --index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 15 "$(TORCH)" \
 			|| $(pip) install "$(TORCH)"; \

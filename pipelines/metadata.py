@@ -177,7 +177,9 @@ def read_metadata(picture: str | Path | Image.Image) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as problem:
         raise BadFile(f"the 'studio' text of {what} is damaged ({problem}); it cannot be made again from it") from None
     if made_by != FORMAT:
-        raise BadFile(f"the 'studio' text of {what} has format {made_by!r} and this version reads {FORMAT}; update the studio")
+        raise BadFile(
+            f"the 'studio' text of {what} has format {made_by!r} and this version reads {FORMAT}; update the studio"
+        )
     return dict(content)
 
 

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
-import studio
 import studio.adapters as core
 from studio.adapters import AdapterInfo, Strength
-from studio.adapters.strength import StrengthLike, as_strength
 from studio.errors import BadConfig
 from studio.families import Base, open_base
-from studio.files import LoadReport, load
-from studio.pipelines.metadata import AdapterUse, parameters_text, strength_to_json, to_json
+from studio.pipelines.describe import describe
+from studio.pipelines.pictures import BlendLike, blends_of_pictures
 from studio.pipelines.prompt import TaggedPrompt, parse_prompt
-from studio.pipelines.sample import Made, Request, sample
-from studio.pipelines.sources import Source, source_of, state_hash
+from studio.pipelines.sample import Request, sample
+from studio.pipelines.sources import Source, source_of
+
+if TYPE_CHECKING:
+    from studio.files import LoadReport
 
 __all__ = ["ImagePipeline"]
-
-BlendLike = Mapping[str, StrengthLike]
 
 
 class ImagePipeline:
@@ -93,9 +92,9 @@ class ImagePipeline:
             allow_partial: load what fits and report the rest.
             trainable: whether its tensors require gradients.
         """
-        report = load(
-            self.pipe, file, name=name, strength=strength, allow_partial=allow_partial, trainable=trainable
-        )
+        from studio.files import load
+
+        report = load(self.pipe, file, name=name, strength=strength, allow_partial=allow_partial, trainable=trainable)
         self.sources[report.name] = source_of(Path(file))
         return report
 
@@ -180,13 +179,14 @@ class ImagePipeline:
             raise BadConfig(f"{len(prompts)} prompts and {len(seeds)} seeds make no picture; give at least one of each")
         written = [(text, seed) for text in prompts for seed in seeds]
         tagged = {text: self._read_tags(text) for text in prompts}
-        given = self._blends(blend, len(written))
-        if self._read_tags(negative or "").blend is not None:
-            raise BadConfig(f"the negative prompt {negative!r} has a tag; adapters act on the whole picture: tag the prompt")
+        away = self._read_tags(negative or "")
+        if away.blend is not None:
+            raise BadConfig(f"the negative prompt {negative!r} has a tag, and tags belong into the prompt; take it out")
+        given = blends_of_pictures(blend, core.current_blend(self.pipe), len(written))
         requests = [
             Request(
                 prompt=tagged[text].text,
-                negative=self._read_tags(negative or "").text,
+                negative=away.text,
                 seed=seed,
                 width=self.base.native[0] if width is None else width,
                 height=self.base.native[1] if height is None else height,
@@ -198,12 +198,15 @@ class ImagePipeline:
             for index, (text, seed) in enumerate(written)
         ]
         rows = 1 if batch_size is None else batch_size
-        images: list[Image.Image] = [Image.new("RGB", (1, 1))] * len(requests)
+        images: dict[int, Image.Image] = {}
         for made in sample(self.base, requests, rows=rows, on_step=on_step):
-            request = requests[made.index]
-            made.image.info.update(self._describe(made, request, written[made.index][0], negative or "", rows))
+            request, text = requests[made.index], written[made.index][0]
+            texts = describe(
+                self.base, self.sources, request, made.sampler, rows=rows, prompt=text, negative=negative or ""
+            )
+            made.image.info.update(texts)
             images[made.index] = made.image
-        return images
+        return [images[index] for index in range(len(requests))]
 
     def _read_tags(self, prompt: str) -> TaggedPrompt:
         if not isinstance(prompt, str):
@@ -212,110 +215,3 @@ class ImagePipeline:
         sites = [site for info in here.values() for site in info.sites]
         encoders = [name for name in family.encoders if any(site.startswith(f"{name}.") for site in sites)]
         return parse_prompt(prompt, here, denoiser=family.denoiser, encoders=encoders)
-
-    def _blends(self, blend: BlendLike | str | Sequence[BlendLike] | None, count: int) -> list[dict[str, Strength] | None]:
-        """One blend per picture, ``None`` for the current one; strengths per sample are dealt out."""
-        if blend is None:
-            current = core.current_blend(self.pipe)
-            if all(strength.samples is None for strength in current.values()):
-                return [None] * count
-            blend = current
-        if isinstance(blend, str):
-            blend = {blend: 1.0}
-        if isinstance(blend, Mapping):
-            return [_for_picture(blend, index, count) for index in range(count)]
-        given = list(blend)
-        if len(given) != count:
-            raise BadConfig(f"{len(given)} blends for {count} pictures (prompts × seeds); give one dict, or one per picture")
-        return [_for_picture(one, 0, 1) for one in given]
-
-    def _describe(self, made: Made, request: Request, written: str, negative: str, rows: int) -> dict[str, str]:
-        """The picture's texts."""
-        base, family, sampler = self.base, self.base.family, made.sampler
-        uses = self._uses(request)
-        # of weights with something baked into them there is no hash of the base, unless it was taken before
-        known = "hash" in vars(base) or not any(info.baked for info in self.adapters.values())
-        digest = base.hash if known else None
-        fields: dict[str, str | int | float] = {"Steps": request.steps, "Sampler": sampler.title}
-        if sampler.schedule:
-            fields["Schedule type"] = sampler.schedule
-        fields |= {"CFG scale": request.guidance, "Seed": request.seed, "Size": f"{request.width}x{request.height}"}
-        fields |= {"Model hash": digest[:10]} if digest else {}
-        fields |= {"Model": base.id, "Version": f"adapter-studio {studio.__version__}"}
-        denoiser = self.pipe.components[family.denoiser]
-        return {
-            "parameters": parameters_text(
-                text=request.prompt,
-                negative=request.negative,
-                fields=fields,
-                adapters=uses,
-                encoders=family.encoders,
-                denoiser=family.denoiser,
-            ),
-            "studio": to_json(
-                version=studio.__version__,
-                base={
-                    "id": base.id,
-                    "family": family.name,
-                    "hash": digest,
-                    "dtype": str(denoiser.dtype).removeprefix("torch."),
-                },
-                request={
-                    "prompt": written,
-                    "negative": negative,
-                    "seed": request.seed,
-                    "steps": request.steps,
-                    "guidance": float(request.guidance),
-                    "width": request.width,
-                    "height": request.height,
-                },
-                scheduler=sampler.record,
-                rows=rows,
-                device=self.pipe._execution_device.type,
-                adapters=uses,
-            ),
-        }
-
-    def _uses(self, request: Request) -> list[AdapterUse]:
-        """The adapters that act on a picture, in the order in which they stand on the pipeline."""
-        uses = []
-        for name, info in self.adapters.items():
-            strength = info.strength if request.blend is None else as_strength(request.blend.get(name, 0.0))
-            content = strength_to_json(strength)
-            if content == 0.0:
-                continue
-            source = self.sources.get(name)
-            if source is None:
-                use = AdapterUse(name=name, strength=content, baked=info.baked, state=state_hash(self.pipe, info))
-            else:
-                use = AdapterUse(
-                    name=name,
-                    strength=content,
-                    baked=info.baked,
-                    file=source.file,
-                    sha256=source.sha256,
-                    lora_hash=source.lora_hash,
-                )
-            uses.append(use)
-        return uses
-
-
-def _for_picture(blend: BlendLike, index: int, count: int) -> dict[str, Strength]:
-    """A blend as it is for one of ``count`` pictures."""
-    if not isinstance(blend, Mapping):
-        raise BadConfig(f"a blend is a dict of adapters and strengths, not {blend!r}")
-    dealt = {}
-    for name, value in blend.items():
-        strength = as_strength(value)
-        if strength.samples is not None:
-            if len(strength.samples) != count:
-                raise BadConfig(
-                    f"the strength of {name!r} has {len(strength.samples)} entries for {count} pictures; give one per picture"
-                )
-            strength = Strength(
-                strength.value * strength.samples[index],
-                blocks=dict(strength.blocks),
-                **dict(strength.components),
-            )
-        dealt[name] = strength
-    return dealt

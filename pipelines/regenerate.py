@@ -109,7 +109,8 @@ def _files_at(place: Path) -> list[Path]:
         raise BadFile(f"there is no adapter file or folder {place}")
     if place.is_file() or (place / "adapter_model.safetensors").is_file():
         return [place]
-    return [*sorted(place.glob("*.safetensors")), *sorted(file.parent for file in place.glob("*/adapter_model.safetensors"))]
+    folders = sorted(file.parent for file in place.glob("*/adapter_model.safetensors"))
+    return [*sorted(place.glob("*.safetensors")), *folders]
 
 
 def _check(pipe: ImagePipeline, content: dict[str, Any]) -> None:
@@ -124,11 +125,12 @@ def _check(pipe: ImagePipeline, content: dict[str, Any]) -> None:
         name = use["name"]
         info = pipe.adapters.get(name)
         if info is None:
-            raise UnknownName(f"the adapter {name!r} of the picture is not loaded (loaded: {', '.join(pipe.adapters) or 'none'})")
+            loaded = ", ".join(pipe.adapters) or "none"
+            raise UnknownName(f"the adapter {name!r} of the picture is not loaded (loaded: {loaded})")
         source = pipe.sources.get(name)
         same = source.sha256 == use.get("sha256") if source else state_hash(pipe.pipe, info) == use.get("state")
         if not same:
-            raise DoesNotFit(f"the adapter {name!r} on the pipeline is not the one that made the picture: its hash differs")
+            raise DoesNotFit(f"the adapter {name!r} on the pipeline is not the picture's: their hashes differ")
     baked = {info.name: strength_to_json(info.strength) for info in standing}
     wanted = {use["name"]: use["strength"] for use in content["adapters"] if use.get("baked")}
     if standing and baked != wanted:

@@ -18,7 +18,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from studio.pipelines.schedulers import Sampler, make_sampler
 
 __all__ = ["Blend", "Made", "Request", "sample"]
 
-Blend = Mapping[str, "float | Strength"]
+Blend: TypeAlias = "Mapping[str, float | Strength]"
 LARGEST_SEED = 2**63 - 1
 
 
@@ -129,7 +129,7 @@ def _make(
         if common.guidance != 1:
             conditioning = family.encode_text(pipe, [request.negative for request in padded]).cat(conditioning)
         conditioning = _of_type(conditioning, denoiser.dtype)
-        latents = _noise(pipe, base, common, generators).to(device) * scheduler.init_noise_sigma
+        latents = _noise(base, common, generators).to(device) * scheduler.init_noise_sigma
         draws = "generator" in _arguments(scheduler.step)
         timesteps = scheduler.timesteps
         for number, timestep in enumerate(timesteps):
@@ -143,11 +143,11 @@ def _make(
             latents = scheduler.step(output, timestep, latents, **noise, return_dict=False)[0]
             if on_step is not None:
                 on_step(before + (number + 1) * common.steps // len(timesteps), total)
-        pixels = family.decode(pipe, latents[: len(padded)]).float()
+        pixels = family.decode(pipe, latents).float()
     if not torch.isfinite(latents).all() or not torch.isfinite(pixels).all():
         raise StudioError(
-            f"the model gave numbers that are not finite in {str(denoiser.dtype).removeprefix('torch.')}; open the base "
-            "with another dtype (bfloat16, float32), or lower the adapters' strengths"
+            f"the model gave numbers that are not finite in {str(denoiser.dtype).removeprefix('torch.')}; open the "
+            "base with another dtype (bfloat16, float32), or lower the adapters' strengths"
         )
     return [(image, sampler) for image in _to_images(pixels[: len(requests)])]
 
@@ -165,10 +165,10 @@ def _batches(requests: Sequence[Request], rows: int) -> Iterator[list[int]]:
             yield members[first : first + rows]
 
 
-def _noise(pipe: Any, base: Base, common: Request, generators: Sequence[torch.Generator]) -> Tensor:
+def _noise(base: Base, common: Request, generators: Sequence[torch.Generator]) -> Tensor:
     """Start noise ``(B, C, h, w)``, each image's drawn alone as ``(1, C, h, w)`` in fp32."""
     scale = base.family.downscale
-    shape = (1, pipe.vae.config.latent_channels, common.height // scale, common.width // scale)
+    shape = (1, base.pipe.vae.config.latent_channels, common.height // scale, common.width // scale)
     return torch.cat([torch.randn(shape, generator=generator) for generator in generators])
 
 
@@ -238,9 +238,11 @@ def _check(base: Base, request: Request) -> None:
         if side % family.multiple:
             lower = side // family.multiple * family.multiple
             fitting = " or ".join(str(fit) for fit in (lower, lower + family.multiple) if fit)
-            raise BadConfig(f"{name}={side}: {family.title} makes sides divisible by {family.multiple}; ask for {fitting}")
+            raise BadConfig(
+                f"{name}={side}: sides of {family.title} are divisible by {family.multiple}; ask for {fitting}"
+            )
     seed = request.seed
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= LARGEST_SEED:
         raise BadConfig(f"seed={seed!r}: a seed must be a whole number from 0 to {LARGEST_SEED}")
     if isinstance(request.guidance, bool) or not math.isfinite(request.guidance) or request.guidance < 0:
-        raise BadConfig(f"guidance={request.guidance!r}: guidance must be a finite number from 0 on (1 is the prompt alone)")
+        raise BadConfig(f"guidance={request.guidance!r}: guidance must be a finite number from 0 on (1: prompt alone)")

@@ -63,7 +63,7 @@ def contact_sheet(
         ("column_labels", column_labels, columns),
     ):
         if texts is not None and len(texts) != count:
-            raise BadConfig(f"{len(texts)} {what} for {count} {'pictures' if what == 'labels' else what.split('_')[0] + 's'}")
+            raise BadConfig(f"{what} has {len(texts)} texts for {count} places; give one for each")
     return _Sheet(
         tuple(_enlarged(image) if enlarge else image.convert("RGB") for image in images),
         columns,
@@ -176,7 +176,9 @@ class _Sheet:
 def _enlarged(image: Image.Image) -> Image.Image:
     factor = max(1, -(-LEAST_SIDE // max(image.size)))
     image = image.convert("RGB")
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC) if factor > 1 else image
+    if factor == 1:
+        return image
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
 
 
 @lru_cache(maxsize=16)

@@ -119,8 +119,8 @@ def choose_dtype(asked: str | torch.dtype | None, device: torch.device, *, train
     """Returns a number format that ``device`` can compute in: the one asked for, or the nearest substitute.
 
     Args:
-        asked: a key of :data:`DTYPES` or a torch dtype. ``None`` and ``"auto"`` take fp32 on a CPU; elsewhere bf16 where
-            the hardware has it, else fp16, and fp32 for training.
+        asked: a key of :data:`DTYPES` or a torch dtype. ``None`` and ``"auto"`` take fp32 on a CPU; elsewhere bf16
+            where the hardware has it, else fp16, and fp32 for training.
         device: where it will be computed.
         training: gradients will be taken; fp16 then needs loss scaling, so it is never the automatic choice.
 

@@ -188,7 +188,9 @@ def prompt_fidelity(image: Image.Image, colour: str) -> bool:
 def _pixels(images: Sequence[Image.Image]) -> Tensor:
     wrong = next((image.size for image in images if image.size != (SIDE, SIDE)), None)
     if wrong:
-        raise BadConfig(f"fidelity is measured on pictures of {SIDE} × {SIDE} pixels, this one has {wrong[0]} × {wrong[1]}")
+        raise BadConfig(
+            f"fidelity is measured on pictures of {SIDE} × {SIDE} pixels, this one has {wrong[0]} × {wrong[1]}"
+        )
     stack = np.stack([np.asarray(image.convert("RGB")) for image in images])
     return torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255
 

@@ -80,9 +80,9 @@ def test_the_reason_is_a_sentence(tmp_path, number, words):
 def test_a_full_disk_is_one_sentence(tmp_path):
     if not os.path.exists("/dev/full"):  # noqa: PTH110
         pytest.skip("there is no /dev/full")
-    with pytest.raises(BadFile, match="no space left"), atomic_path(tmp_path / "x.bin"):
-        with open("/dev/full", "wb", buffering=0) as full:  # noqa: PTH123
-            full.write(b"x")
+    with pytest.raises(BadFile, match="no space left"), atomic_path(tmp_path / "x.bin") as temporary:
+        temporary.symlink_to("/dev/full")  # whatever is written there finds the disk full
+        temporary.write_bytes(b"x")
     assert names(tmp_path) == []
 
 

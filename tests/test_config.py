@@ -45,8 +45,8 @@ class Outer:
 
 
 FULL = Outer(
-    name="sks dog", rate=0.5, targets=("to_q", "re:.*k"), size=(64, 128), prior="images", folder=Path("a") / "b", flag=True,
-    steps=None, patterns={"mid.*": 4}, inner=Inner(rank=2, alpha=1.5),
+    name="sks dog", rate=0.5, targets=("to_q", "re:.*k"), size=(64, 128), prior="images", folder=Path("a") / "b",
+    flag=True, steps=None, patterns={"mid.*": 4}, inner=Inner(rank=2, alpha=1.5),
 )  # fmt: skip
 
 
@@ -82,13 +82,13 @@ def test_any_values_survive_toml(name, rate, rank, targets):
 
 def test_command_line_values_take_the_type_of_their_field():
     words = [
-        "name=7", "rate=1", "targets=to_q,to_k", "size=64,128", "prior=images", "folder=runs/x", "flag=true", "steps=none",
-        "inner.rank=4", "inner.alpha=2",
+        "name=7", "rate=1", "targets=to_q,to_k", "size=64,128", "prior=images", "folder=runs/x", "flag=true",
+        "steps=none", "inner.rank=4", "inner.alpha=2",
     ]  # fmt: skip
     config = build(Outer, assignments(words))
     assert config == Outer(
-        name="7", rate=1.0, targets="to_q,to_k", size=(64, 128), prior="images", folder=Path("runs/x"), flag=True, steps=None,
-        inner=Inner(rank=4, alpha=2.0),
+        name="7", rate=1.0, targets="to_q,to_k", size=(64, 128), prior="images", folder=Path("runs/x"), flag=True,
+        steps=None, inner=Inner(rank=4, alpha=2.0),
     )  # fmt: skip
     assert isinstance(config.rate, float)
     assert build(Outer, assignments(["name=x", 'targets=["to_q", "to_k"]'])).targets == ("to_q", "to_k")
@@ -97,7 +97,7 @@ def test_command_line_values_take_the_type_of_their_field():
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"name": "x", "rnk": 3}, "Outer has no field 'rnk'; did you mean 'rate'? (fields: name, rate, targets,"),
+        ({"name": "x", "rte": 3}, "Outer has no field 'rte'; did you mean 'rate'? (fields: name, rate, targets,"),
         ({}, "Outer needs name, which is not given"),
         ({"name": "x", "rate": "fast"}, "Outer.rate must be a number, not 'fast'"),
         ({"name": "x", "rate": True}, "Outer.rate must be a number, not True"),
@@ -105,10 +105,10 @@ def test_command_line_values_take_the_type_of_their_field():
         ({"name": "x", "steps": 1.5}, "Outer.steps must be a whole number, not 1.5"),
         ({"name": 5}, "Outer.name must be a text, not 5"),
         ({"name": "x", "size": [1]}, "Outer.size must be a list of 2 (a whole number, a whole number), not [1]"),
-        ({"name": "x", "targets": ["a", 3]}, "Outer.targets must be a text or a list (each entry a text), not ['a', 3]"),
+        ({"name": "x", "targets": [3]}, "Outer.targets must be a text or a list (each entry a text), not [3]"),
         ({"name": "x", "prior": "image"}, "Outer.prior must be one of 'images', 'none', not 'image'"),
-        ({"name": "x", "patterns": {"a": "b"}}, "Outer.patterns must be a table (each value a whole number), not {'a': 'b'}"),
-        ({"name": "x", "inner": {"rnk": 3}}, "Outer.inner: Inner has no field 'rnk'; did you mean 'rank'? (fields: rank, alpha)"),
+        ({"name": "x", "patterns": {"a": ""}}, "Outer.patterns must be a table (each value a whole number), not "),
+        ({"name": "x", "inner": {"rnk": 3}}, "Outer.inner: Inner has no field 'rnk'; did you mean 'rank'? (fields:"),
         ({"name": "x", "inner.rank": 0}, "rank must be at least 1, not 0"),
         ({"name": "x", "inner": {}, "inner.rank": 1.5}, "Outer.inner: Inner.rank must be a whole number, not 1.5"),
     ],

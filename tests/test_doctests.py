@@ -14,10 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def modules() -> list[str]:
     found = []
-    for folder, package in [
-        ("studio", "studio"),
-        *((name, f"studio.{name}") for name in ("trainers", "pipelines", "datasets")),
-    ]:
+    for folder in ("studio", "trainers", "pipelines", "datasets"):
+        package = folder if folder == "studio" else f"studio.{folder}"
         for place, _, names in os.walk(ROOT / folder):
             for name in names:
                 file = Path(place, name)

@@ -102,7 +102,7 @@ class Diffusion:
         self.prompts.prepare(texts)
         for component in self.rates:
             module = self.base.pipe.components[component]
-            self._checkpointed.append((module, bool(module.is_gradient_checkpointing)))
+            self._checkpointed.append((module, _is_checkpointed(module)))
             if self.plan.gradient_checkpointing:
                 _checkpoint(module, True)
 
@@ -128,9 +128,11 @@ class Diffusion:
     def preview(self) -> list[Image]:
         from studio.pipelines import ImagePipeline
 
+        if not self.previews.prompts:
+            return []
         width, height = self.previews.size
         with _evaluating(self.base.pipe.components[name] for name in self.rates):
-            return ImagePipeline.open(self.base.pipe).generate(
+            return ImagePipeline.open(self.base).generate(
                 list(self.previews.prompts), seeds=list(self.previews.seeds), steps=self.previews.steps,
                 guidance=self.previews.guidance, width=width, height=height,
             )  # fmt: skip
@@ -148,7 +150,7 @@ class Diffusion:
 
     def close(self) -> None:
         for module, before in self._checkpointed:
-            if bool(module.is_gradient_checkpointing) != before:
+            if _is_checkpointed(module) != before:
                 _checkpoint(module, before)
         for parameter in self._required:
             parameter.requires_grad_(True)
@@ -190,14 +192,22 @@ def _joined(first: Any, second: Any) -> Any:
     return first.cat(second) if isinstance(first, Conditioning) else torch.cat([first, second])
 
 
+def _is_checkpointed(module: nn.Module) -> bool:
+    return any(bool(getattr(child, "gradient_checkpointing", False)) for child in module.modules())
+
+
 def _checkpoint(module: Any, on: bool) -> None:
     """Switches gradient checkpointing of a diffusers or transformers module; never the re-entrant kind."""
-    if not on:
-        (getattr(module, "disable_gradient_checkpointing", None) or module.gradient_checkpointing_disable)()
-    elif hasattr(module, "enable_gradient_checkpointing"):
-        module.enable_gradient_checkpointing()
+    if isinstance(getattr(module, "_supports_gradient_checkpointing", None), bool):  # diffusers
+        (module.enable_gradient_checkpointing if on else module.disable_gradient_checkpointing)()
+        return
+    # transformers 5.23 gave its switches new names; the old ones warn
+    word = "activation" if "activation_checkpointing_enable" in dir(type(module)) else "gradient"
+    if on:
+        settings = {f"{word}_checkpointing_kwargs": {"use_reentrant": False}}
+        getattr(module, f"{word}_checkpointing_enable")(**settings)
     else:
-        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        getattr(module, f"{word}_checkpointing_disable")()
 
 
 @contextlib.contextmanager

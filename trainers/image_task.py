@@ -52,7 +52,7 @@ class ImageTask(ABC):
         text_encoder_learning_rate: its rate.
         weighting: name of the loss weighting (:data:`studio.trainers.objective.WEIGHTINGS`).
         gamma: γ of min-SNR.
-        preview_prompts: what previews show; None: one prompt with the trigger.
+        preview_prompts: what previews show; None: a prompt or two with the trigger; empty: no previews.
         preview_seeds: every prompt is shown with each of these.
         preview_steps, preview_guidance: sampling of the previews.
         licence: what the adapter file says about its licence.
@@ -97,6 +97,8 @@ class ImageTask(ABC):
 
     def open(self, adapter: AdapterConfig | None, plan: Plan, say: Say) -> Diffusion:
         """See :meth:`studio.trainers.task.Task.open`."""
+        from studio.datasets.cache import content_key
+
         device = choose_device(plan.device)
         precision = choose_dtype(plan.precision, device, training=True)
         if precision.note:
@@ -116,12 +118,12 @@ class ImageTask(ABC):
         objective = Objective.of(base.pipe.scheduler, weighting=weighting, gamma=self.gamma, device=device)
         pictures, captions, prior, settings, inputs = self.read(opened)
         rates = self._rates(opened, factor)
-        prompts = self.preview_prompts or self.default_previews(captions)
+        prompts = self.default_previews(captions) if self.preview_prompts is None else self.preview_prompts
         previews = Previews(prompts, self.preview_seeds, size, self.preview_steps, self.preview_guidance)
         checked_previews(prompts, self.trigger_words, asked=self.preview_prompts is not None)
         shared = {
             "task": self.kind, "resolution": list(size), "crop": self.crop, "flip": self.flip, "weighting": weighting,
-            "gamma": self.gamma, "learning_rates": dict(rates), "captions": captions,
+            "gamma": self.gamma, "learning_rates": dict(rates), "captions": content_key(captions)[:16],
         }  # fmt: skip
         inputs = {"base": base.id, "base_hash": base.hash, **inputs}
         lesson = Diffusion(

@@ -98,15 +98,14 @@ class ClassPictures:
         A picture depends on its own seed and prompt only, so an interrupted call goes on where it stopped, and a
         larger ``count`` later reuses the first ones.
         """
-        from studio.atomic import atomic_path
-        from studio.pipelines import ImagePipeline
+        from studio.pipelines import ImagePipeline, save_png
 
         folder = cache / "class" / self.key()
         missing = [index for index in range(self.count) if not (folder / f"{index:05d}.png").is_file()]
         if not missing:
             return folder
         say(f"making {len(missing)} class pictures of {', '.join(map(repr, self.prompts))} (kept in {folder})")
-        pipe = ImagePipeline.open(self.base.pipe)
+        pipe = ImagePipeline.open(self.base)
         width, height = self.size
         for index in missing:
             prompt = self.prompts[index % len(self.prompts)]
@@ -114,8 +113,7 @@ class ClassPictures:
                 prompt, blend={}, seeds=[self.seed + index], steps=self.steps, guidance=self.guidance,
                 width=width, height=height,
             )  # fmt: skip
-            with atomic_path(folder / f"{index:05d}.png") as temporary:
-                picture.save(temporary, format="PNG")
+            save_png(picture, folder / f"{index:05d}.png")
         return folder
 
 

@@ -36,7 +36,10 @@ class Delta(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """A low-rank change ``scale · up @ down``: ``down`` ``(r, *inner_shape)``, ``up`` ``(rows, r)``, ``bias`` ``(rows,)``."""
+    """A low-rank change ``scale · up @ down``.
+
+    Shapes: ``down`` ``(r, *inner_shape)``, ``up`` ``(rows, r)``, ``bias`` ``(rows,)``.
+    """
 
     down: Tensor
     up: Tensor
@@ -103,7 +106,9 @@ class AdapterConfig:
             object.__setattr__(self, "targets", tuple(self.targets))
         object.__setattr__(self, "exclude", (self.exclude,) if isinstance(self.exclude, str) else tuple(self.exclude))
         if not self.targets:
-            raise BadConfig(f"{type(self).__name__}(targets={self.targets!r}) names no layer; give a preset or patterns")
+            raise BadConfig(
+                f"{type(self).__name__}(targets={self.targets!r}) names no layer; give a preset or a pattern"
+            )
         self.check()
 
     def check(self) -> None:
@@ -218,7 +223,7 @@ class Adapter(nn.Module, ABC):
         """
 
     def change(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Computes ``f(x) − y`` where ``f`` is the layer under this adapter at strength 1 and ``y`` the base's output."""
+        """Computes ``f(x) − y``: ``f`` is the layer under this adapter at strength 1, ``y`` the base's output."""
         delta = self.delta(weight, bias)
         change = None if delta.bias is None else delta.bias.to(y.dtype)
         if delta.weight is not None:

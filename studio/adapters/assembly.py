@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
-import torch
 from torch import Tensor, nn
 
 from studio.adapters.adapter import Adapter, AdapterConfig
@@ -55,9 +54,7 @@ class Assembly:
         self.originals: dict[str, tuple[nn.Parameter, nn.Parameter | None]] = {}
         self.version = 0
         self.required_grad: list[str] | None = None
-        self._spreads: dict[Any, Tensor] = {}
         self._handles: list[Any] = []
-        self._slow: dict[str, Any] = {}
 
     # -- the blend ---------------------------------------------------------------------------------------------------
 
@@ -69,7 +66,6 @@ class Assembly:
     def touch(self) -> None:
         """Makes every layer plan anew at its next call."""
         self.version += 1
-        self._spreads.clear()
 
     def coefficient(self, name: str, path: str) -> float | Tensor:
         """Returns the strength of an adapter at a layer: a number, or one per row ``(rows,)``."""
@@ -82,28 +78,10 @@ class Assembly:
         if self.rows is not None:
             if max(self.rows) >= len(samples):
                 raise DoesNotFit(
-                    f"sample_rows names sample {max(self.rows)}, and the strength of {name!r} has {len(samples)} samples"
+                    f"sample_rows names sample {max(self.rows)}; the strength of {name!r} has {len(samples)} samples"
                 )
             samples = samples[list(self.rows)]
         return samples * number
-
-    def spread(self, ranks: tuple[int, ...], scales: Sequence[float | Tensor], like: Tensor) -> Tensor:
-        """Returns one coefficient per stacked rank: ``(Σ ranks,)``, or ``(rows, Σ ranks)``."""
-        uniform = not any(isinstance(scale, Tensor) for scale in scales)
-        key = (ranks, tuple(scales), like.dtype, like.device) if uniform else None
-        if key in self._spreads:
-            return self._spreads[key]
-        if uniform:
-            values = [scale for scale, rank in zip(scales, ranks, strict=True) for _ in range(rank)]
-            spread = torch.tensor(values, dtype=like.dtype, device=like.device)
-            self._spreads[key] = spread
-            return spread
-        count = next(scale.shape[0] for scale in scales if isinstance(scale, Tensor))
-        columns = [
-            (scale if isinstance(scale, Tensor) else torch.full((count,), scale))[:, None].expand(count, rank)
-            for scale, rank in zip(scales, ranks, strict=True)
-        ]
-        return torch.cat(columns, dim=1).to(like.device, like.dtype)
 
     # -- mounting ----------------------------------------------------------------------------------------------------
 
@@ -221,9 +199,9 @@ class Assembly:
         if missed:
             more = f" and {len(missed) - 1} more" if len(missed) > 1 else ""
             raise NoEffect(
-                f"the adapters on {missed[0]}{more} are active, and {type(root).__name__} ran without calling that layer "
-                "(fused projections, or code that reads the weight itself): they have no effect; exclude these layers, "
-                "undo the fusion, or bake the blend"
+                f"the adapters on {missed[0]}{more} are active, and {type(root).__name__} ran without calling that "
+                "layer (fused projections, or code that reads the weight itself): they have no effect; exclude these "
+                "layers, undo the fusion, or bake the blend"
             )
 
     # -- freezing ------------------------------------------------------------------------------------------------------
@@ -262,7 +240,7 @@ def _save_base(root: nn.Module, *args: Any, **kwargs: Any) -> Any:
     }
     handle = root.register_state_dict_post_hook(without_adapters)
     try:
-        return type(root).save_pretrained(root, *args, **kwargs)  # type: ignore[operator]
+        return cast(Any, type(root)).save_pretrained(root, *args, **kwargs)
     finally:
         handle.remove()
 

@@ -214,9 +214,7 @@ def attach(
         with torch.no_grad():
             return config.adapter.start(site, config, lambda: read_weight(site), generator)
 
-    mounted = _mount_all(
-        model, config, paths, make, name=name, strength=Strength(), trained=True, metadata=None
-    )
+    mounted = _mount_all(model, config, paths, make, name=name, strength=Strength(), trained=True, metadata=None)
     for module in modules.values():  # a component that gets nothing is part of the frozen base too
         assembly = assembly_at(module)
         if assembly is None and not any(module is found.root for found in mounted):

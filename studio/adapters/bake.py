@@ -78,7 +78,7 @@ def _folded(mount: Mount, acting: list[tuple[str, float]]) -> tuple[Tensor, Tens
     site = mount.site
     weight, bias = site.weight, site.bias
     if weight.device.type == "meta":
-        raise DoesNotFit(f"the weight of {site.path} is offloaded or on the meta device; take offloading off, then bake")
+        raise DoesNotFit(f"the weight of {site.path} is offloaded or on the meta device; stop offloading, then bake")
     exact = torch.promote_types(weight.dtype, torch.float32)
     total, shift = weight.to(exact), None if bias is None else bias.to(exact)
     whole, offset = total, shift

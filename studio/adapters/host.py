@@ -7,15 +7,14 @@ active adapters change; name, parameters, hooks and ``isinstance`` stay as they 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from types import MethodType
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
-from studio.adapters.adapter import Adapter
+from studio.adapters.adapter import Adapter, Factors
 from studio.adapters.attention import attend
 from studio.adapters.site import Site
 from studio.errors import DoesNotFit, UnsupportedLayer
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Adapters", "Mount", "host", "hosted_class", "is_hosted", "mount_of", "unhost"]
 
 MOUNT: Final = "_mount"
-Coefficient = float | Tensor
+Coefficient: TypeAlias = "float | Tensor"
 
 
 class Adapters(nn.Module):
@@ -65,8 +64,7 @@ class Mount:
         self.drops = False
         self.fused: list[tuple[Adapter, Coefficient]] = []
         self.others: list[tuple[Adapter, Coefficient]] = []
-        self.stack_key: tuple[Any, ...] | None = None
-        self.stack: tuple[Tensor, Tensor] | None = None
+        self.stack: Stack | None = None
 
     @property
     def adapters(self) -> Adapters:
@@ -101,9 +99,7 @@ class Mount:
         self.called = True
         if self.version != self.assembly.version or self.drops:
             self.prepare()
-        result = y
-        if self.fused:
-            result = self._act_fused(x, y)
+        result = self._act_fused(x, y) if self.fused else y
         if self.others:
             weight, bias = self.site.weight, self.site.bias
             for adapter, coefficient in self.others:
@@ -124,54 +120,105 @@ class Mount:
         return coefficient.to(y.device, y.dtype)
 
     def _act_fused(self, x: Tensor, y: Tensor) -> Tensor:
-        site = self.site
-        if len(self.fused) == 1 and not isinstance(self.fused[0][1], Tensor):
-            adapter, coefficient = self.fused[0]
-            down, up, scale, bias = adapter(type(adapter).factors)
-            dtype = y.dtype
-            if down.dtype != dtype:
-                down, up = down.to(dtype), up.to(dtype)
-            y = site.add_raised(y, site.lower(x, down), up, scale * coefficient)
-            return y if bias is None else y + site.over_outputs((bias * (scale * coefficient)).to(dtype))
-        parts = [(adapter(type(adapter).factors), coefficient) for adapter, coefficient in self.fused]
-        down, up = self._stacked([part for part, _ in parts], y.dtype)
-        scales = [part.scale * coefficient for part, coefficient in parts]
-        h = site.lower(x, down)
-        first = scales[0]
-        if all(not isinstance(scale, Tensor) and scale == first for scale in scales):
-            result = site.add_raised(y, h, up, cast(float, first))
-        else:
-            ranks = tuple(part.down.shape[0] for part, _ in parts)
-            spread = self.assembly.spread(ranks, scales, h)
-            if spread.dim() == 2:
-                self._checked(spread, y)
-            result = site.add_raised(y, h * site.over_rank(spread, h), up, 1.0)
-        for (part, _), scale in zip(parts, scales, strict=True):
-            if part.bias is not None:
-                bias = part.bias.to(y.dtype)
-                over = site.over_outputs(bias * scale if not isinstance(scale, Tensor) else bias[None])
-                shift = over if not isinstance(scale, Tensor) else _batched(over, y) * site.over_batch(
-                    self._checked(scale, y), y
-                )
-                result = result + shift
-        return result
+        site, stack = self.site, self.stack
+        if stack is not None and stack.holds(y.dtype):
+            y = site.add_raised(y, site.lower(x, stack.down), stack.up)
+            return y if stack.bias is None else y + stack.bias
+        parts = [(_factors(adapter), coefficient) for adapter, coefficient in self.fused]
+        if len(parts) == 1 and not isinstance(parts[0][1], Tensor):
+            (down, up, scale, bias), coefficient = parts[0]
+            if down.requires_grad or up.requires_grad:  # read anew at every call: optimizers may replace them
+                dtype, scale = y.dtype, scale * coefficient
+                if scale != 1.0:  # on the small factor, as in a stack: frozen and trainable agree bit for bit
+                    up, bias = up * scale, None if bias is None else bias * scale
+                if down.dtype != dtype:
+                    down, up = down.to(dtype), up.to(dtype)
+                y = site.add_raised(y, site.lower(x, down), up)
+                return y if bias is None else y + site.over_outputs(bias.to(dtype))
+        if any(isinstance(coefficient, Tensor) for _, coefficient in parts):
+            return self._act_by_sample(x, y, parts)
+        down, up, bias = _stacked(site, cast("list[tuple[Factors, float]]", parts), y.dtype)
+        if not (down.requires_grad or up.requires_grad):
+            self.stack = Stack(down.detach(), up.detach(), bias, [adapter for adapter, _ in self.fused])
+        y = site.add_raised(y, site.lower(x, down), up)
+        return y if bias is None else y + bias
 
-    def _stacked(self, parts: list[Any], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """All ``down`` stacked along the rank, all ``up`` likewise; kept only while none of them can change."""
-        if any(part.down.requires_grad or part.up.requires_grad for part in parts):
-            downs, ups = zip(*((part.down.to(dtype), part.up.to(dtype)) for part in parts), strict=True)
-            return torch.cat(downs), torch.cat(ups, dim=1)
-        key = (dtype, *((id(t), _version(t)) for part in parts for t in (part.down, part.up)))
-        if self.stack is None or self.stack_key != key:
-            with torch.no_grad():
-                downs, ups = zip(*((part.down.to(dtype), part.up.to(dtype)) for part in parts), strict=True)
-                self.stack, self.stack_key = (torch.cat(downs), torch.cat(ups, dim=1)), key
-        return self.stack
+    def _act_by_sample(self, x: Tensor, y: Tensor, parts: list[tuple[Factors, Coefficient]]) -> Tensor:
+        """The fused path with one coefficient per row and rank: ``y + up · (c ⊙ (down · x))``."""
+        site = self.site
+        down, up = (
+            torch.cat(t) for t in zip(*((f.down.to(y.dtype), f.up.t().to(y.dtype)) for f, _ in parts), strict=True)
+        )
+        scales = [coefficient * factors.scale for factors, coefficient in parts]
+        h = site.lower(x, down)
+        spread = _spread([factors.down.shape[0] for factors, _ in parts], scales)
+        y = site.add_raised(y, h * site.over_rank(self._checked(spread, y), h), up.t())
+        for (factors, _), scale in zip(parts, scales, strict=True):
+            if factors.bias is not None:
+                each = scale.to(y.device, y.dtype)[:, None] if isinstance(scale, Tensor) else scale
+                y = y + _batched(site.over_outputs(factors.bias.to(y.dtype)[None] * each), y)
+        return y
+
+
+class Stack:
+    """The factors of all frozen adapters of a layer, stacked and scaled once.
+
+    It is used only while the tensors that it was made from are the same and unchanged.
+    """
+
+    __slots__ = ("bias", "down", "sources", "up")
+
+    def __init__(self, down: Tensor, up: Tensor, bias: Tensor | None, adapters: list[Adapter]) -> None:
+        self.down, self.up, self.bias = down, up, bias
+        self.sources = [
+            (table, name, tensor, _version(tensor))
+            for adapter in adapters
+            for table in (adapter._parameters, adapter._buffers)
+            for name, tensor in table.items()
+            if tensor is not None
+        ]
+
+    def holds(self, dtype: torch.dtype) -> bool:
+        """Says whether the stack still stands for its sources, in ``dtype``."""
+        if self.up.dtype != dtype:
+            return False
+        for table, name, tensor, version in self.sources:
+            if table.get(name) is not tensor or tensor.requires_grad or _version(tensor) != version:
+                return False
+        return True
+
+
+def _factors(adapter: Adapter) -> Factors:
+    """The factors, through a call of the module where hooks of others have to see it."""
+    if adapter._forward_pre_hooks or adapter._forward_hooks or "forward" in adapter.__dict__:
+        return adapter(type(adapter).factors)
+    return adapter.factors()
+
+
+def _stacked(
+    site: Site, parts: list[tuple[Factors, float]], dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """All ``down`` along the rank, all ``up`` with their scales in them, and the sum of the biases."""
+    down = torch.cat([factors.down for factors, _ in parts])
+    up = torch.cat([factors.up * (factors.scale * coefficient) for factors, coefficient in parts], dim=1)
+    shifts = [factors.bias * (factors.scale * number) for factors, number in parts if factors.bias is not None]
+    bias = site.over_outputs(torch.stack(shifts).sum(0).to(dtype)) if shifts else None
+    return down.to(dtype), up.to(dtype), bias
+
+
+def _spread(ranks: list[int], scales: list[Coefficient]) -> Tensor:
+    """One coefficient per row and stacked rank ``(rows, Σ ranks)``."""
+    count = next(scale.shape[0] for scale in scales if isinstance(scale, Tensor))
+    columns = [
+        (scale if isinstance(scale, Tensor) else torch.full((count,), scale))[:, None].expand(count, rank)
+        for scale, rank in zip(scales, ranks, strict=True)
+    ]
+    return torch.cat(columns, dim=1)
 
 
 def _batched(over: Tensor, y: Tensor) -> Tensor:
-    """``(1, rows, ...)`` with as many axes as ``y``."""
-    return over if over.dim() == y.dim() else over.reshape(1, *(1,) * (y.dim() - over.dim()), *over.shape[1:])
+    """``(batch, rows, ...)`` with as many axes as ``y``."""
+    return over.reshape(over.shape[0], *(1,) * (y.dim() - over.dim()), *over.shape[1:])
 
 
 def _version(tensor: Tensor) -> int:
@@ -183,7 +230,7 @@ def _version(tensor: Tensor) -> int:
 
 def _rebuild(base: type[nn.Module]) -> nn.Module:
     cls = hosted_class(base)
-    return cast(nn.Module, cls.__new__(cls))
+    return cls.__new__(cls)
 
 
 @functools.cache
@@ -202,8 +249,8 @@ def hosted_class(base: type[nn.Module]) -> type[nn.Module]:
         return base._apply(self, fn, recurse)
 
     def reduce_ex(self: nn.Module, protocol: int) -> Any:
-        _, _, *rest = base.__reduce_ex__(self, protocol)  # type: ignore[misc]
-        return (_rebuild, (base,), *rest)
+        reduced: Any = base.__reduce_ex__(self, protocol)
+        return (_rebuild, (base,), *reduced[2:])
 
     body = {
         "forward": attention_forward if issubclass(base, nn.MultiheadAttention) else forward,
@@ -234,9 +281,9 @@ def host(site: Site, assembly: Assembly) -> Mount:
         UnsupportedLayer: something else has replaced the layer's forward, or uses the name ``adapters`` in it.
     """
     module, base = site.module, type(site.module)
-    taken = any("adapters" in names for names in (module.__dict__, module._modules, module._parameters, module._buffers))
-    if taken:
-        raise UnsupportedLayer(f"{site.path} has an attribute 'adapters' of its own, where ours would stand; exclude it")
+    tables = (module.__dict__, module._modules, module._parameters, module._buffers)
+    if any("adapters" in names for names in tables):
+        raise UnsupportedLayer(f"{site.path} has an attribute 'adapters' of its own, where ours would be; exclude it")
     cls = hosted_class(base)
     _rebind(site.path, module, base.forward, cls.forward)
     mount = Mount(site, assembly)

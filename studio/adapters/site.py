@@ -80,14 +80,14 @@ class Site(ABC):
         """Computes ``down · x``: the layer's map with ``down`` ``(r, *inner_shape)`` in place of its weight."""
 
     @abstractmethod
-    def add_raised(self, y: Tensor, h: Tensor, up: Tensor, scale: float) -> Tensor:
-        """Returns ``y + scale · up · h`` with ``up`` ``(rows, r)`` and ``h`` from :meth:`lower`."""
+    def add_raised(self, y: Tensor, h: Tensor, up: Tensor) -> Tensor:
+        """Returns ``y + up · h`` with ``up`` ``(rows, r)`` and ``h`` from :meth:`lower`."""
 
     def low_rank(self, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
         """Computes ``apply(x, shaped(up @ down), None)`` without forming the product."""
         h = self.lower(x, down)
         zero = h.new_zeros(()).expand(self._raised_shape(h))
-        return self.add_raised(zero, h, up, 1.0)
+        return self.add_raised(zero, h, up)
 
     def _raised_shape(self, h: Tensor) -> tuple[int, ...]:
         return (*h.shape[:-1], self.rows)
@@ -128,10 +128,10 @@ class LinearSite(Site):
     def lower(self, x: Tensor, down: Tensor) -> Tensor:
         return F.linear(x, down)
 
-    def add_raised(self, y: Tensor, h: Tensor, up: Tensor, scale: float) -> Tensor:
+    def add_raised(self, y: Tensor, h: Tensor, up: Tensor) -> Tensor:
         if y.dim() == 2:
-            return torch.addmm(y, h, up.t(), alpha=scale)
-        flat = torch.addmm(y.reshape(-1, self.rows), h.reshape(-1, h.shape[-1]), up.t(), alpha=scale)
+            return torch.addmm(y, h, up.t())
+        flat = torch.addmm(y.reshape(-1, self.rows), h.reshape(-1, h.shape[-1]), up.t())
         return flat.view(y.shape)
 
 
@@ -163,7 +163,7 @@ class GPT2Site(Site):
 
 
 class EmbeddingSite(Site):
-    """``y = E[ids]`` with ``E`` ``(vocabulary, dim)``; its matrix is ``Eᵀ`` ``(dim, vocabulary)``, its input one-hot."""
+    """``y = E[ids]`` with ``E`` ``(vocabulary, dim)``; its matrix is ``Eᵀ``, its input one-hot."""
 
     kind = "embedding"
     bias_name = None
@@ -219,10 +219,8 @@ class ConvSite(Site):
             down = down.repeat(self.groups, *(1,) * (down.dim() - 1))
         return self.apply(x, down, None)
 
-    def add_raised(self, y: Tensor, h: Tensor, up: Tensor, scale: float) -> Tensor:
+    def add_raised(self, y: Tensor, h: Tensor, up: Tensor) -> Tensor:
         kernel = up.reshape(*up.shape, *(1,) * len(self.inner_shape[1:]))
-        if scale != 1.0:
-            kernel = kernel * scale
         return y + _CONVOLUTION[kernel.dim()](h, kernel, None, groups=self.groups)
 
     def _raised_shape(self, h: Tensor) -> tuple[int, ...]:

@@ -112,9 +112,7 @@ def find_targets(
         patterns = (targets,) if isinstance(targets, str) else tuple(targets)
         found = _patterns(patterns, layers)
     for pattern in exclude:
-        found = {
-            name: [path for path in paths if not _names(pattern, name, path)] for name, paths in found.items()
-        }
+        found = {name: [path for path in paths if not _names(pattern, name, path)] for name, paths in found.items()}
     found = {name: paths for name, paths in found.items() if paths}
     if not found:
         raise NoTargets(f"exclude={list(exclude)!r} leaves nothing of the targets {targets!r}")

@@ -76,9 +76,10 @@ def open_base(
         _move(base.pipe, dtype, device)
         return base
     if is_pipeline(base):
-        _move(base, dtype, device)
-        name = str(base.config.get("_name_or_path") or "")
-        return _describe(base, Path(name).name or type(base).__name__, None)
+        pipe: Any = base
+        _move(pipe, dtype, device)
+        name = str(pipe.config.get("_name_or_path") or "")
+        return _describe(pipe, Path(name).name or type(pipe).__name__, None)
     if not isinstance(base, (str, Path)):
         raise DoesNotFit(
             f"a base is a name, a diffusers folder or a diffusers pipeline, not a {type(base).__name__}; "

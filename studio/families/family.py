@@ -81,7 +81,7 @@ class Family:
             that a preset does not name is not adapted by it.
         kohya: component -> the flat prefix of its keys in kohya files, ``"lora_unet"``.
         file_prefix: component -> path levels that *files* carry and the module may lack, ``"text_model."``. Since
-            transformers 5 a ``CLIPTextModel`` has no ``text_model`` level (``encoder.layers.0.self_attn.q_proj``), while
+            transformers 5 a ``CLIPTextModel`` has no ``text_model`` level (``encoder.layers.0.self_attn.q_proj``) while
             every kohya and diffusers LoRA file says ``lora_te_text_model_encoder_…`` and
             ``text_encoder.text_model.encoder.…``. Writers insert the prefix between the component and the path unless
             the path begins with it; readers strip it if the module does not have it.

@@ -129,7 +129,9 @@ def instance_set(
         (6, (250, 215, 70))
     """
     if count < 1 or not colours:
-        raise BadConfig(f"an instance set of {count} pictures on {len(colours)} colours was asked for; both are 1 or more")
+        raise BadConfig(
+            f"an instance set of {count} pictures on {len(colours)} colours was asked for; both are 1 or more"
+        )
     pictures = []
     for i in range(count):
         drawn = hashlib.sha256(f"{name}|{seed}|{i}".encode()).digest()

@@ -13,7 +13,7 @@ from typing import Final
 from studio.adapters import METHODS, Foreign
 from studio.errors import nearest
 
-__all__ = ["ALIASES", "EXTRAS", "Spelling", "nearest_part", "part_of", "recognise"]
+__all__ = ["ALIASES", "EXTRAS", "Spelling", "is_part", "nearest_part", "part_of", "recognise"]
 
 EXTRAS: Final = ("alpha", "lora_mid.weight")
 """Parts that belong to no tensor of ours: they are worked into the others."""
@@ -50,6 +50,7 @@ _ELSEWHERE: Final[Mapping[str, str]] = {
     "lora_E": "AdaLoRA",
     "diff": "a full difference of the weight",
     "set_weight": "a replaced weight",
+    "bias": "a whole bias of the base",
     "w_norm": "a trained normalisation",
     "b_norm": "a trained normalisation",
     "hra_u": "HRA",
@@ -136,6 +137,11 @@ def part_of(key: str) -> tuple[str, str] | None:
     return None
 
 
+def is_part(part: str) -> bool:
+    """Says whether ``part`` is one that a key can end in."""
+    return part in _parts()
+
+
 def nearest_part(key: str) -> str:
     """Returns the known part that the end of ``key`` looks most like."""
     ends = key.split(".")
@@ -146,6 +152,8 @@ def nearest_part(key: str) -> str:
 @functools.lru_cache(maxsize=1024)
 def _recognise(parts: frozenset[str]) -> Spelling | str:
     own = parts - set(EXTRAS)
+    if own == {"weight"}:
+        return "it is a whole weight of the base (PEFT's modules_to_save, or a checkpoint), no adapter's tensor"
     for part in sorted(own):
         if part in _ELSEWHERE:
             known = ", ".join(METHODS)

@@ -24,7 +24,7 @@ class LoKr(RankedConfig):
     r"""LoKr changes the weight by a Kronecker product: ``W' = W + s · kron(w1, w2)`` with ``s = alpha / rank``.
 
     ``rows = a·c`` and ``cols = b·d`` are split as evenly as ``factor`` asks; ``w1`` is ``(a, b)``, ``w2`` is ``(c, d)``.
-    A part is kept whole, or as a product of two factors where that is smaller (``w2 = w2_a @ w2_b`` of rank ``rank``).
+    A part is kept whole, or as a product of two factors of rank ``rank`` where that is smaller (``w2 = w2_a @ w2_b``).
 
     Attributes:
         factor: upper bound of the smaller part of a split, or -1 for the most even one.

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -163,11 +163,9 @@ class LoRAAdapter(Adapter):
         return float(self.config.dropout)  # type: ignore[attr-defined]
 
     def factors(self) -> Factors:
-        parameters = self._parameters
-        down, up = parameters["down"], parameters["up"]
-        if self._buffers:
-            down, up = fold_start(self.tensors())
-        return Factors(down, up, self.scale, parameters.get("bias"))  # type: ignore[arg-type]
+        parameters: dict[str, Any] = self._parameters
+        down, up = fold_start(self.tensors()) if self._buffers else (parameters["down"], parameters["up"])
+        return Factors(down, up, self.scale, parameters.get("bias"))
 
     def delta(self, weight: Tensor, bias: Tensor | None) -> Delta:
         down, up, scale, extra = self.factors()

@@ -1,0 +1,98 @@
+"""The texts of a picture: what made it, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import studio
+from studio.adapters import adapters
+from studio.adapters.strength import as_strength
+from studio.families import Base
+from studio.pipelines.metadata import AdapterUse, parameters_text, strength_to_json, to_json
+from studio.pipelines.sample import Request
+from studio.pipelines.schedulers import Sampler
+from studio.pipelines.sources import Source, state_hash
+
+__all__ = ["describe"]
+
+
+def describe(
+    base: Base,
+    sources: Mapping[str, Source],
+    request: Request,
+    sampler: Sampler,
+    *,
+    rows: int,
+    prompt: str,
+    negative: str,
+) -> dict[str, str]:
+    """Returns the texts ``parameters`` and ``studio`` of one picture.
+
+    Args:
+        base: the base that made it.
+        sources: the files of the adapters, by name.
+        request: what was asked for.
+        sampler: what denoised.
+        rows: images per batch.
+        prompt: the prompt as it was written, tags included.
+        negative: the negative prompt as it was written.
+    """
+    family, uses = base.family, _uses(base, sources, request)
+    digest = _base_hash(base)
+    fields: dict[str, str | int | float] = {"Steps": request.steps, "Sampler": sampler.title}
+    if sampler.schedule:
+        fields["Schedule type"] = sampler.schedule
+    fields |= {"CFG scale": request.guidance, "Seed": request.seed, "Size": f"{request.width}x{request.height}"}
+    if digest:
+        fields["Model hash"] = digest[:10]
+    fields |= {"Model": base.id, "Version": f"adapter-studio {studio.__version__}"}
+    parameters = parameters_text(
+        text=request.prompt,
+        negative=request.negative,
+        fields=fields,
+        adapters=uses,
+        encoders=family.encoders,
+        denoiser=family.denoiser,
+    )
+    dtype = str(base.pipe.components[family.denoiser].dtype).removeprefix("torch.")
+    content = to_json(
+        version=studio.__version__,
+        base={"id": base.id, "family": family.name, "hash": digest, "dtype": dtype},
+        request={
+            "prompt": prompt,
+            "negative": negative,
+            "seed": request.seed,
+            "steps": request.steps,
+            "guidance": float(request.guidance),
+            "width": request.width,
+            "height": request.height,
+        },
+        scheduler=sampler.record,
+        rows=rows,
+        device=base.pipe._execution_device.type,
+        adapters=uses,
+    )
+    return {"parameters": parameters, "studio": content}
+
+
+def _base_hash(base: Base) -> str | None:
+    """The base's hash; ``None`` if something is baked into the weights and it was not taken before."""
+    known = "hash" in vars(base) or not any(info.baked for info in adapters(base.pipe).values())
+    return base.hash if known else None
+
+
+def _uses(base: Base, sources: Mapping[str, Source], request: Request) -> list[AdapterUse]:
+    """The adapters that acted, in the order in which they stand on the pipeline: it decides the last bits of a sum."""
+    uses = []
+    for name, info in adapters(base.pipe).items():
+        strength = info.strength if request.blend is None else as_strength(request.blend.get(name, 0.0))
+        content = strength_to_json(strength)
+        if content == 0.0:
+            continue
+        source = sources.get(name)
+        if source is None:
+            use = AdapterUse(name=name, strength=content, baked=info.baked, state=state_hash(base.pipe, info))
+        else:
+            use = AdapterUse(name=name, strength=content, baked=info.baked, **vars(source))
+        uses.append(use)
+    return uses

@@ -1,0 +1,69 @@
+"""Which blend acts on which picture of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from studio.adapters import Strength
+from studio.adapters.strength import StrengthLike, as_strength
+from studio.errors import BadConfig
+
+__all__ = ["BlendLike", "blends_of_pictures"]
+
+BlendLike = Mapping[str, StrengthLike]
+
+
+def blends_of_pictures(
+    blend: BlendLike | str | Sequence[BlendLike] | None, current: Mapping[str, Strength], count: int
+) -> list[dict[str, Strength] | None]:
+    """Deals a blend out to pictures.
+
+    Args:
+        blend: ``None``, one dict, the name of one adapter, or one dict per picture; a list of numbers as a strength in
+            one dict has one entry per picture.
+        current: the current blend.
+        count: how many pictures.
+
+    Returns:
+        One blend per picture; ``None`` where the current one acts as it is.
+
+    Raises:
+        BadConfig: a list whose length is not the number of pictures, or a strength that is not a finite number.
+
+    Example:
+        >>> dealt = blends_of_pictures({"dog": [0.2, 0.8]}, {}, 2)
+        >>> [blend["dog"].value for blend in dealt]
+        [0.2, 0.8]
+    """
+    if blend is None:
+        if all(strength.samples is None for strength in current.values()):
+            return [None] * count
+        blend = current
+    if isinstance(blend, str):
+        blend = {blend: 1.0}
+    if isinstance(blend, Mapping):
+        return [_for_picture(blend, index, count) for index in range(count)]
+    given = list(blend)
+    if len(given) != count:
+        raise BadConfig(
+            f"{len(given)} blends for {count} pictures (prompts times seeds); give one dict, or one per picture"
+        )
+    return [_for_picture(one, 0, 1) for one in given]
+
+
+def _for_picture(blend: BlendLike, index: int, count: int) -> dict[str, Strength]:
+    if not isinstance(blend, Mapping):
+        raise BadConfig(f"a blend is a dict of adapters and strengths, not {blend!r}")
+    dealt = {}
+    for name, value in blend.items():
+        strength = as_strength(value)
+        if strength.samples is not None:
+            if len(strength.samples) != count:
+                raise BadConfig(
+                    f"the strength of {name!r} has {len(strength.samples)} entries for {count} pictures; "
+                    "give one per picture"
+                )
+            factor = strength.value * strength.samples[index]
+            strength = Strength(factor, blocks=dict(strength.blocks), **dict(strength.components))
+        dealt[name] = strength
+    return dealt

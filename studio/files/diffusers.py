@@ -1,0 +1,96 @@
+"""diffusers' single file: the component, the module and PEFT's tensor names, ``unet.mid_block.….to_q.lora_A.weight``.
+
+The scale of a LoRA stands in the metadata under ``lora_adapter_metadata``, JSON of PEFT's config fields with the component
+in front (``unet.lora_alpha``); where it is missing diffusers takes alpha = rank, and so does this reader. Older
+spellings of the tensors (``.lora.down``, ``.lora_linear_layer.up``, ``.processor.to_q_lora.down``) are read as well.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor
+
+from studio.errors import BadFile
+from studio.files.format import FORMATS, Format, Saved, Source
+from studio.files.header import write_tensors
+from studio.files.names import Names
+from studio.files.peft import PeftSettings, peft_fields
+from studio.files.spelling import part_of
+
+__all__ = ["DIFFUSERS"]
+
+_METADATA: Final = "lora_adapter_metadata"
+
+# Attention processors had LoRA layers of their own: "<attention>.processor.to_q_lora.down.weight".
+_PROCESSORS: Final[Mapping[str, str]] = {
+    "to_q_lora": "to_q",
+    "to_k_lora": "to_k",
+    "to_v_lora": "to_v",
+    "to_out_lora": "to_out.0",
+}
+_TEXT: Final[Mapping[str, str]] = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out.0": "out_proj"}
+
+
+def _split(key: str) -> tuple[str, str] | None:
+    words = key.split(".")
+    if len(words) > 3 and words[-3] in _PROCESSORS:
+        layer = _PROCESSORS[words[-3]]
+        before = words[:-3]
+        if before[-1] == "processor":
+            before = before[:-1]
+        elif before[0].startswith("text_encoder"):
+            layer = _TEXT[layer]
+        return ".".join([*before, layer]), "lora_A.weight" if words[-2] == "down" else "lora_B.weight"
+    return part_of(key)
+
+
+def _settings(source: Source, method: str, component: str) -> PeftSettings | None:
+    text = source.metadata.get(_METADATA)
+    if text is None:
+        return None
+    try:
+        table = json.loads(text)
+    except (ValueError, RecursionError):
+        raise BadFile(f"{source.file}: its metadata {_METADATA!r} is not JSON; take it out, or save the file again") from None
+    if not isinstance(table, dict):
+        raise BadFile(f"{source.file}: its metadata {_METADATA!r} is not a table; take it out, or save the file again")
+    start = f"{component}." if component else ""
+    fields = {name.removeprefix(start): value for name, value in table.items() if name.startswith(start)}
+    return PeftSettings(fields, method, f"the metadata {_METADATA!r}") if fields else None
+
+
+def _check(saved: Saved) -> None:
+    """Everything can be said."""
+
+
+def _write(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], saved: Saved) -> None:
+    if saved.config.adapter.foreign.peft_type == "LORA":  # diffusers knows no other
+        components = dict.fromkeys(saved.names.paths[path][0] for path in saved.sites)
+        table: dict[str, Any] = {}
+        for component in components:
+            label = saved.names.labels[component]
+            fields = peft_fields(saved, component)
+            table |= {f"{label}.{name}" if label else name: value for name, value in fields.items()}
+        metadata[_METADATA] = json.dumps(table, indent=2, sort_keys=True)
+    write_tensors(file, tensors, metadata)
+
+
+DIFFUSERS: Final = FORMATS.add(
+    "diffusers",
+    Format(
+        name="diffusers",
+        title="diffusers file",
+        dialect="peft",
+        owns=lambda key: True,
+        split=_split,
+        find=Names.find_dotted,
+        spell=Names.dotted,
+        settings=_settings,
+        write=_write,
+        check=_check,
+    ),
+)

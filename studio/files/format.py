@@ -1,0 +1,97 @@
+"""A file format: how it names layers and tensors, and where it states the scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from torch import Tensor
+
+from studio.adapters import AdapterConfig, Site
+from studio.files.header import TensorInfo
+from studio.files.names import Names
+from studio.files.scale import Seen
+from studio.registry import Registry
+
+__all__ = ["FORMATS", "Format", "Saved", "Settings", "Source"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that was opened.
+
+    Attributes:
+        file: what the caller named. infos: key -> dtype and shape. tensors: key -> tensor; empty if only the header was read.
+        metadata: the container's texts. peft: the content of ``adapter_config.json`` beside it, or None.
+    """
+
+    file: Path
+    infos: Mapping[str, TensorInfo]
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+    peft: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Saved:
+    """An adapter that is being written.
+
+    Attributes:
+        config: the method and its settings. names: the model's names.
+        sites: path -> site. layers: path -> our tensors.
+    """
+
+    config: AdapterConfig
+    names: Names
+    sites: Mapping[str, Site]
+    layers: Mapping[str, Mapping[str, Tensor]]
+
+
+class Settings(Protocol):
+    """What the config in a file (not the tensors) says about the layers."""
+
+    notes: list[str]
+
+    def seen(self, module: str, rank: int | None) -> Seen:
+        """Returns rank and scale of the layer that the file calls ``module``, whose tensors have rank ``rank``."""
+
+    def fields(self) -> dict[str, Any]:
+        """Returns the file's fields that have a field of ours, under our names, without rank and alpha."""
+
+    def second(self, module: str) -> bool | None:
+        """Says whether the layer has the second of two tensors of one name; None if that is not stated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """One format.
+
+    Attributes:
+        name: registry name. title: in sentences. dialect: which spelling of tensors it writes, "peft" or "lycoris".
+        folder: whether ``file`` is a folder.
+        owns: whether a key is of this format, by its beginning.
+        split: key -> (module, part), or None where the end is unknown.
+        find: the path that a module's name means in a model, or None.
+        spell: the name of a path in a file.
+        settings: what the file's config says about a method and a component ("" for a model by itself), or None where
+            it says nothing.
+        write: writes keys to tensors, and metadata, to a file.
+        check: refuses what this format cannot say.
+    """
+
+    name: str
+    title: str
+    dialect: str
+    folder: bool = False
+    owns: Callable[[str], bool]
+    split: Callable[[str], tuple[str, str] | None]
+    find: Callable[[Names, str], str | None]
+    spell: Callable[[Names, str], str]
+    settings: Callable[[Source, str, str], Settings | None]
+    write: Callable[[Path, Mapping[str, Tensor], dict[str, str], Saved], None]
+    check: Callable[[Saved], None]
+
+
+FORMATS: Final[Registry[Format]] = Registry("file format")

@@ -1,0 +1,205 @@
+"""The layers of a model under the names that files use: dotted, flattened, with and without their component."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from torch import nn
+
+from studio.adapters import Site
+from studio.adapters.assembly import Assembly, assembly_at
+from studio.errors import nearest
+from studio.families import components, family_of
+
+__all__ = ["COMPONENTS", "Names", "shortest_endings"]
+
+COMPONENTS: Final = (
+    "unet", "transformer", "transformer_2", "prior", "controlnet", "text_encoder", "text_encoder_2", "text_encoder_3",
+)  # fmt: skip
+"""Words that begin a dotted key and name a component of a pipeline."""
+
+_FLAT: Final[Mapping[str, tuple[str, ...]]] = {
+    "lora_te1": ("text_encoder",),
+    "lora_te2": ("text_encoder_2",),
+    "lora_te3": ("text_encoder_3",),
+    "lora_te": ("text_encoder",),
+    "lora_prior_unet": ("prior",),
+    "lora_unet": ("unet", "transformer"),
+    "lora_transformer": ("transformer",),
+    "oft_unet": ("unet", "transformer"),
+    "lycoris": (),
+}
+"""Prefixes of flattened keys, longer ones first, and the components that they may mean; none means any."""
+
+ANY_FLAT: Final = "lycoris"
+
+
+class Names:
+    """Finds and spells the layers of one model.
+
+    Args:
+        model: any module, or a diffusers pipeline.
+
+    Attributes:
+        family: the model's family, or None.
+        modules: component -> module, ``{"": model}`` for a model by itself.
+        labels: component -> its name in files; a UNet by itself is labelled "unet", an unknown model "".
+        paths: path of every module -> (component, path inside it); what adapters brought is left out.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.family = family_of(model)
+        self.modules: dict[str, nn.Module] = components(model)
+        self.labels = {name: name or self._label(module) for name, module in self.modules.items()}
+        self.paths: dict[str, tuple[str, str]] = {}
+        for component, module in self.modules.items():
+            for name, _ in module.named_modules():
+                if ".adapters." not in f".{name}.":
+                    path = f"{component}.{name}" if component and name else component or name
+                    self.paths[path] = (component, name)
+        self._assemblies = {name: assembly_at(module) or Assembly(module, name) for name, module in self.modules.items()}
+        self._levels = {} if self.family is None else self.family.file_prefix
+
+    def _label(self, module: nn.Module) -> str:
+        if self.family is None:
+            return ""
+        encoder = "Text" in type(module).__name__
+        return self.family.encoders[0] if encoder and self.family.encoders else self.family.denoiser
+
+    def site(self, path: str) -> Site:
+        """Returns the site at ``path``.
+
+        Raises:
+            UnsupportedLayer: it cannot be adapted.
+        """
+        component, name = self.paths[path]
+        return self._assemblies[component].site(name)
+
+    def relative(self, path: str) -> tuple[str, str]:
+        """Returns the label of a path's component, and the path inside it."""
+        component, name = self.paths[path]
+        return self.labels[component], name
+
+    # -- spelling ----------------------------------------------------------------------------------------------------
+
+    def dotted(self, path: str) -> str:
+        """Spells a path as diffusers files do: ``text_encoder.text_model.encoder.layers.0.mlp.fc1``."""
+        label, name = self.relative(path)
+        return ".".join(part for part in (label, self._with_level(label, name)) if part)
+
+    def flat(self, path: str) -> str:
+        """Spells a path as kohya files do: ``lora_te_text_model_encoder_layers_0_mlp_fc1``."""
+        label, name = self.relative(path)
+        prefix = ANY_FLAT if self.family is None else self.family.kohya.get(label, ANY_FLAT)
+        return f"{prefix}_{self._with_level(label, name).replace('.', '_')}"
+
+    def _with_level(self, label: str, name: str) -> str:
+        level = self._levels.get(label, "")
+        return name if name.startswith(level) else level + name
+
+    # -- finding -----------------------------------------------------------------------------------------------------
+
+    def find_dotted(self, text: str) -> str | None:
+        """Returns the path that a dotted name means, with or without its component in front, or None."""
+        head, _, rest = text.partition(".")
+        for component, label in self.labels.items():
+            if label and head == label:
+                found = self._look(self._by_name[component], label, rest)
+                if found is not None:
+                    return found
+        if head in COMPONENTS and head not in self.labels.values() and any(self.labels.values()):
+            return None  # of a component that this model does not have
+        found = self._anywhere(text)
+        return self._anywhere(rest) if found is None and head in COMPONENTS else found
+
+    def find_flat(self, text: str) -> str | None:
+        """Returns the path that a flattened name means, or None."""
+        for prefix, labels in _FLAT.items():
+            if text.startswith(prefix + "_"):
+                rest = text[len(prefix) + 1 :]
+                found = {
+                    self._look(self._by_flat[component], label, rest, "_")
+                    for component, label in self.labels.items()
+                    if not labels or not label or label in labels
+                }
+                found.discard(None)
+                return found.pop() if len(found) == 1 else None
+        return None
+
+    def _anywhere(self, text: str) -> str | None:
+        found = {self._look(self._by_name[component], label, text) for component, label in self.labels.items()}
+        found.discard(None)
+        return found.pop() if len(found) == 1 else None
+
+    def _look(self, table: Mapping[str, str], label: str, text: str, dot: str = ".") -> str | None:
+        found = table.get(text)
+        if found is not None:
+            return found
+        level = self._levels.get(label, "").replace(".", dot)
+        if not level:
+            return None
+        return table.get(text.removeprefix(level)) if text.startswith(level) else table.get(level + text)
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, dict[str, str]]:
+        tables: dict[str, dict[str, str]] = {component: {} for component in self.modules}
+        for path, (component, name) in self.paths.items():
+            tables[component][name] = path
+        return tables
+
+    @functools.cached_property
+    def _by_flat(self) -> dict[str, dict[str, str]]:
+        tables: dict[str, dict[str, str]] = {component: {} for component in self.modules}
+        for path, (component, name) in self.paths.items():
+            tables[component][name.replace(".", "_")] = path
+        return tables
+
+    # -- hints -------------------------------------------------------------------------------------------------------
+
+    def nearest(self, text: str, spell: Any) -> str:
+        """Returns the spelling of the layer whose name looks most like ``text``, or ``""``.
+
+        Args:
+            text: a module's name in a file.
+            spell: how the file's format spells a path.
+        """
+        words = set(text.replace(".", "_").split("_"))
+        spelled = {spell(path) for path in self.paths}
+        shared = sorted(spelled, key=lambda name: -len(words & set(name.replace(".", "_").split("_"))))
+        return next(iter(nearest(text, shared[:40], 1)), "")
+
+
+def is_flat(key: str) -> bool:
+    """Says whether a key begins as flattened ones do."""
+    return key.startswith(tuple(f"{prefix}_" for prefix in _FLAT)) and "." in key
+
+
+def shortest_endings(chosen: Iterable[str], among: Iterable[str]) -> list[str] | None:
+    """Finds the shortest endings (whole words) that name exactly ``chosen`` and nothing else of ``among``.
+
+    Returns:
+        The endings, sorted; None if no set of endings can do it, because a chosen name ends another one.
+
+    Example:
+        >>> shortest_endings(["a.to_q", "b.to_q", "b.proj"], ["a.to_q", "b.to_q", "b.proj", "a.proj"])
+        ['b.proj', 'to_q']
+    """
+    wanted = list(chosen)
+    all_of, of_wanted = (Counter(ending for name in names for ending in _endings(name)) for names in (among, wanted))
+    found: set[str] = set()
+    for name in wanted:
+        ending = next((ending for ending in _endings(name) if all_of[ending] <= of_wanted[ending]), None)
+        if ending is None:
+            return None
+        found.add(ending)
+    return sorted(found)
+
+
+def _endings(name: str) -> Iterator[str]:
+    """The endings of a dotted name, the shortest first."""
+    words: Sequence[str] = name.split(".")
+    for count in range(1, len(words) + 1):
+        yield ".".join(words[-count:])

@@ -1,0 +1,84 @@
+"""Rank and scale of every layer, and a config that says the same.
+
+Files state the scale in three ways: in the config (PEFT), in an alpha tensor beside each pair (kohya), or not at all.
+Whatever a file states wins over the config that came with it, because it is what other programs read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from studio.adapters import AdapterConfig
+from studio.adapters.ranked import FactorConfig, RankedConfig
+from studio.files.names import shortest_endings
+
+__all__ = ["Seen", "root_or_rank", "settle"]
+
+
+class Seen(NamedTuple):
+    """What a file says about one layer; None where it says nothing."""
+
+    rank: int | None
+    scale: float | None
+
+
+def root_or_rank(rank: int, stabilized: bool) -> float:
+    """The denominator of the scale: ``rank``, or ``sqrt(rank)`` where it is rank-stabilized."""
+    return math.sqrt(rank) if stabilized else float(rank)
+
+
+def settle(config: AdapterConfig, seen: Mapping[str, Seen]) -> AdapterConfig:
+    """Returns ``config`` if it gives every layer the rank and scale in ``seen``, else one that does.
+
+    Args:
+        config: the config that a file carries, or one made from its fields.
+        seen: path -> rank and scale.
+    """
+    if not isinstance(config, RankedConfig) or all(_agrees(config, path, said) for path, said in seen.items()):
+        return config
+    stabilized = isinstance(config, FactorConfig) and config.rank_stabilized
+    ranks = {path: config.rank_at(path) if said.rank is None else said.rank for path, said in seen.items()}
+    alphas = {
+        path: config.alpha_at(path)
+        if said.scale is None
+        else float(f"{said.scale * root_or_rank(ranks[path], stabilized):.12g}")
+        for path, said in seen.items()
+    }
+    rank, alpha = _most_common(ranks), _most_common(alphas)
+    follows = all(alphas[path] == ranks[path] for path in seen)
+    return dataclasses.replace(
+        config,
+        rank=int(rank),
+        alpha=None if follows else alpha,
+        rank_pattern={pattern: int(value) for pattern, value in _exceptions(ranks, rank).items()},
+        alpha_pattern={} if follows else _exceptions(alphas, alpha),
+    )
+
+
+def _agrees(config: RankedConfig, path: str, said: Seen) -> bool:
+    if said.rank is not None and said.rank != config.rank_at(path):
+        return False
+    return said.scale is None or math.isclose(said.scale, config.scale_at(path), rel_tol=1e-6, abs_tol=1e-12)
+
+
+def _most_common(values: Mapping[str, float]) -> float:
+    counts = Counter(values.values())
+    return min(counts, key=lambda value: (-counts[value], value))
+
+
+def _exceptions(values: Mapping[str, float], usual: float) -> dict[str, float]:
+    """Patterns of the layers whose value is not the usual one."""
+    groups: dict[float, list[str]] = {}
+    for path, value in values.items():
+        if value != usual:
+            groups.setdefault(value, []).append(path)
+    patterns: dict[str, float] = {}
+    for value in sorted(groups):
+        # where a name ends another one, only the whole expression is exact
+        endings = shortest_endings(groups[value], values) or groups[value]
+        patterns |= dict.fromkeys(endings, value)
+    return dict(sorted(patterns.items()))

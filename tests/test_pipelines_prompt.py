@@ -1,0 +1,69 @@
+"""Adapter tags in prompts."""
+
+from __future__ import annotations
+
+import pytest
+
+from studio.adapters import Strength
+from studio.errors import BadConfig, UnknownName
+from studio.pipelines.prompt import parse_prompt
+
+KNOWN = ["dog", "ink", "3d-look", "lora"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "blend"),
+    [
+        ("a photo of sks dog", "a photo of sks dog", None),
+        ("a photo of sks dog <dog:0.8>", "a photo of sks dog", {"dog": 0.8}),
+        ("<dog:0.8> a photo", "a photo", {"dog": 0.8}),
+        ("a <dog:0.8> photo <ink:-1.5>, red", "a photo, red", {"dog": 0.8, "ink": -1.5}),
+        ("a photo <dog>", "a photo", {"dog": 1.0}),
+        ("a photo <lora:dog:0.8>", "a photo", {"dog": 0.8}),
+        ("a photo <lora:dog>", "a photo", {"dog": 1.0}),
+        ("a photo <3d-look:1e-1>", "a photo", {"3d-look": 0.1}),
+        ("an adapter called lora <lora:0.5>", "an adapter called lora", {"lora": 0.5}),
+        ("<lora:dog:0.3:0.8> x", "x", {"dog": Strength(text_encoder=0.3, unet=0.8)}),
+        ("<lora:dog:0.5:unet=0.8> x", "x", {"dog": Strength(text_encoder=0.5, unet=0.8)}),
+        ("<dog:unet=0.8,text_encoder=0.3> x", "x", {"dog": Strength(unet=0.8, text_encoder=0.3)}),
+        ("<dog:0.5:te=0.4> x", "x", {"dog": Strength(0.5, text_encoder=0.4)}),
+        ("< dog : 0.8 > x", "x", {"dog": 0.8}),
+        ("i <3 dogs, 2 < 3", "i <3 dogs, 2 < 3", None),
+        (r"\<dog:0.8\> is text", "<dog:0.8> is text", None),
+        ("", "", None),
+    ],
+)
+def test_a_prompt_is_taken_apart(prompt, text, blend):
+    found = parse_prompt(prompt, KNOWN)
+    assert found.text == text
+    assert found.blend == blend
+
+
+def test_an_adapter_that_is_not_loaded_is_refused_with_the_nearest():
+    with pytest.raises(UnknownName, match=r"'dgo', which is not loaded; did you mean 'dog'\? \(loaded: 3d-look, dog"):
+        parse_prompt("a photo <dgo:0.8>", KNOWN)
+    with pytest.raises(UnknownName, match="none is loaded"):
+        parse_prompt("a photo <lora:dog:0.8>", [])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [
+        ("a photo <dog:0.8", "not closed"),
+        ("a photo <dog:0.8 and <ink:0.5>", "not closed"),
+        ("a photo <dog:>", "'' is not a number"),
+        ("a photo <dog:strong>", "'strong' is not a number"),
+        ("a photo <dog:nan>", "'nan' is not a number"),
+        ("a photo <dog:inf>", "'inf' is not a number"),
+        ("a photo <dog:1:2>", "too many numbers"),
+        ("a photo <lora:dog:1:2:3>", "too many numbers"),
+        ("a photo <dog:vae=1>", "'vae' is no component"),
+        ("a photo <dog:unet=>", "'' is not a number"),
+        ("a photo <>", "the name of an adapter"),
+        ("i <3 you >", "the name of an adapter"),
+        ("<dog:1> a photo <lora:dog:1>", "twice"),
+    ],
+)
+def test_a_malformed_tag_is_refused(prompt, reason):
+    with pytest.raises(BadConfig, match=reason):
+        parse_prompt(prompt, KNOWN)

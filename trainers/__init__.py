@@ -1,0 +1,19 @@
+"""Training: one loop, and one file per thing that can be trained.
+
+Example:
+    >>> from studio.trainers import DreamBooth
+    >>> DreamBooth(base="emoji", instance_images="photos", instance_prompt="a photo of sks dog").kind
+    'dreambooth'
+"""
+
+from __future__ import annotations
+
+from studio.trainers.dreambooth import DreamBooth
+from studio.trainers.guard import NotFinite
+from studio.trainers.loop import train
+from studio.trainers.plan import Plan
+from studio.trainers.run import Run
+from studio.trainers.style import Style
+from studio.trainers.task import Lesson, Loss, Task
+
+__all__ = ["DreamBooth", "Lesson", "Loss", "NotFinite", "Plan", "Run", "Style", "Task", "train"]

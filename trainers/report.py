@@ -1,0 +1,116 @@
+"""The report of a run: one HTML page with everything in it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from studio.atomic import atomic_write
+from studio.trainers.curve import curve, running_mean
+from studio.trainers.preview import preview_files
+from studio.trainers.run import RunFolder, sha256
+from studio.trainers.task import Lesson
+
+__all__ = ["Moved", "write"]
+
+LARGEST: Final = 320  # pixels; larger previews are embedded smaller, the files beside the report have them whole
+MOST_ROWS: Final = 8  # of previews over time
+
+
+@dataclass(frozen=True)
+class Moved:
+    """How far the adapter of one component went.
+
+    Args:
+        sites: layers.
+        numbers: trained numbers.
+        norm: ``‖end − start‖₂`` over all its tensors.
+        rate: its full learning rate.
+    """
+
+    sites: int
+    numbers: int
+    norm: float
+    rate: float
+
+
+def write(
+    folder: RunFolder, lesson: Lesson, settings: Mapping[str, Any], losses: Sequence[float], moved: Mapping[str, Moved]
+) -> None:
+    """Writes ``report.html``.
+
+    Args:
+        folder: the run's folder, with the adapter and the previews in it.
+        lesson: the lesson.
+        settings: what ``run.toml`` says.
+        losses: of each step.
+        moved: component -> how far it went.
+    """
+    import jinja2
+
+    previews = preview_files(folder.folder)
+    steps = sorted(previews)
+    captions = lesson.captions()
+    pairs = []
+    if len(steps) > 1:
+        rows = zip(captions, previews[steps[0]], previews[steps[-1]], strict=False)
+        pairs = [(caption, _embedded(before), _embedded(after)) for caption, before, after in rows]
+    over_time = [(step, [_embedded(file) for file in previews[step]]) for step in _spread(steps, MOST_ROWS)]
+    inputs = dict(lesson.inputs)
+    hashes = {**inputs, "adapter.safetensors": sha256(folder.adapter)}
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    page = environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8")).render(
+        title=lesson.name,
+        task=lesson.settings.get("task", "training"),
+        method=lesson.adapter.method,
+        base=inputs.get("base", ""),
+        steps=lesson.plan.steps,
+        loss=running_mean(losses, max(len(losses) // 25, 1))[-1],
+        numbers=sum(part.numbers for part in moved.values()),
+        size=folder.adapter.stat().st_size,
+        pairs=pairs,
+        over_time=over_time if len(steps) > 2 else [],
+        captions=captions,
+        curve=curve(losses, "loss over steps"),
+        moved=moved,
+        notes=lesson.notes,
+        settings={part: _flat(settings[part]) for part in ("task", "adapter", "training", "free")},
+        hashes=hashes,
+    )
+    atomic_write(folder.report, page)
+
+
+def _spread(steps: Sequence[int], most: int) -> list[int]:
+    """Returns at most ``most`` of ``steps``, evenly spread, the first and the last among them."""
+    if len(steps) <= most:
+        return list(steps)
+    return [steps[round(index * (len(steps) - 1) / (most - 1))] for index in range(most)]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Returns nested settings as dotted names and texts."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            flat[prefix + key] = shown or "(none)"
+    return flat
+
+
+def _embedded(file: Path) -> str:
+    """Returns a picture as a data URL."""
+    from PIL import Image
+
+    with Image.open(file) as picture:
+        if max(picture.size) <= LARGEST:
+            return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+        buffer = io.BytesIO()
+        picture.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+        picture.save(buffer, format="JPEG", quality=88)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
