@@ -35,7 +35,9 @@ from studio.families.pictures import COLOURS, SIDE
 
 # never seen by text encoder and UNet: subjects to learn later
 KEPT_OUT = frozenset(
-    "robot,teddy bear,unicorn,jack-o-lantern,alien monster,snowman,sailboat,cactus,mushroom,penguin,guitar,hamburger".split(",")
+    "robot,teddy bear,unicorn,jack-o-lantern,alien monster,snowman,sailboat,cactus,mushroom,penguin,guitar,hamburger".split(
+        ","
+    )
 )
 KINDS = {"Animals & Nature", "Food & Drink", "Activities", "Travel & Places", "Smileys & Emotion"}
 BACKGROUNDS = tuple(COLOURS)
@@ -140,7 +142,10 @@ def train_tokenizer(names: tuple[str, ...], vocabulary: int, folder: Path) -> An
         split = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
         bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
         bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-        pieces = [pre_tokenizers.Split(Regex(split), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        pieces = [
+            pre_tokenizers.Split(Regex(split), "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
         bpe.pre_tokenizer = pre_tokenizers.Sequence(pieces)
         trainer = trainers.BpeTrainer(
             vocab_size=vocabulary,
@@ -167,7 +172,9 @@ class Phase:
     save_every: int
     momentum: float = 0.998
 
-    def run(self, loss: Callable[[int], Tensor], schedule: Callable[[float], float], *, stop_at: int | None = None) -> bool:
+    def run(
+        self, loss: Callable[[int], Tensor], schedule: Callable[[float], float], *, stop_at: int | None = None
+    ) -> bool:
         """Runs ``loss(step)`` from the checkpoint's step on; whether all steps are done. The EMA ends in the modules.
 
         Args:

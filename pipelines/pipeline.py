@@ -173,8 +173,8 @@ class ImagePipeline:
             DoesNotFit: a prompt that is too long, or a scheduler or base that cannot do this.
             StudioError: the model gave no finite numbers.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+        prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
+        seeds = [seeds] if isinstance(seeds, (int, float)) else list(seeds)
         if not prompts or not seeds:
             raise BadConfig(f"{len(prompts)} prompts and {len(seeds)} seeds make no picture; give at least one of each")
         written = [(text, seed) for text in prompts for seed in seeds]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import sys
 import types
 import typing
@@ -58,7 +57,7 @@ def build(cls: type[C], values: Mapping[str, Any], *, where: str = "") -> C:
         studio.errors.BadConfig: Crop has no field 'widht'; did you mean 'width'? (fields: width, sides)
     """
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
-    kinds = _annotations(cls)
+    kinds = typing.get_type_hints(cls)
     title = f"{where}: {cls.__name__}" if where else cls.__name__
     arguments = {}
     for name, value in _nested(values, title).items():
@@ -101,7 +100,7 @@ def check(config: Any) -> None:
         ...
         studio.errors.BadConfig: Blur.radius must be a number, not 'wide'
     """
-    kinds = _annotations(type(config))
+    kinds = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         converted = _convert(value, kinds[field.name], f"{type(config).__name__}.{field.name}")
@@ -221,11 +220,6 @@ def _plain_value(value: Any) -> Any:
     if isinstance(value, Path):
         return value.as_posix()
     return value
-
-
-@functools.cache
-def _annotations(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
 
 
 def _nested(values: Mapping[str, Any], title: str) -> dict[str, Any]:

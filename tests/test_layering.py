@@ -117,6 +117,23 @@ def test_packages_lists_every_folder_with_python_in_it():
     assert found == set(PYPROJECT["tool"]["setuptools"]["packages"])
 
 
+def test_every_asset_goes_into_the_wheel():
+    """What is no Python in the product's folders matches a pattern of package-data."""
+    listed: set[Path] = set()
+    for package, patterns in PYPROJECT["tool"]["setuptools"]["package-data"].items():
+        folder = Path(PYPROJECT["tool"]["setuptools"]["package-dir"].get(package, package.replace(".", "/")))
+        listed |= {file for pattern in patterns for file in (ROOT / folder).glob(pattern)}
+    assets = {
+        file
+        for folder in ("studio", *LINKED)
+        for place, _, names in os.walk(ROOT / folder)
+        for file in (Path(place, name) for name in names)
+        if file.suffix not in (".py", ".pyc", ".tmp") and "__pycache__" not in file.parts
+    }
+    assert assets - listed == set()
+    assert any(file.name == "model_index.json" for file in assets)
+
+
 def test_extras_are_described_and_described_extras_exist():
     declared = PYPROJECT["project"]["optional-dependencies"]
     assert set(declared) == set(EXTRAS)

@@ -60,44 +60,32 @@ def both():
 
 @pytest.mark.parametrize("rows", [1, 2, 4])
 def test_equal_rows_give_equal_bits_whatever_the_list_place_and_order(both, rows):
-    blends = [{"dog": 1.0}, {}, {"dog": 0.5, "ink": 0.8}]
-    jobs = [(PROMPTS[n % 3], n, blends[n % 2]) for n in range(5)]
-
-    def make(chosen):
-        made = {}
-        for seed in {seed for _, seed, _ in chosen}:
-            assert seed is not None
-        images = []
-        for prompt, seed, blend in chosen:
-            images += both.generate(prompt, seeds=seed, blend=blend, batch_size=rows, **FAST)
-        made.update({job[1]: image for job, image in zip(chosen, images, strict=True)})
-        return made
-
-    alone = make(jobs)
-    prompts = [prompt for prompt, _, _ in jobs]
-    seeds = [seed for _, seed, _ in jobs]
-    # all prompts with all seeds, in another order, with neighbours of other prompts, seeds and blends
-    order = [3, 0, 4, 2, 1]
-    chosen = [prompts[index] for index in order]
-    listed = [blends[index % 2] for index in order for _ in seeds]
-    many = both.generate(chosen, seeds=seeds, blend=listed, batch_size=rows, **FAST)
-    for place, index in enumerate(order):
-        assert equal(many[place * len(seeds) + seeds.index(seeds[index])], alone[seeds[index]])
+    # two blends, so that some of the neighbours are in other batches
+    jobs = [(PROMPTS[n], n, [{"dog": 1.0, "ink": 0.5}, {}][n % 2]) for n in range(3)]
+    alone = [both.generate(prompt, seeds=seed, blend=blend, batch_size=rows, **FAST)[0] for prompt, seed, blend in jobs]
+    for order in ([2, 0, 1], [1, 2]):
+        prompts = [jobs[index][0] for index in order]
+        seeds = [0, 1, 2] if rows > 1 else [2]
+        blends = [jobs[index][2] for index in order for _ in seeds]
+        images = both.generate(prompts, seeds=seeds, blend=blends, batch_size=rows, **FAST)
+        for place, index in enumerate(order):
+            if index in seeds:
+                assert equal(images[place * len(seeds) + seeds.index(index)], alone[index])
 
 
 def test_other_rows_agree_within_one_level(both):
-    first = both.generate(PROMPTS, seeds=[0, 1], blend={"dog": 0.7}, **FAST)
-    for rows in (2, 3, 8):
-        other = both.generate(PROMPTS, seeds=[0, 1], blend={"dog": 0.7}, batch_size=rows, **FAST)
+    first = both.generate(PROMPTS, blend={"dog": 0.7}, **FAST)
+    for rows in (2, 3, 5):
+        other = both.generate(PROMPTS, blend={"dog": 0.7}, batch_size=rows, **FAST)
         assert max(furthest(a, b) for a, b in zip(first, other, strict=True)) <= 1
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "plms"])
 def test_every_scheduler_draws_for_each_image_alone(plain, name):
     seeds = [5, 6, 7]
-    together = plain.generate("tiger", seeds=seeds, scheduler=name, batch_size=4, steps=4)
-    swapped = plain.generate("tiger", seeds=[7, 5], scheduler=name, batch_size=4, steps=4)
-    alone = plain.generate("tiger", seeds=6, scheduler=name, batch_size=4, steps=4)
+    together = plain.generate("tiger", seeds=seeds, scheduler=name, batch_size=4, steps=3)
+    swapped = plain.generate("tiger", seeds=[7, 5], scheduler=name, batch_size=4, steps=3)
+    alone = plain.generate("tiger", seeds=6, scheduler=name, batch_size=4, steps=3)
     assert equal(swapped[0], together[2])
     assert equal(swapped[1], together[0])
     assert equal(alone[0], together[1])
@@ -106,9 +94,9 @@ def test_every_scheduler_draws_for_each_image_alone(plain, name):
 
 @pytest.mark.parametrize("name", [name for name in SCHEDULERS if name not in ("plms", "lcm", "tcd")])
 def test_every_scheduler_ends_near_the_same_picture(plain, name):
-    (reference,) = plain.generate("rocket", seeds=1, steps=20)
-    (image,) = plain.generate("rocket", seeds=1, steps=20, scheduler=name)
-    assert abs(pixels(reference) - pixels(image)).mean() < 12  # of 255; another seed's noise left in it gives > 40
+    (reference,) = plain.generate("rocket", seeds=1, steps=10)
+    (image,) = plain.generate("rocket", seeds=1, steps=10, scheduler=name)
+    assert abs(pixels(reference) - pixels(image)).mean() < 12  # of 255; noise that is left in it gives > 40
 
 
 def test_pictures_are_what_diffusers_draws(plain):
@@ -205,7 +193,8 @@ def test_progress_counts_to_its_end(plain):
         ({"scheduler": "lcm", "steps": 200}, BadConfig, "the scheduler lcm cannot make 200 steps"),
         ({"negative": "red <dog:1>"}, UnknownName, "'dog', which is not loaded"),
         ({"prompt": "a tiger <dog:0.5>"}, UnknownName, "none is loaded"),
-        ({"prompt": 7}, TypeError, None),
+        ({"prompt": 7}, BadConfig, "a prompt is a text"),
+        ({"prompt": ["tiger", None]}, BadConfig, "a prompt is a text, not None"),
         ({"prompt": "tiger " * 40}, DoesNotFit, "tokens and this base reads 24"),
         ({"blend": {"dog": 1.0}}, UnknownName, "'dog'"),
         ({"blend": [{}, {}]}, BadConfig, "2 blends for 1 pictures"),
@@ -236,7 +225,8 @@ def test_schedulers_by_the_names_of_other_programs():
         assert sampler.scheduler.config.prediction_type == "v_prediction"
         assert sampler.scheduler.config.timestep_spacing == "trailing"
         again = sampler_from_record(sampler.record)
-        assert dict(again.config) == dict(sampler.scheduler.config)
+        ours, theirs = ({k: v for k, v in s.config.items() if k[0] != "_"} for s in (again, sampler.scheduler))
+        assert ours == theirs
 
 
 def test_a_scheduler_that_draws_one_noise_for_all_images_is_refused(plain):

@@ -107,7 +107,7 @@ class AdapterConfig:
         object.__setattr__(self, "exclude", (self.exclude,) if isinstance(self.exclude, str) else tuple(self.exclude))
         if not self.targets:
             raise BadConfig(
-                f"{type(self).__name__}(targets={self.targets!r}) names no layer; give a preset or a pattern"
+                f"{type(self).__name__}(targets={self.targets!r}) names no layer; give a preset or patterns"
             )
         self.check()
 

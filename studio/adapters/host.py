@@ -126,9 +126,9 @@ class Mount:
             return y if stack.bias is None else y + stack.bias
         parts = [(_factors(adapter), coefficient) for adapter, coefficient in self.fused]
         if len(parts) == 1 and not isinstance(parts[0][1], Tensor):
-            (down, up, scale, bias), coefficient = parts[0]
+            (down, up, scale, bias), dtype = parts[0][0], y.dtype
             if down.requires_grad or up.requires_grad:  # read anew at every call: optimizers may replace them
-                dtype, scale = y.dtype, scale * coefficient
+                scale *= parts[0][1]
                 if scale != 1.0:  # on the small factor, as in a stack: frozen and trainable agree bit for bit
                     up, bias = up * scale, None if bias is None else bias * scale
                 if down.dtype != dtype:
@@ -233,9 +233,17 @@ def _rebuild(base: type[nn.Module]) -> nn.Module:
     return cls.__new__(cls)
 
 
-@functools.cache
+_CLASSES: Final[dict[type[nn.Module], type[nn.Module]]] = {}
+
+
 def hosted_class(base: type[nn.Module]) -> type[nn.Module]:
     """Returns the subclass of ``base`` whose forward lets adapters act; one per class of layer."""
+    if base not in _CLASSES:
+        _CLASSES[base] = _make_class(base)
+    return _CLASSES[base]
+
+
+def _make_class(base: type[nn.Module]) -> type[nn.Module]:
     base_forward = base.forward
 
     def forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -23,7 +23,7 @@ __all__ = ["LoKr", "LoKrAdapter", "factorize"]
 class LoKr(RankedConfig):
     r"""LoKr changes the weight by a Kronecker product: ``W' = W + s · kron(w1, w2)`` with ``s = alpha / rank``.
 
-    ``rows = a·c`` and ``cols = b·d`` are split as evenly as ``factor`` asks; ``w1`` is ``(a, b)``, ``w2`` is ``(c, d)``.
+    ``rows = a·c`` and ``cols = b·d`` are split as evenly as ``factor`` asks: ``w1`` ``(a, b)``, ``w2`` ``(c, d)``.
     A part is kept whole, or as a product of two factors of rank ``rank`` where that is smaller (``w2 = w2_a @ w2_b``).
 
     Attributes:

@@ -1,0 +1,171 @@
+"""Detecting what a file holds, key by key, and for which family it was made."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from studio.files import diffusers, kohya, peft
+from studio.files.format import Format
+from studio.files.header import TensorInfo
+from studio.files.spelling import Spelling, nearest_part, recognise
+
+__all__ = ["Layer", "Sorted", "guess_family", "sort_keys"]
+
+_ORDER: Final = (peft.PEFT, kohya.KOHYA, diffusers.DIFFUSERS)
+"""Formats as they are asked whose a key is; the last takes what is left."""
+
+_STRANGERS: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
+    (re.compile(expression), what)
+    for expression, what in (
+        (r"lora_controlnet", "a Control-LoRA, which replaces a ControlNet"),
+        (r"^lllite_", "a ControlNet-LLLite"),
+        (r"^(ip_adapter|image_proj)\.", "an IP-Adapter"),
+        (r"^bundle_emb\.", "a text embedding that is bundled with the file"),
+        (r"^(emb_params|clip_l|clip_g|t5xxl|string_to_param)$", "a text embedding (textual inversion)"),
+        (r"_custom_diffusion\.weight$", "Custom Diffusion"),
+        (r"^(unet|text_encoder):\d+:(up|down)$", "cloneofsimo's first format"),
+        (r"\.(qkv|proj)_lora[12]?\.(down|up)\.weight$", "XLabs' Flux format"),
+        (r"\.(query|key)_norm\.scale$", "a Flux control LoRA"),
+        (r"^(model\.diffusion_model|first_stage_model|cond_stage_model)\.", "a whole checkpoint"),
+    )
+)
+
+
+@dataclass
+class Layer:
+    """The keys of one layer.
+
+    Attributes:
+        format: whose naming it is. module: its name in the file. parts: part -> key.
+        spoiled: why nothing of it can be used, or "".
+    """
+
+    format: Format
+    module: str
+    parts: dict[str, str] = field(default_factory=dict)
+    spoiled: str = ""
+
+    def spelling(self) -> Spelling | str:
+        """The method of this layer, or why there is none."""
+        return self.spoiled or recognise(self.parts)
+
+
+@dataclass
+class Sorted:
+    """A file's keys.
+
+    Attributes:
+        layers: by module name as the file has it. strangers: key -> why it belongs to no layer.
+    """
+
+    layers: dict[str, Layer] = field(default_factory=dict)
+    strangers: dict[str, str] = field(default_factory=dict)
+
+    def method(self, preferred: str = "") -> str:
+        """The method of most layers, the preferred one if any layer has it; "" if no layer has one."""
+        found = Counter(s.method for s in (layer.spelling() for layer in self.layers.values()) if isinstance(s, Spelling))
+        if preferred in found:
+            return preferred
+        return min(found, key=lambda method: (-found[method], method)) if found else ""
+
+    def format(self) -> str:
+        """The format of most layers; "" if there is none."""
+        found = Counter(layer.format.name for layer in self.layers.values())
+        return min(found, key=lambda name: (-found[name], name)) if found else ""
+
+
+def sort_keys(keys: Mapping[str, TensorInfo]) -> Sorted:
+    """Sorts the keys of a file into layers; every key ends in a layer or among the strangers."""
+    found = Sorted()
+    unknown: list[tuple[str, Format]] = []
+    for key in keys:
+        format = next(one for one in _ORDER if one.owns(key))
+        split = format.split(key)
+        if split is None:
+            unknown.append((key, format))
+            continue
+        module, part = split
+        layer = found.layers.get(module)
+        if layer is None:
+            layer = found.layers[module] = Layer(format, module)
+        if part in layer.parts:
+            layer.spoiled = f"{part} of this layer is in the file twice, as {layer.parts[part]} and {key}"
+            found.strangers[key] = layer.spoiled
+        else:
+            layer.parts[part] = key
+    for key, format in unknown:
+        _place_unknown(key, format, found)
+    return found
+
+
+def _place_unknown(key: str, format: Format, found: Sorted) -> None:
+    """Notes a key whose end is unknown; a layer that it belongs to cannot be used without it."""
+    for expression, what in _STRANGERS:
+        if expression.search(key):
+            found.strangers[key] = f"it belongs to {what}, which is not read here"
+            return
+    reason = f"no tensor of a known method is named so; the nearest is {nearest_part(key)!r}"
+    found.strangers[key] = reason
+    module = key
+    while "." in module:
+        module = module.rpartition(".")[0]
+        layer = found.layers.get(module) or found.layers.get(module.removeprefix("base_model.model."))
+        if layer is not None:
+            layer.spoiled = f"its layer also has {key}, which is unknown"
+            return
+
+
+# -- the family a file was made for ------------------------------------------------------------------------------------
+
+_TITLES: Final = {
+    "sd1": "Stable Diffusion 1.x",
+    "sd2": "Stable Diffusion 2.x",
+    "sdxl": "Stable Diffusion XL",
+    "sd3": "Stable Diffusion 3",
+    "flux": "Flux",
+    "wan": "Wan video",
+    "qwen-image": "Qwen-Image",
+    "lumina": "Lumina",
+    "llm": "a language model",
+}
+_BY_NAME: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
+    (re.compile(expression), family)
+    for expression, family in (
+        (r"(double|single)_blocks|single_transformer_blocks", "flux"),
+        (r"joint_blocks", "sd3"),
+        (r"(^|[._])(input_blocks|output_blocks|middle_block)[._]|^lora_te2_|^text_encoder_2\.|add_embedding", "sdxl"),
+        (r"(^|[._])blocks[._]\d+[._](self|cross)_attn", "wan"),
+        (r"(^|[._])transformer_blocks[._]\d+[._](img_mlp|txt_mlp)", "qwen-image"),
+        (r"(^|[._])layers[._]\d+[._](attention|feed_forward)[._]", "lumina"),
+        (r"(^|[._])layers[._]\d+[._](self_attn|mlp)[._](q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)$", "llm"),
+        (r"(down|up)_blocks[._]\d[._]attentions[._]\d[._]transformer_blocks[._][2-9]", "sdxl"),
+    )
+)
+_WIDTHS: Final = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
+_TEXT_WIDTHS: Final = {768: "sd1", 1024: "sd2", 1280: "sdxl"}
+_DOWNS: Final = ("lora_A.weight", "lora_down.weight")
+
+
+def guess_family(found: Sorted, infos: Mapping[str, TensorInfo]) -> tuple[str, str]:
+    """Guesses for which family a file was made, from names and widths.
+
+    Returns:
+        Its registry name and its title; ``("", "")`` when nothing tells.
+    """
+    text_like = re.compile(r"text_model|text_encoder|^lora_te")
+    for expression, family in _BY_NAME:
+        if any(expression.search(module) for module in found.layers if family != "llm" or not text_like.search(module)):
+            return family, _TITLES[family]
+    for ending, table in (("attn2", _WIDTHS), ("self_attn", _TEXT_WIDTHS)):
+        for module, layer in found.layers.items():
+            down = next((layer.parts[part] for part in _DOWNS if part in layer.parts), None)
+            inner = ("to_k", "to_v") if ending == "attn2" else ("q_proj", "k_proj", "v_proj")
+            if down is not None and ending in module and module.endswith(inner):
+                family = table.get(infos[down].shape[1] if len(infos[down].shape) > 1 else 0, "")
+                if family:
+                    return family, _TITLES[family]
+    return "", ""
