@@ -252,7 +252,7 @@ def loading(rounds: int) -> list[dict[str, Any]]:
                 studio.load(model, file)
 
             def load_theirs(peer: Any = peer, file: Path = file) -> None:
-                peer.load_lora_adapter(str(file), prefix="unet", adapter_name="default")
+                peer.load_lora_adapter(str(file), prefix=None, adapter_name="default")
 
             times: dict[str, list[float]] = {"ours": [], "diffusers + peft": []}
             for _ in range(rounds):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from studio.adapters import Strength
 from studio.adapters.strength import StrengthLike, as_strength
@@ -64,6 +65,7 @@ def _for_picture(blend: BlendLike, index: int, count: int) -> dict[str, Strength
                     "give one per picture"
                 )
             factor = strength.value * strength.samples[index]
-            strength = Strength(factor, blocks=dict(strength.blocks), **dict(strength.components))
+            components: dict[str, Any] = dict(strength.components)
+            strength = Strength(factor, blocks=dict(strength.blocks), **components)
         dealt[name] = strength
     return dealt

@@ -173,7 +173,7 @@ class ImagePipeline:
             DoesNotFit: a prompt that is too long, or a scheduler or base that cannot do this.
             StudioError: the model gave no finite numbers.
         """
-        prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
+        prompts: list[Any] = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
         seeds = [seeds] if isinstance(seeds, (int, float)) else list(seeds)
         if not prompts or not seeds:
             raise BadConfig(f"{len(prompts)} prompts and {len(seeds)} seeds make no picture; give at least one of each")
@@ -208,7 +208,7 @@ class ImagePipeline:
             images[made.index] = made.image
         return [images[index] for index in range(len(requests))]
 
-    def _read_tags(self, prompt: str) -> TaggedPrompt:
+    def _read_tags(self, prompt: Any) -> TaggedPrompt:
         if not isinstance(prompt, str):
             raise BadConfig(f"a prompt is a text, not {prompt!r}")
         family, here = self.base.family, self.adapters

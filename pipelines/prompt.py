@@ -16,6 +16,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from studio.adapters import Strength
 from studio.errors import BadConfig, UnknownName, nearest
@@ -101,7 +102,7 @@ class _Reader:
             hint = f"<{name}:{self.denoiser}=0.8,{self.encoders[0]}=0.3>" if self.encoders else f"<{name}:0.8>"
             raise self.malformed(inside, f"it has too many numbers; per component it is {hint}")
         strengths = [self._number(inside, number) for number in numbers]
-        components: dict[str, float] = {}
+        components: dict[str, Any] = {}
         if len(strengths) == 2:
             components = {**dict.fromkeys(self.encoders, strengths[0]), self.denoiser: strengths[1]}
         for pair in named:

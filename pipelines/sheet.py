@@ -18,6 +18,7 @@ INK = (32, 33, 36)
 QUIET = (95, 99, 104)
 FRAME = (218, 220, 224)
 LEAST_SIDE = 176  # smaller pictures are enlarged, so that their labels fit and eyes can judge them
+LARGEST_SIDE = 1024  # but no picture beyond this
 
 
 def contact_sheet(
@@ -34,7 +35,7 @@ def contact_sheet(
     """Puts pictures in a grid, row by row.
 
     Args:
-        images: the pictures, of any sizes; every cell is as large as the largest.
+        images: the pictures, of any sizes; a column is as wide as its widest, a row as high as its highest.
         columns: pictures per row.
         labels: one text per picture, below it.
         row_labels: one text per row, left of it.
@@ -65,7 +66,7 @@ def contact_sheet(
         if texts is not None and len(texts) != count:
             raise BadConfig(f"{what} has {len(texts)} texts for {count} places; give one for each")
     return _Sheet(
-        tuple(_enlarged(image) if enlarge else image.convert("RGB") for image in images),
+        _enlarged(images) if enlarge else tuple(image.convert("RGB") for image in images),
         columns,
         tuple(labels or ()),
         tuple(row_labels or ()),
@@ -124,61 +125,67 @@ class _Sheet:
     subtitle: str
 
     def draw(self) -> Image.Image:
-        width = max(image.width for image in self.images)
-        height = max(image.height for image in self.images)
-        size = max(15, min(width // 12, 30))
+        count = self.columns
+        rows = [range(first, min(first + count, len(self.images))) for first in range(0, len(self.images), count)]
+        widths = [max(image.width for image in self.images[column::count]) for column in range(count)]
+        heights = [max(self.images[index].height for index in row) for row in rows]
+        size = max(15, min(min(widths) // 12, 30))
         text, strong, head = _font(size), _font(round(size * 1.1)), _font(round(size * 1.6))
-        gap, margin = max(10, width // 16), max(24, width // 8)
-        rows = -(-len(self.images) // self.columns)
+        gap, margin, line = max(10, min(widths) // 16), max(24, min(widths) // 8), _line(text)
 
-        labels = [_wrap(label, text, width) for label in self.labels]
-        tops = [_wrap(label, text, width) for label in self.column_labels]
-        sides = [_wrap(label, strong, max(width, 120)) for label in self.row_labels]
-        line = _line(text)
-        below = [
-            max((len(lines) for lines in labels[row * self.columns : (row + 1) * self.columns]), default=0) * line
-            for row in range(rows)
-        ]
+        labels = [_wrap(label, text, widths[index % count]) for index, label in enumerate(self.labels)]
+        tops = [_wrap(label, text, width) for label, width in zip(self.column_labels, widths, strict=False)]
+        sides = [_wrap(label, strong, max(min(widths), 120)) for label in self.row_labels]
+        below = [max((len(labels[index]) for index in row if labels), default=0) * line for row in rows]
         top_band = max((len(lines) for lines in tops), default=0) * line
         side_band = max((_width(strong, part) for lines in sides for part in lines), default=0)
         left = margin + (side_band + round(gap * 1.5) if sides else 0)
-        whole = left + self.columns * width + (self.columns - 1) * gap + margin
+        lefts = [left + sum(widths[:column]) + column * gap for column in range(count)]
+        whole = lefts[-1] + widths[-1] + margin
         titles = _wrap(self.title, head, whole - 2 * margin)
         subtitles = _wrap(self.subtitle, text, whole - 2 * margin)
         title_band = len(titles) * _line(head) + len(subtitles) * line
         top = margin + (title_band + gap if title_band else 0) + (top_band + gap // 2 if top_band else 0)
-        steps = [height + (band + gap // 2 if band else 0) + gap for band in below]
+        steps = [height + (band + gap // 2 if band else 0) + gap for height, band in zip(heights, below, strict=True)]
         sheet = Image.new("RGB", (whole, top + sum(steps) - gap + margin), PAPER)
         pen = ImageDraw.Draw(sheet)
 
         y = _write(pen, margin, margin, titles, head, INK)
         _write(pen, margin, y, subtitles, text, QUIET)
         for column, lines in enumerate(tops):
-            x = left + column * (width + gap)
-            _write(pen, x, top - gap // 2 - len(lines) * line, lines, text, INK, centre=width)
-        for row in range(rows):
-            y = top + sum(steps[:row])
+            y = top - gap // 2 - len(lines) * line
+            _write(pen, lefts[column], y, lines, text, INK, centre=widths[column])
+        for number, row in enumerate(rows):
+            y, height = top + sum(steps[:number]), heights[number]
             if sides:
-                _write(pen, margin, y + (height - len(sides[row]) * _line(strong)) // 2, sides[row], strong, INK)
-            for index in range(row * self.columns, min((row + 1) * self.columns, len(self.images))):
-                image = self.images[index]
-                x = left + (index % self.columns) * (width + gap)
-                corner = (x + (width - image.width) // 2, y + (height - image.height) // 2)
-                sheet.paste(image, corner)
-                # a hairline outside the picture, or white backgrounds would run into the paper
-                box = (corner[0] - 1, corner[1] - 1, corner[0] + image.width, corner[1] + image.height)
-                pen.rectangle(box, outline=FRAME)
+                _write(pen, margin, y + (height - len(sides[number]) * _line(strong)) // 2, sides[number], strong, INK)
+            for index in row:
+                x, width = lefts[index % count], widths[index % count]
+                _put(sheet, pen, self.images[index], x + width // 2, y + height // 2)
                 if labels:
                     _write(pen, x, y + height + gap // 2, labels[index], text, QUIET, centre=width)
         return sheet
 
 
-def _enlarged(image: Image.Image) -> Image.Image:
-    factor = max(1, -(-LEAST_SIDE // max(image.size)))
-    image = image.convert("RGB")
+def _put(sheet: Image.Image, pen: ImageDraw.ImageDraw, image: Image.Image, x: int, y: int) -> None:
+    """Puts a picture with its middle at (x, y)."""
+    left, top = x - image.width // 2, y - image.height // 2
+    sheet.paste(image, (left, top))
+    # a hairline outside the picture, or white backgrounds would run into the paper
+    pen.rectangle((left - 1, top - 1, left + image.width, top + image.height), outline=FRAME)
+
+
+def _enlarged(images: Sequence[Image.Image]) -> tuple[Image.Image, ...]:
+    """All by one whole factor, so that they keep their proportions to each other."""
+    factor = max(1, -(-LEAST_SIDE // min(max(image.size) for image in images)))
+    largest = max(max(image.size) for image in images)
+    factor = max(1, min(factor, LARGEST_SIDE // largest))
     if factor == 1:
-        return image
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
+        return tuple(image.convert("RGB") for image in images)
+    return tuple(
+        image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
+        for image in images
+    )
 
 
 @lru_cache(maxsize=16)
@@ -196,6 +203,17 @@ def _width(font: Any, text: str) -> int:
 
 
 def _wrap(text: str, font: Any, width: int) -> list[str]:
+    """Lines no wider than ``width``, as few as possible and then as even as possible."""
+    lines = _fill(text, font, width)
+    for narrower in range(width, 0, -max(1, width // 24)):
+        evener = _fill(text, font, narrower)
+        if len(evener) > len(lines):
+            break
+        lines = evener
+    return lines
+
+
+def _fill(text: str, font: Any, width: int) -> list[str]:
     """Lines no wider than ``width``; a word that is wider is cut."""
     lines: list[str] = []
     for paragraph in text.splitlines():

@@ -14,9 +14,13 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 torch.set_num_threads(1)
+# the same examples each time, no clock (the machine may be busy), no folder of past examples
+settings.register_profile("studio", derandomize=True, deadline=None, database=None)
+settings.load_profile("studio")
 
 ROOT = Path(__file__).resolve().parent.parent
 

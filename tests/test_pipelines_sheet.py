@@ -30,7 +30,9 @@ def test_every_picture_is_on_the_sheet_whole_and_enlarged_by_a_whole_factor():
 
 def test_pictures_stand_row_by_row():
     sheet = numpy.asarray(contact_sheet([tile((9, 0, 0)), tile((0, 9, 0)), tile((0, 0, 9))], columns=2, enlarge=False))
-    places = [numpy.argwhere((sheet == numpy.array(colour)).all(-1)).min(0) for colour in ((9, 0, 0), (0, 9, 0), (0, 0, 9))]
+    places = [
+        numpy.argwhere((sheet == numpy.array(colour)).all(-1)).min(0) for colour in ((9, 0, 0), (0, 9, 0), (0, 0, 9))
+    ]
     (y1, x1), (y2, x2), (y3, x3) = places
     assert y1 == y2 < y3
     assert x1 == x3 < x2
@@ -57,9 +59,12 @@ def test_labels_are_drawn_and_take_their_room():
     assert edge[:, :8].min() == edge[:, -8:].min() == edge[:8].min() == edge[-8:].min() == 255
 
 
-def test_other_sizes_are_centred_in_cells_as_large_as_the_largest():
-    sheet = contact_sheet([tile((9, 0, 0), (256, 192)), tile((0, 9, 0), (192, 256))], columns=2)
-    assert count(sheet, (9, 0, 0)) == count(sheet, (0, 9, 0)) == 256 * 192
+def test_other_sizes_keep_their_proportions():
+    sheet = contact_sheet([tile((9, 0, 0), (128, 64)), tile((0, 9, 0)), tile((0, 0, 9))], columns=2)
+    assert count(sheet, (9, 0, 0)) == 384 * 192
+    assert count(sheet, (0, 9, 0)) == count(sheet, (0, 0, 9)) == 192 * 192
+    large = contact_sheet([tile((9, 0, 0), (1500, 20)), tile((0, 9, 0), (20, 20))], columns=2)
+    assert count(large, (9, 0, 0)) == 1500 * 20
 
 
 def test_before_after_has_a_column_per_prompt():

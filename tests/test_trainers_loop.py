@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import studio
-from studio.adapters import IA3, LoRA, DoRA, LoKr
+from studio.adapters import IA3, DoRA, LoKr, LoRA
 from studio.errors import BadConfig, BadFile, DoesNotFit, NoTargets, NothingTrained
 from studio.families import components, open_base
 from studio.trainers import DreamBooth, NotFinite, Plan, Style, train
@@ -194,7 +194,8 @@ def test_nan_stops_with_the_modules_name_and_keeps_the_checkpoint(dreambooth, se
         return output * float("nan") if len(calls) > 3 else output
 
     pipe.unet.mid_block.resnets[0].conv2.register_forward_hook(break_it)
-    with pytest.raises(NotFinite, match=r"step 4: the loss is nan.*unet\.mid_block\.resnets\.0\.conv2.*step 2") as caught:
+    message = r"step 4: the loss is nan.*unet\.mid_block\.resnets\.0\.conv2.*step 2"
+    with pytest.raises(NotFinite, match=message) as caught:
         train(dreambooth(base=pipe), output=tmp_path / "run", checkpoint_every=2, **{**settings, "steps": 6})
     assert caught.value.exit_code == 1
     assert (tmp_path / "run" / "checkpoints" / "step-000002.state").is_file()
@@ -262,3 +263,50 @@ def test_photos_that_are_not_square_are_cropped_and_said(dreambooth, photos, pic
     picture(9, (200, 64)).save(photos / "wide.png")
     lesson = dreambooth().open(None, Plan(), lambda line: None)
     assert any("wide.png (200 x 64): 68% lies outside 64 x 64" in note for note in lesson.notes)
+
+
+def test_prior_from_class_pictures(dreambooth, settings, tmp_path, picture):
+    classes = tmp_path / "classes"
+    classes.mkdir()
+    for number in range(3):
+        picture(50 + number, (80, 64)).save(classes / f"class{number}.png")
+    given = dreambooth(class_prompt=CLASS, class_images=classes, prior_weight=0.5)
+    run = train(given, output=tmp_path / "a", **settings)
+    lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    assert all(line["loss"] == pytest.approx(line["instance"] + 0.5 * line["prior"], rel=1e-6) for line in lines)
+    assert 'prior = "images"' in (run.folder / "run.toml").read_text()
+
+
+def test_prior_from_generated_pictures_makes_them_once(dreambooth, settings, tmp_path, monkeypatch):
+    from studio.pipelines import ImagePipeline
+
+    task = dreambooth(class_prompt=(CLASS, f"{CLASS} on the moon"), prior="generate", class_count=3)
+    made, generate = [], ImagePipeline.generate
+    monkeypatch.setattr(
+        ImagePipeline, "generate", lambda self, prompt, **rest: made.append(prompt) or generate(self, prompt, **rest)
+    )
+    first = train(task, output=tmp_path / "a", **settings)
+    second = train(task, output=tmp_path / "b", **settings)
+    assert made == [CLASS, f"{CLASS} on the moon", CLASS]
+    assert first.adapter.read_bytes() == second.adapter.read_bytes()
+
+
+def test_self_prior_holds_the_base(dreambooth, settings, tmp_path):
+    """With the adapter at its start the base's own prediction is met exactly, and λ keeps it near afterwards."""
+    long = {**settings, "steps": 25, "learning_rate": 1e-2}
+    losses = {}
+    for weight in (0.0, 10.0):
+        task = dreambooth(class_prompt=CLASS, prior="self", prior_weight=weight)
+        run = train(task, output=tmp_path / str(weight), **long)
+        losses[weight] = [json.loads(line)["prior"] for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    assert losses[0.0][0] == losses[10.0][0] == pytest.approx(0, abs=1e-10)
+    assert sum(losses[10.0][-10:]) < 0.5 * sum(losses[0.0][-10:])
+
+
+def test_prior_rows_draw_the_same_however_they_are_split(dreambooth, settings, tmp_path):
+    task = dreambooth(class_prompt=CLASS, prior="self")
+    lesson = task.open(LoRA(rank=2), Plan(batch_size=4), lambda line: None)
+    lesson.prior.rows = 2
+    assert lesson.prior.numbers(range(8, 12)) == range(4, 6)
+    lesson.prior.rows = 1
+    assert [*lesson.prior.numbers(range(8, 10)), *lesson.prior.numbers(range(10, 12))] == [4, 5]

@@ -1,4 +1,4 @@
-"""The lesson of every trainer of diffusion bases: noised pictures, predicted noise, and a prior half where asked for."""
+"""The lesson of every trainer of diffusion bases: noised pictures, predicted noise, and a prior half if asked for."""
 
 from __future__ import annotations
 
@@ -107,14 +107,16 @@ class Diffusion:
                 _checkpoint(module, True)
 
     def loss(self, numbers: Sequence[int]) -> Loss:
+        """Returns the loss of the drawn samples ``numbers``, with its parts by name where there is a prior."""
         batch = self._rows(self.pictures, self.draws, numbers, own=False, conditioning=self._captions(numbers))
         if self.prior is None:
             losses = self._losses(*batch)
             return Loss(losses.mean())
-        texts = self.prior.texts(numbers)
+        also = self.prior.numbers(numbers)
+        texts = self.prior.texts(also)
         conditioning = self.prompts.live(texts) if self.trains_text else self.prompts.frozen(texts)
         second = self._rows(
-            self.prior.pictures, self.prior.draws, numbers, own=self.prior.own, conditioning=conditioning,
+            self.prior.pictures, self.prior.draws, also, own=self.prior.own, conditioning=conditioning,
             frozen=self.prompts.frozen(texts),
         )  # fmt: skip
         losses = self._losses(*(_joined(first, other) for first, other in zip(batch, second, strict=True)))
@@ -126,6 +128,7 @@ class Diffusion:
         """Nothing: no diffusion task changes anything between steps."""
 
     def preview(self) -> list[Image]:
+        """Draws the preview pictures with the adapter as it is now, through the one sampling path."""
         from studio.pipelines import ImagePipeline
 
         if not self.previews.prompts:
@@ -138,6 +141,7 @@ class Diffusion:
             )  # fmt: skip
 
     def captions(self) -> list[str]:
+        """Returns one line for each picture of :meth:`preview`."""
         many = len(self.previews.seeds) > 1
         return [
             f"{prompt} · seed {seed}" if many else prompt
@@ -145,10 +149,18 @@ class Diffusion:
             for seed in self.previews.seeds
         ]
 
+    def examples(self) -> list[Image]:
+        """Returns some training pictures as the model sees them, for the report."""
+        from studio.datasets.image import fit_image, open_image
+
+        return [fit_image(open_image(item), *self.pictures.size) for item in self.pictures.items]
+
     def metadata(self) -> dict[str, str]:
+        """Returns what the adapter file tells about where it comes from."""
         return dict(self.origin)
 
     def close(self) -> None:
+        """Gives the base's modules back as they were before :meth:`prepare`."""
         for module, before in self._checkpointed:
             if _is_checkpointed(module) != before:
                 _checkpoint(module, before)

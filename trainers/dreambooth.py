@@ -6,13 +6,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from studio.errors import BadConfig, DoesNotFit
+from studio.errors import BadConfig, DoesNotFit, nearest
 from studio.trainers.draws import Draws
 from studio.trainers.image_task import ImageTask, Opened
 from studio.trainers.pictures import Pictures
-from studio.trainers.prior import ClassPictures, Prior
+from studio.trainers.prior import PRIORS, ClassPictures, Prior
 
 if TYPE_CHECKING:
     from studio.datasets.folder import ImageItem
@@ -36,10 +36,12 @@ class DreamBooth(ImageTask):
             trigger gets the instance prompt in front); pictures without one have the instance prompt.
         instance_prompt: names the subject by a rare word and its class: ``"a photo of sks dog"``.
         class_prompt: the same without the rare word: ``"a photo of dog"``. Or several. Needed for a prior.
-        prior: ``"none"``, ``"images"`` (class pictures given), ``"generate"`` (made by the base once and kept), ``"self"``
-            (the base's own prediction, no pictures). None: ``"images"`` where ``class_images`` are given, else
-            the recipe's where a class prompt is given, else ``"none"``.
+        prior: ``"none"``, ``"images"`` (class pictures given), ``"generate"`` (made by the base once and kept) or
+            ``"self"`` (the base's own prediction; it needs no pictures, and uses ``class_images`` where given). None:
+            ``"images"`` where ``class_images`` are given, else the recipe's where a class prompt is given, else
+            ``"none"``.
         prior_weight: λ of the prior half.
+        prior_rows: rows of the prior half per micro-batch; None: the recipe's, or as many as instance rows.
         class_images: folder with class pictures.
         class_count: how many class pictures ``"generate"`` makes.
         captions: use the caption files.
@@ -54,9 +56,6 @@ class DreamBooth(ImageTask):
     Example:
         >>> DreamBooth(base="emoji", instance_images="photos", instance_prompt="a photo of sks dog").trigger_words
         'sks dog'
-        >>> DreamBooth(base="emoji", instance_images="photos", instance_prompt="a photo of sks dog",
-        ...            class_prompt="a photo of dog").trigger_words
-        'sks'
     """
 
     kind: ClassVar[str] = "dreambooth"
@@ -64,8 +63,9 @@ class DreamBooth(ImageTask):
     instance_images: str | Path
     instance_prompt: str
     class_prompt: str | tuple[str, ...] | None = None
-    prior: Literal["none", "images", "generate", "self"] | None = None
+    prior: str | None = None
     prior_weight: float | None = None
+    prior_rows: int | None = None
     class_images: str | Path | None = None
     class_count: int = 100
     captions: bool = True
@@ -76,18 +76,23 @@ class DreamBooth(ImageTask):
             raise BadConfig("instance_prompt is empty: name the subject, such as 'a photo of sks dog'")
         if self.instance_prompt in self.class_prompts:
             raise BadConfig(
-                f"instance_prompt and class_prompt are both {self.instance_prompt!r}, so nothing tells the subject from "
-                "its class; put a rare word into the instance prompt, such as 'a photo of sks dog'"
+                f"instance_prompt and class_prompt are both {self.instance_prompt!r}, so nothing tells the subject "
+                "from its class; put a rare word into the instance prompt, such as 'a photo of sks dog'"
             )
+        if self.prior is not None and self.prior not in PRIORS:
+            close = nearest(self.prior, PRIORS, 1)[0]
+            raise BadConfig(f"prior={self.prior!r}: did you mean {close!r}? (known: {', '.join(PRIORS)})")
         if self.prior_weight is not None and not self.prior_weight >= 0:
             raise BadConfig(f"prior_weight={self.prior_weight!r} must be at least 0")
+        if self.prior_rows is not None and self.prior_rows < 1:
+            raise BadConfig(f"prior_rows={self.prior_rows!r} must be at least 1; prior='none' trains without a prior")
         if self.class_count < 1:
             raise BadConfig(f"class_count={self.class_count!r} must be at least 1")
         if self.prior in ("images", "generate", "self") and not self.class_prompts:
             raise BadConfig(f"prior={self.prior!r} needs a class_prompt, such as 'a photo of dog'")
         if self.prior == "images" and self.class_images is None:
             raise BadConfig("prior='images' needs class_images, a folder with pictures of the class")
-        if self.class_images is not None and self.prior not in (None, "images"):
+        if self.class_images is not None and self.prior not in (None, "images", "self"):
             raise BadConfig(f"class_images are given and prior={self.prior!r} would not use them: drop one of the two")
         if self.class_images is not None and not self.class_prompts:
             raise BadConfig("class_images need a class_prompt that says what they show, such as 'a photo of dog'")
@@ -99,11 +104,7 @@ class DreamBooth(ImageTask):
 
     @property
     def trigger_words(self) -> str:
-        """The words of the instance prompt that no class prompt has; without one, all but its "a photo of"."""
-        known = {word for prompt in self.class_prompts for word in prompt.lower().split()}
-        rare = [word for word in self.instance_prompt.split() if word.lower() not in known]
-        if self.class_prompts and rare:
-            return " ".join(rare)
+        """The instance prompt without its "a photo of": the words that call up the subject."""
         return LEAD.sub("", self.instance_prompt.strip())
 
     def default_previews(self, captions: Sequence[str]) -> tuple[str, ...]:
@@ -115,8 +116,7 @@ class DreamBooth(ImageTask):
         from studio.datasets.folder import read_folder
 
         folder = read_folder(self.instance_images, captions=self.captions)
-        for skipped in folder.skipped:
-            opened.say(f"skipped: {skipped}")
+        opened.note_skipped(folder.skipped)
         cache = TensorCache(opened.cache / "tensors")
         pictures = Pictures(
             opened.base, folder.items, size=opened.size, crop=self.crop, flip=self.flip, cache=cache
@@ -127,19 +127,21 @@ class DreamBooth(ImageTask):
         settings: dict[str, Any] = {"instance_prompt": self.instance_prompt, "prior": kind}
         prior = None
         if kind != "none":
-            settings |= {"class_prompt": list(self.class_prompts), "prior_weight": weight}
+            rows = opened.recipe.prior_rows if self.prior_rows is None else self.prior_rows
+            rows = rows or opened.plan.batch_size
+            settings |= {"class_prompt": list(self.class_prompts), "prior_weight": weight, "prior_rows": rows}
             source, digest = self._source(kind, opened, pictures)
             inputs |= {"class_images": digest} if digest else {}
-            prior = Prior(source, self.class_prompts, weight, kind == "self", Draws(opened.plan.seed, "prior"))
+            prior = Prior(source, self.class_prompts, weight, kind == "self", Draws(opened.plan.seed, "prior"), rows)
         return pictures, [self._caption(item) for item in folder.items], prior, settings, inputs
 
     def _source(self, kind: str, opened: Opened, instance: Pictures) -> tuple[Callable[[], Pictures], str]:
         """Returns what makes the pictures of the prior half, and what identifies them."""
         from studio.datasets.folder import read_folder
 
-        if kind == "self":
+        if kind == "self" and self.class_images is None:
             return lambda: instance, ""
-        if kind == "images":
+        if kind in ("images", "self"):
             assert self.class_images is not None, "checked when the task was made"
             given = read_folder(self.class_images, captions=False)
             return lambda: instance.of(given.items), given.digest
@@ -156,6 +158,9 @@ class DreamBooth(ImageTask):
             return self.prior
         if self.class_images is not None:
             return "images"
+        if self.prior is not None and self.prior not in PRIORS:
+            close = nearest(self.prior, PRIORS, 1)[0]
+            raise BadConfig(f"prior={self.prior!r}: did you mean {close!r}? (known: {', '.join(PRIORS)})")
         if self.prior_weight is not None and not self.class_prompts:
             raise DoesNotFit("prior_weight is given without a class_prompt: give one, such as 'a photo of dog'")
         return opened.recipe.prior if self.class_prompts else "none"

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from studio.errors import NothingTrained, StudioError
 from studio.families import components
 
-__all__ = ["Interruption", "NotFinite", "check_moved", "check_trainable", "find_not_finite", "interruptible", "site_of_key"]
+__all__ = [
+    "Interruption",
+    "NotFinite",
+    "check_moved",
+    "check_trainable",
+    "find_not_finite",
+    "interruptible",
+    "site_of_key",
+]
 
 
 class NotFinite(StudioError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -36,6 +36,13 @@ class Opened:
     size: tuple[int, int]
     cache: Path
     say: Say
+    skipped: list[str] = field(default_factory=list)
+
+    def note_skipped(self, skipped: Sequence[Any]) -> None:
+        """Says which files of a folder are not used and why, now and in the report."""
+        for entry in skipped:
+            self.skipped.append(str(entry))
+            self.say(f"skipped: {entry}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +117,7 @@ class ImageTask(ABC):
         factor = RATE_FACTORS.get(adapter.method, 1.0)
         plan = plan.filled(
             steps=recipe.steps, learning_rate=recipe.learning_rate * factor, batch_size=recipe.batch_size,
-            warmup=recipe.warmup, schedule=recipe.schedule, preview_every=0,
+            warmup=recipe.warmup, schedule=recipe.schedule, beta2=recipe.beta2, preview_every=0,
         )  # fmt: skip
         size = picture_size(self.resolution, base)
         opened = Opened(base, recipe, plan, size, cache_folder(plan.cache), say)
@@ -133,6 +140,8 @@ class ImageTask(ABC):
             prompts=Prompts(base, pictures.cache), previews=previews, origin=self._origin(opened, inputs, pictures),
             caption_dropout=float(settings.get("caption_dropout", 0.0)),
         )  # fmt: skip
+        lesson.notes.append(_treatment(pictures, captions))
+        lesson.notes.extend(f"skipped: {line}" for line in opened.skipped)
         lesson.notes.extend(f"cropped: {line}" for line in pictures.cropped())
         return lesson
 
@@ -162,6 +171,19 @@ class ImageTask(ABC):
             "learning_rate": repr(opened.plan.learning_rate), "batch_size": str(opened.plan.batch_size),
         }  # fmt: skip
         return origin | ({"licence": self.licence} if self.licence else {})
+
+
+def _treatment(pictures: Pictures, captions: Sequence[str]) -> str:
+    """Says what is done to the pictures and what they are called."""
+    width, height = pictures.size
+    crop = "in the middle" if pictures.crop == "center" else "at a new place for each draw"
+    mirrored = ", every second draw mirrored" if pictures.flip else ""
+    different = list(dict.fromkeys(captions))
+    called = f"all called {different[0]!r}" if len(different) == 1 else f"with {len(different)} different captions"
+    return (
+        f"{len(pictures.items)} pictures, {called}; scaled until they cover {width} x {height} pixels and cropped "
+        f"{crop}{mirrored}"
+    )
 
 
 def checked_previews(prompts: Sequence[str], trigger: str, *, asked: bool) -> None:

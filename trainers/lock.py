@@ -28,7 +28,8 @@ def locked(file: Path) -> Iterator[None]:
     Raises:
         DoesNotFit: a live process holds it.
     """
-    mine = {"pid": os.getpid(), "started": _started(os.getpid()), "host": platform.node(), "token": secrets.token_hex(8)}
+    pid = os.getpid()
+    mine = {"pid": pid, "started": _started(pid), "host": platform.node(), "token": secrets.token_hex(8)}
     _take(file, mine)
     try:
         yield

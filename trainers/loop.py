@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 from torch import Tensor
 
 from studio.adapters import AdapterConfig, adapters, attach, detach, state
-from studio.adapters.adapter import generator_for
-from studio.errors import DoesNotFit
 from studio.families import components
 from studio.trainers import checkpoint, report
 from studio.trainers.draws import sample_numbers
 from studio.trainers.guard import NotFinite, check_moved, check_trainable, find_not_finite, interruptible
 from studio.trainers.log import Log, console
+from studio.trainers.mode import accelerator_for, chance, training_mode
 from studio.trainers.optimizer import Average, adamw, set_rates
 from studio.trainers.plan import Plan
 from studio.trainers.preview import save_previews
@@ -33,6 +32,7 @@ __all__ = ["train"]
 
 STATE_SIZE: Final = 3  # a checkpoint holds each number and AdamW's two moments of it
 SPARE: Final = 16 * 2**20  # bytes for log, previews and report
+BETA2: Final = 0.999  # where neither plan nor recipe says otherwise
 CHECKED_STEP: Final = 2  # a factor that starts at zero lets its partner move from the second step on
 
 
@@ -50,6 +50,7 @@ def train(
     schedule: Literal["constant", "cosine"] | None = None,
     clip: float = 1.0,
     weight_decay: float = 1e-2,
+    beta2: float | None = None,
     precision: Literal["fp32", "bf16"] = "fp32",
     ema: float = 0.0,
     gradient_checkpointing: bool = False,
@@ -68,7 +69,7 @@ def train(
         task: what is learned: :class:`~studio.trainers.DreamBooth`, :class:`~studio.trainers.Style`, ...
         output: the run's folder, new, empty, or with this very run.
         adapter: the adapter's config; None takes the recipe's.
-        steps, seed, learning_rate, batch_size, accumulation, warmup, schedule, clip, weight_decay, precision, ema,
+        steps, seed, learning_rate, batch_size, accumulation, warmup, schedule, clip, weight_decay, beta2, precision, ema,
             gradient_checkpointing, checkpoint_every, preview_every, tensorboard, device, cache: see
             :class:`~studio.trainers.Plan`; None takes the recipe's value.
         quiet: print nothing.
@@ -84,8 +85,8 @@ def train(
     """
     plan = Plan(
         steps=steps, seed=seed, learning_rate=learning_rate, batch_size=batch_size, accumulation=accumulation,
-        warmup=warmup, schedule=schedule, clip=clip, weight_decay=weight_decay, precision=precision, ema=ema,
-        gradient_checkpointing=gradient_checkpointing, checkpoint_every=checkpoint_every, preview_every=preview_every,
+        warmup=warmup, schedule=schedule, clip=clip, weight_decay=weight_decay, beta2=beta2,
+        precision=precision, ema=ema, gradient_checkpointing=gradient_checkpointing, checkpoint_every=checkpoint_every, preview_every=preview_every,
         tensorboard=tensorboard, device=device, cache=cache,
     )  # fmt: skip
     out = console(quiet)
@@ -132,7 +133,7 @@ class Training:
         log = Log(
             self.folder.log, total=self.steps, first=first, out=self.out, device=self.device, tensorboard=curves
         )  # fmt: skip
-        with _training_mode(self.modules), interruptible() as request, log:
+        with training_mode(self.modules), interruptible() as request, log:
             for done in range(first + 1, self.steps + 1):
                 figures = self._step(done)
                 losses.append(figures["loss"])
@@ -153,7 +154,7 @@ class Training:
         parts = components(lesson.model)
         self.modules = [parts[name] for name in lesson.rates]
         self.device = next(self.modules[0].parameters()).device
-        self.accelerator = _accelerator(plan.precision, self.device)
+        self.accelerator = accelerator_for(plan.precision, self.device)
         found = attach(
             lesson.model, lesson.adapter, name=lesson.name, seed=plan.seed,
             components=[name for name in lesson.rates if name] or None,
@@ -162,7 +163,7 @@ class Training:
         check_trainable(self.tensors, list(lesson.rates))
         self.trained = {key: tensor for key, tensor in self.tensors.items() if tensor.requires_grad}
         self.start = {key: tensor.detach().clone() for key, tensor in self.trained.items()}
-        self.optimizer = adamw(self.trained, lesson.rates, plan.weight_decay)
+        self.optimizer = adamw(self.trained, lesson.rates, weight_decay=plan.weight_decay, beta2=plan.beta2 or BETA2)
         self.average = Average(self.trained, plan.ema)
         size = sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
         self.folder.probe(size * (1 + checkpoint.KEPT * STATE_SIZE) + SPARE)
@@ -186,7 +187,7 @@ class Training:
         rate = set_rates(self.optimizer, plan.rate_factor(done - 1))
         for micro in range(plan.accumulation):
             numbers = sample_numbers(done - 1, micro, self.batch_size, plan.accumulation)
-            with self._chance(numbers[0]), self.accelerator.autocast():
+            with chance(self.plan.seed, numbers[0], self.device), self.accelerator.autocast():
                 loss = self.lesson.loss(numbers)
             value = float(loss.total.detach())
             if not math.isfinite(value):
@@ -206,17 +207,9 @@ class Training:
         self.lesson.after_step(done)
         return {**totals, "learning_rate": rate, "gradient_norm": norm}
 
-    @contextlib.contextmanager
-    def _chance(self, number: int) -> Iterator[None]:
-        """Gives what draws from torch's global generator (dropout) a stream of this sample's own."""
-        devices = [] if self.device.type == "cpu" else [self.device]
-        with torch.random.fork_rng(devices, device_type=self.device.type if devices else None):
-            torch.manual_seed(generator_for(self.plan.seed, "dropout", number).initial_seed())
-            yield
-
     def _not_finite(self, done: int, what: str, numbers: range) -> NotFinite:
         def again() -> Tensor:
-            with self._chance(numbers[0]), self.accelerator.autocast():
+            with chance(self.plan.seed, numbers[0], self.device), self.accelerator.autocast():
                 return self.lesson.loss(numbers).total
 
         where = find_not_finite(self.lesson.model, self.tensors, again)
@@ -234,7 +227,7 @@ class Training:
         now = checkpoint.Checkpoint(done, tensors, self.average.tensors, self.optimizer.state_dict())
         checkpoint.write(self.folder.folder, now)
 
-    def _save_adapter(self, file: os.PathLike[str], done: int) -> None:
+    def _save_adapter(self, file: Path, done: int) -> None:
         from studio.files import save
 
         metadata = {**self.lesson.metadata(), "steps": str(done)}
@@ -261,28 +254,3 @@ class Training:
         self.out.print(f"adapter: {self.folder.adapter}\nreport: {self.folder.report}", markup=False)
         return self.folder.result(already=False)
 
-
-def _accelerator(precision: str, device: torch.device) -> Any:
-    """Returns an accelerator; its process-wide state is made anew where it says another precision."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    wanted = "bf16" if precision == "bf16" else "no"
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != wanted:
-        AcceleratorState._reset_state()
-    made = Accelerator(mixed_precision=wanted, cpu=device.type == "cpu")
-    if made.num_processes > 1:
-        raise DoesNotFit(f"{made.num_processes} processes were started, and a run uses one: start it without a launcher")
-    return made
-
-
-@contextlib.contextmanager
-def _training_mode(modules: list[torch.nn.Module]) -> Iterator[None]:
-    before = [(module, module.training) for root in modules for module in root.modules()]
-    for root in modules:
-        root.train()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training

@@ -7,9 +7,9 @@ With :math:`\bar\alpha_t` the schedule's cumulative product, ``x`` the latents a
     target   ε: n          v: √ᾱ n − √(1−ᾱ) x          sample: x
 
 Let ``e`` be the error of the picture that a prediction implies. The squared error of the prediction itself is
-``snr · e²`` for ε, ``(snr + 1) · e²`` for v and ``e²`` for sample. So a weighting is given once, as the weight ``ω(snr)``
-of ``e²``, and the weight of the prediction's error is ω divided by that factor: min-SNR, ω = min(snr, γ), becomes
-min(snr, γ)/snr for ε and min(snr, γ)/(snr + 1) for v. Any weighting is thereby right for every kind of prediction.
+``snr · e²`` for ε, ``(snr + 1) · e²`` for v and ``e²`` for sample. So a weighting is given once, as the weight
+``ω(snr)`` of ``e²``, and the weight of the prediction's error is ω divided by that factor: min-SNR, ω = min(snr, γ),
+becomes min(snr, γ)/snr for ε and min(snr, γ)/(snr + 1) for v. Any weighting is thereby right for every prediction.
 """
 
 from __future__ import annotations

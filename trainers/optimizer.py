@@ -4,35 +4,39 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Final
 
 import torch
 from torch import Tensor
 
 __all__ = ["Average", "adamw", "set_rates"]
 
-BETAS: Final = (0.9, 0.999)
 
-
-def adamw(tensors: Mapping[str, Tensor], rates: Mapping[str, float], weight_decay: float) -> torch.optim.AdamW:
+def adamw(
+    tensors: Mapping[str, Tensor], rates: Mapping[str, float], *, weight_decay: float, beta2: float
+) -> torch.optim.AdamW:
     """Returns AdamW with one group of tensors per component.
 
     Args:
         tensors: the trained tensors by ``"<component>.<path>.<tensor>"``, in a fixed order.
         rates: component -> learning rate; ``""`` is a model by itself.
         weight_decay: decay of every tensor.
+        beta2: decay of the squared gradients; the gradients' own is 0.9.
 
     References:
         | Decoupled Weight Decay Regularization (Loshchilov & Hutter, 2019), arXiv:1711.05101
     """
     groups = [
-        {"params": [tensors[key] for key in tensors if not part or key.startswith(f"{part}.")], "lr": rate, "rate": rate}
+        {
+            "params": [tensor for key, tensor in tensors.items() if not part or key.startswith(f"{part}.")],
+            "lr": rate,
+            "rate": rate,
+        }
         for part, rate in rates.items()
     ]
     try:
-        return torch.optim.AdamW(groups, betas=BETAS, weight_decay=weight_decay, fused=True)
+        return torch.optim.AdamW(groups, betas=(0.9, beta2), weight_decay=weight_decay, fused=True)
     except RuntimeError:  # a device without the fused kernel
-        return torch.optim.AdamW(groups, betas=BETAS, weight_decay=weight_decay)
+        return torch.optim.AdamW(groups, betas=(0.9, beta2), weight_decay=weight_decay)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> float:

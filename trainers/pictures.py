@@ -38,7 +38,14 @@ class Pictures:
     """
 
     def __init__(
-        self, base: Base, items: Sequence[ImageItem], *, size: tuple[int, int], crop: Crop, flip: bool, cache: TensorCache
+        self,
+        base: Base,
+        items: Sequence[ImageItem],
+        *,
+        size: tuple[int, int],
+        crop: Crop,
+        flip: bool,
+        cache: TensorCache,
     ) -> None:
         self.base, self.items, self.size, self.crop, self.flip, self.cache = base, tuple(items), size, crop, flip, cache
         self.drawn = [index for index, item in enumerate(self.items) for _ in range(item.repeats)]
@@ -65,8 +72,8 @@ class Pictures:
 
     def cropped(self) -> list[str]:
         """Returns one line for each picture of which more than a tenth is cut off."""
-        wanted = self.size[0] / self.size[1]
-        lost = [(item, 1 - min(item.width / item.height / wanted, wanted * item.height / item.width)) for item in self.items]
+        shapes = [(item, item.width / item.height * self.size[1] / self.size[0]) for item in self.items]
+        lost = [(item, 1 - min(shape, 1 / shape)) for item, shape in shapes]
         return [
             f"{item.file.name} ({item.width} x {item.height}): {share:.0%} lies outside {self.size[0]} x {self.size[1]}"
             for item, share in lost

@@ -30,6 +30,7 @@ class Plan:
         schedule: of the rate after the warm-up, ``"constant"`` or ``"cosine"`` (to zero at the last step).
         clip: largest norm of the gradient; 0 does not clip.
         weight_decay: AdamW's, >= 0.
+        beta2: AdamW's decay of the squared gradients, in [0, 1).
         precision: ``"fp32"``, or ``"bf16"`` for products in bf16 with fp32 adapter tensors.
         ema: decay in [0, 1) of an exponential moving average of the adapter, which is then what is saved; 0 is off.
         gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
@@ -52,6 +53,7 @@ class Plan:
     schedule: Literal["constant", "cosine"] | None = None
     clip: float = 1.0
     weight_decay: float = 1e-2
+    beta2: float | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     ema: float = 0.0
     gradient_checkpointing: bool = False
@@ -69,6 +71,7 @@ class Plan:
             self._require(name, 0 <= (getattr(self, name) or 0) < math.inf, "a finite number, at least 0")
         self._require("seed", 0 <= self.seed < 2**63, "from 0 to 2**63 - 1")
         self._require("learning_rate", self.learning_rate is None or 0 < self.learning_rate < math.inf, "above 0")
+        self._require("beta2", self.beta2 is None or 0 <= self.beta2 < 1, "in [0, 1)")
         self._require("ema", 0 <= self.ema < 1, "in [0, 1)")
 
     def _require(self, name: str, sound: bool, wanted: str) -> None:

@@ -44,6 +44,7 @@ class Prior:
         weight: λ, the half's weight against the instance half.
         own: the target is the base's own prediction (``self``) instead of the noise that was added.
         draws: the half's draws.
+        rows: rows per micro-batch; None: as many as instance rows.
     """
 
     source: Callable[[], Pictures]
@@ -51,11 +52,19 @@ class Prior:
     weight: float
     own: bool
     draws: Draws
+    rows: int | None = None
 
     @cached_property
     def pictures(self) -> Pictures:
         """What is noised."""
         return self.source()
+
+    def numbers(self, instance: Sequence[int]) -> Sequence[int]:
+        """Returns the numbers of the prior samples that go with a micro-batch of instance samples."""
+        if self.rows is None or self.rows == len(instance):
+            return instance
+        first = instance[0] // len(instance) * self.rows
+        return range(first, first + self.rows)
 
     def texts(self, numbers: Sequence[int]) -> list[str]:
         """Returns the class prompt of each sample."""

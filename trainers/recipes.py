@@ -32,10 +32,11 @@ class Recipe:
         learning_rate: of the denoiser's adapter.
         text_encoder: whether the text encoder is adapted too.
         text_encoder_learning_rate: the rate there.
-        steps, batch_size, warmup, schedule: of the loop.
+        steps, batch_size, warmup, schedule, beta2: of the loop.
         weighting: name of the loss weighting.
         prior: of DreamBooth where a class prompt is given.
         prior_weight: λ of the prior half.
+        prior_rows: rows of the prior half per micro-batch; None: as many as instance rows.
     """
 
     method: str = "lora"
@@ -48,9 +49,11 @@ class Recipe:
     batch_size: int
     warmup: int = 0
     schedule: str = "constant"
+    beta2: float = 0.999
     weighting: str
     prior: str = "self"
     prior_weight: float = 1.0
+    prior_rows: int | None = None
 
     def adapter(self) -> AdapterConfig:
         """Returns the adapter's config."""

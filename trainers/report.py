@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from studio.atomic import atomic_write
 from studio.trainers.curve import curve, running_mean
@@ -15,10 +15,14 @@ from studio.trainers.preview import preview_files
 from studio.trainers.run import RunFolder, sha256
 from studio.trainers.task import Lesson
 
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
 __all__ = ["Moved", "write"]
 
 LARGEST: Final = 320  # pixels; larger previews are embedded smaller, the files beside the report have them whole
-MOST_ROWS: Final = 8  # of previews over time
+MOST_STEPS: Final = 7  # of previews over time, and
+MOST_EXAMPLES: Final = 12  # of training pictures, that fit on a page
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,9 @@ def write(
     if len(steps) > 1:
         rows = zip(captions, previews[steps[0]], previews[steps[-1]], strict=False)
         pairs = [(caption, _embedded(before), _embedded(after)) for caption, before, after in rows]
-    over_time = [(step, [_embedded(file) for file in previews[step]]) for step in _spread(steps, MOST_ROWS)]
+    shown = _spread(steps, MOST_STEPS) if len(steps) > 2 else []
+    over_time = [(caption, [_embedded(previews[step][i]) for step in shown]) for i, caption in enumerate(captions)]
+    examples = [_as_url(picture) for picture in lesson.examples()[:MOST_EXAMPLES]]
     inputs = dict(lesson.inputs)
     hashes = {**inputs, "adapter.safetensors": sha256(folder.adapter)}
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -73,7 +79,9 @@ def write(
         numbers=sum(part.numbers for part in moved.values()),
         size=folder.adapter.stat().st_size,
         pairs=pairs,
-        over_time=over_time if len(steps) > 2 else [],
+        shown=shown,
+        over_time=over_time,
+        examples=examples,
         captions=captions,
         curve=curve(losses, "loss over steps"),
         moved=moved,
@@ -108,9 +116,14 @@ def _embedded(file: Path) -> str:
     from PIL import Image
 
     with Image.open(file) as picture:
-        if max(picture.size) <= LARGEST:
-            return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
-        buffer = io.BytesIO()
-        picture.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
-        picture.save(buffer, format="JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        return _as_url(picture)
+
+
+def _as_url(picture: Picture) -> str:
+    """Returns a data URL: small pictures as they are, large ones smaller."""
+    buffer, small = io.BytesIO(), max(picture.size) <= LARGEST
+    picture = picture.convert("RGB")
+    if not small:
+        picture.thumbnail((LARGEST, LARGEST))
+    picture.save(buffer, format="PNG" if small else "JPEG", quality=88)
+    return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}"

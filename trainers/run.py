@@ -35,7 +35,16 @@ from studio.trainers.task import Lesson
 __all__ = ["Run", "RunFolder", "claim", "sha256"]
 
 COMPARED: Final = ("adapter", "training", "task", "inputs")
-OURS: Final = ("run.toml", "log.jsonl", "checkpoints", "previews", "tensorboard", "report.html", "result.toml", "adapter.safetensors")
+OURS: Final = (
+    "run.toml",
+    "log.jsonl",
+    "checkpoints",
+    "previews",
+    "tensorboard",
+    "report.html",
+    "result.toml",
+    "adapter.safetensors",
+)
 LOCK: Final = ".lock"
 
 
@@ -187,12 +196,12 @@ def claim(output: str | os.PathLike[str]) -> Iterator[RunFolder]:
         others = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
         if others and not (folder / "run.toml").is_file():
             raise BadFile(
-                f"{folder} is no run: it holds {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}; choose a new "
-                "or empty folder"
+                f"{folder} is no run: it holds {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}; "
+                "choose a new or empty folder"
             )
     made = _make(folder)
     try:
-        with _writable(folder), locked(folder / LOCK):
+        with locked(folder / LOCK):
             fresh = not (folder / "run.toml").is_file()
             try:
                 yield RunFolder(folder)
@@ -218,17 +227,12 @@ def _make(folder: Path) -> list[Path]:
     while not place.exists() and place != place.parent:
         missing.append(place)
         place = place.parent
-    if missing or not folder.is_dir():
-        atomic_write(folder / ".room", "")  # says what is wrong in the usual words
+    try:
+        atomic_write(folder / ".room", "")
         (folder / ".room").unlink()
+    except OSError as problem:
+        raise BadFile(f"cannot write to {folder}: {problem.strerror}; choose another folder") from problem
     return missing
-
-
-@contextlib.contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    atomic_write(folder / ".room", "")
-    (folder / ".room").unlink()
-    yield
 
 
 def _clear(folder: Path) -> None:

@@ -72,12 +72,13 @@ class Style(ImageTask):
         from studio.datasets.folder import read_folder
 
         folder = read_folder(self.images, captions=True)
-        for skipped in folder.skipped:
-            opened.say(f"skipped: {skipped}")
+        opened.note_skipped(folder.skipped)
         bare = [item.file.name for item in folder.items if not item.caption]
         if bare:
-            opened.say(f"{len(bare)} of {len(folder.items)} pictures have no caption ({', '.join(bare[:3])}, ...): they "
-                       "are trained with the trigger alone, so what they show becomes part of the style")  # fmt: skip
+            opened.say(
+                f"{len(bare)} of {len(folder.items)} pictures have no caption ({', '.join(bare[:3])}, ...): they are "
+                "trained with the trigger alone, so what they show becomes part of the style"
+            )
         pictures = Pictures(
             opened.base, folder.items, size=opened.size, crop=self.crop, flip=self.flip,
             cache=TensorCache(opened.cache / "tensors"),

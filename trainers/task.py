@@ -77,6 +77,9 @@ class Lesson(Protocol):
     def captions(self) -> list[str]:
         """Returns the caption of each preview."""
 
+    def examples(self) -> list[Image]:
+        """Returns what is trained on as it is seen, for the report; empty where that is no picture."""
+
     def metadata(self) -> dict[str, str]:
         """Returns what the adapter file says about its origin."""
 

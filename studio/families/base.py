@@ -114,11 +114,21 @@ def weights_hash(pipe: Any) -> str:
         for key, tensor in sorted(module.state_dict().items()):
             if ".adapters." in key or key.startswith("adapters."):
                 continue
-            value = tensor.detach().cpu()
+            value = (_fetched(module, key) if tensor.is_meta else tensor).detach().cpu()
             value = (value.float() if value.is_floating_point() else value.long()).contiguous()
             digest.update(f"{name}.{key} {tuple(value.shape)}\n".encode())
             digest.update(value.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _fetched(module: nn.Module, key: str) -> torch.Tensor:
+    """A tensor that offloading keeps away from its module."""
+    from accelerate.utils import align_module_device
+
+    path, _, name = key.rpartition(".")
+    owner = module.get_submodule(path)
+    with align_module_device(owner):
+        return getattr(owner, name).detach().clone()
 
 
 def _read(folder: Path, dtype: torch.dtype | None, device: torch.device | str | None) -> Any:

@@ -66,7 +66,7 @@ def encode_text(pipe: Any, prompts: Sequence[str]) -> Conditioning:
                 f"(the part {rest!r} would be lost)"
             )
     ids = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    return Conditioning(encoder(ids.input_ids.to(encoder.device))[0])
+    return Conditioning(encoder(ids.input_ids.to(_device(pipe, encoder)))[0])
 
 
 def encode_image(pipe: Any, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -75,7 +75,7 @@ def encode_image(pipe: Any, pixels: Tensor, generator: torch.Generator | None = 
     ``e`` is the posterior's mode, or with a ``generator`` a sample of it.
     """
     vae = pipe.vae
-    posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+    posterior = vae.encode(pixels.to(_device(pipe, vae), vae.dtype)).latent_dist
     latents = posterior.mode() if generator is None else posterior.sample(generator)
     return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
 
@@ -83,13 +83,18 @@ def encode_image(pipe: Any, pixels: Tensor, generator: torch.Generator | None = 
 def decode(pipe: Any, latents: Tensor) -> Tensor:
     """Returns pixels ``(B, 3, H, W)``, clipped to [-1, 1], of scaled latents ``(B, C, h, w)``."""
     vae = pipe.vae
-    unscaled = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+    unscaled = latents.to(_device(pipe, vae), vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
     return vae.decode(unscaled).sample.clamp(-1, 1)
 
 
 def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
     """Returns the UNet's output ``(B, C, h, w)``: ε or v, as the scheduler's ``prediction_type`` says."""
     return pipe.unet(noisy, timesteps, encoder_hidden_states=conditioning.tokens).sample
+
+
+def _device(pipe: Any, module: Any) -> torch.device:
+    """Where a module computes: an offloaded one rests elsewhere, or nowhere (meta)."""
+    return pipe._execution_device if "_hf_hook" in vars(module) else module.device
 
 
 def _is_unet(module: nn.Module | None, linear: bool) -> bool:

@@ -107,6 +107,11 @@ def _entry(metadata: Mapping[str, str]) -> dict[str, Any]:
     return entry if isinstance(entry, dict) else {}
 
 
+def canonical(config: AdapterConfig) -> dict[str, Any]:
+    """Returns a config's fields as reading them gives them again, so that 3 and 3.0 are written alike."""
+    return configs.plain(configs.build(type(config), configs.plain(config)))
+
+
 def write_metadata(
     config: AdapterConfig, facts: Mapping[str, str], *, name: str, family: Family | None, payload: str
 ) -> dict[str, str]:
@@ -126,7 +131,7 @@ def write_metadata(
     foreign = {key: value for key, value in facts.items() if "." in key or key.startswith(("ss_", "sshs_", "ot_"))}
     own = {key: value for key, value in facts.items() if key not in foreign}
     entry = {
-        "config": configs.plain(config),
+        "config": canonical(config),
         "facts": own,
         "family": "" if family is None else family.name,
         "method": config.method,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -78,6 +78,7 @@ class PeftSettings:
             raise BadFile(f"{where} cannot be read as a PEFT config: {error}") from None
 
     def seen(self, module: str, rank: int | None) -> Seen:
+        """Returns the rank and the scale that the config states for ``module``, whose tensors have rank ``rank``."""
         stated = int(self._ranks.first(module, self._rank))
         rank = stated if rank is None else rank  # the tensor is what multiplies
         if "alpha" not in self._foreign.peft_fields:
@@ -85,6 +86,7 @@ class PeftSettings:
         return Seen(rank, self._alphas.first(module, self._alpha) / root_or_rank(rank, self._stabilized))
 
     def fields(self) -> dict[str, Any]:
+        """Returns the fields for the method's own config, and notes the patterns that match no layer of the file."""
         for table, patterns in (("alpha_pattern", self._alphas), ("rank_pattern", self._ranks)):
             self.notes += [f"{table} {pattern!r} matches no layer of the file" for pattern in patterns.unused()]
         return {
@@ -94,6 +96,7 @@ class PeftSettings:
         }
 
     def second(self, module: str) -> bool | None:
+        """Whether the tensors of ``module`` scale its input; None where the config does not say."""
         stated = self._fields.get("feedforward_modules")
         if stated is None or self._foreign.inputs is None:
             return None
@@ -160,8 +163,7 @@ def peft_fields(saved: Saved, component: str) -> dict[str, Any]:
             for path, tensors in saved.layers.items()
             if names.paths[path][0] == component and _is_second(foreign.peft_tensors, tensors)
         ]
-        fields["feedforward_modules"] = _loose_endings(second, sites)
-        fields["target_modules"] = sorted({*_loose_endings(set(sites) - set(second), modules), *fields["feedforward_modules"]})
+        fields |= _two_sided(second, sites, modules)
     if foreign.peft_type == "LOKR":
         fields["decompose_factor"] = _decompose_factor(saved)
     return fields
@@ -201,25 +203,27 @@ def _is_attention_output(site: Site) -> bool:
 
 def _endings(chosen: Iterable[str], among: Iterable[str]) -> list[str] | str:
     """Names exactly the chosen modules in PEFT's way: by endings, or by one expression."""
-    wanted = sorted(chosen)
+    wanted = list(chosen)
     endings = shortest_endings(wanted, among)
-    return endings if endings is not None else f"({'|'.join(map(re.escape, wanted))})"
+    return endings if endings is not None else _expression(wanted)
 
 
-def _loose_endings(chosen: Iterable[str], among: Iterable[str]) -> list[str]:
-    """Endings as PEFT compares feed-forward names: as text, so that "head" would also name "lm_head"."""
-    wanted, others = set(chosen), set(among) - set(chosen)
-    found = set()
-    for name in sorted(wanted):
-        words = name.split(".")
-        endings = [".".join(words[-count:]) for count in range(1, len(words) + 1)]
-        fitting = [ending for ending in endings if not any(other.endswith(ending) for other in others)]
-        if not fitting:
-            raise DoesNotFit(
-                f"PEFT cannot tell the layer {name} from others that end in the same name; save with format='diffusers'"
-            )
-        found.add(fitting[0])
-    return sorted(found)
+def _two_sided(second: Collection[str], sites: Collection[str], modules: Collection[str]) -> dict[str, Any]:
+    """Names the adapted modules and, among them, those with the second tensor.
+
+    PEFT wants the second list to be part of the first, and compares its names as text: "head" also names "lm_head".
+    Where that cannot be had, expressions do.
+    """
+    first = [name for name in sites if name not in second]
+    endings = [shortest_endings(chosen, modules) for chosen in (first, second)]
+    clear = endings[0] is not None and endings[1] is not None
+    if clear and not any(name.endswith(ending) for ending in endings[1] or () for name in first):
+        return {"target_modules": sorted({*(endings[0] or ()), *(endings[1] or ())}), "feedforward_modules": endings[1]}
+    return {"target_modules": _expression(sites), "feedforward_modules": _expression(second)}
+
+
+def _expression(names: Iterable[str]) -> str:
+    return f"({'|'.join(map(re.escape, sorted(names)))})"
 
 
 def _is_second(table: Mapping[str, str], tensors: Mapping[str, Tensor]) -> bool:

@@ -106,6 +106,8 @@ def read_layers(names: Names, source: Source, found: Sorted, method: str, own: O
         for settings in scales.all():
             settings.fields()
     reading.notes += [note for settings in scales.all() for note in settings.notes]
+    if any("base_layer.out_proj" in layer.module for layer in found.layers.values()):
+        reading.notes.append("PEFT 0.21 adds the change of an attention's out_proj twice; here it acts once, as it is saved")
     reading.config = settle(config, seen)
     return reading
 

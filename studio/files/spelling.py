@@ -30,6 +30,8 @@ ALIASES: Final[Mapping[str, str]] = {
 }
 """Other spellings of the same parts."""
 
+_WHOLE: Final = frozenset({"weight", "bias"})
+
 _ELSEWHERE: Final[Mapping[str, str]] = {
     "hada_w1_a": "LoHa",
     "hada_w1_b": "LoHa",
@@ -50,7 +52,6 @@ _ELSEWHERE: Final[Mapping[str, str]] = {
     "lora_E": "AdaLoRA",
     "diff": "a full difference of the weight",
     "set_weight": "a replaced weight",
-    "bias": "a whole bias of the base",
     "w_norm": "a trained normalisation",
     "b_norm": "a trained normalisation",
     "hra_u": "HRA",
@@ -114,7 +115,7 @@ def _spellings() -> tuple[Spelling, ...]:
 @functools.cache
 def _parts() -> frozenset[str]:
     known = {part for spelling in _spellings() for part in spelling.ours}
-    return frozenset(known | set(ALIASES) | set(EXTRAS) | set(_ELSEWHERE))
+    return frozenset(known | set(ALIASES) | set(EXTRAS) | set(_ELSEWHERE) | _WHOLE)
 
 
 def part_of(key: str) -> tuple[str, str] | None:
@@ -152,8 +153,8 @@ def nearest_part(key: str) -> str:
 @functools.lru_cache(maxsize=1024)
 def _recognise(parts: frozenset[str]) -> Spelling | str:
     own = parts - set(EXTRAS)
-    if own == {"weight"}:
-        return "it is a whole weight of the base (PEFT's modules_to_save, or a checkpoint), no adapter's tensor"
+    if own and own <= _WHOLE:
+        return "it is a whole tensor of the base (PEFT's bias or modules_to_save, or a checkpoint), not an adapter's"
     for part in sorted(own):
         if part in _ELSEWHERE:
             known = ", ".join(METHODS)

@@ -107,7 +107,7 @@ class LoKrAdapter(Adapter):
             tensors |= {"w1_a": torch.zeros(a, rank), "w1_b": filled(rank, b)}
         else:
             tensors["w1"] = torch.zeros(a, b)
-        if rank < max(c, d * taps) / 2:
+        if rank < max(c, d) / 2:  # the kernel does not count, as in PEFT and LyCORIS
             return tensors | {"w2_a": filled(c, rank), "w2_b": filled(rank, d * taps)}
         return tensors | {"w2": filled(c, d, *kernel)}
 

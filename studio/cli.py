@@ -1,0 +1,118 @@
+"""The command line: ``studio COMMAND``. One file per command in :mod:`studio.commands`, imported when it is called.
+
+Exit codes: 0 done; 2 the request was wrong; 3 refused because the result would be silently wrong; 130 interrupted, with
+the state saved; 1 something failed while it ran. The first four print one sentence; what nobody expected shows its
+traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+
+import click
+
+import studio
+from studio.errors import StudioError, UsageError, nearest
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS: Final = ("demo", "dreambooth", "style", "generate", "inspect", "check", "doctor")
+"""The commands in the order of the help: module names in :mod:`studio.commands`."""
+
+INTERRUPTED: Final = 130
+
+# what a user can mend; any other OSError is a mistake of ours and keeps its traceback
+_MENDABLE = {
+    errno.ENOSPC: "no space left on the device: free some, or choose another folder",
+    errno.EDQUOT: "no space left in your quota: free some, or choose another folder",
+    errno.EFBIG: "the file would be larger than the system allows: choose another folder",
+    errno.EACCES: "permission denied: change the permissions, or choose another place",
+    errno.EPERM: "permission denied: change the permissions, or choose another place",
+    errno.EROFS: "the file system is read-only: choose another place",
+    errno.ENOTDIR: "a part of that path is a file, not a folder: choose another path",
+    errno.EISDIR: "that is a folder: name a file",
+    errno.ENAMETOOLONG: "the name is too long for the file system: choose a shorter one",
+    errno.EIO: "the device reports an input/output error: choose another one",
+    errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
+}
+
+
+class Commands(click.Group):
+    """The commands, each imported when it is asked for; the only place where errors become exit codes."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        return getattr(importlib.import_module(f"studio.commands.{name}"), name)
+
+    def resolve_command(
+        self, context: click.Context, arguments: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = arguments[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            close = nearest(name, COMMANDS, 1)[0]
+            raise UsageError(f"studio has no command {name!r}; did you mean {close!r}? (commands: {', '.join(COMMANDS)})")
+        return super().resolve_command(context, arguments)
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Runs the command line; with ``standalone_mode`` it ends the process with the exit code."""
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+        try:
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+        except click.exceptions.NoArgsIsHelpError as shown:
+            click.echo(shown.format_message())
+            code = 0
+        except click.UsageError as error:
+            of = error.ctx.command_path if error.ctx else "studio"
+            code = _complain(f"{error.format_message().rstrip('.')} (examples: {of} --help)", error.exit_code)
+        except click.ClickException as error:
+            code = _complain(error.format_message(), error.exit_code)
+        except StudioError as error:
+            code = _complain(str(error), error.exit_code)
+        except click.Abort:
+            code = _complain("interrupted", INTERRUPTED)
+        except OSError as error:
+            if error.errno not in _MENDABLE:
+                raise
+            code = _complain(f"{error.filename or 'cannot write'}: {_MENDABLE[error.errno]}", UsageError.exit_code)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(sentence: str, code: int) -> int:
+    """Prints a sentence to stderr, on one line, and returns the exit code."""
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {' '.join(sentence.split())}", err=True)
+    return code
+
+
+@click.command(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Each command's --help ends with an example; 'studio demo' shows the whole job in about two minutes.",
+)
+@click.version_option(studio.__version__, "-V", "--version", prog_name="studio", message="%(prog)s %(version)s")
+def main() -> None:
+    """Adapters for image models: photos in, adapter out, pictures out."""
+    # libraries look at these when they are imported; the studio reads what is on this machine and asks nobody
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+if __name__ == "__main__":
+    main(prog_name="studio")

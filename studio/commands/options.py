@@ -1,0 +1,88 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from studio.commands.settings import setting
+from studio.commands.words import SIZE
+
+__all__ = ["example", "device_option", "output_options", "training_options"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_TRAINING = (
+    setting("--method", field="method", metavar="NAME", help="Adapter method: lora, dora, ia3, lokr."),
+    setting("--rank", field="rank", type=int, metavar="N", help="Rank of the adapter."),
+    setting(
+        "--targets", field="targets", metavar="PRESET|PATTERNS",
+        help="Layers: attention, attention+mlp, all-linear, conv, subject, style; or patterns with commas between.",
+    ),
+    setting("--steps", field="steps", type=int, metavar="N", help="Optimizer steps."),
+    setting("--learning-rate", field="learning_rate", type=float, metavar="X", help="Learning rate."),
+    setting("--batch-size", field="batch_size", type=int, metavar="N", help="Pictures per step."),
+    setting("--seed", field="seed", type=int, metavar="N", help="Decides everything that is drawn.  [default: 0]"),
+    setting("--resolution", field="resolution", type=SIZE, help="Pixels to train at, 512x768 or 512."),
+    setting(
+        "--text-encoder/--no-text-encoder", field="text_encoder", default=None, help="Adapt the text encoder too."
+    ),
+    setting(
+        "--preview", field="preview_prompts", multiple=True, metavar="PROMPT", help="What previews show; repeatable."
+    ),
+    setting("--preview-every", field="preview_every", type=int, metavar="N", help="Steps between previews."),
+    setting("--sampling-steps", field="preview_steps", type=int, metavar="N", help="Denoising steps of previews."),
+    setting("--guidance", field="preview_guidance", type=float, metavar="X", help="Guidance of previews."),
+    setting("--checkpoint-every", field="checkpoint_every", type=int, metavar="N", help="Steps between checkpoints."),
+    setting("--device", field="device", metavar="NAME", help="Where to compute: auto, cpu, ..."),
+    setting("--dtype", field="precision", metavar="NAME", help="Products in fp32 or bf16; the adapter is fp32."),
+    click.option(
+        "--config", type=click.Path(path_type=Path), metavar="FILE.toml",
+        help="Settings from a file, or from the run.toml of an earlier run; options win over it.",
+    ),
+    click.option(
+        "--set", "words", multiple=True, metavar="KEY=VALUE",
+        help="Any other setting of the task, the adapter or the loop: --set gamma=3 --set dropout=0.1; repeatable.",
+    ),
+)  # fmt: skip
+
+_OUTPUT = (
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout."),
+    click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors (and what --json asks for)."),
+)
+
+
+def training_options(command: F) -> F:
+    """Adds the options of every training, in front of those that stand below it."""
+    return _add(_TRAINING, command)
+
+
+def output_options(command: F) -> F:
+    """Adds ``--json`` and ``--quiet``."""
+    return _add(_OUTPUT, command)
+
+
+def device_option(command: F) -> F:
+    """Adds ``--device``."""
+    return click.option("--device", metavar="NAME", help="Where to compute: auto, cpu, ...")(command)
+
+
+def example(*lines: str) -> str:
+    """Returns the end of a help text, with its lines as they stand.
+
+    Example:
+        >>> print(example("studio check photos/"))
+        \b
+        Example:
+          studio check photos/
+    """
+    return "\n".join(["\b", "Example:" if len(lines) == 1 else "Examples:", *(f"  {line}" for line in lines)])
+
+
+def _add(options: tuple[Callable[[Any], Any], ...], command: F) -> F:
+    for option in reversed(options):
+        command = option(command)
+    return command

@@ -1,0 +1,172 @@
+"""The settings of a training from four places: the recipe, ``--config``, options, and ``--set``.
+
+Each place wins over those before it, but an option and a ``--set`` of the same setting are a contradiction. A setting
+belongs to the task (``instance_prompt``, ``prior``, ...), to the adapter (``method``, ``rank``, ``targets``, ...) or to the loop
+(``steps``, ``learning_rate``, ...); the names do not overlap, so a bare name is enough.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from studio.config import assignments, build, plain, read_toml
+from studio.errors import BadConfig, DoesNotFit, nearest
+
+if TYPE_CHECKING:
+    from studio.adapters import AdapterConfig
+    from studio.trainers import Plan, Task
+    from studio.trainers.recipes import Recipe
+
+__all__ = ["Settings", "gather", "setting"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+PARTS = ("task", "adapter", "training")
+
+
+def setting(*names: str, field: str, **attributes: Any) -> Callable[[F], F]:
+    """Declares an option that sets ``field`` of the task, the adapter or the loop where it is given.
+
+    Args:
+        names: the option's names, ``"--rank"``.
+        field: the setting.
+        attributes: what :func:`click.option` takes: type, help, metavar, multiple.
+    """
+
+    def keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+        if value is not None and value != ():
+            context.ensure_object(dict)[field] = value
+
+    return click.option(*names, f"_{field}", expose_value=False, callback=keep, **attributes)
+
+
+@dataclasses.dataclass
+class Settings:
+    """What was given, by part; what was not given is the recipe's to decide."""
+
+    task: dict[str, Any] = dataclasses.field(default_factory=dict)
+    adapter: dict[str, Any] = dataclasses.field(default_factory=dict)
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def make_task(self, kind: type[Task], **facts: Any) -> Task:
+        """Makes the task; ``facts`` replace what was given.
+
+        Raises:
+            BadConfig: a value of another type than its field has, or an impossible one.
+        """
+        return build(kind, {**self.task, **facts})
+
+    def make_plan(self) -> Plan:
+        """Makes the loop's settings.
+
+        Raises:
+            BadConfig: as :meth:`make_task`.
+        """
+        from studio.trainers import Plan
+
+        return build(Plan, self.training)
+
+    def make_adapter(self, recipe: Recipe) -> AdapterConfig | None:
+        """Makes the adapter's config: the recipe's with what was given instead; None where nothing was given.
+
+        Raises:
+            UnknownName: no such method.
+            BadConfig: a field that the method does not have, or an impossible value.
+        """
+        from studio.adapters import METHODS
+
+        if not self.adapter:
+            return None
+        given = dict(self.adapter)
+        method = str(given.pop("method", recipe.method))
+        config = METHODS[method]
+        known = {field.name for field in dataclasses.fields(config)}
+        shared = known if method == recipe.method else known & {"rank", "targets", "exclude"}
+        defaults = {name: value for name, value in plain(recipe.adapter()).items() if name in shared}
+        return build(config, {**defaults, **given})
+
+
+def gather(
+    kind: type[Task], *, config: Path | None, options: Mapping[str, Any], words: Sequence[str]
+) -> Settings:
+    """Puts the settings together.
+
+    Args:
+        kind: the task's class.
+        config: a TOML file: settings by name, or in tables ``[task]``, ``[adapter]`` and ``[training]``; or the
+            ``run.toml`` of an earlier run of the same kind.
+        options: what options gave, by setting.
+        words: the ``key=value`` words of ``--set``.
+
+    Raises:
+        BadFile: the file cannot be read.
+        BadConfig: a setting that does not exist, with the nearest one, or that is given twice.
+        DoesNotFit: the ``run.toml`` of another kind of run.
+    """
+    where = _where(kind)
+    settings = Settings()
+    if config is not None:
+        content = read_toml(config)
+        if "inputs" in content and "free" in content:
+            content = _of_run(content, kind, config)
+        for name, value in content.items():
+            for key, entry in value.items() if name in PARTS and isinstance(value, Mapping) else [(name, value)]:
+                part = getattr(settings, name if name in PARTS else _part(key, where, str(config)))
+                part[key] = entry
+    given = assignments(words)
+    for key in given:
+        if key.partition(".")[2] in options or key in options:
+            raise BadConfig(f"{key} is given twice, by an option and by --set {key}={given[key]}: drop one of them")
+    for key, value in {**options, **given}.items():
+        head, _, rest = key.partition(".")
+        name, key = (head, rest) if head in PARTS and rest else (_part(key, where, "--set"), key)
+        part = getattr(settings, name)
+        for old in [old for old in part if old == key or old.startswith(f"{key}.") or key.startswith(f"{old}.")]:
+            del part[old]  # what --config said
+        part[key] = value
+    return settings
+
+
+def _where(kind: type[Task]) -> dict[str, str]:
+    """Returns for every setting the part that it belongs to."""
+    from studio.adapters import METHODS
+    from studio.trainers import Plan
+
+    where = {"method": "adapter"}
+    for config in METHODS.values():
+        where |= {field.name: "adapter" for field in dataclasses.fields(config) if field.init}
+    where |= {field.name: "training" for field in dataclasses.fields(Plan)}
+    return where | {field.name: "task" for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+
+
+def _part(key: str, where: Mapping[str, str], source: str) -> str:
+    head = key.partition(".")[0]
+    if head not in where:
+        close = nearest(head, where, 3)
+        raise BadConfig(f"{source}: there is no setting {head!r}; the nearest are {', '.join(close)}")
+    return where[head]
+
+
+def _of_run(content: Mapping[str, Any], kind: type[Task], file: Path) -> dict[str, Any]:
+    """Makes settings of a ``run.toml``, which holds them as decided."""
+    task, free = dict(content.get("task", {})), dict(content.get("free", {}))
+    made = task.pop("task", kind.kind)
+    if made != kind.kind:
+        raise DoesNotFit(f"{file} is that of a {made} run, and this is studio {kind.kind}: call studio {made}")
+    rates = task.pop("learning_rates", {})
+    encoders = {part: rate for part, rate in rates.items() if part.startswith("text_encoder")}
+    task["text_encoder"] = bool(encoders)
+    if encoders:
+        task["text_encoder_learning_rate"] = next(iter(encoders.values()))
+    task.pop("captions", None)  # a digest
+    task.setdefault("base", free.pop("base", None))
+    for name, value in free.pop("previews", {}).items():
+        if name != "size":
+            task[f"preview_{name}"] = value
+    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    task = {name: value for name, value in task.items() if name in known and value is not None}
+    return {"task": task, "adapter": content.get("adapter", {}), "training": {**content.get("training", {}), **free}}

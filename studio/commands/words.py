@@ -1,0 +1,135 @@
+"""What stands on a command line besides plain words and numbers: seeds, sizes, adapters with a strength."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+__all__ = ["ADAPTER", "SEEDS", "SIZE", "AdapterWord"]
+
+MOST_SEEDS = 100_000  # a range such as 0..2**40 is a typing error
+
+
+@dataclass(frozen=True)
+class AdapterWord:
+    """An adapter as named on the command line: file, strength, and a name where one was given."""
+
+    file: Path
+    strength: float = 1.0
+    name: str | None = None
+
+
+class Seeds(click.ParamType):
+    """Seeds: ``3``, ``0..7`` (the last one included), ``0,3,5``, and mixtures of them."""
+
+    name = "seeds"
+
+    def convert(
+        self, value: str | tuple[int, ...], parameter: click.Parameter | None, context: click.Context | None
+    ) -> tuple[int, ...]:
+        """Reads seeds.
+
+        Example:
+            >>> SEEDS("0..3,8")
+            (0, 1, 2, 3, 8)
+        """
+        if isinstance(value, tuple):
+            return value
+        seeds: list[int] = []
+        for part in value.split(","):
+            found = re.fullmatch(r"\s*(\d+)\s*(?:\.\.\s*(\d+)\s*)?", part)
+            if not found:
+                self.fail(f"{value!r} is not of the form 0..7, 0,3,5 or 4 (whole numbers from 0 on)", parameter, context)
+            first = int(found[1])
+            last = int(found[2]) if found[2] else first
+            if last < first:
+                self.fail(f"{part.strip()!r} runs backwards; write {last}..{first}", parameter, context)
+            if last - first >= MOST_SEEDS:
+                self.fail(f"{part.strip()!r} are {last - first + 1:,} seeds", parameter, context)
+            seeds += range(first, last + 1)
+        twice = next((seed for seed in seeds if seeds.count(seed) > 1), None) if len(seeds) < 1000 else None
+        if twice is not None:
+            self.fail(f"{value!r} has the seed {twice} twice", parameter, context)
+        return tuple(seeds)
+
+
+class Size(click.ParamType):
+    """Width and height in pixels: ``512x768``, or ``512`` for a square."""
+
+    name = "WxH"
+
+    def convert(
+        self, value: str | tuple[int, int], parameter: click.Parameter | None, context: click.Context | None
+    ) -> tuple[int, int]:
+        """Reads a size.
+
+        Example:
+            >>> SIZE("512x768"), SIZE("64")
+            ((512, 768), (64, 64))
+        """
+        if isinstance(value, tuple):
+            return value
+        found = re.fullmatch(r"\s*(\d+)\s*(?:[xX×]\s*(\d+)\s*)?", value)
+        if not found or not int(found[1]) or (found[2] is not None and not int(found[2])):
+            self.fail(f"{value!r} is not a width and a height in pixels, such as 512x768 or 512", parameter, context)
+        return int(found[1]), int(found[2] or found[1])
+
+
+class Adapter(click.ParamType):
+    """An adapter file with its strength: ``dog.safetensors:0.8``, ``hound=dog.safetensors``, ``C:\\dog.safetensors``.
+
+    What follows the last colon is a strength if it is a number and the whole word is no file. A drive letter is no
+    strength, since what follows its colon is a path.
+    """
+
+    name = "file[:strength]"
+
+    def convert(
+        self, value: str | AdapterWord, parameter: click.Parameter | None, context: click.Context | None
+    ) -> AdapterWord:
+        """Reads an adapter.
+
+        Example:
+            >>> ADAPTER("hound=runs/dog.safetensors:0.8")
+            AdapterWord(file=PosixPath('runs/dog.safetensors'), strength=0.8, name='hound')
+            >>> ADAPTER("dog:v2.safetensors").strength
+            1.0
+        """
+        if isinstance(value, AdapterWord):
+            return value
+        name, text = None, value
+        head, equals, rest = value.partition("=")
+        if equals and re.fullmatch(r"[\w-]+", head) and not Path(value).exists():
+            name, text = head, rest
+        if not text:
+            self.fail(f"{value!r} names no file", parameter, context)
+        if Path(text).exists():
+            return AdapterWord(Path(text), name=name)
+        file, colon, number = text.rpartition(":")
+        strength = _number(number) if colon and file else None
+        if strength is None:
+            near_number = colon and file and len(file) > 1 and not re.search(r"[\\/.]", number)
+            if near_number:
+                self.fail(
+                    f"the strength {number!r} of {value!r} is not a number; write {file}:0.8", parameter, context
+                )
+            return AdapterWord(Path(text), name=name)
+        if not math.isfinite(strength):
+            self.fail(f"the strength {number!r} of {value!r} must be a finite number", parameter, context)
+        return AdapterWord(Path(file), strength, name)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return None if "_" in text else float(text)
+    except ValueError:
+        return None
+
+
+SEEDS = Seeds()
+SIZE = Size()
+ADAPTER = Adapter()

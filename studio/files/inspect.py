@@ -1,0 +1,122 @@
+"""Looking into an adapter file without loading it: the header is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from studio.adapters import AdapterConfig
+from studio.files.detect import Sorted, guess_family, sort_keys
+from studio.files.format import Source
+from studio.files.metadata import facts_of, own_entry
+from studio.files.source import open_source
+from studio.files.spelling import Spelling
+
+__all__ = ["AdapterFile", "inspect"]
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """What a file says about itself.
+
+    Attributes:
+        file: its path. format: "diffusers", "kohya", "peft", or "" for something that is no adapter.
+        method: registry name of its method, "" if it is of none that can be read.
+        name: the adapter's name in it, or "". config: our config, where the studio wrote the file.
+        sites: the layers, as the file names them, sorted. tensors: key -> (dtype, shape).
+        metadata: the container's texts. facts: what they say that does not follow from the tensors.
+        family: registry name of the family it was made for, or "". family_title: the same in words.
+        ranks: rank -> number of layers that have it. peft: the content of ``adapter_config.json``, or None.
+        unread: key -> why it cannot be read, whatever the model.
+    """
+
+    file: Path
+    format: str
+    method: str
+    name: str
+    config: AdapterConfig | None
+    sites: tuple[str, ...]
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]]
+    metadata: Mapping[str, str]
+    facts: Mapping[str, str]
+    family: str
+    family_title: str
+    ranks: Mapping[int, int]
+    peft: Mapping[str, object] | None
+    unread: Mapping[str, str]
+
+    @property
+    def rank(self) -> int | None:
+        """The rank of most layers, or None for a method without one."""
+        return max(self.ranks, key=lambda rank: (self.ranks[rank], -rank)) if self.ranks else None
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in all tensors together."""
+        total = 0
+        for _, shape in self.tensors.values():
+            count = 1
+            for size in shape:
+                count *= size
+            total += count
+        return total
+
+
+def inspect(file: str | Path) -> AdapterFile:
+    """Reads what a file says about itself; only the header is read.
+
+    Args:
+        file: a safetensors file, or a PEFT folder.
+
+    Raises:
+        BadFile: it is missing, truncated or hostile.
+
+    Example:
+        >>> import tempfile, torch, studio
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 8))
+        >>> _ = studio.attach(net, studio.LoRA(rank=2, targets=("0",)))
+        >>> found = inspect(studio.save(net, Path(tempfile.mkdtemp()) / "dog.safetensors"))
+        >>> found.method, found.rank, found.sites, found.parameters
+        ('lora', 2, ('0',), 32)
+    """
+    source = open_source(Path(file), tensors=False)
+    own = own_entry(source.metadata)
+    found = sort_keys(source.infos)
+    family, title = guess_family(found, source.infos)
+    unread = dict(found.strangers)
+    for layer in found.layers.values():
+        spelling = layer.spelling()
+        if isinstance(spelling, str):
+            unread |= dict.fromkeys(layer.parts.values(), spelling)
+    method = found.method("" if own is None else own.method)
+    return AdapterFile(
+        file=source.file,
+        format=found.format() if method else "",
+        method=method,
+        name="" if own is None else own.name,
+        config=None if own is None else own.config,
+        sites=tuple(sorted(found.layers)),
+        tensors={key: (info.dtype, info.shape) for key, info in sorted(source.infos.items())},
+        metadata=source.metadata,
+        facts=facts_of(source.metadata),
+        family=own.family if own is not None and own.family else family,
+        family_title=title,
+        ranks=_ranks(found, source),
+        peft=source.peft,
+        unread=dict(sorted(unread.items())),
+    )
+
+
+def _ranks(found: Sorted, source: Source) -> dict[int, int]:
+    counts: dict[int, int] = {}
+    for layer in found.layers.values():
+        spelling = layer.spelling()
+        if not isinstance(spelling, Spelling):
+            continue
+        by_name = {name: key for part, key in layer.parts.items() for name in spelling.ours.get(part, ())}
+        key = next((by_name[name] for name in spelling.foreign.ranks if name in by_name), None)
+        if key is not None and source.infos[key].shape:
+            rank = source.infos[key].shape[0]
+            counts[rank] = counts.get(rank, 0) + 1
+    return dict(sorted(counts.items()))

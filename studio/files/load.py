@@ -1,0 +1,185 @@
+"""Loading an adapter file onto a model: completely accounted for, and all of it or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from studio.adapters import METHODS, install
+from studio.adapters.strength import StrengthLike
+from studio.errors import BadFile, DoesNotFit, PartialLoad, StudioError
+from studio.files.detect import Sorted, guess_family, sort_keys
+from studio.files.format import Source
+from studio.files.metadata import Own, facts_of, own_entry
+from studio.files.names import Names
+from studio.files.reading import Reading, read_layers
+from studio.files.report import LoadReport
+from studio.files.source import open_source
+
+__all__ = ["load", "load_source"]
+
+
+def load(
+    model: Any,
+    file: str | Path,
+    *,
+    name: str | None = None,
+    strength: StrengthLike = 1.0,
+    allow_partial: bool = False,
+    trainable: bool = False,
+    pickled: bool = False,
+) -> LoadReport:
+    """Loads an adapter file and attaches it at ``strength``; other adapters stay as they are.
+
+    The format is found from the keys, and files that mix formats are read too. On any error the model is as it was.
+
+    Args:
+        model: any module, or a diffusers pipeline. A file that covers one component loads into that component by itself
+            as well as into a pipeline.
+        file: a ``.safetensors`` file of diffusers, kohya, A1111, LyCORIS or the studio, or a PEFT folder.
+        name: the adapter's name; None: the one in the file, else "default".
+        strength: its strength in the blend: a number, or a :class:`studio.Strength`.
+        allow_partial: apply what fits, and list the rest in the report.
+        trainable: whether its tensors require gradients, to go on training.
+        pickled: allow ``.pt`` and ``.bin`` files, whose tensors alone are read.
+
+    Returns:
+        A report that accounts for every key.
+
+    Raises:
+        BadFile: the file is missing, truncated, hostile, or of no known format.
+        DoesNotFit: nothing in it fits this model, it was made for another family, the name is taken, or a blend is baked.
+        PartialLoad: some of its keys fit and others do not; the message names them and the nearest right layer.
+        BadConfig: a name with other characters than letters, digits, ``_`` and ``-``.
+
+    Example:
+        >>> import tempfile, torch, studio
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 8))
+        >>> _ = studio.attach(net, studio.LoRA(rank=2, targets=("0",)), name="dog")
+        >>> file = studio.save(net, Path(tempfile.mkdtemp()) / "dog.safetensors", name="dog")
+        >>> studio.detach(net)
+        >>> print(studio.load(net, file, strength=0.8))
+        'dog': lora from a diffusers file, 1 layers, 2 keys applied, 0 ignored
+    """
+    source = open_source(Path(file), pickled=pickled)
+    return load_source(
+        model, source, name=name, strength=strength, allow_partial=allow_partial, trainable=trainable
+    )
+
+
+def load_source(
+    model: Any,
+    source: Source,
+    *,
+    name: str | None = None,
+    strength: StrengthLike = 1.0,
+    allow_partial: bool = False,
+    trainable: bool = False,
+) -> LoadReport:
+    """Attaches what an opened file holds; see :func:`load`."""
+    own = own_entry(source.metadata)
+    found = sort_keys(source.infos)
+    method = found.method("" if own is None else own.method)
+    if not method:
+        raise BadFile(f"{source.file} holds no adapter that can be read: {_first(_reasons(found))}")
+    names = Names(model)
+    reading = read_layers(names, source, found, method, own)
+    if _unscaled(source, found, own) and not allow_partial:
+        raise BadFile(
+            f"{source.file} has PEFT's keys, and no adapter_config.json beside it says their scale; put it there, or "
+            "pass allow_partial=True to take alpha = rank"
+        )
+    taken = name if name is not None else (own.name if own is not None and own.name else "default")
+    metadata = {**facts_of(source.metadata), **_dtype(source, reading)}
+    put = dict(name=taken, strength=strength, trainable=trainable, metadata=metadata)
+    _judge(source, found, names, reading, allow_partial)
+    try:
+        install(model, reading.config, reading.layers, **put)
+    except StudioError:
+        if not _drop_misfits(names, reading):
+            raise  # it is not about the tensors
+        _judge(source, found, names, reading, allow_partial)
+        install(model, reading.config, reading.layers, **put)
+    return LoadReport(
+        name=taken,
+        method=reading.method,
+        format=found.format(),
+        applied=tuple(sorted(key for keys in reading.keys.values() for key in keys)),
+        ignored=dict(sorted(reading.ignored.items())),
+        sites=tuple(sorted(reading.layers)),
+        notes=tuple(reading.notes),
+    )
+
+
+def _unscaled(source: Source, found: Sorted, own: Own | None) -> bool:
+    return found.format() == "peft" and source.peft is None and (own is None or own.config is None)
+
+
+def _dtype(source: Source, reading: Reading) -> dict[str, str]:
+    """The dtype of a file that is narrower than ours, so that saving again gives the same file."""
+    words = {
+        source.infos[key].dtype
+        for keys in reading.keys.values()
+        for key in keys
+        if source.infos[key].dtype in ("F32", "F16", "BF16", "F64", "F8_E4M3", "F8_E5M2") and not key.endswith("alpha")
+    }
+    return {"dtype": words.pop()} if len(words) == 1 and words != {"F32"} else {}
+
+
+def _drop_misfits(names: Names, reading: Reading) -> bool:
+    """Ignores the layers whose tensors do not fit; says whether there was any."""
+    config = reading.config
+    misfits: dict[str, str] = {}
+    for path, tensors in reading.layers.items():
+        try:
+            METHODS[reading.method].adapter(names.site(path), config, tensors, trainable=False)
+        except StudioError as error:
+            misfits[path] = str(error)
+    for path, reason in misfits.items():
+        reading.drop(path, reason)
+    return bool(misfits)
+
+
+def _reasons(found: Sorted) -> dict[str, str]:
+    reasons = dict(found.strangers)
+    for layer in found.layers.values():
+        reasons |= dict.fromkeys(layer.parts.values(), str(layer.spelling()))
+    return reasons
+
+
+def _judge(source: Source, found: Sorted, names: Names, reading: Reading, allow_partial: bool) -> None:
+    """Refuses a file that does not fit, wholly or in part."""
+    if not reading.ignored and reading.layers:
+        return
+    family, title = guess_family(found, source.infos)
+    used = len(reading.layers)
+    mine = names.family
+    if mine is not None and family and family != mine.name and 2 * used <= len(found.layers):
+        raise DoesNotFit(
+            f"{source.file} is an adapter for {title}, the model is {mine.title}: {used} of its {len(found.layers)} layers "
+            f"fit; load it on {title}"
+        )
+    count = len(source.infos)
+    if not used:
+        what = "the model" if mine is None else mine.title
+        made_for = f" (it looks like one for {title})" if family and (mine is None or family != mine.name) else ""
+        raise DoesNotFit(f"nothing in {source.file}{made_for} fits {what}: {_first(reading.ignored)}")
+    if not allow_partial:
+        raise PartialLoad(
+            f"{len(reading.ignored)} of the {count} keys of {source.file} cannot be applied: {_first(reading.ignored)}; "
+            "correct the file, or pass allow_partial=True to apply the others"
+        )
+
+
+def _first(ignored: Mapping[str, str], count: int = 3) -> str:
+    """The first keys and why, each reason once."""
+    by_reason: dict[str, list[str]] = {}
+    # the most telling reasons first: a misspelt layer leaves its partner incomplete
+    for key in sorted(ignored, key=lambda key: ("incomplete" in ignored[key], key)):
+        by_reason.setdefault(ignored[key], []).append(key)
+    parts = [f"{keys[0]!r}{f' and {len(keys) - 1} more' if keys[1:] else ''}: {why}" for why, keys in by_reason.items()]
+    more = f"; and {len(parts) - count} more reasons" if len(parts) > count else ""
+    return "; ".join(parts[:count]) + more if parts else "it has no tensors"
+
+

@@ -1,0 +1,227 @@
+"""Every method through every format: the same function, and the same bytes again."""
+
+from __future__ import annotations
+
+import copy
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import studio
+from studio.errors import BadConfig, BadFile, DoesNotFit, UnknownName
+from studio.files import FORMATS
+
+METHODS = {
+    "lora": studio.LoRA(rank=2, alpha=3, targets=("lin", "conv", "point", "turned")),
+    "lora-bias": studio.LoRA(rank=2, alpha=3, use_bias=True, targets=("lin", "conv")),
+    "lora-patterns": studio.LoRA(
+        rank=2, rank_pattern={"conv": 3}, alpha_pattern={"lin": 7}, rank_stabilized=True, targets=("lin", "conv", "point")
+    ),
+    "lora-embedding": studio.LoRA(rank=2, alpha=1.0, targets=("emb", "lin")),
+    "lora-attention": studio.LoRA(rank=2, targets=("mha",)),
+    "pissa": studio.LoRA(rank=2, init="pissa", rank_stabilized=True, targets=("lin", "conv")),
+    "olora": studio.LoRA(rank=2, alpha=1.3, init="olora", targets=("lin", "conv")),
+    "dora": studio.DoRA(rank=2, alpha=3.3, targets=("lin", "conv", "point", "emb")),
+    "ia3": studio.IA3(targets=("lin", "conv", "point"), feedforward=("point",)),
+    "lokr": studio.LoKr(rank=1, alpha=2.5, targets=("lin", "conv", "point")),
+    "lokr-both": studio.LoKr(rank=1, alpha=2, decompose_both=True, targets=("lin", "conv")),
+    "lokr-full": studio.LoKr(rank=8, alpha=2, targets=("lin", "conv")),
+}
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.emb = nn.Embedding(10, 12)
+        self.lin = nn.Linear(12, 20)
+        self.mha = nn.MultiheadAttention(20, 2, batch_first=True)
+        self.conv = nn.Conv2d(4, 8, 3, padding=1)
+        self.point = nn.Conv2d(8, 8, 1)
+        self.turned = nn.Conv1d(8, 6, 3)
+
+    def forward(self, ids, image):
+        x = self.lin(self.emb(ids))
+        y = self.point(self.conv(image))
+        return torch.cat([self.mha(x, x, x)[0].flatten(), y.flatten(), self.turned(y.flatten(2)).flatten()])
+
+
+INPUT = (torch.arange(6).view(2, 3), torch.linspace(-1, 1, 200).view(2, 4, 5, 5))
+
+
+def made(config, seed=0):
+    """A model with an adapter that changes something, and the same model without."""
+    torch.manual_seed(seed)
+    base = Net()
+    model = copy.deepcopy(base)
+    studio.attach(model, config)
+    with torch.no_grad():
+        for tensor in studio.state(model).values():
+            if tensor.requires_grad:
+                tensor += torch.randn_like(tensor) * 0.3
+    return model, base
+
+
+def content(path: Path) -> dict[str, bytes]:
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    return {file.name if path.is_dir() else "": file.read_bytes() for file in files}
+
+
+def target(folder: Path, format: str, name: str) -> Path:
+    return folder / (name if FORMATS[format].folder else f"{name}.safetensors")
+
+
+@pytest.mark.parametrize("format", list(FORMATS))
+@pytest.mark.parametrize("method", list(METHODS))
+def test_save_load_save(tmp_path, method, format):
+    model, base = made(METHODS[method])
+    wanted = model(*INPUT)
+    assert not torch.allclose(wanted, base(*INPUT), rtol=1e-2)
+    first = studio.save(model, target(tmp_path, format, "a"), format=format, metadata={"trigger": "sks", "seed": "3"})
+    again = studio.save(model, target(tmp_path, format, "b"), format=format, metadata={"seed": "3", "trigger": "sks"})
+    assert content(first) == content(again)
+    report = studio.load(base, first)
+    assert report.format == format and report.ignored == {} and report.method == METHODS[method].method
+    got = base(*INPUT)
+    assert (got - wanted).norm() <= 1e-6 * wanted.norm()
+    second = studio.save(base, target(tmp_path, format, "c"), format=format)
+    assert content(first) == content(second)
+    facts = studio.inspect(second).facts
+    assert facts == {"seed": "3", "trigger": "sks"}
+
+
+@pytest.mark.parametrize("format", list(FORMATS))
+@pytest.mark.parametrize("method", ["lora", "dora", "lokr"])
+def test_a_narrow_file_stays_narrow(tmp_path, method, format):
+    model, base = made(METHODS[method])
+    first = studio.save(model, target(tmp_path, format, "a"), format=format, dtype=torch.bfloat16)
+    studio.load(base, first)
+    assert all(tensor.dtype == torch.float32 for tensor in studio.state(base).values())
+    assert content(studio.save(base, target(tmp_path, format, "b"), format=format)) == content(first)
+    wide = studio.save(base, target(tmp_path, format, "c"), format=format, dtype=torch.float32)
+    assert max(map(len, content(wide).values())) > max(map(len, content(first).values()))
+
+
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_every_key_is_accounted_for(tmp_path, format):
+    model, base = made(METHODS["dora"])
+    file = studio.save(model, target(tmp_path, format, "a"), format=format)
+    report = studio.load(base, file)
+    assert set(report.applied) | set(report.ignored) == set(studio.inspect(file).tensors)
+    assert report.sites == ("conv", "emb", "lin", "point")
+
+
+def test_names_and_taken_names(tmp_path):
+    model, base = made(METHODS["lora"])
+    with pytest.raises(UnknownName, match="'dog'"):
+        studio.save(model, tmp_path / "a.safetensors", name="dog")
+    file = studio.save(model, tmp_path / "a.safetensors")
+    assert studio.load(base, file).name == "default"
+    with pytest.raises(DoesNotFit, match="attached already"):
+        studio.load(base, file)
+    assert studio.load(base, file, name="second", strength=0.5).name == "second"
+    assert {name: info.strength for name, info in studio.adapters(base).items()} == {"default": 1.0, "second": 0.5}
+
+
+def test_loading_is_frozen_unless_asked(tmp_path):
+    model, base = made(METHODS["lora"])
+    file = studio.save(model, tmp_path / "a.safetensors")
+    studio.load(base, file)
+    assert not any(tensor.requires_grad for tensor in studio.state(base).values())
+    studio.load(base, file, name="more", trainable=True)
+    assert all(tensor.requires_grad for tensor in studio.state(base, "more").values())
+
+
+def test_the_default_format_follows_the_path(tmp_path):
+    model, _ = made(METHODS["lora"])
+    assert studio.inspect(studio.save(model, tmp_path / "folder")).format == "peft"
+    assert studio.inspect(studio.save(model, tmp_path / "file.safetensors")).format == "diffusers"
+    with pytest.raises(UnknownName, match="did you mean 'kohya'"):
+        studio.save(model, tmp_path / "x.safetensors", format="koyha")
+
+
+def test_a_baked_model_is_not_saved_and_not_loaded_onto(tmp_path):
+    model, _ = made(METHODS["lora"])
+    file = studio.save(model, tmp_path / "a.safetensors")
+    studio.bake(model)
+    with pytest.raises(DoesNotFit, match="unbake"):
+        studio.save(model, tmp_path / "b.safetensors")
+    with pytest.raises(DoesNotFit, match="unbake"):
+        studio.load(model, file, name="b")
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_what_a_format_cannot_say_is_refused(tmp_path):
+    grouped = nn.Sequential(nn.Conv2d(4, 8, 3, groups=2))
+    studio.attach(grouped, studio.LoRA(rank=2, targets=("0",)))
+    with pytest.raises(DoesNotFit, match="grouped convolution"):
+        studio.save(grouped, tmp_path / "a", format="peft")
+    clash = nn.ModuleDict({"a_b": nn.Linear(4, 4), "a": nn.ModuleDict({"b": nn.Linear(4, 4)})})
+    studio.attach(clash, studio.LoRA(rank=2, targets=("a_b",)))
+    with pytest.raises(DoesNotFit, match="also that of another layer"):
+        studio.save(clash, tmp_path / "a.safetensors", format="kohya")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_nothing_is_written_where_nothing_can_be(tmp_path, format):
+    model, _ = made(METHODS["lora"])
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file")
+    with pytest.raises(BadFile, match="cannot write"):
+        studio.save(model, target(blocked, format, "a"), format=format)
+    with pytest.raises(BadConfig, match="give it as a string"):
+        studio.save(model, target(tmp_path, format, "a"), format=format, metadata={"seed": 1})
+    with pytest.raises(BadConfig, match="dtype"):
+        studio.save(model, target(tmp_path, format, "a"), format=format, dtype=torch.int8)
+    assert list(tmp_path.iterdir()) == [blocked]
+
+
+@pytest.mark.parametrize("format", list(FORMATS))
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_full_disk_leaves_the_old_file(tmp_path, format, existing):
+    import signal
+
+    model, _ = made(METHODS["lora"])
+    big = nn.Sequential(nn.Linear(512, 512))
+    studio.attach(big, studio.LoRA(rank=64, targets=("0",)))
+    place = target(tmp_path, format, "a")
+    if existing:
+        studio.save(model, place, format=format)
+    before = content(place) if existing else None
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(BadFile, match="cannot write"):
+            studio.save(big, place, format=format)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [path.name for path in tmp_path.iterdir()] == ([place.name] if existing else [])
+    if existing:
+        assert content(place) == before
+
+
+def test_metadata_that_other_tools_read(tmp_path):
+    model, _ = made(METHODS["lora-patterns"])
+    facts = {"trigger": "sks dog", "licence": "CC0", "seed": "7", "steps": "40", "title": "Dog", "base_hash": "ab12"}
+    file = studio.inspect(studio.save(model, tmp_path / "a.safetensors", format="kohya", metadata=facts))
+    said = file.metadata
+    assert said["modelspec.trigger_phrase"] == "sks dog" and said["modelspec.license"] == "CC0"
+    assert said["ss_seed"] == "7" and said["ss_steps"] == "40" and said["ss_network_module"] == "networks.lora"
+    assert said["ss_network_dim"] == "Dynamic" and said["ss_network_alpha"] == "Dynamic"
+    assert said["modelspec.hash_sha256"] == "0x" + said["sshs_model_hash"]
+    assert file.facts == facts and file.config == METHODS["lora-patterns"] or file.config.rank == 2
+    text = " ".join(said.values())
+    assert str(tmp_path) not in text and str(Path.home()) not in text
+
+
+def test_inspect_reads_the_header_only(tmp_path):
+    model, _ = made(METHODS["lora"])
+    file = studio.save(model, tmp_path / "a.safetensors")
+    found = studio.inspect(file)
+    assert (found.method, found.format, found.rank, found.name) == ("lora", "diffusers", 2, "default")
+    assert found.sites == ("conv", "lin", "point", "turned") and found.unread == {}
+    assert found.tensors["conv.lora_A.weight"] == ("F32", (2, 4, 3, 3))

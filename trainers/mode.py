@@ -1,0 +1,61 @@
+"""What the process and the modules are switched to while they train."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from studio.adapters.adapter import generator_for
+from studio.errors import DoesNotFit
+
+__all__ = ["accelerator_for", "chance", "training_mode"]
+
+
+def accelerator_for(precision: str, device: torch.device) -> Any:
+    """Returns an accelerator; accelerate's process-wide state is made anew where it says another precision.
+
+    Raises:
+        DoesNotFit: several processes were started.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    wanted = "bf16" if precision == "bf16" else "no"
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != wanted:
+        AcceleratorState._reset_state()
+    made = Accelerator(mixed_precision=wanted, cpu=device.type == "cpu")
+    if made.num_processes > 1:
+        raise DoesNotFit(f"{made.num_processes} processes were started, and a run uses one: start it without a launcher")
+    return made
+
+
+@contextlib.contextmanager
+def chance(seed: int, number: int, device: torch.device) -> Iterator[None]:
+    """Gives what draws from torch's global generators (dropout) a stream of its own, and then the old one back.
+
+    Args:
+        seed: the run's seed.
+        number: of the first sample of the micro-batch.
+        device: where it is computed.
+    """
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type=device.type if devices else None):
+        torch.manual_seed(generator_for(seed, "dropout", number).initial_seed())
+        yield
+
+
+@contextlib.contextmanager
+def training_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Switches modules to training (dropout, gradient checkpointing), and each part back to what it was."""
+    before = [(module, module.training) for root in modules for module in root.modules()]
+    for root in modules:
+        root.train()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
