@@ -130,11 +130,21 @@ def scan_folder(folder: str | Path, *, captions: bool = True) -> ImageFolder:
         raise BadFile(f"there is no image folder {folder}: check the path")
     if not folder.is_dir():
         raise BadFile(f"{folder} is a file, and a folder of images is needed: name the folder it is in")
-    items: list[ImageItem] = []
     skipped: list[Skipped] = []
-    several_lines: list[Path] = []
-    files = _files(folder, skipped)
-    probes: dict[Path, tuple[Probe, str]] = {}
+    images, texts = _told_apart(_files(folder, skipped), skipped)
+    looked = _looked_at(images, skipped)
+    found = _captions(images, texts) if captions else Captions()
+    skipped += [Skipped(file, reason) for file, reason in found.unused]
+    items = [_item(file, *looked[file], found.of.get(file), folder, captions) for file in images if file in looked]
+    skipped += [Skipped(item.file, "is in a folder whose name says 0 repeats") for item in items if not item.repeats]
+    items = [item for item in items if item.repeats]
+    several_lines = tuple(item.file for item in items if item.file in found.of and found.of[item.file].several_lines)
+    skipped.sort(key=lambda entry: entry.file.as_posix())
+    return ImageFolder(folder, tuple(items), tuple(skipped), _digest(items), several_lines)
+
+
+def _told_apart(files: list[Path], skipped: list[Skipped]) -> tuple[list[Path], list[Path]]:
+    """Sorts files by name into pictures and captions; what is neither is skipped."""
     images: list[Path] = []
     texts: list[Path] = []
     for file in files:
@@ -142,32 +152,33 @@ def scan_folder(folder: str | Path, *, captions: bool = True) -> ImageFolder:
             skipped.append(Skipped(file, "is a hidden or system file"))
         elif _is_image_name(file):
             images.append(file)
-            try:
-                probes[file] = _probe(file)
-            except BadFile as error:
-                skipped.append(Skipped(file, str(error)))
         elif file.suffix.lower() in CAPTION_SUFFIXES or file.name == METADATA_NAME:
             texts.append(file)
         else:
             skipped.append(Skipped(file, _why_not(file)))
-    found = _captions(images, texts) if captions else Captions()
-    skipped += [Skipped(file, reason) for file, reason in found.unused]
+    return images, texts
+
+
+def _looked_at(images: list[Path], skipped: list[Skipped]) -> dict[Path, tuple[Probe, str]]:
+    """Decodes each picture; returns what the look told and the digest of the bytes of those that can be used."""
+    looked: dict[Path, tuple[Probe, str]] = {}
     for file in images:
-        if file not in probes:
-            continue
-        probe, digest = probes[file]
-        repeats, words = _repeats(file, folder)
-        caption: Caption | None = found.of.get(file)
-        if caption is not None and caption.several_lines:
-            several_lines.append(file)
-        text = caption.text if caption is not None else words if captions else None
-        origin = caption.origin if caption is not None else "folder" if text is not None else None
-        if repeats == 0:
-            skipped.append(Skipped(file, "is in a folder whose name says 0 repeats"))
-            continue
-        items.append(ImageItem(file, text, origin, repeats, probe.width, probe.height, digest, probe))
-    skipped.sort(key=lambda entry: entry.file.as_posix())
-    return ImageFolder(folder, tuple(items), tuple(skipped), _digest(items), tuple(several_lines))
+        try:
+            data = file.read_bytes()
+            looked[file] = probe_image(data), hashlib.sha256(data).hexdigest()
+        except OSError as error:
+            skipped.append(Skipped(file, f"cannot be read: {error.strerror}"))
+        except BadFile as error:
+            skipped.append(Skipped(file, str(error)))
+    return looked
+
+
+def _item(file: Path, probe: Probe, digest: str, caption: Caption | None, folder: Path, captions: bool) -> ImageItem:
+    repeats, words = _repeats(file, folder)
+    text, origin = (words if captions else None), ("folder" if captions and words is not None else None)
+    if caption is not None:
+        text, origin = caption.text, caption.origin
+    return ImageItem(file, text, origin, repeats, probe.width, probe.height, digest, probe)  # type: ignore[arg-type]
 
 
 def _files(folder: Path, skipped: list[Skipped]) -> list[Path]:
@@ -202,14 +213,6 @@ def _why_not(file: Path) -> str:
     if suffix in (".json", ".csv", ".jsonl", ".yaml", ".toml"):
         return f"is not read: captions come from NAME.txt, NAME.caption or {METADATA_NAME}"
     return "is neither an image nor a caption"
-
-
-def _probe(file: Path) -> tuple[Probe, str]:
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise BadFile(f"cannot be read: {error.strerror}") from None
-    return probe_image(data), hashlib.sha256(data).hexdigest()
 
 
 def _captions(images: list[Path], texts: list[Path]) -> Captions:

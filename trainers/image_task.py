@@ -13,7 +13,7 @@ from studio.adapters import AdapterConfig
 from studio.config import check, plain
 from studio.device import choose_device, choose_dtype
 from studio.errors import BadConfig, DoesNotFit
-from studio.families import Base, open_base
+from studio.families import BASES, Base, open_base
 from studio.trainers.diffusion import Diffusion, Previews
 from studio.trainers.objective import Objective
 from studio.trainers.pictures import Pictures, picture_size
@@ -110,7 +110,7 @@ class ImageTask(ABC):
         precision = choose_dtype(plan.precision, device, training=True)
         if precision.note:
             say(precision.note)
-        say(f"opening the base {self.base if isinstance(self.base, (str, Path)) else type(self.base).__name__}")
+        say(f"opening the base {self._base_name()}")
         base = open_base(self.base, device=device)
         recipe = recipe_for(self.kind, base)
         adapter = adapter or recipe.adapter()
@@ -156,9 +156,14 @@ class ImageTask(ABC):
             rates.update(dict.fromkeys(family.encoders, rate))
         return rates
 
+    def _base_name(self) -> str:
+        if isinstance(self.base, Base):  # opened already
+            return self.base.id if self.base.id in BASES or self.base.folder is None else str(self.base.folder)
+        return str(self.base) if isinstance(self.base, (str, Path)) else type(self.base).__name__
+
     def _recorded(self, previews: Previews) -> dict[str, Any]:
         return {
-            "base": str(self.base) if isinstance(self.base, (str, Path)) else type(self.base).__name__,
+            "base": self._base_name(),
             "previews": plain(previews),
         }
 

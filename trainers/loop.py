@@ -69,8 +69,8 @@ def train(
         task: what is learned: :class:`~studio.trainers.DreamBooth`, :class:`~studio.trainers.Style`, ...
         output: the run's folder, new, empty, or with this very run.
         adapter: the adapter's config; None takes the recipe's.
-        steps, seed, learning_rate, batch_size, accumulation, warmup, schedule, clip, weight_decay, beta2, precision, ema,
-            gradient_checkpointing, checkpoint_every, preview_every, tensorboard, device, cache: see
+        steps, seed, learning_rate, batch_size, accumulation, warmup, schedule, clip, weight_decay, beta2, precision,
+            ema, gradient_checkpointing, checkpoint_every, preview_every, tensorboard, device, cache: see
             :class:`~studio.trainers.Plan`; None takes the recipe's value.
         quiet: print nothing.
 
@@ -86,8 +86,8 @@ def train(
     plan = Plan(
         steps=steps, seed=seed, learning_rate=learning_rate, batch_size=batch_size, accumulation=accumulation,
         warmup=warmup, schedule=schedule, clip=clip, weight_decay=weight_decay, beta2=beta2,
-        precision=precision, ema=ema, gradient_checkpointing=gradient_checkpointing, checkpoint_every=checkpoint_every, preview_every=preview_every,
-        tensorboard=tensorboard, device=device, cache=cache,
+        precision=precision, ema=ema, gradient_checkpointing=gradient_checkpointing,
+        checkpoint_every=checkpoint_every, preview_every=preview_every, tensorboard=tensorboard, device=device, cache=cache,
     )  # fmt: skip
     out = console(quiet)
     with claim(output) as folder:

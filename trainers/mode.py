@@ -29,7 +29,7 @@ def accelerator_for(precision: str, device: torch.device) -> Any:
         AcceleratorState._reset_state()
     made = Accelerator(mixed_precision=wanted, cpu=device.type == "cpu")
     if made.num_processes > 1:
-        raise DoesNotFit(f"{made.num_processes} processes were started, and a run uses one: start it without a launcher")
+        raise DoesNotFit(f"{made.num_processes} processes were started and a run uses one: start it without a launcher")
     return made
 
 

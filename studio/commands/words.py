@@ -94,8 +94,9 @@ class Adapter(click.ParamType):
         """Reads an adapter.
 
         Example:
-            >>> ADAPTER("hound=runs/dog.safetensors:0.8")
-            AdapterWord(file=PosixPath('runs/dog.safetensors'), strength=0.8, name='hound')
+            >>> word = ADAPTER("hound=runs/dog.safetensors:0.8")
+            >>> word.file.name, word.strength, word.name
+            ('dog.safetensors', 0.8, 'hound')
             >>> ADAPTER("dog:v2.safetensors").strength
             1.0
         """

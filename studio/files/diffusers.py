@@ -92,5 +92,7 @@ DIFFUSERS: Final = FORMATS.add(
         settings=_settings,
         write=_write,
         check=_check,
+        # the UNet reads both spellings, transformers (the text encoder) this one only
+        respelled={"lora_magnitude_vector": "lora_magnitude_vector.weight"},
     ),
 )

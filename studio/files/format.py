@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -79,6 +79,7 @@ class Format:
             it says nothing.
         write: writes keys to tensors, and metadata, to a file.
         check: refuses what this format cannot say.
+        respelled: part in its dialect -> how this format spells it.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Format:
     settings: Callable[[Source, str, str], Settings | None]
     write: Callable[[Path, Mapping[str, Tensor], dict[str, str], Saved], None]
     check: Callable[[Saved], None]
+    respelled: Mapping[str, str] = field(default_factory=dict)
 
 
 FORMATS: Final[Registry[Format]] = Registry("file format")

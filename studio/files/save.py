@@ -136,6 +136,7 @@ def _keyed(saved: Saved, format: Format, dtype: torch.dtype | None) -> dict[str,
     for path, tensors in saved.layers.items():
         module = format.spell(saved.names, path)
         for part, tensor in _parts(saved, path, tensors, format.dialect, dtype).items():
+            part = format.respelled.get(part, part)
             keyed[f"{module}.{part}" if module else part] = tensor
     return keyed
 

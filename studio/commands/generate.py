@@ -1,0 +1,241 @@
+"""``studio generate``: pictures from prompts, with any blend of adapters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from studio.commands.options import device_option, example, output_options
+from studio.commands.show import Show
+from studio.commands.words import ADAPTER, SEEDS, SIZE, AdapterWord
+from studio.errors import BadConfig, BadFile, NoEffect, PartialLoad
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from studio.pipelines import ImagePipeline
+
+__all__ = ["generate"]
+
+DIGITS = 4  # of a picture's number, at least
+
+
+@click.command(
+    short_help="Make pictures from prompts, with any blend of adapters.",
+    epilog=example(
+        'studio generate emoji "tiger on a blue background" --seeds 0..3 -o out',
+        'studio generate emoji "a photo of sks robot" --adapter runs/robot/adapter.safetensors:0.9 --grid sheet.png -o out',
+        'studio generate emoji "ink, sks robot <robot:0.8> <ink:0.5>" --adapter robot=r.safetensors --adapter ink=i.safetensors',
+    ),
+)
+@click.argument("base")
+@click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
+@click.option(
+    "--adapter", "adapters", type=ADAPTER, multiple=True, metavar="[NAME=]FILE[:STRENGTH]",
+    help="An adapter file with its strength (1 if left out) and the name that tags call it; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--seeds", type=SEEDS, default="0", show_default=True, help="Every prompt with each of these: 4, 0,3,5 or 0..7."
+)
+@click.option("--seed", type=SEEDS, hidden=True, help="The same as --seeds.")
+@click.option("--steps", type=int, default=20, show_default=True, help="Denoising steps.")
+@click.option("--sampling-steps", "steps", type=int, hidden=True, help="The same as --steps.")
+@click.option("--guidance", type=float, default=5.0, show_default=True, help="Guidance scale; 1 is the prompt alone.")
+@click.option("--negative", metavar="TEXT", help="What guidance leads away from.")
+@click.option("--resolution", type=SIZE, help="Size in pixels, 512x768 or 512; the base's own if left out.")
+@click.option("--scheduler", metavar="NAME", help="Sampler, such as euler-a or dpm++-2m-karras; the base's own if left out.")
+@click.option("--batch-size", type=int, default=1, show_default=True, help="Pictures that are computed together.")
+@click.option("--grid", type=click.Path(path_type=Path), metavar="FILE.png", help="Also write one sheet with all of them.")
+@click.option("--allow-partial", is_flag=True, help="Load what fits of an adapter file, and name the rest.")
+@device_option
+@click.option("--dtype", metavar="NAME", help="Number format of the base: fp32, bf16, fp16.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default="out", show_default=True, help="Folder.")
+@output_options
+def generate(
+    base: str,
+    prompts: tuple[str, ...],
+    adapters: tuple[AdapterWord, ...],
+    seeds: tuple[int, ...],
+    seed: tuple[int, ...] | None,
+    steps: int,
+    guidance: float,
+    negative: str | None,
+    resolution: tuple[int, int] | None,
+    scheduler: str | None,
+    batch_size: int,
+    grid: Path | None,
+    allow_partial: bool,
+    device: str | None,
+    dtype: str | None,
+    output: Path,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Make pictures from prompts: every PROMPT with every seed.
+
+    The pictures are numbered in that order in the output folder, 0000.png on, each with the text from which it can be
+    made again. A tag in a prompt, <robot:0.8>, says which adapters act on its pictures; without one, all act at the
+    strength that --adapter gives them.
+    """
+    from studio.device import choose_device, choose_dtype
+    from studio.pipelines import ImagePipeline, contact_sheet, save_png
+
+    show = Show(as_json, quiet)
+    seeds = seed if seed is not None else seeds
+    place = choose_device(device)
+    numbers = choose_dtype(dtype, place)
+    if numbers.note:
+        show.note(numbers.note)
+    files = _files(output, len(prompts) * len(seeds))
+    for file in [*files[:1], *([grid] if grid else [])]:
+        _check_place(file)
+    pipe = ImagePipeline.open(base, dtype=numbers.dtype, device=place)
+    used = [_load(pipe, word, allow_partial, show) for word in adapters]
+    _note_triggers(pipe, prompts, show)
+    width, height = resolution or pipe.base.native
+    images: list[Image] = []
+    made: list[dict[str, Any]] = []
+    with _progress(show, len(files)) as advance:
+        for prompt in prompts:
+            for start in range(0, len(seeds), max(batch_size, 1)):
+                chunk = seeds[start : start + max(batch_size, 1)]
+                for image, one in zip(
+                    pipe.generate(
+                        prompt, seeds=chunk, steps=steps, guidance=guidance, negative=negative, width=width,
+                        height=height, batch_size=batch_size, scheduler=scheduler,
+                    ),
+                    chunk, strict=True,
+                ):  # fmt: skip
+                    file = save_png(image, files[len(made)])
+                    made.append({"file": file, "prompt": prompt, "seed": one})
+                    images += [image] if grid else []
+                    advance()
+    if grid:
+        labels = [f"{entry['prompt']} · {entry['seed']}" for entry in made]
+        save_png(contact_sheet(images, columns=_columns(len(images), len(seeds)), labels=labels), grid)
+    span = f"{files[0]} to {files[-1].name}" if len(files) > 1 else str(files[0])
+    show.say(f"{len(files)} picture{'s' if len(files) > 1 else ''}: {span}" + (f"; sheet: {grid}" if grid else ""))
+    show.result({"pictures": made, "sheet": grid, "adapters": used})
+
+
+def _files(folder: Path, count: int) -> list[Path]:
+    """Returns the pictures' files; those of an earlier call are replaced, anybody else's are not.
+
+    Raises:
+        BadFile: a file of that name is there and the studio did not make it.
+    """
+    from studio.pipelines import read_metadata
+
+    digits = max(DIGITS, len(str(count - 1)))
+    files = [folder / f"{number:0{digits}d}.png" for number in range(count)]
+    for file in files:
+        if file.exists():
+            try:
+                read_metadata(file)
+            except BadFile:
+                raise BadFile(f"{file} is there already and was not made here: choose another folder with -o") from None
+    return files
+
+
+def _check_place(file: Path) -> None:
+    """Checks, before anything is computed, that ``file`` can be written; folders that were made for it are removed.
+
+    Raises:
+        BadFile: it cannot.
+    """
+    from studio.atomic import atomic_write
+
+    made = [place for place in file.parents if not place.exists()]
+    probe = file.parent / ".room"
+    if file.is_dir():
+        raise BadFile(f"cannot write {file}: that is a folder: name a file")
+    try:
+        atomic_write(probe, "")
+    finally:
+        if probe.parent.is_dir():
+            probe.unlink(missing_ok=True)
+        for place in made:
+            if place.is_dir() and not any(place.iterdir()):
+                place.rmdir()
+
+
+def _load(pipe: ImagePipeline, word: AdapterWord, allow_partial: bool, show: Show) -> dict[str, Any]:
+    """Loads an adapter and says what was loaded.
+
+    Raises:
+        NoEffect: its tensors change nothing.
+        PartialLoad: a part of the file does not fit.
+    """
+    from studio.adapters.effect import has_effect
+    from studio.files import inspect
+
+    name = word.name or inspect(word.file).name or _stem(word.file)
+    if word.name is None and name in pipe.adapters:
+        name = _stem(word.file)
+    if name in pipe.adapters:
+        raise BadConfig(f"two adapters are called {name!r}: name one of them, --adapter other={word.file}")
+    try:
+        report = pipe.load(word.file, name=name, strength=word.strength, allow_partial=allow_partial)
+    except PartialLoad as error:
+        raise PartialLoad(str(error).replace("pass allow_partial=True", "give --allow-partial")) from None
+    if not has_effect(pipe.pipe, name):
+        raise NoEffect(
+            f"{word.file} changes nothing: in each of its {len(report.sites)} layers the change is zero, so every picture "
+            "would be the base's own; it was saved before it was trained, or its tensors were lost"
+        )
+    if word.strength == 0:
+        show.note(f"{name} has strength 0 and does not act, but where a prompt tags it")
+    for key, reason in list(report.ignored.items())[:5]:
+        show.note(f"{word.file.name}: {key} is not applied: {reason}")
+    if len(report.ignored) > 5:
+        show.note(f"{word.file.name}: and {len(report.ignored) - 5} more keys are not applied")
+    show.say(f"{name}: {report.method} in {len(report.sites)} layers, strength {word.strength:g}, from {word.file}")
+    return {
+        "name": name, "file": word.file, "strength": word.strength, "method": report.method, "format": report.format,
+        "sites": len(report.sites), "ignored": dict(report.ignored),
+    }  # fmt: skip
+
+
+def _stem(file: Path) -> str:
+    """Returns a name for a file that records none: its stem, or its folder where the stem says nothing."""
+    plain = re.sub(r"[^\w-]+", "-", file.stem).strip("-")
+    if plain in ("adapter", "adapter_model", "pytorch_lora_weights", ""):
+        plain = re.sub(r"[^\w-]+", "-", file.resolve().parent.name).strip("-")
+    return plain or "default"
+
+
+def _note_triggers(pipe: ImagePipeline, prompts: Sequence[str], show: Show) -> None:
+    """Says which prompts lack the words that an adapter answers to."""
+    for name, info in pipe.adapters.items():
+        trigger = info.metadata.get("trigger", "")
+        words = trigger.lower().split()
+        without = [
+            prompt for prompt in prompts if any(word not in re.findall(r"[^\s,.;:<>]+", prompt.lower()) for word in words)
+        ]
+        if without:
+            more = f" and {len(without) - 1} more" if len(without) > 1 else ""
+            show.note(f"{name} answers to {trigger!r}, which {without[0]!r}{more} does not say in full")
+
+
+def _columns(count: int, seeds: int) -> int:
+    return seeds if 1 < seeds <= 8 else min(count, 8 if count > 12 else 4)
+
+
+@contextmanager
+def _progress(show: Show, total: int) -> Iterator[Callable[[], None]]:
+    """A bar on stderr where that is a terminal and there is something to wait for."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    if not show.talks or not console.is_terminal or total < 2:
+        yield lambda: None
+        return
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("drawing", total=total)
+        yield lambda: bar.advance(task)

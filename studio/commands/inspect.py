@@ -1,0 +1,101 @@
+"""``studio inspect``: what is in an adapter file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from studio.commands.options import example, output_options
+from studio.commands.show import Show
+
+if TYPE_CHECKING:
+    from studio.files import AdapterFile
+
+__all__ = ["inspect"]
+
+SHOWN = 8  # layers and foreign metadata that are listed by name
+FACTS = ("trigger", "base", "base_hash", "task", "steps", "seed", "dataset", "images", "resolution", "licence", "parents")
+
+
+@click.command(
+    short_help="Tell what is in an adapter file.", epilog=example("studio inspect runs/robot/adapter.safetensors")
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@output_options
+def inspect(file: Path, as_json: bool, quiet: bool) -> None:
+    """Tell what is in an adapter file: method, rank, layers, base, trigger, and where it comes from.
+
+    FILE is a safetensors file (of diffusers, kohya, A1111 or the studio) or a folder of PEFT. Only its header is read.
+    """
+    from studio.files import inspect as read
+
+    found = read(file)
+    show = Show(as_json, quiet)
+    if show.talks:
+        show.table(_rows(found))
+    show.result(_content(found))
+
+
+def _rows(found: AdapterFile) -> list[tuple[str, str]]:
+    dtypes = Counter(dtype for dtype, _ in found.tensors.values())
+    ranks = ", ".join(f"{rank} ({count} layers)" for rank, count in found.ranks.items())
+    rows = [
+        ("file", str(found.file)),
+        ("format", found.format or "none: this file holds no adapter that can be read"),
+        ("method", found.method or "unknown"),
+        ("rank", ranks if len(found.ranks) > 1 else str(found.rank or "")),
+        ("alpha", _alpha(found)),
+        ("name", found.name),
+        ("family", found.family_title or found.family or "unknown"),
+        ("layers", f"{len(found.sites)}: {_parts(found.sites)}" if found.sites else "none"),
+        (
+            "tensors",
+            f"{len(found.tensors)}, {found.parameters:,} numbers, "
+            f"{', '.join(f'{count} {dtype}' for dtype, count in sorted(dtypes.items()))}",
+        ),
+        *((name.replace("_", " "), _short(found.facts.get(name, ""))) for name in FACTS),
+    ]
+    others = [f"{name}={_short(value)}" for name, value in found.facts.items() if name not in FACTS]
+    rows.append(("also", ", ".join(others[:SHOWN]) + (f" and {len(others) - SHOWN} more" if len(others) > SHOWN else "")))
+    unread = [f"{key}: {reason}" for key, reason in found.unread.items()]
+    rows += [("cannot read", line) for line in unread[:SHOWN]]
+    if len(unread) > SHOWN:
+        rows.append(("", f"and {len(unread) - SHOWN} more keys"))
+    return [(name, value) for name, value in rows if value]
+
+
+def _alpha(found: AdapterFile) -> str:
+    alpha = getattr(found.config, "alpha", None)
+    return "" if alpha is None else f"{alpha:g}"
+
+
+def _short(value: str) -> str:
+    return f"{value[:60]}…" if len(value) > 64 else value
+
+
+def _parts(sites: tuple[str, ...]) -> str:
+    """Counts layers by component."""
+    known = ("unet", "text_encoder", "text_encoder_2", "lora_unet", "lora_te", "lora_te1", "lora_te2")
+    heads = Counter(
+        next((head for head in sorted(known, key=len, reverse=True) if site.startswith((f"{head}.", f"{head}_"))), "")
+        for site in sites
+    )
+    if set(heads) == {""}:
+        return ", ".join(sites[:SHOWN]) + (f" and {len(sites) - SHOWN} more" if len(sites) > SHOWN else "")
+    return ", ".join(f"{count} in {head or 'others'}" for head, count in sorted(heads.items()))
+
+
+def _content(found: AdapterFile) -> dict[str, object]:
+    from studio.config import plain
+
+    return {
+        "file": found.file, "format": found.format, "method": found.method, "name": found.name, "rank": found.rank,
+        "ranks": {str(rank): count for rank, count in found.ranks.items()}, "family": found.family,
+        "parameters": found.parameters, "config": None if found.config is None else plain(found.config),
+        "sites": list(found.sites), "facts": dict(found.facts), "metadata": dict(found.metadata),
+        "tensors": {key: {"dtype": dtype, "shape": list(shape)} for key, (dtype, shape) in found.tensors.items()},
+        "unread": dict(found.unread),
+    }  # fmt: skip
