@@ -20,7 +20,7 @@ __all__ = ["check"]
 )
 @click.argument("images", type=click.Path(path_type=Path))
 @click.option("--instance-prompt", metavar="TEXT", help="The prompt that they will be trained with.")
-@click.option("--resolution", type=SIZE, help="The size to train at, in pixels.")
+@click.option("--resolution", type=SIZE, metavar="WxH", help="The size to train at, in pixels.")
 @output_options
 @click.pass_context
 def check(

@@ -40,16 +40,16 @@ DIGITS = 4  # of a picture's number, at least
     help="An adapter file with its strength (1 if left out) and the name that tags call it; repeatable.",
 )  # fmt: skip
 @click.option(
-    "--seeds", type=SEEDS, default="0", show_default=True, help="Every prompt with each of these: 4, 0,3,5 or 0..7."
+    "--seeds", type=SEEDS, metavar="LIST", default="0", show_default=True, help="Every prompt with each of these: 4, 0,3,5 or 0..7."
 )
 @click.option("--seed", type=SEEDS, hidden=True, help="The same as --seeds.")
-@click.option("--steps", type=int, default=20, show_default=True, help="Denoising steps.")
+@click.option("--steps", type=int, metavar="N", default=20, show_default=True, help="Denoising steps.")
 @click.option("--sampling-steps", "steps", type=int, hidden=True, help="The same as --steps.")
-@click.option("--guidance", type=float, default=5.0, show_default=True, help="Guidance scale; 1 is the prompt alone.")
+@click.option("--guidance", type=float, metavar="X", default=5.0, show_default=True, help="Guidance scale; 1 is the prompt alone.")
 @click.option("--negative", metavar="TEXT", help="What guidance leads away from.")
-@click.option("--resolution", type=SIZE, help="Size in pixels, 512x768 or 512; the base's own if left out.")
+@click.option("--resolution", type=SIZE, metavar="WxH", help="Size in pixels, 512x768 or 512; the base's own if left out.")
 @click.option("--scheduler", metavar="NAME", help="Sampler, such as euler-a or dpm++-2m-karras; the base's own if left out.")
-@click.option("--batch-size", type=int, default=1, show_default=True, help="Pictures that are computed together.")
+@click.option("--batch-size", type=int, metavar="N", default=1, show_default=True, help="Pictures that are computed together.")
 @click.option("--grid", type=click.Path(path_type=Path), metavar="FILE.png", help="Also write one sheet with all of them.")
 @click.option("--allow-partial", is_flag=True, help="Load what fits of an adapter file, and name the rest.")
 @device_option

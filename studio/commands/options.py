@@ -26,7 +26,7 @@ _TRAINING = (
     setting("--learning-rate", field="learning_rate", type=float, metavar="X", help="Learning rate."),
     setting("--batch-size", field="batch_size", type=int, metavar="N", help="Pictures per step."),
     setting("--seed", field="seed", type=int, metavar="N", help="Decides everything that is drawn.  [default: 0]"),
-    setting("--resolution", field="resolution", type=SIZE, help="Pixels to train at, 512x768 or 512."),
+    setting("--resolution", field="resolution", type=SIZE, metavar="WxH", help="Pixels to train at, 512x768 or 512."),
     setting(
         "--text-encoder/--no-text-encoder", field="text_encoder", default=None, help="Adapt the text encoder too."
     ),
