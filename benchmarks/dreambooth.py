@@ -55,7 +55,7 @@ def draw(pipe: ImagePipeline, subject: str, seeds: list[int], guidance: float) -
     drawn = {}
     for colour in UNSEEN:
         prompt = f"a photo of sks {subject} on a {colour} background"
-        drawn[colour] = pipe.generate(prompt, seeds=seeds, guidance=guidance)
+        drawn[colour] = pipe.generate(prompt, seeds=seeds, guidance=guidance, batch_size=len(seeds))
     return drawn
 
 

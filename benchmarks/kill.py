@@ -73,8 +73,11 @@ def trial(number: int, chance: random.Random, folder: Path, images: Path, steps:
     finish(start(images, output, steps))
     equal = (output / "adapter.safetensors").read_bytes() == whole
     left = sorted(str(file.relative_to(output)) for file in output.rglob("*.state"))
-    print(f"trial {number}: killed after steps {stops[0]} and {stops[1]} (log at {reached}), resumed: "
-          f"{'byte-identical' if equal else 'DIFFERENT'}{f', left over: {left}' if left else ''}", flush=True)  # fmt: skip
+    print(
+        f"trial {number}: killed after steps {stops[0]} and {stops[1]} (log at {reached}), resumed: "
+        f"{'byte-identical' if equal else 'DIFFERENT'}{f', left over: {left}' if left else ''}",
+        flush=True,
+    )
     return equal
 
 

@@ -21,6 +21,7 @@ _REASONS = {
     errno.EACCES: "the folder is not writable for you: change its permissions, or choose another",
     errno.EPERM: "the folder is not writable for you: change its permissions, or choose another",
     errno.EROFS: "the file system is read-only: choose another folder",
+    errno.ENOENT: "the folder does not exist and cannot be made: choose another",
     errno.ENOTDIR: "a part of that path is a file, not a folder: choose another path",
     errno.EEXIST: "a part of that path is a file, not a folder: choose another path",
     errno.EISDIR: "that is a folder: name a file",

@@ -112,6 +112,9 @@ def main() -> None:
     # libraries look at these when they are imported; the studio reads what is on this machine and asks nobody
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # their remarks are for programmers; what a user must know, the studio says itself
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 
 if __name__ == "__main__":

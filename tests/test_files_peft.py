@@ -49,7 +49,9 @@ THEIRS = {
     "dora": lambda: peft.LoraConfig(
         r=2, lora_alpha=3, use_dora=True, target_modules=["lin", "conv", "point", "emb"], rank_pattern={"conv": 1}
     ),
-    "ia3": lambda: peft.IA3Config(target_modules=["lin", "conv", "point", "head"], feedforward_modules=["point", "head"]),
+    "ia3": lambda: peft.IA3Config(
+        target_modules=["lin", "conv", "point", "head"], feedforward_modules=["point", "head"]
+    ),
     "lokr": lambda: peft.LoKrConfig(r=2, alpha=3, target_modules=["lin", "conv", "point"]),
     "lokr-both": lambda: peft.LoKrConfig(r=1, alpha=3, decompose_both=True, target_modules=["lin", "conv", "point"]),
     "lokr-tucker": lambda: peft.LoKrConfig(r=1, alpha=2, use_effective_conv2d=True, target_modules=["lin", "conv"]),
@@ -127,7 +129,9 @@ def test_gpt2_layers_in_both_directions(tmp_path, dora):
         return nn.Sequential(Conv1D(6, 4), nn.Linear(6, 5))
 
     x = torch.randn(2, 4)
-    theirs = peft.get_peft_model(gpt(), peft.LoraConfig(r=2, lora_alpha=5, use_dora=dora, target_modules=["0"], fan_in_fan_out=True))
+    theirs = peft.get_peft_model(
+        gpt(), peft.LoraConfig(r=2, lora_alpha=5, use_dora=dora, target_modules=["0"], fan_in_fan_out=True)
+    )
     disturb(p for p in theirs.parameters() if p.requires_grad)
     theirs.save_pretrained(tmp_path / "theirs")
     ours = gpt()
@@ -174,7 +178,10 @@ def test_the_output_projection_is_what_its_tensors_say(tmp_path):
     formula = copy.deepcopy(base)
     layer = theirs.base_model.model.mha
     with torch.no_grad():
-        for site, weight in ((layer, formula.mha.in_proj_weight), (layer.base_layer.out_proj, formula.mha.out_proj.weight)):
+        for site, weight in (
+            (layer, formula.mha.in_proj_weight),
+            (layer.base_layer.out_proj, formula.mha.out_proj.weight),
+        ):
             weight += 2 * site.lora_B["default"].weight @ site.lora_A["default"].weight
     report = studio.load(base, tmp_path)
     assert relative(base(x), formula(x)) <= 1e-5
@@ -195,9 +202,7 @@ def test_the_text_model_level_is_optional(tmp_path):
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(folder / "adapter_model.safetensors")
-    assert set(tensors) == {
-        f"base_model.model.encoder.layers.0.self_attn.q_proj.lora_{side}.weight" for side in "AB"
-    }
+    assert set(tensors) == {f"base_model.model.encoder.layers.0.self_attn.q_proj.lora_{side}.weight" for side in "AB"}
     old = {key.replace("model.encoder", "model.text_model.encoder"): tensor for key, tensor in tensors.items()}
     save_file(old, folder / "adapter_model.safetensors")
     studio.detach(model)
@@ -221,6 +226,8 @@ def saved(tmp_path):
     [
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
         ({"use_qalora": True}, "use_qalora=True"),
+        ({"use_dora": True}, "use_dora=True"),
+        ({"peft_type": "ADALORA"}, "peft_type='ADALORA'"),
         ({"bias": "all"}, "bias='all'"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
         ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),

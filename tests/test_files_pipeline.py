@@ -65,7 +65,9 @@ EVERYTHING = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "
         ("diffusers", studio.LoRA(rank=4, alpha=1.0, rank_stabilized=True, targets=EVERYTHING)),
         (
             "diffusers",
-            studio.LoRA(rank=4, alpha=1.0, rank_pattern={"to_q": 2, "fc1": 3}, alpha_pattern={"to_k": 6.0}, targets=EVERYTHING),
+            studio.LoRA(
+                rank=4, alpha=1.0, rank_pattern={"to_q": 2, "fc1": 3}, alpha_pattern={"to_k": 6.0}, targets=EVERYTHING
+            ),
         ),
         ("diffusers", studio.DoRA(rank=2, alpha=3.0, targets=EVERYTHING)),
     ],
@@ -99,7 +101,9 @@ def test_a_file_of_diffusers_loads_here(tmp_path, pipe, dora):
                 if "lora_" in name:
                     parameter += torch.randn_like(parameter) * 0.2
     wanted = outputs(pipe)
-    states = [convert_state_dict_to_diffusers(get_peft_model_state_dict(module)) for module in (pipe.unet, pipe.text_encoder)]
+    states = [
+        convert_state_dict_to_diffusers(get_peft_model_state_dict(module)) for module in (pipe.unet, pipe.text_encoder)
+    ]
     configs = [dict(module.peft_config["default"].to_dict()) for module in (pipe.unet, pipe.text_encoder)]
     pipe.save_lora_weights(
         tmp_path, *states, unet_lora_adapter_metadata=configs[0], text_encoder_lora_adapter_metadata=configs[1]
@@ -115,14 +119,21 @@ def test_a_file_of_diffusers_loads_here(tmp_path, pipe, dora):
 
 
 def test_names_in_the_files_are_those_of_the_formats(tmp_path, pipe):
-    adapted(pipe, studio.LoRA(rank=2, targets=("mid_block.attentions.0.transformer_blocks.0.attn1.to_q", "layers.0.mlp.fc1")))
+    adapted(
+        pipe,
+        studio.LoRA(rank=2, targets=("mid_block.attentions.0.transformer_blocks.0.attn1.to_q", "layers.0.mlp.fc1")),
+    )
     layer = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     text = "text_model.encoder.layers.0.mlp.fc1"
     ours = load_file(studio.save(pipe, tmp_path / "a.safetensors"))
-    assert set(ours) == {f"{name}.lora_{side}.weight" for name in (f"unet.{layer}", f"text_encoder.{text}") for side in "AB"}
+    assert set(ours) == {
+        f"{name}.lora_{side}.weight" for name in (f"unet.{layer}", f"text_encoder.{text}") for side in "AB"
+    }
     theirs = load_file(studio.save(pipe, tmp_path / "b.safetensors", format="kohya"))
     flat = (f"lora_unet_{layer}".replace(".", "_"), f"lora_te_{text}".replace(".", "_"))
-    assert set(theirs) == {f"{name}.{part}" for name in flat for part in ("lora_down.weight", "lora_up.weight", "alpha")}
+    assert set(theirs) == {
+        f"{name}.{part}" for name in flat for part in ("lora_down.weight", "lora_up.weight", "alpha")
+    }
     assert theirs[f"{flat[0]}.alpha"].shape == () and theirs[f"{flat[0]}.alpha"].dtype == torch.float32
     said = studio.inspect(tmp_path / "b.safetensors")
     assert said.family == "sd1" and said.metadata["ss_base_model_version"] == "sd_v1"
@@ -160,13 +171,17 @@ def test_a_file_of_two_components_is_not_loaded_halfway(tmp_path, pipe, format):
 def variants(tensors):
     """The same adapter as other programs and versions spell it."""
     yield "without text_model", {key.replace("text_model.", ""): value for key, value in tensors.items()}
-    yield "gen 2", {
-        key.replace("lora_A.", "lora.down.").replace("lora_B.", "lora.up."): value for key, value in tensors.items()
-    }
-    yield "linear layer", {
-        key.replace("lora_A.", "lora_linear_layer.down.").replace("lora_B.", "lora_linear_layer.up."): value
-        for key, value in tensors.items()
-    }
+    yield (
+        "gen 2",
+        {key.replace("lora_A.", "lora.down.").replace("lora_B.", "lora.up."): value for key, value in tensors.items()},
+    )
+    yield (
+        "linear layer",
+        {
+            key.replace("lora_A.", "lora_linear_layer.down.").replace("lora_B.", "lora_linear_layer.up."): value
+            for key, value in tensors.items()
+        },
+    )
     yield "default", {key.replace(".weight", ".default.weight"): value for key, value in tensors.items()}
     kohya = {}
     for key, value in tensors.items():
@@ -199,13 +214,22 @@ def test_older_spellings_are_read(tmp_path, pipe):
 
 
 @pytest.mark.parametrize(
-    "alpha", [torch.tensor(1.0), torch.tensor([1.0], dtype=torch.float16), torch.tensor(1), torch.tensor(1.0, dtype=torch.bfloat16)]
+    "alpha",
+    [
+        torch.tensor(1.0),
+        torch.tensor([1.0], dtype=torch.float16),
+        torch.tensor(1),
+        torch.tensor(1.0, dtype=torch.bfloat16),
+    ],
 )
 def test_every_kind_of_alpha_is_read(tmp_path, pipe, alpha):
     wanted = adapted(pipe, studio.LoRA(rank=4, alpha=1.0, targets=("to_q",)))
     tensors = load_file(studio.save(pipe, tmp_path / "a.safetensors", format="kohya"))
     studio.detach(pipe)
-    save_file({key: alpha.clone() if key.endswith("alpha") else value for key, value in tensors.items()}, tmp_path / "b.safetensors")
+    save_file(
+        {key: alpha.clone() if key.endswith("alpha") else value for key, value in tensors.items()},
+        tmp_path / "b.safetensors",
+    )
     studio.load(pipe, tmp_path / "b.safetensors")
     assert torch.equal(outputs(pipe), wanted)
 
@@ -282,7 +306,13 @@ def test_a_matrix_serves_a_pointwise_convolution_and_the_reverse(tmp_path):
     pair, other = (torch.randn(2, 4), torch.randn(6, 2)), (torch.randn(2, 24, 1, 1), torch.randn(5, 2, 1, 1))
     file = tmp_path / "a.safetensors"
     save_file(
-        {"0.lora_A.weight": pair[0], "0.lora_B.weight": pair[1], "2.lora_A.weight": other[0], "2.lora_B.weight": other[1]}, file
+        {
+            "0.lora_A.weight": pair[0],
+            "0.lora_B.weight": pair[1],
+            "2.lora_A.weight": other[0],
+            "2.lora_B.weight": other[1],
+        },
+        file,
     )
     x = torch.randn(1, 4, 2, 2)
     middle = net[0](x) + torch.einsum("or,ri,bihw->bohw", pair[1], pair[0], x)

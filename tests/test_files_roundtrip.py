@@ -18,7 +18,11 @@ METHODS = {
     "lora": studio.LoRA(rank=2, alpha=3, targets=("lin", "conv", "point", "turned")),
     "lora-bias": studio.LoRA(rank=2, alpha=3, use_bias=True, targets=("lin", "conv")),
     "lora-patterns": studio.LoRA(
-        rank=2, rank_pattern={"conv": 3}, alpha_pattern={"lin": 7}, rank_stabilized=True, targets=("lin", "conv", "point")
+        rank=2,
+        rank_pattern={"conv": 3},
+        alpha_pattern={"lin": 7},
+        rank_stabilized=True,
+        targets=("lin", "conv", "point"),
     ),
     "lora-embedding": studio.LoRA(rank=2, alpha=1.0, targets=("emb", "lin")),
     "lora-attention": studio.LoRA(rank=2, targets=("mha",)),
@@ -225,3 +229,19 @@ def test_inspect_reads_the_header_only(tmp_path):
     assert (found.method, found.format, found.rank, found.name) == ("lora", "diffusers", 2, "default")
     assert found.sites == ("conv", "lin", "point", "turned") and found.unread == {}
     assert found.tensors["conv.lora_A.weight"] == ("F32", (2, 4, 3, 3))
+
+
+@pytest.mark.parametrize("format", ["diffusers", "kohya"])
+def test_a_model_that_is_one_layer(tmp_path, format):
+    torch.manual_seed(0)
+    model = nn.Linear(6, 4)
+    base = copy.deepcopy(model)
+    studio.attach(model, studio.LoRA(rank=2, targets=("re:",)))
+    with torch.no_grad():
+        studio.state(model)["up"].normal_()
+    file = studio.save(model, tmp_path / "a.safetensors", format=format)
+    assert studio.load(base, file).sites == ("",)
+    x = torch.randn(3, 6)
+    assert torch.equal(base(x), model(x))
+    with pytest.raises(DoesNotFit, match="one single layer"):
+        studio.save(model, tmp_path / "folder", format="peft")

@@ -14,6 +14,7 @@ from studio.errors import BadConfig, BadFile, DoesNotFit, NoTargets, NothingTrai
 from studio.families import components, open_base
 from studio.trainers import DreamBooth, NotFinite, Plan, Style, train
 from studio.trainers.guard import check_moved, check_trainable
+from studio.trainers.recipes import RECIPES
 from studio.trainers.run import sha256
 
 PROMPT, CLASS = "a photo of sks robot", "a photo of robot"
@@ -25,7 +26,7 @@ def dreambooth(tiny_base, photos):
 
     def make(**fields):
         given = {"base": tiny_base, "instance_images": photos, "instance_prompt": PROMPT, "preview_prompts": ()}
-        return DreamBooth(**{**given, **fields})
+        return DreamBooth(**{**given, "prior": "none", **fields})
 
     return make
 
@@ -216,8 +217,9 @@ def test_nan_in_the_data_is_named_as_such(dreambooth, settings, tmp_path):
     [
         ({"instance_prompt": " "}, "instance_prompt is empty"),
         ({"class_prompt": PROMPT}, "nothing tells the subject"),
-        ({"prior": "self"}, "needs a class_prompt"),
+        ({"prior": "self", "instance_prompt": "a photo of sks"}, "needs a class_prompt"),
         ({"prior": "images", "class_prompt": CLASS}, "needs class_images"),
+        ({"prior": "own"}, "did you mean"),
         ({"prior": "none", "class_prompt": CLASS, "class_images": "x"}, "would not use them"),
         ({"text_encoder": False, "text_encoder_learning_rate": 1e-3}, "drop one"),
         ({"crop": "middle"}, "crop"),
@@ -270,7 +272,7 @@ def test_prior_from_class_pictures(dreambooth, settings, tmp_path, picture):
     classes.mkdir()
     for number in range(3):
         picture(50 + number, (80, 64)).save(classes / f"class{number}.png")
-    given = dreambooth(class_prompt=CLASS, class_images=classes, prior_weight=0.5)
+    given = dreambooth(class_prompt=CLASS, class_images=classes, prior=None, prior_weight=0.5)
     run = train(given, output=tmp_path / "a", **settings)
     lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
     assert all(line["loss"] == pytest.approx(line["instance"] + 0.5 * line["prior"], rel=1e-6) for line in lines)
@@ -280,7 +282,7 @@ def test_prior_from_class_pictures(dreambooth, settings, tmp_path, picture):
 def test_prior_from_generated_pictures_makes_them_once(dreambooth, settings, tmp_path, monkeypatch):
     from studio.pipelines import ImagePipeline
 
-    task = dreambooth(class_prompt=(CLASS, f"{CLASS} on the moon"), prior="generate", class_count=3)
+    task = dreambooth(class_prompt=CLASS, contexts=("on the moon",), prior="generate", class_count=3)
     made, generate = [], ImagePipeline.generate
     monkeypatch.setattr(
         ImagePipeline, "generate", lambda self, prompt, **rest: made.append(prompt) or generate(self, prompt, **rest)
@@ -296,7 +298,7 @@ def test_self_prior_holds_the_base(dreambooth, settings, tmp_path):
     long = {**settings, "steps": 25, "learning_rate": 1e-2}
     losses = {}
     for weight in (0.0, 10.0):
-        task = dreambooth(class_prompt=CLASS, prior="self", prior_weight=weight)
+        task = dreambooth(class_prompt=CLASS, contexts=(), prior="self", prior_rows=2, prior_weight=weight)
         run = train(task, output=tmp_path / str(weight), **long)
         losses[weight] = [json.loads(line)["prior"] for line in (run.folder / "log.jsonl").read_text().splitlines()]
     assert losses[0.0][0] == losses[10.0][0] == pytest.approx(0, abs=1e-10)
@@ -310,3 +312,15 @@ def test_prior_rows_draw_the_same_however_they_are_split(dreambooth, settings, t
     assert lesson.prior.numbers(range(8, 12)) == range(4, 6)
     lesson.prior.rows = 1
     assert [*lesson.prior.numbers(range(8, 10)), *lesson.prior.numbers(range(10, 12))] == [4, 5]
+
+
+def test_three_facts_suffice(tiny_base, photos):
+    """Base, images, instance prompt: everything else is decided, and says so in the run's settings."""
+    task = DreamBooth(base=tiny_base, instance_images=photos, instance_prompt=PROMPT)
+    lesson = task.open(None, Plan(), lambda line: None)
+    assert None not in (lesson.plan.steps, lesson.plan.learning_rate, lesson.plan.batch_size, lesson.plan.warmup)
+    assert lesson.settings["prior"] == "self" and lesson.settings["class_prompt"][0] == CLASS
+    assert "a photo of robot on a blue background" in lesson.prior.prompts
+    assert lesson.previews.prompts == (PROMPT,)
+    full = RECIPES["dreambooth", "full"]
+    assert full.prior == "given" and full.learning_rate == 1e-4

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -59,11 +60,15 @@ class Diffusion:
         objective: noise schedule, target and weights.
         pictures: the instance pictures.
         captions_of: the caption of each picture.
-        caption_dropout: probability with which a sample's caption is empty.
         prior: the prior half, or None.
         prompts: encodes.
         previews: what previews show.
         origin: what the adapter file says about its origin.
+        caption_dropout: probability with which a sample's caption is empty.
+
+    Attributes:
+        bare: gives a context in which the denoiser is the bare base's; a comparison with another library's adapters
+            puts its own there.
     """
 
     base: Base
@@ -86,6 +91,9 @@ class Diffusion:
 
     def __post_init__(self) -> None:
         self.model = self.base.pipe
+        self.bare: Callable[[], AbstractContextManager[None]] = lambda: blended(self.denoiser, {})
+        self.denoiser = getattr(self.model, self.base.family.denoiser)
+        self._dtype = next(self.denoiser.parameters()).dtype  # diffusers' own .dtype walks all modules
         self.draws = Draws(self.plan.seed)
         self.trains_text = any(encoder in self.rates for encoder in self.base.family.encoders)
         self._checkpointed: list[tuple[nn.Module, bool]] = []
@@ -188,7 +196,7 @@ class Diffusion:
         if not own:
             return noisy, timesteps, self.objective.target(latents, noise, timesteps), conditioning
         assert frozen is not None, "the base's own prediction needs the bare base's conditioning"
-        with torch.no_grad(), blended(self.model, {}):
+        with torch.no_grad(), self.bare():
             target = self.base.family.predict(self.model, self._cast(noisy), timesteps, frozen)
         return noisy, timesteps, target.to(noisy.dtype), conditioning
 
@@ -197,7 +205,7 @@ class Diffusion:
         return self.objective.losses(prediction, target, timesteps)
 
     def _cast(self, latents: Tensor) -> Tensor:
-        return latents.to(getattr(self.base.pipe, self.base.family.denoiser).dtype)
+        return latents.to(self._dtype)
 
 
 def _joined(first: Any, second: Any) -> Any:

@@ -35,13 +35,15 @@ class DreamBooth(ImageTask):
         instance_images: folder with pictures of the subject. Caption files in it are used (a caption without the
             trigger gets the instance prompt in front); pictures without one have the instance prompt.
         instance_prompt: names the subject by a rare word and its class: ``"a photo of sks dog"``.
-        class_prompt: the same without the rare word: ``"a photo of dog"``. Or several. Needed for a prior.
+        class_prompt: the same without the rare word: ``"a photo of dog"``. Or several. None: where a prior needs one,
+            the instance prompt without the first of at least two words after its "a photo of".
         prior: ``"none"``, ``"images"`` (class pictures given), ``"generate"`` (made by the base once and kept) or
             ``"self"`` (the base's own prediction; it needs no pictures, and uses ``class_images`` where given). None:
-            ``"images"`` where ``class_images`` are given, else the recipe's where a class prompt is given, else
-            ``"none"``.
+            ``"images"`` where ``class_images`` are given, else the recipe's.
         prior_weight: λ of the prior half.
         prior_rows: rows of the prior half per micro-batch; None: the recipe's, or as many as instance rows.
+        contexts: phrases that may follow the class prompt in the prior half, such as "on a beach": they keep what
+            the base knows of the class in other places. None: the recipe's.
         class_images: folder with class pictures.
         class_count: how many class pictures ``"generate"`` makes.
         captions: use the caption files.
@@ -66,6 +68,7 @@ class DreamBooth(ImageTask):
     prior: str | None = None
     prior_weight: float | None = None
     prior_rows: int | None = None
+    contexts: tuple[str, ...] | None = None
     class_images: str | Path | None = None
     class_count: int = 100
     captions: bool = True
@@ -88,19 +91,32 @@ class DreamBooth(ImageTask):
             raise BadConfig(f"prior_rows={self.prior_rows!r} must be at least 1; prior='none' trains without a prior")
         if self.class_count < 1:
             raise BadConfig(f"class_count={self.class_count!r} must be at least 1")
-        if self.prior in ("images", "generate", "self") and not self.class_prompts:
+        if self.prior in ("images", "generate", "self") and not (self.class_prompts or self.likely_class):
             raise BadConfig(f"prior={self.prior!r} needs a class_prompt, such as 'a photo of dog'")
         if self.prior == "images" and self.class_images is None:
             raise BadConfig("prior='images' needs class_images, a folder with pictures of the class")
         if self.class_images is not None and self.prior not in (None, "images", "self"):
             raise BadConfig(f"class_images are given and prior={self.prior!r} would not use them: drop one of the two")
-        if self.class_images is not None and not self.class_prompts:
+        if self.class_images is not None and not (self.class_prompts or self.likely_class):
             raise BadConfig("class_images need a class_prompt that says what they show, such as 'a photo of dog'")
 
     @property
     def class_prompts(self) -> tuple[str, ...]:
         """The class prompts; none, one or several."""
         return (self.class_prompt,) if isinstance(self.class_prompt, str) else tuple(self.class_prompt or ())
+
+    @property
+    def likely_class(self) -> str | None:
+        """The class prompt that follows from the instance prompt, by the custom that the rare word comes first.
+
+        Example:
+            >>> DreamBooth(base="emoji", instance_images="photos", instance_prompt="a photo of sks dog").likely_class
+            'a photo of dog'
+        """
+        lead, words = self.instance_prompt.strip(), self.trigger_words.split()
+        if len(words) < 2:
+            return None
+        return lead[: len(lead) - len(self.trigger_words)] + " ".join(words[1:])
 
     @property
     def trigger_words(self) -> str:
@@ -123,19 +139,31 @@ class DreamBooth(ImageTask):
         )
         inputs = {"instance_images": folder.digest}
         kind = self._prior(opened)
-        weight = opened.recipe.prior_weight if self.prior_weight is None else self.prior_weight
         settings: dict[str, Any] = {"instance_prompt": self.instance_prompt, "prior": kind}
         prior = None
         if kind != "none":
-            rows = opened.recipe.prior_rows if self.prior_rows is None else self.prior_rows
-            rows = rows or opened.plan.batch_size
-            settings |= {"class_prompt": list(self.class_prompts), "prior_weight": weight, "prior_rows": rows}
-            source, digest = self._source(kind, opened, pictures)
+            prompts = self._prior_prompts(opened)
+            weight = opened.recipe.prior_weight if self.prior_weight is None else self.prior_weight
+            rows = (opened.recipe.prior_rows if self.prior_rows is None else self.prior_rows) or opened.plan.batch_size
+            settings |= {"class_prompt": list(prompts), "prior_weight": weight, "prior_rows": rows}
+            source, digest = self._source(kind, opened, pictures, prompts)
             inputs |= {"class_images": digest} if digest else {}
-            prior = Prior(source, self.class_prompts, weight, kind == "self", Draws(opened.plan.seed, "prior"), rows)
+            prior = Prior(source, prompts, weight, kind == "self", Draws(opened.plan.seed, "prior"), rows)
         return pictures, [self._caption(item) for item in folder.items], prior, settings, inputs
 
-    def _source(self, kind: str, opened: Opened, instance: Pictures) -> tuple[Callable[[], Pictures], str]:
+    def _prior_prompts(self, opened: Opened) -> tuple[str, ...]:
+        """Returns what the prior half is called: every class prompt by itself and with every context."""
+        classes = self.class_prompts
+        if not classes:
+            assert self.likely_class is not None, "checked with the kind of prior"
+            classes = (self.likely_class,)
+            opened.say(f"class prompt of the prior: {classes[0]!r}")
+        contexts = opened.recipe.contexts if self.contexts is None else self.contexts
+        return (*classes, *(f"{prompt} {context}" for prompt in classes for context in contexts))
+
+    def _source(
+        self, kind: str, opened: Opened, instance: Pictures, prompts: tuple[str, ...]
+    ) -> tuple[Callable[[], Pictures], str]:
         """Returns what makes the pictures of the prior half, and what identifies them."""
         from studio.datasets.folder import read_folder
 
@@ -145,7 +173,7 @@ class DreamBooth(ImageTask):
             assert self.class_images is not None, "checked when the task was made"
             given = read_folder(self.class_images, captions=False)
             return lambda: instance.of(given.items), given.digest
-        made = ClassPictures(opened.base, self.class_prompts, self.class_count, opened.size, seed=opened.plan.seed)
+        made = ClassPictures(opened.base, prompts, self.class_count, opened.size, seed=opened.plan.seed)
 
         def make() -> Pictures:
             folder = made.make(opened.cache, opened.say)
@@ -161,9 +189,13 @@ class DreamBooth(ImageTask):
         if self.prior is not None and self.prior not in PRIORS:
             close = nearest(self.prior, PRIORS, 1)[0]
             raise BadConfig(f"prior={self.prior!r}: did you mean {close!r}? (known: {', '.join(PRIORS)})")
-        if self.prior_weight is not None and not self.class_prompts:
+        usual = opened.recipe.prior
+        if usual == "given":
+            usual = "self" if self.class_prompts else "none"
+        chosen = usual if self.class_prompts or self.likely_class else "none"
+        if chosen == "none" and self.prior_weight:
             raise DoesNotFit("prior_weight is given without a class_prompt: give one, such as 'a photo of dog'")
-        return opened.recipe.prior if self.class_prompts else "none"
+        return chosen
 
     def _caption(self, item: ImageItem) -> str:
         # the words of a folder like "10_sks dog" stand in for a prompt, and here there is one

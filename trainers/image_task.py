@@ -115,9 +115,10 @@ class ImageTask(ABC):
         recipe = recipe_for(self.kind, base)
         adapter = adapter or recipe.adapter()
         factor = RATE_FACTORS.get(adapter.method, 1.0)
+        steps = recipe.steps if plan.steps is None else plan.steps
         plan = plan.filled(
-            steps=recipe.steps, learning_rate=recipe.learning_rate * factor, batch_size=recipe.batch_size,
-            warmup=recipe.warmup, schedule=recipe.schedule, beta2=recipe.beta2, preview_every=0,
+            steps=steps, learning_rate=recipe.learning_rate * factor, batch_size=recipe.batch_size,
+            warmup=round(recipe.warmup * steps), schedule=recipe.schedule, beta2=recipe.beta2, preview_every=0,
         )  # fmt: skip
         size = picture_size(self.resolution, base)
         opened = Opened(base, recipe, plan, size, cache_folder(plan.cache), say)

@@ -25,7 +25,7 @@ def console(quiet: bool = False) -> Console:
     """Returns where lines for the user go: stderr, so that stdout stays for results."""
     from rich.console import Console
 
-    return Console(stderr=True, quiet=quiet, highlight=False)
+    return Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
 
 
 class Log:

@@ -87,7 +87,8 @@ def train(
         steps=steps, seed=seed, learning_rate=learning_rate, batch_size=batch_size, accumulation=accumulation,
         warmup=warmup, schedule=schedule, clip=clip, weight_decay=weight_decay, beta2=beta2,
         precision=precision, ema=ema, gradient_checkpointing=gradient_checkpointing,
-        checkpoint_every=checkpoint_every, preview_every=preview_every, tensorboard=tensorboard, device=device, cache=cache,
+        checkpoint_every=checkpoint_every, preview_every=preview_every, tensorboard=tensorboard, device=device,
+        cache=cache,
     )  # fmt: skip
     out = console(quiet)
     with claim(output) as folder:
@@ -251,6 +252,5 @@ class Training:
             )  # fmt: skip
         report.write(self.folder, self.lesson, settings, losses, moved)
         self.folder.finish({"steps": self.steps, "loss": losses[-1]})
-        self.out.print(f"adapter: {self.folder.adapter}\nreport: {self.folder.report}", markup=False)
         return self.folder.result(already=False)
 

@@ -42,10 +42,19 @@ def chance(seed: int, number: int, device: torch.device) -> Iterator[None]:
         number: of the first sample of the micro-batch.
         device: where it is computed.
     """
-    devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices, device_type=device.type if devices else None):
-        torch.manual_seed(generator_for(seed, "dropout", number).initial_seed())
+    stream = generator_for(seed, "dropout", number).initial_seed()
+    if device.type != "cpu":
+        with torch.random.fork_rng([device], device_type=device.type):
+            torch.manual_seed(stream)
+            yield
+        return
+    # the same without torch's search for other devices, which costs more than all our draws
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(stream)
+    try:
         yield
+    finally:
+        torch.set_rng_state(before)
 
 
 @contextlib.contextmanager

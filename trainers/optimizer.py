@@ -12,7 +12,7 @@ __all__ = ["Average", "adamw", "set_rates"]
 
 
 def adamw(
-    tensors: Mapping[str, Tensor], rates: Mapping[str, float], *, weight_decay: float, beta2: float
+    tensors: Mapping[str, Tensor], rates: Mapping[str, float], weight_decay: float = 1e-2, beta2: float = 0.999
 ) -> torch.optim.AdamW:
     """Returns AdamW with one group of tensors per component.
 

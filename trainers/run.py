@@ -148,7 +148,8 @@ class RunFolder:
                     for _ in range(size // 2**20 + 1):
                         stream.write(bytes(2**20))
         except BadFile as problem:
-            raise BadFile(f"{problem} (a run here needs {size / 2**20:.0f} MiB)") from None
+            where = str(problem).replace(str(file), str(self.folder))
+            raise BadFile(f"{where} (a run here needs {size / 2**20:.0f} MiB)") from None
         finally:
             file.unlink(missing_ok=True)
 
@@ -230,6 +231,8 @@ def _make(folder: Path) -> list[Path]:
     try:
         atomic_write(folder / ".room", "")
         (folder / ".room").unlink()
+    except BadFile as problem:
+        raise BadFile(str(problem).replace(str(folder / ".room"), str(folder))) from None
     except OSError as problem:
         raise BadFile(f"cannot write to {folder}: {problem.strerror}; choose another folder") from problem
     return missing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -144,7 +145,9 @@ def _patterns(patterns: Sequence[str], layers: Mapping[str, Mapping[str, nn.Modu
         hits = [(name, path) for name in layers for path in layers[name] if _names(pattern, name, path)]
         if not hits:
             everything = [f"{name}.{path}".strip(".") for name in layers for path in layers[name]]
-            raise NoTargets(f"the target {pattern!r} matches no layer; {_hint(pattern, everything)}")
+            preset = difflib.get_close_matches(pattern, PRESETS, 1, 0.75)
+            meant = f"did you mean the preset {preset[0]!r}? " if preset else ""
+            raise NoTargets(f"the target {pattern!r} matches no layer; {meant}{_hint(pattern, everything)}")
         for name, path in hits:
             found[name].add(path)
     return {name: _with_attention_outputs(paths, layers[name]) for name, paths in found.items()}

@@ -153,9 +153,11 @@ def _check_place(file: Path) -> None:
     made = [place for place in file.parents if not place.exists()]
     probe = file.parent / ".room"
     if file.is_dir():
-        raise BadFile(f"cannot write {file}: that is a folder: name a file")
+        raise BadFile(f"cannot write {file}: that is a folder; name a file")
     try:
         atomic_write(probe, "")
+    except BadFile as error:
+        raise BadFile(str(error).replace(str(probe), str(file.parent))) from None
     finally:
         if probe.parent.is_dir():
             probe.unlink(missing_ok=True)
@@ -194,7 +196,7 @@ def _load(pipe: ImagePipeline, word: AdapterWord, allow_partial: bool, show: Sho
         show.note(f"{word.file.name}: {key} is not applied: {reason}")
     if len(report.ignored) > 5:
         show.note(f"{word.file.name}: and {len(report.ignored) - 5} more keys are not applied")
-    show.say(f"{name}: {report.method} in {len(report.sites)} layers, strength {word.strength:g}, from {word.file}")
+    show.tell(f"{name}: {report.method} in {len(report.sites)} layers, strength {word.strength:g}, from {word.file}")
     return {
         "name": name, "file": word.file, "strength": word.strength, "method": report.method, "format": report.format,
         "sites": len(report.sites), "ignored": dict(report.ignored),

@@ -38,7 +38,10 @@ _TRAINING = (
     setting("--guidance", field="preview_guidance", type=float, metavar="X", help="Guidance of previews."),
     setting("--checkpoint-every", field="checkpoint_every", type=int, metavar="N", help="Steps between checkpoints."),
     setting("--device", field="device", metavar="NAME", help="Where to compute: auto, cpu, ..."),
-    setting("--dtype", field="precision", metavar="NAME", help="Products in fp32 or bf16; the adapter is fp32."),
+    setting(
+        "--dtype", field="precision", type=click.Choice(["fp32", "bf16"]),
+        help="What products are computed in; the adapter itself is fp32.",
+    ),
     click.option(
         "--config", type=click.Path(path_type=Path), metavar="FILE.toml",
         help="Settings from a file, or from the run.toml of an earlier run; options win over it.",

@@ -83,6 +83,10 @@ class Settings:
             return None
         given = dict(self.adapter)
         method = str(given.pop("method", recipe.method))
+        for name in ("targets", "exclude"):
+            words = given.get(name)
+            if isinstance(words, str) and "," in words and "[" not in words and "re:" not in words:
+                given[name] = [word.strip() for word in words.split(",") if word.strip()]
         config = METHODS[method]
         known = {field.name for field in dataclasses.fields(config)}
         shared = known if method == recipe.method else known & {"rank", "targets", "exclude"}
@@ -115,16 +119,16 @@ def gather(
             content = _of_run(content, kind, config)
         for name, value in content.items():
             for key, entry in value.items() if name in PARTS and isinstance(value, Mapping) else [(name, value)]:
-                part = getattr(settings, name if name in PARTS else _part(key, where, str(config)))
-                part[key] = entry
+                belongs = _part(key, where, str(config))
+                getattr(settings, belongs)[key] = entry
     given = assignments(words)
     for key in given:
         if key.partition(".")[2] in options or key in options:
             raise BadConfig(f"{key} is given twice, by an option and by --set {key}={given[key]}: drop one of them")
     for key, value in {**options, **given}.items():
         head, _, rest = key.partition(".")
-        name, key = (head, rest) if head in PARTS and rest else (_part(key, where, "--set"), key)
-        part = getattr(settings, name)
+        key = rest if head in PARTS and rest else key
+        part = getattr(settings, _part(key, where, "--set"))
         for old in [old for old in part if old == key or old.startswith(f"{key}.") or key.startswith(f"{old}.")]:
             del part[old]  # what --config said
         part[key] = value

@@ -45,6 +45,11 @@ class Show:
         if self.talks:
             click.echo(line)
 
+    def tell(self, line: str) -> None:
+        """Prints a line about what is going on, to stderr."""
+        if self.talks:
+            click.echo(line, err=True)
+
     def note(self, line: str) -> None:
         """Prints a line about something to look at, to stderr."""
         if not self.quiet:

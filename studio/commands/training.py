@@ -54,6 +54,7 @@ def run_training(
     _require(kind, {**given.task, **facts})
     plan = given.make_plan()
     asked = given.make_task(kind, **facts)  # a wrong setting is told before the base is opened
+    _note_trigger(asked, show)
     opened = dataclasses.replace(asked, base=open_base(asked.base))
     adapter = given.make_adapter(recipe_for(kind.kind, opened.base))
     run = train(
@@ -61,6 +62,7 @@ def run_training(
         **{field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)},
     )  # fmt: skip
     prompt = getattr(asked, "instance_prompt", None) or f"{asked.trigger_words}, ..."
+    show.say(f"adapter: {run.adapter}\nreport: {run.report}")
     show.say(f"try it: {shell('studio', 'generate', _named(asked.base), prompt, '--adapter', run.adapter, '-o', 'out')}")
     show.result(
         {
@@ -68,6 +70,18 @@ def run_training(
             "loss": run.losses[-1], "trigger": asked.trigger_words, "already": run.already,
         }  # fmt: skip
     )
+
+
+def _note_trigger(task: ImageTask, show: Show) -> None:
+    """Says where the instance prompt has no rare word: what is learned then takes the place of its class."""
+    from studio.datasets.check import trigger_of
+
+    prompt = getattr(task, "instance_prompt", None)
+    if prompt and trigger_of(prompt) is None:
+        show.note(
+            f"the instance prompt {prompt!r} has no rare word before its class, so whatever it names will change; "
+            "'a photo of sks dog' keeps other dogs as they are"
+        )
 
 
 def _named(base: Any) -> str | Path:

@@ -49,7 +49,7 @@ class Seeds(click.ParamType):
             if last < first:
                 self.fail(f"{part.strip()!r} runs backwards; write {last}..{first}", parameter, context)
             if last - first >= MOST_SEEDS:
-                self.fail(f"{part.strip()!r} are {last - first + 1:,} seeds", parameter, context)
+                self.fail(f"{part.strip()!r} are {last - first + 1:,} seeds; give fewer", parameter, context)
             seeds += range(first, last + 1)
         twice = next((seed for seed in seeds if seeds.count(seed) > 1), None) if len(seeds) < 1000 else None
         if twice is not None:

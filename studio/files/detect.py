@@ -11,7 +11,7 @@ from typing import Final
 from studio.files import diffusers, kohya, peft
 from studio.files.format import Format
 from studio.files.header import TensorInfo
-from studio.files.spelling import Spelling, nearest_part, recognise
+from studio.files.spelling import WHOLE, Spelling, nearest_part, recognise
 
 __all__ = ["Layer", "Sorted", "guess_family", "sort_keys"]
 
@@ -67,7 +67,8 @@ class Sorted:
 
     def method(self, preferred: str = "") -> str:
         """The method of most layers, the preferred one if any layer has it; "" if no layer has one."""
-        found = Counter(s.method for s in (layer.spelling() for layer in self.layers.values()) if isinstance(s, Spelling))
+        spellings = [layer.spelling() for layer in self.layers.values()]
+        found = Counter(spelling.method for spelling in spellings if isinstance(spelling, Spelling))
         if preferred in found:
             return preferred
         return min(found, key=lambda method: (-found[method], method)) if found else ""
@@ -97,6 +98,10 @@ def sort_keys(keys: Mapping[str, TensorInfo]) -> Sorted:
             found.strangers[key] = layer.spoiled
         else:
             layer.parts[part] = key
+    for module in [module for module, layer in found.layers.items() if WHOLE.issuperset(layer.parts)]:
+        if module.rpartition(".")[0] in found.layers:  # "to_q.lora_a.weight" is no weight of a layer "to_q.lora_a"
+            layer = found.layers.pop(module)
+            unknown += [(key, layer.format) for key in layer.parts.values()]
     for key, format in unknown:
         _place_unknown(key, format, found)
     return found
@@ -141,7 +146,7 @@ _BY_NAME: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
         (r"(^|[._])blocks[._]\d+[._](self|cross)_attn", "wan"),
         (r"(^|[._])transformer_blocks[._]\d+[._](img_mlp|txt_mlp)", "qwen-image"),
         (r"(^|[._])layers[._]\d+[._](attention|feed_forward)[._]", "lumina"),
-        (r"(^|[._])layers[._]\d+[._](self_attn|mlp)[._](q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)$", "llm"),
+        (r"(^|[._])layers[._]\d+[._](self_attn|mlp)[._](q|k|v|o|gate|up|down)_proj$", "llm"),
         (r"(down|up)_blocks[._]\d[._]attentions[._]\d[._]transformer_blocks[._][2-9]", "sdxl"),
     )
 )

@@ -1,8 +1,8 @@
 """diffusers' single file: the component, the module and PEFT's tensor names, ``unet.mid_block.….to_q.lora_A.weight``.
 
-The scale of a LoRA stands in the metadata under ``lora_adapter_metadata``, JSON of PEFT's config fields with the component
-in front (``unet.lora_alpha``); where it is missing diffusers takes alpha = rank, and so does this reader. Older
-spellings of the tensors (``.lora.down``, ``.lora_linear_layer.up``, ``.processor.to_q_lora.down``) are read as well.
+The scale of a LoRA stands in the metadata under ``lora_adapter_metadata``, JSON of PEFT's config fields with the
+component in front (``unet.lora_alpha``); where it is missing diffusers takes alpha = rank, and so does this reader.
+Older spellings of the tensors are read as well (``.lora.down``, ``.lora_linear_layer``, ``.processor.to_q_lora.down``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from studio.errors import BadFile
 from studio.files.format import FORMATS, Format, Saved, Source
 from studio.files.header import write_tensors
 from studio.files.names import Names
-from studio.files.peft import PeftSettings, peft_fields
+from studio.files.peft import peft_fields
+from studio.files.peft_settings import PeftSettings
 from studio.files.spelling import part_of
 
 __all__ = ["DIFFUSERS"]
@@ -55,9 +56,11 @@ def _settings(source: Source, method: str, component: str) -> PeftSettings | Non
     try:
         table = json.loads(text)
     except (ValueError, RecursionError):
-        raise BadFile(f"{source.file}: its metadata {_METADATA!r} is not JSON; take it out, or save the file again") from None
+        table = None
     if not isinstance(table, dict):
-        raise BadFile(f"{source.file}: its metadata {_METADATA!r} is not a table; take it out, or save the file again")
+        raise BadFile(
+            f"{source.file}: its metadata {_METADATA!r} is no table in JSON; take it out, or save the file again"
+        )
     start = f"{component}." if component else ""
     fields = {name.removeprefix(start): value for name, value in table.items() if name.startswith(start)}
     return PeftSettings(fields, method, f"the metadata {_METADATA!r}") if fields else None

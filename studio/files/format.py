@@ -23,8 +23,9 @@ class Source:
     """A file that was opened.
 
     Attributes:
-        file: what the caller named. infos: key -> dtype and shape. tensors: key -> tensor; empty if only the header was read.
-        metadata: the container's texts. peft: the content of ``adapter_config.json`` beside it, or None.
+        file: what the caller named. infos: key -> dtype and shape.
+        tensors: key -> tensor; empty if only the header was read. metadata: the container's texts.
+        peft: the content of ``adapter_config.json`` beside it, or None.
     """
 
     file: Path

@@ -173,9 +173,11 @@ def _header(file: Path, stream: BinaryIO, size: int) -> Header:
         raise BadFile(f"{file} has {size} bytes, too few for a safetensors file; it is empty or truncated")
     (length,) = struct.unpack("<Q", start)
     if length > _LONGEST_HEADER:
+        pickled = start[:2] in (b"PK", b"\x80\x02")
+        advice = "it is a renamed .pt or .bin file" if pickled else "check what it is, or download it again"
         raise BadFile(
             f"{file} is not a safetensors file: its first bytes would announce a header of {length:,} bytes "
-            f"(at most {_LONGEST_HEADER:,} are allowed); if it is a .pt or .bin file, ask for pickled=True"
+            f"(at most {_LONGEST_HEADER:,} are allowed); {advice}"
         )
     if 8 + length > size:
         raise BadFile(
@@ -220,9 +222,9 @@ def _info(file: Path, name: str, entry: Any) -> TensorInfo:
         if math.prod(shape) * size != end - begin:
             raise ValueError
     except (KeyError, TypeError, ValueError):
-        known = f"dtypes: {', '.join(DTYPES)}"
         raise BadFile(
-            f"{file} is damaged: what its header says about the tensor {name!r} cannot be true ({str(entry)[:200]}; {known})"
+            f"{file} is damaged: what its header says about the tensor {name[:200]!r} cannot be true "
+            f"({str(entry)[:200]}; known dtypes: {', '.join(DTYPES)})"
         ) from None
     return TensorInfo(dtype, tuple(shape), begin, end)
 
@@ -256,19 +258,19 @@ def _views(header: Header, buffer: bytearray) -> Iterator[tuple[str, Tensor]]:
 def _ordered(tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
     for name, tensor in tensors.items():
         if tensor.dtype not in _WORDS:
-            raise BadConfig(f"safetensors has no {tensor.dtype}, which the tensor {name!r} has; give a dtype to save in")
+            raise BadConfig(
+                f"a safetensors file cannot hold the {tensor.dtype} of the tensor {name!r}; give another dtype"
+            )
     return sorted(tensors.items(), key=lambda item: (_PLACE[_WORDS[item[1].dtype]], item[0].encode()))
 
 
 def _bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def _texts(metadata: Mapping[str, str]) -> dict[str, str]:
     for name, value in metadata.items():
         if not isinstance(value, str):
-            raise BadConfig(
-                f"metadata[{name!r}] is {value!r}, a {type(value).__name__}; a file holds texts only: give it as a string"
-            )
+            raise BadConfig(f"metadata[{name!r}] is {value!r}, and a file holds texts only: give it as a string")
     return {name: metadata[name] for name in sorted(metadata)}

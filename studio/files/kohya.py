@@ -39,8 +39,8 @@ def _check(saved: Saved) -> None:
     for path in saved.sites:
         if flat[saved.names.flat(path)] > 1:
             raise DoesNotFit(
-                f"kohya's name for the layer {path}, {saved.names.flat(path)}, is also that of another layer of this model; "
-                "save with format='diffusers'"
+                f"kohya's name for the layer {path}, {saved.names.flat(path)}, is also that of another layer; save "
+                "with format='diffusers'"
             )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import gc
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from studio.adapters import METHODS, install
 from studio.adapters.strength import StrengthLike
@@ -49,7 +51,8 @@ def load(
 
     Raises:
         BadFile: the file is missing, truncated, hostile, or of no known format.
-        DoesNotFit: nothing in it fits this model, it was made for another family, the name is taken, or a blend is baked.
+        DoesNotFit: nothing in it fits this model, it was made for another family, the name is taken, or a blend is
+            baked.
         PartialLoad: some of its keys fit and others do not; the message names them and the nearest right layer.
         BadConfig: a name with other characters than letters, digits, ``_`` and ``-``.
 
@@ -62,10 +65,23 @@ def load(
         >>> print(studio.load(net, file, strength=0.8))
         'dog': lora from a diffusers file, 1 layers, 2 keys applied, 0 ignored
     """
-    source = open_source(Path(file), pickled=pickled)
-    return load_source(
-        model, source, name=name, strength=strength, allow_partial=allow_partial, trainable=trainable
-    )
+    with _collector_paused():
+        source = open_source(Path(file), pickled=pickled)
+        return load_source(
+            model, source, name=name, strength=strength, allow_partial=allow_partial, trainable=trainable
+        )
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Keeps Python's cycle collector from running: a full pass over the process costs more than loading does."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def load_source(
@@ -85,22 +101,26 @@ def load_source(
         raise BadFile(f"{source.file} holds no adapter that can be read: {_first(_reasons(found))}")
     names = Names(model)
     reading = read_layers(names, source, found, method, own)
+    taken = name if name is not None else (own.name if own is not None and own.name else "default")
+    metadata = {**facts_of(source.metadata), **_dtype(source, reading)}
+
+    def put() -> None:
+        layers, config = reading.layers, reading.config
+        install(model, config, layers, name=taken, strength=strength, trainable=trainable, metadata=metadata)
+
+    _judge(source, found, names, reading, allow_partial)
     if _unscaled(source, found, own) and not allow_partial:
         raise BadFile(
             f"{source.file} has PEFT's keys, and no adapter_config.json beside it says their scale; put it there, or "
             "pass allow_partial=True to take alpha = rank"
         )
-    taken = name if name is not None else (own.name if own is not None and own.name else "default")
-    metadata = {**facts_of(source.metadata), **_dtype(source, reading)}
-    put = dict(name=taken, strength=strength, trainable=trainable, metadata=metadata)
-    _judge(source, found, names, reading, allow_partial)
     try:
-        install(model, reading.config, reading.layers, **put)
+        put()
     except StudioError:
         if not _drop_misfits(names, reading):
             raise  # it is not about the tensors
         _judge(source, found, names, reading, allow_partial)
-        install(model, reading.config, reading.layers, **put)
+        put()
     return LoadReport(
         name=taken,
         method=reading.method,
@@ -157,8 +177,8 @@ def _judge(source: Source, found: Sorted, names: Names, reading: Reading, allow_
     mine = names.family
     if mine is not None and family and family != mine.name and 2 * used <= len(found.layers):
         raise DoesNotFit(
-            f"{source.file} is an adapter for {title}, the model is {mine.title}: {used} of its {len(found.layers)} layers "
-            f"fit; load it on {title}"
+            f"{source.file} is an adapter for {title}, the model is {mine.title}: {used} of its {len(found.layers)} "
+            f"layers fit; load it on {title}"
         )
     count = len(source.infos)
     if not used:
@@ -167,19 +187,20 @@ def _judge(source: Source, found: Sorted, names: Names, reading: Reading, allow_
         raise DoesNotFit(f"nothing in {source.file}{made_for} fits {what}: {_first(reading.ignored)}")
     if not allow_partial:
         raise PartialLoad(
-            f"{len(reading.ignored)} of the {count} keys of {source.file} cannot be applied: {_first(reading.ignored)}; "
-            "correct the file, or pass allow_partial=True to apply the others"
+            f"{len(reading.ignored)} of the {count} keys of {source.file} cannot be applied: "
+            f"{_first(reading.ignored)}; correct the file, or pass allow_partial=True to apply the others"
         )
+
+
+_CONSEQUENCES: Final = ("of the same layer", "its layer also has")
 
 
 def _first(ignored: Mapping[str, str], count: int = 3) -> str:
     """The first keys and why, each reason once."""
     by_reason: dict[str, list[str]] = {}
     # the most telling reasons first: a misspelt layer leaves its partner incomplete
-    for key in sorted(ignored, key=lambda key: ("incomplete" in ignored[key], key)):
+    for key in sorted(ignored, key=lambda key: (any(word in ignored[key] for word in _CONSEQUENCES), key)):
         by_reason.setdefault(ignored[key], []).append(key)
     parts = [f"{keys[0]!r}{f' and {len(keys) - 1} more' if keys[1:] else ''}: {why}" for why, keys in by_reason.items()]
     more = f"; and {len(parts) - count} more reasons" if len(parts) > count else ""
     return "; ".join(parts[:count]) + more if parts else "it has no tensors"
-
-

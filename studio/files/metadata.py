@@ -1,8 +1,8 @@
 """What a file says about itself: our own entry, and the entries that other tools read.
 
-Our entry stands under one key, ``"studio"``, as JSON: the adapter's name, the method with its full config, the tool, and
-*facts* (base, base_hash, trigger, seed, steps, dataset, licence, parents, ...). Facts that other tools know are repeated
-under their names. Nothing here depends on when, where or by whom a file is written.
+Our entry stands under one key, ``"studio"``, as JSON: the adapter's name, the method with its full config, the tool,
+and *facts* (base, base_hash, trigger, seed, steps, dataset, licence, parents, ...). Facts that other tools know are
+repeated under their names. Nothing here depends on when, where or by whom a file is written.
 """
 
 from __future__ import annotations

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from torch import nn
 
 from studio.adapters import Site
 from studio.adapters.assembly import Assembly, assembly_at
+from studio.adapters.site import is_site
 from studio.errors import nearest
 from studio.families import components, family_of
 
@@ -60,7 +61,8 @@ class Names:
                 if ".adapters." not in f".{name}.":
                     path = f"{component}.{name}" if component and name else component or name
                     self.paths[path] = (component, name)
-        self._assemblies = {name: assembly_at(module) or Assembly(module, name) for name, module in self.modules.items()}
+        self._assemblies = {name: assembly_at(root) or Assembly(root, name) for name, root in self.modules.items()}
+        self._asked = 0
         self._levels = {} if self.family is None else self.family.file_prefix
 
     def _label(self, module: nn.Module) -> str:
@@ -77,6 +79,11 @@ class Names:
         """
         component, name = self.paths[path]
         return self._assemblies[component].site(name)
+
+    def module(self, path: str) -> nn.Module:
+        """Returns the module at ``path``."""
+        component, name = self.paths[path]
+        return self.modules[component].get_submodule(name)
 
     def relative(self, path: str) -> tuple[str, str]:
         """Returns the label of a path's component, and the path inside it."""
@@ -114,6 +121,13 @@ class Names:
             return None  # of a component that this model does not have
         found = self._anywhere(text)
         return self._anywhere(rest) if found is None and head in COMPONENTS else found
+
+    def absent(self, text: str) -> str:
+        """Returns the component that a name in a file begins with and this model does not have, or ``""``."""
+        present = set(self.labels.values()) - {""}
+        head = text.partition(".")[0]
+        meant = (head,) if head in COMPONENTS else next((c for p, c in _FLAT.items() if text.startswith(f"{p}_")), ())
+        return meant[0] if present and meant and not present & set(meant) else ""
 
     def find_flat(self, text: str) -> str | None:
         """Returns the path that a flattened name means, or None."""
@@ -159,16 +173,20 @@ class Names:
 
     # -- hints -------------------------------------------------------------------------------------------------------
 
-    def nearest(self, text: str, spell: Any) -> str:
-        """Returns the spelling of the layer whose name looks most like ``text``, or ``""``.
+    def nearest(self, text: str, spell: Callable[[Names, str], str]) -> str:
+        """Returns the spelling of the layer whose name looks most like ``text``; ``""`` after the first few questions.
 
         Args:
             text: a module's name in a file.
             spell: how the file's format spells a path.
         """
+        self._asked += 1
+        if self._asked > 10:  # a file for another model has hundreds of them
+            return ""
+        layers = [path for path in self.paths if is_site(self.module(path))]
         words = set(text.replace(".", "_").split("_"))
-        spelled = {spell(path) for path in self.paths}
-        shared = sorted(spelled, key=lambda name: -len(words & set(name.replace(".", "_").split("_"))))
+        spelled = {spell(self, path) for path in layers}
+        shared = sorted(spelled, key=lambda name: (-len(words & set(name.replace(".", "_").split("_"))), name))
         return next(iter(nearest(text, shared[:40], 1)), "")
 
 

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from studio.adapters import METHODS, AdapterConfig, Foreign, Site
 from studio.adapters.ranked import RankedConfig
+from studio.adapters.targets import matches
 from studio.errors import BadConfig, DoesNotFit, UnsupportedLayer
 from studio.files.detect import Layer, Sorted
 from studio.files.format import Settings, Source
 from studio.files.kohya import without_core
 from studio.files.layout import fits, from_file
 from studio.files.metadata import Own
-from studio.files.names import COMPONENTS, Names, shortest_endings
+from studio.files.names import Names, shortest_endings
 from studio.files.scale import Seen, settle
 from studio.files.spelling import Spelling
 
@@ -77,6 +78,7 @@ def read_layers(names: Names, source: Source, found: Sorted, method: str, own: O
     stated = own.config if own is not None and own.method == method else None
     reading = Reading(method, stated or METHODS[method](), ignored=dict(found.strangers))
     seen: dict[str, Seen] = {}
+    zero: list[str] = []
     foreign = METHODS[method].adapter.foreign
     ranked = issubclass(METHODS[method], RankedConfig)
     for layer in found.layers.values():
@@ -89,7 +91,7 @@ def read_layers(names: Names, source: Source, found: Sorted, method: str, own: O
         label, local = _local(names, path, layer)
         settings = scales.of(layer, label)
         values = {part: source.tensors[key] for part, key in layer.parts.items()}
-        rank = _rank(foreign, spelling, values)
+        rank = _rank(spelling, values)
         said = Seen(None, None)
         if ranked:
             said = _said(values, rank, settings, local, layer, stated)
@@ -98,7 +100,13 @@ def read_layers(names: Names, source: Source, found: Sorted, method: str, own: O
         if isinstance(tensors, str):
             reading.ignored |= dict.fromkeys(keys, tensors)
             continue
-        reading.layers[path], reading.keys[path], seen[site.path] = tensors, keys, said
+        if seen.setdefault(site.path, said) != said:
+            reason = f"another component has a layer {site.path!r} too, with another rank or alpha"
+            reading.ignored |= dict.fromkeys(keys, reason)
+            continue
+        reading.layers[path], reading.keys[path] = tensors, keys
+        if said.scale == 0.0:
+            zero.append(path)
     config = stated
     if config is None:
         config = _derive(reading, names, scales)
@@ -106,8 +114,10 @@ def read_layers(names: Names, source: Source, found: Sorted, method: str, own: O
         for settings in scales.all():
             settings.fields()
     reading.notes += [note for settings in scales.all() for note in settings.notes]
+    if zero:
+        reading.notes.append(f"alpha is 0 at {zero[0]} and {len(zero) - 1} more layers: they change nothing")
     if any("base_layer.out_proj" in layer.module for layer in found.layers.values()):
-        reading.notes.append("PEFT 0.21 adds the change of an attention's out_proj twice; here it acts once, as it is saved")
+        reading.notes.append("PEFT 0.21 adds the change of an attention's out_proj twice; here it acts once, as saved")
     reading.config = settle(config, seen)
     return reading
 
@@ -115,11 +125,11 @@ def read_layers(names: Names, source: Source, found: Sorted, method: str, own: O
 def _resolve(names: Names, layer: Layer, method: str, reading: Reading) -> tuple[str, Spelling, Site] | str:
     """The path, spelling and site of a layer, or why it cannot be used."""
     spelling = layer.spelling()
-    if isinstance(spelling, str):
-        return spelling
     path = layer.format.find(names, layer.module)
     if path is None:
-        return _missing(names, layer)
+        return layer.spoiled or _missing(names, layer)
+    if isinstance(spelling, str):
+        return spelling
     if spelling.method != method:
         return f"it is of the method {spelling.method}, the rest of the file is {method}; an adapter is of one method"
     if path in reading.layers:
@@ -131,15 +141,11 @@ def _resolve(names: Names, layer: Layer, method: str, reading: Reading) -> tuple
 
 
 def _missing(names: Names, layer: Layer) -> str:
-    head = layer.module.partition(".")[0]
-    if head in COMPONENTS and head not in names.labels.values() and any(names.labels.values()):
-        return f"it belongs to {head}, which this model does not have"
-    flat = {"lora_te": "text_encoder", "lora_te1": "text_encoder", "lora_te2": "text_encoder_2"}
-    for prefix, component in flat.items():
-        if layer.module.startswith(f"{prefix}_") and component not in names.labels.values() and any(names.labels.values()):
-            return f"it belongs to {component}, which this model does not have"
-    close = names.nearest(layer.module, lambda path: layer.format.spell(names, path))
-    hint = f"; the nearest is {close.removeprefix('base_model.model.')!r}" if close else ""
+    absent = names.absent(layer.module)
+    if absent:
+        return f"it belongs to {absent}, which this model does not have"
+    close = names.nearest(layer.module, layer.format.spell).removeprefix("base_model.model.")
+    hint = f"; the nearest is {close!r}" if close else ""
     return f"the model has no layer {layer.module!r}{hint}"
 
 
@@ -149,18 +155,10 @@ def _local(names: Names, path: str, layer: Layer) -> tuple[str, str]:
     return label, layer.module.removeprefix(f"{label}.") if label else layer.module
 
 
-def _rank(foreign: Foreign, spelling: Spelling, values: Mapping[str, Tensor]) -> int | None:
+def _rank(spelling: Spelling, values: Mapping[str, Tensor]) -> int | None:
     """The rank that the tensors have, if any shows it."""
-    for part, tensor in values.items():
-        if tensor.dim() and any(name in foreign.ranks for name in spelling.ours.get(part, ())):
-            first = next((name for name in foreign.ranks if _part(spelling, name) in values), None)
-            if first is not None:
-                return int(values[_part(spelling, first)].shape[0])
-    return None
-
-
-def _part(spelling: Spelling, name: str) -> str:
-    return next((part for part, ours in spelling.ours.items() if name in ours), "")
+    part = next((part for part in spelling.ranks if part in values), None)
+    return int(values[part].shape[0]) if part is not None and values[part].dim() else None
 
 
 def _said(
@@ -191,8 +189,6 @@ def _second(
     site: Site,
 ) -> bool | None:
     """Whether a layer has the second of two tensors that share a name; None lets the shape decide."""
-    from studio.adapters.targets import matches
-
     assert foreign.inputs is not None
     field_name, flag = foreign.inputs
     if flag in values:
@@ -216,7 +212,7 @@ def _tensors(
         if not ours:
             continue
         if not tensor.is_floating_point():
-            return f"its tensor {part} has the dtype {str(tensor.dtype).removeprefix('torch.')}, not a floating-point one"
+            return f"its tensor {part} is {str(tensor.dtype).removeprefix('torch.')}, not a floating-point type"
         name = ours[0] if len(ours) == 1 else _chosen(ours, tensor, second, foreign, column, site)
         if name == "down" and "lora_mid.weight" in values:
             tensor = without_core(values["lora_mid.weight"], tensor)
@@ -224,8 +220,8 @@ def _tensors(
         value = from_file(tensor, layout, site)
         if value is None:
             return (
-                f"its tensor {part} has the shape {tuple(tensor.shape)}, which means something else than this method does "
-                "(a DoRA magnitude per input, or another layer)"
+                f"its tensor {part} has the shape {tuple(tensor.shape)}, which means something else than this method "
+                "does (a DoRA magnitude per input, or another layer)"
             )
         value = value.to(torch.float32)
         if column and name in foreign.lycoris_minus:

@@ -45,8 +45,8 @@ def save(
         format: "diffusers", "kohya" (also read by A1111 and ComfyUI) or "peft". None: "peft" for a path without an
             ending, else "diffusers".
         dtype: what the tensors are stored in; None: as they are, or as they were in the file that they came from.
-        metadata: facts that go with it, texts by name: base, base_hash, trigger, seed, steps, dataset, licence, parents,
-            title, ... Facts that a loaded adapter brought stay unless they are given anew.
+        metadata: facts that go with it, texts by name: base, base_hash, trigger, seed, steps, dataset, licence,
+            parents, title, ... Facts that a loaded adapter brought stay unless they are given anew.
 
     Returns:
         The file, or the folder.
@@ -126,7 +126,9 @@ def _settled(
             scale = 1.0
         said = Seen(rank, scale)
         if seen.setdefault(site.path, said) != said:
-            raise DoesNotFit(f"two components have a layer {site.path!r} with other ranks or alphas; rename one of them")
+            raise DoesNotFit(
+                f"two components have a layer {site.path!r} with other ranks or alphas; save each by itself"
+            )
     return Saved(settle(config, seen), names, sites, layers)
 
 
@@ -174,5 +176,3 @@ def _stated(saved: Saved, foreign: Foreign, site: Site, tensors: Mapping[str, Te
     if rank is None:
         return {"alpha": torch.tensor(float(saved.config.rank_at(site.path)))}
     return {"alpha": torch.tensor(saved.config.scale_at(site.path) * rank, dtype=torch.float32)}
-
-

@@ -13,7 +13,7 @@ from typing import Final
 from studio.adapters import METHODS, Foreign
 from studio.errors import nearest
 
-__all__ = ["ALIASES", "EXTRAS", "Spelling", "is_part", "nearest_part", "part_of", "recognise"]
+__all__ = ["ALIASES", "EXTRAS", "WHOLE", "Spelling", "is_part", "nearest_part", "part_of", "recognise"]
 
 EXTRAS: Final = ("alpha", "lora_mid.weight")
 """Parts that belong to no tensor of ours: they are worked into the others."""
@@ -30,7 +30,8 @@ ALIASES: Final[Mapping[str, str]] = {
 }
 """Other spellings of the same parts."""
 
-_WHOLE: Final = frozenset({"weight", "bias"})
+WHOLE: Final = frozenset({"weight", "bias"})
+"""Parts that are tensors of the base itself, when they stand alone."""
 
 _ELSEWHERE: Final[Mapping[str, str]] = {
     "hada_w1_a": "LoHa",
@@ -70,13 +71,14 @@ class Spelling:
     Attributes:
         method: the method's registry name. dialect: "peft" or "lycoris".
         ours: part -> our tensors of that name, one or two.
-        needs: parts without which it is not this method.
+        needs: parts without which it is not this method. ranks: parts whose first axis is the rank, the best first.
     """
 
     method: str
     dialect: str
     ours: Mapping[str, tuple[str, ...]]
     needs: frozenset[str]
+    ranks: tuple[str, ...]
 
     @property
     def foreign(self) -> Foreign:
@@ -108,14 +110,15 @@ def _spellings() -> tuple[Spelling, ...]:
             if foreign.inputs and dialect == "lycoris":
                 needs |= {foreign.inputs[1], *ours}
                 ours[foreign.inputs[1]] = ()
-            found.append(Spelling(method, dialect, ours, frozenset(needs)))
+            ranks = tuple(tensors[name] for name in foreign.ranks)
+            found.append(Spelling(method, dialect, ours, frozenset(needs), ranks))
     return tuple(sorted(found, key=lambda spelling: -len(spelling.needs)))
 
 
 @functools.cache
 def _parts() -> frozenset[str]:
     known = {part for spelling in _spellings() for part in spelling.ours}
-    return frozenset(known | set(ALIASES) | set(EXTRAS) | set(_ELSEWHERE) | _WHOLE)
+    return frozenset(known | set(ALIASES) | set(EXTRAS) | set(_ELSEWHERE) | WHOLE)
 
 
 def part_of(key: str) -> tuple[str, str] | None:
@@ -126,7 +129,8 @@ def part_of(key: str) -> tuple[str, str] | None:
         ('unet.mid_block.to_q', 'lora_A.weight')
     """
     known = _parts()
-    ends, rest = [], key
+    ends: list[tuple[str, str]] = []
+    rest = key
     for _ in range(3):  # no part has more words; the longest counts
         rest, _, last = rest.rpartition(".")
         ends.append((rest, f"{last}.{ends[-1][1]}" if ends else last))
@@ -146,14 +150,14 @@ def is_part(part: str) -> bool:
 def nearest_part(key: str) -> str:
     """Returns the known part that the end of ``key`` looks most like."""
     ends = key.split(".")
-    tail = ".".join(ends[-2:]) if ends[-1] in ("weight", "bias") else ends[-1]
-    return nearest(tail, _parts() - set(ALIASES), 1)[0]
+    tail = ".".join(ends[-2:]) if ends[-1] in WHOLE else ends[-1]
+    return nearest(tail, _parts() - set(ALIASES) - WHOLE, 1)[0]
 
 
 @functools.lru_cache(maxsize=1024)
 def _recognise(parts: frozenset[str]) -> Spelling | str:
     own = parts - set(EXTRAS)
-    if own and own <= _WHOLE:
+    if own and own <= WHOLE:
         return "it is a whole tensor of the base (PEFT's bias or modules_to_save, or a checkpoint), not an adapter's"
     for part in sorted(own):
         if part in _ELSEWHERE:
@@ -162,7 +166,7 @@ def _recognise(parts: frozenset[str]) -> Spelling | str:
     for spelling in _spellings():
         if own and own <= set(spelling.ours) and spelling.needs <= own:
             return spelling
-    best = max(_spellings(), key=lambda spelling: len(own & set(spelling.ours)))
+    best = max(_spellings(), key=lambda spelling: (len(own & set(spelling.ours)), -len(spelling.needs)))
     missing = sorted(best.needs - own)
     if own and own <= set(best.ours) and missing:
         return f"it is incomplete: {', '.join(missing)} of the same layer is not in the file"

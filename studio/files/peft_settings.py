@@ -1,0 +1,123 @@
+"""What a PEFT config says about rank and scale, with PEFT's own rules for its patterns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from studio.adapters import METHODS
+from studio.errors import BadFile, DoesNotFit
+from studio.files.scale import Seen, root_or_rank
+
+__all__ = ["PeftSettings"]
+
+# Fields with which PEFT computes something else than the tensors say by themselves, and what they may be.
+_CHANGES_FUNCTION: Final[Mapping[str, tuple[Any, ...]]] = {
+    "alora_invocation_tokens": (None,),
+    "arrow_config": (None,),
+    "bias": ("none", None),
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva", None),
+    "kasa_config": (None,),
+    "layer_replication": (None, []),
+    "monteclora_config": (None,),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None, []),
+    "use_bdlora": (None, False),
+    "use_qalora": (None, False),
+}
+
+
+class PeftSettings:
+    """The fields of a PEFT config as far as they matter to the function.
+
+    Args:
+        fields: the config. method: our method.
+
+    Raises:
+        BadFile: a field has an impossible value. DoesNotFit: the config asks for something that the studio does not do.
+    """
+
+    def __init__(self, fields: Mapping[str, Any], method: str, where: str) -> None:
+        self.notes: list[str] = []
+        self._fields, self._foreign = fields, METHODS[method].adapter.foreign
+        for name, allowed in _CHANGES_FUNCTION.items():
+            if name in fields and fields[name] not in allowed:
+                raise DoesNotFit(
+                    f"{where} says {name}={fields[name]!r}, with which PEFT computes something that its tensors alone "
+                    "do not say; convert the adapter in PEFT to a plain one first"
+                )
+        for name, wanted in {"peft_type": self._foreign.peft_type, **self._foreign.peft_flags}.items():
+            if name in fields and fields[name] != wanted:
+                raise DoesNotFit(
+                    f"{where} says {name}={fields[name]!r}, and the tensors beside it are those of {method}"
+                )
+        names = self._foreign.peft_fields
+        try:
+            self._rank = int(fields.get(names.get("rank", ""), 8))
+            self._alpha = float(fields.get(names.get("alpha", ""), 8))
+            self._stabilized = bool(fields.get(names.get("rank_stabilized", ""), False))
+            self._alphas = _Patterns(fields.get("alpha_pattern") or {})
+            self._ranks = _Patterns(fields.get("rank_pattern") or {})
+        except (TypeError, ValueError, AttributeError, re.error) as error:
+            raise BadFile(f"{where} cannot be read as a PEFT config: {error}") from None
+
+    def seen(self, module: str, rank: int | None) -> Seen:
+        """Returns the rank and the scale that the config states for ``module``, whose tensors have rank ``rank``."""
+        stated = int(self._ranks.first(module, self._rank))
+        rank = stated if rank is None else rank  # the tensor is what multiplies
+        if "alpha" not in self._foreign.peft_fields:
+            return Seen(None, None)
+        return Seen(rank, self._alphas.first(module, self._alpha) / root_or_rank(rank, self._stabilized))
+
+    def fields(self) -> dict[str, Any]:
+        """Returns the fields for the method's own config, and notes the patterns that match no layer of the file."""
+        for table, patterns in (("alpha_pattern", self._alphas), ("rank_pattern", self._ranks)):
+            self.notes += [f"{table} {pattern!r} matches no layer of the file" for pattern in patterns.unused()]
+        return {
+            ours: self._fields[theirs]
+            for ours, theirs in self._foreign.peft_fields.items()
+            if self._fields.get(theirs) is not None and ours not in ("rank", "alpha")
+        }
+
+    def second(self, module: str) -> bool | None:
+        """Whether the tensors of ``module`` scale its input; None where the config does not say."""
+        stated = self._fields.get("feedforward_modules")
+        if stated is None or self._foreign.inputs is None:
+            return None
+        if isinstance(stated, str):
+            return re.fullmatch(stated, module) is not None
+        return any(module.endswith(name) for name in stated)  # PEFT compares without a dot
+
+
+class _Patterns:
+    """A table of PEFT's patterns; the first that matches counts."""
+
+    def __init__(self, table: Mapping[str, Any]) -> None:
+        self._values = {pattern: float(value) for pattern, value in table.items()}
+        self._plain = {pattern.removeprefix("^"): pattern for pattern in table if re.fullmatch(r"\^?[\w.]+", pattern)}
+        self._regular = [
+            (pattern, re.compile(rf"(.*\.)?({pattern})$")) for pattern in table if pattern not in self._plain.values()
+        ]
+        self._place = {pattern: place for place, pattern in enumerate(table)}
+        self._used: set[str] = set()
+
+    def first(self, module: str, default: float) -> float:
+        if not self._values:
+            return default
+        hits = [pattern for pattern, expression in self._regular if expression.match(module)]
+        # plain names, of which there can be one per layer, are looked up; a dot in them is taken for a dot
+        ending = module
+        while ending:
+            pattern = self._plain.get(ending)
+            if pattern is not None and (pattern[0] != "^" or ending == module):
+                hits.append(pattern)
+            ending = ending.partition(".")[2]
+        if not hits:
+            return default
+        chosen = min(hits, key=self._place.__getitem__)
+        self._used.add(chosen)
+        return self._values[chosen]
+
+    def unused(self) -> list[str]:
+        return [pattern for pattern in self._values if pattern not in self._used]
