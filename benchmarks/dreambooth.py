@@ -124,36 +124,46 @@ def peft_run(task: DreamBooth, steps: int | None, seed: int) -> Iterator[ImagePi
     lesson.close()
 
 
-def run_one(subject: str, seed: int, options: argparse.Namespace, out: Path) -> dict[str, dict[str, float]]:
-    """Trains and measures one subject with one seed, ours and theirs."""
-    drawn_with = [10_000 * (seed + 1) + index for index in range(options.pictures)]
+Rows = dict[str, dict[str, float]]
+
+
+def run_one(subject: str, seed: int, options: argparse.Namespace, out: Path) -> Rows:
+    """Trains and measures one subject with one seed, ours and theirs; keys are "<side>, guidance <g>"."""
+    seeds = [10_000 * (seed + 1) + index for index in range(options.pictures)]
+    rows: Rows = {}
+    shown: dict[str, dict[str, list[Image.Image]]] = {}
+
+    def compare(side: str, pipe: ImagePipeline, seconds: float) -> None:
+        for guidance in options.guidance:
+            key = f"{side}, guidance {guidance:g}"
+            shown[key] = draw(pipe, subject, seeds, guidance)
+            if side != "base":
+                base = shown[f"base, guidance {guidance:g}"]
+                rows[key] = {**measure(subject, shown[key], base, pipe.pipe.vae), "seconds": seconds}
+
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         task = task_for(subject, folder, seed)
         pipe = ImagePipeline.open("emoji")
-        base = draw(pipe, subject, drawn_with, options.guidance)
+        compare("base", pipe, 0.0)
         begin = time.perf_counter()
-        run = train(task, steps=options.steps, seed=seed, output=folder / "run", quiet=True, cache=str(folder / "cache"))
+        cache = str(folder / "cache")
+        run = train(task, steps=options.steps, seed=seed, output=folder / "run", quiet=True, cache=cache)
         seconds = time.perf_counter() - begin
         pipe.load(run.adapter, name="subject")
-        ours = draw(pipe, subject, drawn_with, options.guidance)
-        rows = {"studio": {**measure(subject, ours, base, pipe.pipe.vae), "seconds": seconds}}
-        shown = {"base": base, "studio": ours}
+        compare("studio", pipe, seconds)
         if PEFT and not options.no_peft:
             begin = time.perf_counter()
             with peft_run(task, options.steps, seed) as other:
-                seconds = time.perf_counter() - begin
-                theirs = draw(other, subject, drawn_with, options.guidance)
-            rows["peft"] = {**measure(subject, theirs, base, pipe.pipe.vae), "seconds": seconds}
-            shown["peft"] = theirs
+                compare("peft", other, time.perf_counter() - begin)
     flat = [picture for drawn in shown.values() for colour in UNSEEN for picture in drawn[colour]]
-    labels = [colour for colour in UNSEEN for _ in drawn_with]
+    labels = [colour for colour in UNSEEN for _ in seeds]
     sheet = contact_sheet(flat, columns=len(labels), labels=labels, row_labels=list(shown), title=f"{subject}, {seed}")
     sheet.save(out / f"{subject.replace(' ', '-')}-{seed}.png")
     return rows
 
 
-def table(results: dict[str, list[dict[str, dict[str, float]]]]) -> None:
+def table(results: dict[str, list[Rows]]) -> None:
     """Prints means per subject and side, and over all."""
     from rich.console import Console
     from rich.table import Table
@@ -162,15 +172,14 @@ def table(results: dict[str, list[dict[str, dict[str, float]]]]) -> None:
     columns = ("subject", "nearest", "prompt", "seconds")
     for column in ("what", "trained with", "subject fidelity", "right one nearest", "prompt fidelity", "seconds"):
         shown.add_column(column, justify="left" if column in ("what", "trained with") else "right")
-    sides = [side for side in ("studio", "peft") if all(side in run for runs in results.values() for run in runs)]
     everything = [run for runs in results.values() for run in runs]
     for what, runs in [*results.items(), ("all", everything)]:
-        for side in sides:
+        for side in everything[0]:
             means = {name: statistics.fmean(run[side][name] for run in runs) for name in columns}
             values = (f"{means['subject']:.3f}", f"{means['nearest']:.0%}", f"{means['prompt']:.0%}")
-            shown.add_row(what, side, *values, f"{means['seconds']:.0f}")
+            shown.add_row(f"{what} ({len(runs)} runs)", side, *values, f"{means['seconds']:.0f}")
         shown.add_section()
-    Console(width=110).print(shown)
+    Console(width=120).print(shown)
 
 
 def main() -> None:
@@ -180,17 +189,26 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--pictures", type=int, default=2, help="pictures per colour and run")
     parser.add_argument("--steps", type=int, default=None, help="None: the recipe's")
-    parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--guidance", nargs="+", type=float, default=[3.0, 5.0])
+    parser.add_argument("--merge", nargs="+", type=Path, help="print the table of earlier results.json files instead")
     parser.add_argument("--no-peft", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-dreambooth"))
     options = parser.parse_args()
+    if options.merge:
+        merged: dict[str, list[Rows]] = {}
+        for file in options.merge:
+            for subject, runs in json.loads(file.read_text()).items():
+                merged.setdefault(subject, []).extend(runs)
+        table(merged)
+        return
     options.out.mkdir(parents=True, exist_ok=True)
-    results: dict[str, list[dict[str, dict[str, float]]]] = {}
+    results: dict[str, list[Rows]] = {}
     for subject in options.subjects:
         for seed in options.seeds:
             rows = run_one(subject, seed, options, options.out)
             results.setdefault(subject, []).append(rows)
-            print(subject, seed, json.dumps({k: {n: round(v, 3) for n, v in r.items()} for k, r in rows.items()}), flush=True)
+            brief = {side: [round(value, 3) for value in row.values()] for side, row in rows.items()}
+            print(subject, seed, json.dumps(brief), flush=True)
             (options.out / "results.json").write_text(json.dumps(results, indent=2))
     table(results)
 

@@ -59,7 +59,8 @@ class Commands(click.Group):
         name = arguments[0]
         if name not in COMMANDS and not name.startswith("-"):
             close = nearest(name, COMMANDS, 1)[0]
-            raise UsageError(f"studio has no command {name!r}; did you mean {close!r}? (commands: {', '.join(COMMANDS)})")
+            known = ", ".join(COMMANDS)
+            raise UsageError(f"studio has no command {name!r}; did you mean {close!r}? (commands: {known})")
         return super().resolve_command(context, arguments)
 
     def main(
@@ -68,14 +69,13 @@ class Commands(click.Group):
         prog_name: str | None = None,
         complete_var: str | None = None,
         standalone_mode: bool = True,
-        windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
         """Runs the command line; with ``standalone_mode`` it ends the process with the exit code."""
         if not standalone_mode:
-            return super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         try:
-            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+            code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         except click.exceptions.NoArgsIsHelpError as shown:
             click.echo(shown.format_message())
             code = 0

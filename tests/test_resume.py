@@ -232,3 +232,12 @@ def test_only_one_of_many_takes_over_a_dead_lock(tmp_path):
     for thread in threads:
         thread.join()
     assert most and max(most) == 1
+
+
+@pytest.mark.slow
+def test_real_kills(root):
+    """``kill -9`` of a real process, twice per trial; ``python -m benchmarks.kill`` runs five."""
+    command = [sys.executable, "-m", "benchmarks.kill", "--trials", "1", "--steps", "12"]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "1 of 1 byte-identical" in result.stdout

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 
 import studio
 from studio.adapters import IA3, DoRA, LoKr, LoRA
@@ -324,3 +325,28 @@ def test_three_facts_suffice(tiny_base, photos):
     assert lesson.previews.prompts == (PROMPT,)
     full = RECIPES["dreambooth", "full"]
     assert full.prior == "given" and full.learning_rate == 1e-4
+
+
+def test_a_preview_is_what_generate_makes_from_the_checkpoint(dreambooth, settings, tmp_path, tiny_base):
+    from studio.pipelines import ImagePipeline
+
+    prompt = f"{PROMPT} on the moon"
+    shown = {"preview_prompts": (prompt,), "preview_seeds": (3, 4), "preview_steps": 3, "preview_guidance": 2.0}
+    task = dreambooth(**shown, text_encoder=True)
+    run = train(task, output=tmp_path / "run", preview_every=2, checkpoint_every=2, **settings)
+    pipe = ImagePipeline.open(tiny_base)
+    for step, file in ((0, None), (2, run.folder / "checkpoints" / "step-000002.safetensors"), (3, run.adapter)):
+        if file is not None:
+            pipe.load(file, name="now")
+        made = pipe.generate(prompt, seeds=[3, 4], steps=3, guidance=2.0)
+        for index, image in enumerate(made):
+            with Image.open(run.folder / "previews" / f"step-{step:06d}-{index:02d}.png") as preview:
+                assert preview.tobytes() == image.tobytes(), (step, index)
+        if file is not None:
+            pipe.unload("now")
+
+
+def test_tensorboard_on_request(dreambooth, settings, tmp_path):
+    pytest.importorskip("tensorboard")
+    run = train(dreambooth(), output=tmp_path / "run", tensorboard=True, **settings)
+    assert list((run.folder / "tensorboard").glob("events*"))

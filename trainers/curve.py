@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-__all__ = ["curve", "running_mean"]
+__all__ = ["curve", "running_mean", "smoothing"]
 
 WIDTH, HEIGHT = 760, 240
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 28  # margins for the labels, in SVG units
@@ -27,6 +27,11 @@ def running_mean(values: Sequence[float], span: int) -> list[float]:
     return means
 
 
+def smoothing(count: int) -> int:
+    """Returns over how many of ``count`` values a running mean is taken to show where they go."""
+    return max(count // 25, min(10, count // 4), 1)
+
+
 def curve(values: Sequence[float], label: str) -> str:
     """Returns an inline SVG of ``values`` over steps 1, 2, ...; colours are left to the page's style sheet.
 
@@ -34,7 +39,7 @@ def curve(values: Sequence[float], label: str) -> str:
         values: at least one finite number.
         label: what they are, for screen readers.
     """
-    means = running_mean(values, max(len(values) // 25, 1))
+    means = running_mean(values, smoothing(len(values)))
     ordered = sorted(values)
     # single losses reach far up; the axis ends where only one in fifty lies above
     high = max(ordered[min(len(ordered) - 1, int(len(ordered) * 0.98))], max(means))

@@ -26,10 +26,16 @@ LEAD = re.compile(r"^(?:an?|the)?\s*(?:photo|photograph|picture|image|emoji|draw
 class DreamBooth(ImageTask):
     """Teaches the base a subject under a rare name, and keeps what it knows of the subject's class.
 
-    Three facts suffice: ``base``, ``instance_images``, ``instance_prompt``. On a full-size base (Stable Diffusion 1.5)
-    the defaults are LoRA of rank 16 on the attention layers, rate 1e-4, 800 steps of one picture, min-SNR weights with
-    γ = 5, the text encoder as it is (5e-5 where it is adapted); DoRA and LoKr take the same rates, IA³ three times
-    them. On the embedded base they are what :mod:`studio.trainers.recipes` says and why.
+    Three facts suffice: ``base``, ``instance_images``, ``instance_prompt``. Everything else has a default, which
+    :mod:`studio.trainers.recipes` lists with its origin:
+
+    * On a full-size base (Stable Diffusion 1.5): LoRA of rank 16 on the attention layers, rate 1e-4 with 5 % warm-up
+      and a cosine, 800 steps of one picture, min-SNR weights with γ = 5, the text encoder as it is (5e-5 where it is
+      adapted), the base's own prediction as prior where a class prompt is given.
+    * On the small embedded base: rank 16 on attention and feed-forward layers, rate 2e-3, 600 steps of four pictures
+      with two rows of prior.
+
+    DoRA and LoKr take the same rates, IA³ three times them.
 
     Attributes:
         instance_images: folder with pictures of the subject. Caption files in it are used (a caption without the

@@ -11,7 +11,6 @@ from typing import Final
 
 from studio.adapters import METHODS, AdapterConfig
 from studio.families import Base
-from studio.families.pictures import COLOURS
 
 __all__ = ["RATE_FACTORS", "RECIPES", "SMALL_BASE", "Recipe", "recipe_for"]
 
@@ -66,24 +65,19 @@ class Recipe:
 
 RECIPES: Final[dict[tuple[str, str], Recipe]] = {
     # Small base: measured on the embedded base with subjects that it has never seen, on backgrounds that no instance
-    # picture has (python -m benchmarks.dreambooth). Robot, 600 steps, guidance 3, subject fidelity / right one nearest:
-    #   rate 1e-3, no prior .70/.83; rate 2e-3, no prior .71/.83; rate 2e-3 with this prior .74/.83 (guidance 5: .67/.67
-    #   against .65/.58); the prior on the base's own pictures .60/.75 (guidance 5); cross-attention and feed-forward
-    #   only .62/.58 (guidance 5); 15 % caption dropout .67/.58. Prompt fidelity is 1.0 in all of them: a cosine and
-    #   rates up to 2e-3 keep the backgrounds, where constant 3e-3 loses them.
+    # picture has; docs/dreambooth.md shows the frontier. 1200 steps without a prior are as faithful to the prompt as
+    # 600 with one, and more so to the subject. A cosine and rates up to 2e-3 keep the backgrounds; constant 3e-3
+    # loses them.
     ("dreambooth", "small"): Recipe(
         rank=16,
         targets="attention+mlp",
         learning_rate=2e-3,
         text_encoder=False,
         text_encoder_learning_rate=1e-3,
-        steps=600,
+        steps=1200,
         batch_size=4,
         beta2=0.99,
         weighting="min-snr-offset",
-        prior="self",
-        prior_rows=2,
-        contexts=tuple(f"on a {colour} background" for colour in sorted(COLOURS)),
     ),
     ("style", "small"): Recipe(
         rank=16,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from studio.atomic import atomic_write
-from studio.trainers.curve import curve, running_mean
+from studio.trainers.curve import curve, running_mean, smoothing
 from studio.trainers.preview import preview_files
 from studio.trainers.run import RunFolder, sha256
 from studio.trainers.task import Lesson
@@ -75,7 +75,7 @@ def write(
         method=lesson.adapter.method,
         base=inputs.get("base", ""),
         steps=lesson.plan.steps,
-        loss=running_mean(losses, max(len(losses) // 25, 1))[-1],
+        loss=running_mean(losses, smoothing(len(losses)))[-1],
         numbers=sum(part.numbers for part in moved.values()),
         size=folder.adapter.stat().st_size,
         pairs=pairs,

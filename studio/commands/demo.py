@@ -84,9 +84,14 @@ def demo(output: Path, steps: int | None, seed: int, device: str | None, as_json
     _close(show, run, picture, reached, seconds)
     show.result(
         {
-            "folder": run.folder, "adapter": run.adapter, "report": run.report, "picture": picture,
+            "folder": run.folder,
+            "adapter": run.adapter,
+            "report": run.report,
+            "picture": picture,
             "fidelity": {name: round(value, 4) for name, value in vars(reached).items()},
-            "steps": len(run.losses), "seconds": round(seconds, 1), "already": run.already,
+            "steps": len(run.losses),
+            "seconds": round(seconds, 1),
+            "already": run.already,
         }  # fmt: skip
     )
 
@@ -111,9 +116,7 @@ def _measure(before: dict[str, list[Image]], after: dict[str, list[Image]], vae:
     return Fidelity(statistics.fmean(subject), statistics.fmean(nearest), statistics.fmean(prompt))
 
 
-def _picture(
-    before: dict[str, list[Image]], after: dict[str, list[Image]], reached: Fidelity, file: Path
-) -> Path:
+def _picture(before: dict[str, list[Image]], after: dict[str, list[Image]], reached: Fidelity, file: Path) -> Path:
     from studio.pipelines import before_after, save_png
 
     sheet = before_after(
@@ -146,14 +149,13 @@ def _close(show: Show, run: Run, picture: Path, reached: Fidelity, seconds: floa
         ]
     )
     show.say(f"\nfidelity, measured on {count} pictures against the truth")
-    show.table(
-        [
-            ("subject", f"{_bar(reached.subject)} {reached.subject:.2f}", "0 is the base, 1 the best its autoencoder allows"),
-            ("nearest", f"{_bar(reached.nearest)} {reached.nearest:.0%}", "of the pictures look most like it, of 1,628 emoji"),
-            ("prompt", f"{_bar(reached.prompt)} {reached.prompt:.0%}", "are on the background that was asked for"),
-        ]
+    rows = (
+        ("subject", reached.subject, f"{reached.subject:.2f}", "0 is the base, 1 the best its autoencoder allows"),
+        ("nearest", reached.nearest, f"{reached.nearest:.0%}", "look most like it, of all 1,628 emoji"),
+        ("prompt", reached.prompt, f"{reached.prompt:.0%}", "are on the background that was asked for"),
     )
-    words = ("studio", "generate", "emoji", f"{PROMPT} on a pink background", "--adapter", run.adapter, "--seeds", "0..3")
+    show.table((name, f"{_bar(share)} {figure}", meaning) for name, share, figure, meaning in rows)
+    words = ("studio", "generate", "emoji", f"{PROMPT} on a pink background", "--adapter", run.adapter, "-o", "out")
     show.say(f"\nyour turn: {shell(*words)}")
 
 

@@ -42,12 +42,12 @@ def doctor(context: click.Context, output: Path, fast: bool, as_json: bool, quie
         group = ""
         for row in rows:
             mark, colour = MARKS[row.state]
-            table.add_row(
-                Text(row.group if row.group != group else "", "cyan"), Text(mark, colour), Text(row.name), Text(row.text)
-            )
+            first = row.group if row.group != group else ""
+            table.add_row(Text(first, "cyan"), Text(mark, colour), Text(row.name), Text(row.text))
             group = row.group
         show.console.print(table)
-        show.say(f"\n{len(problems)} to mend: {', '.join(row.name for row in problems)}" if problems else "\nall is well")
+        names = ", ".join(row.name for row in problems)
+        show.say(f"\n{len(problems)} to mend: {names}" if problems else "\nall is well")
     show.result({"rows": [dataclasses.asdict(row) for row in rows], "problems": len(problems)})
     if problems:
         context.exit(StudioError.exit_code)

@@ -18,7 +18,7 @@ __all__ = ["dreambooth"]
     short_help="Learn one subject from a handful of pictures.",
     epilog=example(
         'studio dreambooth emoji photos/ --instance-prompt "a photo of sks robot" -o runs/robot',
-        'studio dreambooth sd15/ photos/ --instance-prompt "a photo of sks dog" --class-prompt "a photo of dog" -o runs/dog',
+        'studio dreambooth sd15/ photos/ --instance-prompt "a photo of sks dog" --rank 32 --steps 1200 -o runs/dog',
     ),
 )
 @click.argument("base", required=False)

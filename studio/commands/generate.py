@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,32 +30,59 @@ DIGITS = 4  # of a picture's number, at least
     short_help="Make pictures from prompts, with any blend of adapters.",
     epilog=example(
         'studio generate emoji "tiger on a blue background" --seeds 0..3 -o out',
-        'studio generate emoji "a photo of sks robot" --adapter runs/robot/adapter.safetensors:0.9 --grid sheet.png -o out',
-        'studio generate emoji "ink, sks robot <robot:0.8> <ink:0.5>" --adapter robot=r.safetensors --adapter ink=i.safetensors',
+        'studio generate emoji "a photo of sks robot" --adapter runs/robot/adapter.safetensors:0.9 --grid sheet.png',
+        'studio generate emoji "ink style, sks robot <robot:0.8> <ink>" --adapter robot=a.safetensors \\',
+        "    --adapter ink=b.safetensors",
     ),
 )
 @click.argument("base")
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
 @click.option(
-    "--adapter", "adapters", type=ADAPTER, multiple=True, metavar="[NAME=]FILE[:STRENGTH]",
+    "--adapter",
+    "adapters",
+    type=ADAPTER,
+    multiple=True,
+    metavar="[NAME=]FILE[:STRENGTH]",
     help="An adapter file with its strength (1 if left out) and the name that tags call it; repeatable.",
-)  # fmt: skip
+)
 @click.option(
-    "--seeds", type=SEEDS, metavar="LIST", default="0", show_default=True, help="Every prompt with each of these: 4, 0,3,5 or 0..7."
+    "--seeds",
+    type=SEEDS,
+    metavar="LIST",
+    default="0",
+    show_default=True,
+    help="Every prompt with each of these: 4, 0,3,5 or 0..7.",
 )
 @click.option("--seed", type=SEEDS, hidden=True, help="The same as --seeds.")
 @click.option("--steps", type=int, metavar="N", default=20, show_default=True, help="Denoising steps.")
 @click.option("--sampling-steps", "steps", type=int, hidden=True, help="The same as --steps.")
-@click.option("--guidance", type=float, metavar="X", default=5.0, show_default=True, help="Guidance scale; 1 is the prompt alone.")
+@click.option(
+    "--guidance",
+    type=float,
+    metavar="X",
+    default=5.0,
+    show_default=True,
+    help="Guidance scale; 1 is the prompt alone.",
+)
 @click.option("--negative", metavar="TEXT", help="What guidance leads away from.")
-@click.option("--resolution", type=SIZE, metavar="WxH", help="Size in pixels, 512x768 or 512; the base's own if left out.")
-@click.option("--scheduler", metavar="NAME", help="Sampler, such as euler-a or dpm++-2m-karras; the base's own if left out.")
-@click.option("--batch-size", type=int, metavar="N", default=1, show_default=True, help="Pictures that are computed together.")
-@click.option("--grid", type=click.Path(path_type=Path), metavar="FILE.png", help="Also write one sheet with all of them.")
+@click.option("--resolution", type=SIZE, metavar="WxH", help="Size in pixels, 512x768 or 512; else the base's own.")
+@click.option("--scheduler", metavar="NAME", help="Sampler, such as euler-a or dpm++-2m-karras; else the base's own.")
+@click.option(
+    "--batch-size", type=int, metavar="N", default=1, show_default=True, help="Pictures that are computed together."
+)
+@click.option("--grid", type=click.Path(path_type=Path), metavar="FILE.png", help="Also write one sheet with them all.")
 @click.option("--allow-partial", is_flag=True, help="Load what fits of an adapter file, and name the rest.")
 @device_option
 @click.option("--dtype", metavar="NAME", help="Number format of the base: fp32, bf16, fp16.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), default="out", show_default=True, help="Folder.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    default="out",
+    show_default=True,
+    help="Where the pictures go.",
+)
 @output_options
 def generate(
     base: str,
@@ -83,7 +111,7 @@ def generate(
     strength that --adapter gives them.
     """
     from studio.device import choose_device, choose_dtype
-    from studio.pipelines import ImagePipeline, contact_sheet, save_png
+    from studio.pipelines import ImagePipeline, contact_sheet, parse_prompt, save_png
 
     show = Show(as_json, quiet)
     seeds = seed if seed is not None else seeds
@@ -96,23 +124,24 @@ def generate(
         _check_place(file)
     pipe = ImagePipeline.open(base, dtype=numbers.dtype, device=place)
     used = [_load(pipe, word, allow_partial, show) for word in adapters]
+    for prompt in prompts:  # before the first picture, so that a slip in the last tag costs nothing
+        parse_prompt(prompt, pipe.adapters, denoiser=pipe.base.family.denoiser, encoders=pipe.base.family.encoders)
     _note_triggers(pipe, prompts, show)
     width, height = resolution or pipe.base.native
     images: list[Image] = []
     made: list[dict[str, Any]] = []
+    draw = partial(
+        pipe.generate, steps=steps, guidance=guidance, negative=negative, width=width, height=height,
+        batch_size=batch_size, scheduler=scheduler,
+    )  # fmt: skip
+    rows = max(batch_size, 1)
     with _progress(show, len(files)) as advance:
         for prompt in prompts:
-            for start in range(0, len(seeds), max(batch_size, 1)):
-                chunk = seeds[start : start + max(batch_size, 1)]
-                for image, one in zip(
-                    pipe.generate(
-                        prompt, seeds=chunk, steps=steps, guidance=guidance, negative=negative, width=width,
-                        height=height, batch_size=batch_size, scheduler=scheduler,
-                    ),
-                    chunk, strict=True,
-                ):  # fmt: skip
-                    file = save_png(image, files[len(made)])
-                    made.append({"file": file, "prompt": prompt, "seed": one})
+            for start in range(0, len(seeds), rows):
+                chunk = seeds[start : start + rows]
+                drawn = draw(prompt, seeds=chunk)
+                for image, one in zip(drawn, chunk, strict=True):
+                    made.append({"file": save_png(image, files[len(made)]), "prompt": prompt, "seed": one})
                     images += [image] if grid else []
                     advance()
     if grid:
@@ -187,8 +216,8 @@ def _load(pipe: ImagePipeline, word: AdapterWord, allow_partial: bool, show: Sho
         raise PartialLoad(str(error).replace("pass allow_partial=True", "give --allow-partial")) from None
     if not has_effect(pipe.pipe, name):
         raise NoEffect(
-            f"{word.file} changes nothing: in each of its {len(report.sites)} layers the change is zero, so every picture "
-            "would be the base's own; it was saved before it was trained, or its tensors were lost"
+            f"{word.file} changes nothing: in each of its {len(report.sites)} layers the change is zero, so every "
+            "picture would be the base's own; it was saved before it was trained, or its tensors were lost"
         )
     if word.strength == 0:
         show.note(f"{name} has strength 0 and does not act, but where a prompt tags it")
@@ -216,9 +245,8 @@ def _note_triggers(pipe: ImagePipeline, prompts: Sequence[str], show: Show) -> N
     for name, info in pipe.adapters.items():
         trigger = info.metadata.get("trigger", "")
         words = trigger.lower().split()
-        without = [
-            prompt for prompt in prompts if any(word not in re.findall(r"[^\s,.;:<>]+", prompt.lower()) for word in words)
-        ]
+        said = {prompt: re.findall(r"[^\s,.;:<>]+", prompt.lower()) for prompt in prompts}
+        without = [prompt for prompt in prompts if any(word not in said[prompt] for word in words)]
         if without:
             more = f" and {len(without) - 1} more" if len(without) > 1 else ""
             show.note(f"{name} answers to {trigger!r}, which {without[0]!r}{more} does not say in full")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["inspect"]
 
 SHOWN = 8  # layers and foreign metadata that are listed by name
-FACTS = ("trigger", "base", "base_hash", "task", "steps", "seed", "dataset", "images", "resolution", "licence", "parents")
+FACTS = tuple("trigger base base_hash task steps seed dataset images resolution licence parents".split())
 
 
 @click.command(
@@ -59,7 +60,7 @@ def _rows(found: AdapterFile) -> list[tuple[str, str]]:
         *((name.replace("_", " "), _short(found.facts.get(name, ""))) for name in FACTS),
     ]
     others = [f"{name}={_short(value)}" for name, value in found.facts.items() if name not in FACTS]
-    rows.append(("also", ", ".join(others[:SHOWN]) + (f" and {len(others) - SHOWN} more" if len(others) > SHOWN else "")))
+    rows.append(("also", _some(others)))
     unread = [f"{key}: {reason}" for key, reason in found.unread.items()]
     rows += [("cannot read", line) for line in unread[:SHOWN]]
     if len(unread) > SHOWN:
@@ -76,6 +77,10 @@ def _short(value: str) -> str:
     return f"{value[:60]}…" if len(value) > 64 else value
 
 
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
 def _parts(sites: tuple[str, ...]) -> str:
     """Counts layers by component."""
     known = ("unet", "text_encoder", "text_encoder_2", "lora_unet", "lora_te", "lora_te1", "lora_te2")
@@ -84,7 +89,7 @@ def _parts(sites: tuple[str, ...]) -> str:
         for site in sites
     )
     if set(heads) == {""}:
-        return ", ".join(sites[:SHOWN]) + (f" and {len(sites) - SHOWN} more" if len(sites) > SHOWN else "")
+        return _some(sites)
     return ", ".join(f"{count} in {head or 'others'}" for head, count in sorted(heads.items()))
 
 

@@ -1,8 +1,8 @@
 """The settings of a training from four places: the recipe, ``--config``, options, and ``--set``.
 
 Each place wins over those before it, but an option and a ``--set`` of the same setting are a contradiction. A setting
-belongs to the task (``instance_prompt``, ``prior``, ...), to the adapter (``method``, ``rank``, ``targets``, ...) or to the loop
-(``steps``, ``learning_rate``, ...); the names do not overlap, so a bare name is enough.
+belongs to the task (``instance_prompt``, ``prior``, ...), to the adapter (``method``, ``rank``, ``targets``, ...) or to
+the loop (``steps``, ``learning_rate``, ...); the names do not overlap, so a bare name is enough.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Settings", "gather", "setting"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 PARTS = ("task", "adapter", "training")
 
 
@@ -52,7 +53,7 @@ class Settings:
     adapter: dict[str, Any] = dataclasses.field(default_factory=dict)
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def make_task(self, kind: type[Task], **facts: Any) -> Task:
+    def make_task(self, kind: type[T], **facts: Any) -> T:
         """Makes the task; ``facts`` replace what was given.
 
         Raises:
@@ -94,9 +95,7 @@ class Settings:
         return build(config, {**defaults, **given})
 
 
-def gather(
-    kind: type[Task], *, config: Path | None, options: Mapping[str, Any], words: Sequence[str]
-) -> Settings:
+def gather(kind: type[Task], *, config: Path | None, options: Mapping[str, Any], words: Sequence[str]) -> Settings:
     """Puts the settings together.
 
     Args:
@@ -167,6 +166,8 @@ def _of_run(content: Mapping[str, Any], kind: type[Task], file: Path) -> dict[st
     if encoders:
         task["text_encoder_learning_rate"] = next(iter(encoders.values()))
     task.pop("captions", None)  # a digest
+    if "class_prompt" in task:
+        task["contexts"] = []  # they are in the class prompts already
     task.setdefault("base", free.pop("base", None))
     for name, value in free.pop("previews", {}).items():
         if name != "size":

@@ -63,11 +63,17 @@ def run_training(
     )  # fmt: skip
     prompt = getattr(asked, "instance_prompt", None) or f"{asked.trigger_words}, ..."
     show.say(f"adapter: {run.adapter}\nreport: {run.report}")
-    show.say(f"try it: {shell('studio', 'generate', _named(asked.base), prompt, '--adapter', run.adapter, '-o', 'out')}")
+    command = ("studio", "generate", _named(asked.base), prompt, "--adapter", run.adapter, "-o", "out")
+    show.say(f"try it: {shell(*command)}")
     show.result(
         {
-            "folder": run.folder, "adapter": run.adapter, "report": run.report, "steps": len(run.losses),
-            "loss": run.losses[-1], "trigger": asked.trigger_words, "already": run.already,
+            "folder": run.folder,
+            "adapter": run.adapter,
+            "report": run.report,
+            "steps": len(run.losses),
+            "loss": run.losses[-1],
+            "trigger": asked.trigger_words,
+            "already": run.already,
         }  # fmt: skip
     )
 
@@ -91,8 +97,8 @@ def _named(base: Any) -> str | Path:
 def _require(kind: type[ImageTask], given: Mapping[str, Any]) -> None:
     """Checks that the facts are there, and names them as the command line does."""
     for field in dataclasses.fields(kind):
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            if given.get(field.name) in (None, ""):
-                word = {"base": "BASE", "instance_images": "IMAGES", "images": "IMAGES"}.get(field.name)
-                word = word or f"--{field.name.replace('_', '-')}"
-                raise BadConfig(f"studio {kind.kind} needs {word}, which is not given (studio {kind.kind} --help)")
+        needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if needed and given.get(field.name) in (None, ""):
+            word = {"base": "BASE", "instance_images": "IMAGES", "images": "IMAGES"}.get(field.name)
+            word = word or f"--{field.name.replace('_', '-')}"
+            raise BadConfig(f"studio {kind.kind} needs {word}, which is not given (studio {kind.kind} --help)")

@@ -43,7 +43,8 @@ class Seeds(click.ParamType):
         for part in value.split(","):
             found = re.fullmatch(r"\s*(\d+)\s*(?:\.\.\s*(\d+)\s*)?", part)
             if not found:
-                self.fail(f"{value!r} is not of the form 0..7, 0,3,5 or 4 (whole numbers from 0 on)", parameter, context)
+                problem = f"{value!r} is not of the form 0..7, 0,3,5 or 4 (whole numbers from 0 on)"
+                self.fail(problem, parameter, context)
             first = int(found[1])
             last = int(found[2]) if found[2] else first
             if last < first:
@@ -115,9 +116,7 @@ class Adapter(click.ParamType):
         if strength is None:
             near_number = colon and file and len(file) > 1 and not re.search(r"[\\/.]", number)
             if near_number:
-                self.fail(
-                    f"the strength {number!r} of {value!r} is not a number; write {file}:0.8", parameter, context
-                )
+                self.fail(f"the strength {number!r} of {value!r} is not a number; write {file}:0.8", parameter, context)
             return AdapterWord(Path(text), name=name)
         if not math.isfinite(strength):
             self.fail(f"the strength {number!r} of {value!r} must be a finite number", parameter, context)
