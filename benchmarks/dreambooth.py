@@ -110,7 +110,7 @@ def peft_run(task: DreamBooth, steps: int | None, seed: int) -> Iterator[ImagePi
                 layer.enable_adapters(True)
 
     lesson.bare = bare
-    optimizer = adamw(trained, lesson.rates, plan.weight_decay)
+    optimizer = adamw(trained, lesson.rates, plan.weight_decay, plan.beta2)
     for step in range(plan.steps):
         set_rates(optimizer, plan.rate_factor(step))
         numbers = range(step * plan.batch_size, (step + 1) * plan.batch_size)
@@ -158,7 +158,8 @@ def run_one(subject: str, seed: int, options: argparse.Namespace, out: Path) -> 
                 compare("peft", other, time.perf_counter() - begin)
     flat = [picture for drawn in shown.values() for colour in UNSEEN for picture in drawn[colour]]
     labels = [colour for colour in UNSEEN for _ in seeds]
-    sheet = contact_sheet(flat, columns=len(labels), labels=labels, row_labels=list(shown), title=f"{subject}, {seed}")
+    rows_of = list(shown)
+    sheet = contact_sheet(flat, columns=len(labels), column_labels=labels, row_labels=rows_of, title=f"{subject} {seed}")
     sheet.save(out / f"{subject.replace(' ', '-')}-{seed}.png")
     return rows
 

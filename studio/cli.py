@@ -87,7 +87,8 @@ class Commands(click.Group):
         except StudioError as error:
             code = _complain(str(error), error.exit_code)
         except click.Abort:
-            code = _complain("interrupted", INTERRUPTED)
+            click.echo("interrupted", err=True)
+            code = INTERRUPTED
         except OSError as error:
             if error.errno not in _MENDABLE:
                 raise

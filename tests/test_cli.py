@@ -440,7 +440,7 @@ def test_a_live_run_is_left_alone_and_an_interrupted_one_goes_on(tiny_base, shot
         _, errors = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert process.returncode == 130 and "Traceback" not in errors
+    assert process.returncode == 130 and "Traceback" not in errors and errors.splitlines()[-1] == "interrupted"
     assert "the same command goes on from there" in errors
     done = int(re.search(r"stopped by SIGINT after step (\d+)", errors)[1])
     assert sorted((out / "checkpoints").glob(f"*{done:06d}*"))

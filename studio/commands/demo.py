@@ -80,7 +80,7 @@ def demo(output: Path, steps: int | None, seed: int, device: str | None, as_json
     pipe.load(run.adapter, name=SUBJECT)
     after = _draw(pipe)
     reached = _measure(before, after, base.pipe.vae)
-    picture = _picture(before, after, reached, output / "before-after.png")
+    picture = _picture(photos, before, after, output / "before-after.png")
     _close(show, run, picture, reached, seconds)
     show.result(
         {
@@ -116,17 +116,32 @@ def _measure(before: dict[str, list[Image]], after: dict[str, list[Image]], vae:
     return Fidelity(statistics.fmean(subject), statistics.fmean(nearest), statistics.fmean(prompt))
 
 
-def _picture(before: dict[str, list[Image]], after: dict[str, list[Image]], reached: Fidelity, file: Path) -> Path:
-    from studio.pipelines import before_after, save_png
+def _picture(photos: Path, before: dict[str, list[Image]], after: dict[str, list[Image]], file: Path) -> Path:
+    """Puts what was learned from above what came of it."""
+    from PIL import Image
 
-    sheet = before_after(
+    from studio.datasets.image import open_image
+    from studio.pipelines import before_after, contact_sheet, save_png
+
+    given = [open_image(photo) for photo in sorted(photos.glob("*.png"))]
+    head = contact_sheet(
+        given,
+        columns=len(given),
+        row_labels=("learned from",),
+        title=TITLE,
+        subtitle=f"all that was said: “{PROMPT}”",
+        enlarge=False,
+    )
+    body = before_after(
         [images[0] for images in before.values()],
         [images[0] for images in after.values()],
         [f"… on a {colour} background" for colour in before],
         row_labels=("before", "after"),
-        title=TITLE,
-        subtitle=f"“{PROMPT} on a … background”, learned from six pictures on white and yellow",
     )
+    top = head.height - 24  # each brings a margin
+    sheet = Image.new("RGB", (max(head.width, body.width), top + body.height), head.getpixel((0, 0)))
+    sheet.paste(head, (0, 0))
+    sheet.paste(body, (0, top))
     return save_png(sheet, file)
 
 

@@ -50,7 +50,7 @@ def _rows(found: AdapterFile) -> list[tuple[str, str]]:
         ("rank", ranks if len(found.ranks) > 1 else str(found.rank or "")),
         ("alpha", _alpha(found)),
         ("name", found.name),
-        ("family", found.family_title or found.family or "unknown"),
+        ("family", _family(found)),
         ("layers", f"{len(found.sites)}: {_parts(found.sites)}" if found.sites else "none"),
         (
             "tensors",
@@ -66,6 +66,14 @@ def _rows(found: AdapterFile) -> list[tuple[str, str]]:
     if len(unread) > SHOWN:
         rows.append(("", f"and {len(unread) - SHOWN} more keys"))
     return [(name, value) for name, value in rows if value]
+
+
+def _family(found: AdapterFile) -> str:
+    from studio.families import FAMILIES
+
+    if found.family in FAMILIES:
+        return FAMILIES[found.family].title
+    return found.family_title or found.family or "unknown"
 
 
 def _alpha(found: AdapterFile) -> str:
