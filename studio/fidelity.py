@@ -55,11 +55,16 @@ RANK_INSIDE = 0.95  # opacity from which a pixel is inside of a drawing
 RANK_COVER = 0.1  # distance from the background from which a pixel belongs to the thing in the picture
 
 
-def similarity(images: Sequence[Image.Image], name: str, colour: str) -> list[float]:
+def similarity(images: Sequence[Image.Image], name: str | Image.Image, colour: str) -> list[float]:
     """Returns for each picture ``s = max_p [1 - Σ m_p |x - t_p| / Σ m_p]``, 1 for the truth itself.
 
     ``p`` runs over sizes of 40 to 64 pixels and over places on a grid of 2 pixels, ``t_p`` is the true composite at p,
     ``m_p`` is 1 on the drawing and on a ring of 2 pixels around it, so that its outline counts. Colours are 0 to 1.
+
+    Args:
+        images: 64 × 64.
+        name: of :func:`emoji_names`, or a drawing of one's own, 64 × 64 RGBA.
+        colour: of :data:`COLOURS`.
 
     Raises:
         UnknownName: no such emoji or colour.
@@ -208,10 +213,17 @@ def _padded(pixels: Tensor, colour: Tensor, margin: int) -> Tensor:
     return wide
 
 
-@lru_cache(maxsize=256)
-def _placed(name: str, colour: str, size: int) -> tuple[Tensor, Tensor]:
+def _placed(name: str | Image.Image, colour: str, size: int) -> tuple[Tensor, Tensor]:
     """The composite of one size with a ring of background, ``(3, s, s)``, and its mask ``(s, s)``."""
-    drawing = emoji_image(name)
+    return _placed_emoji(name, colour, size) if isinstance(name, str) else _place(name, colour, size)
+
+
+@lru_cache(maxsize=256)
+def _placed_emoji(name: str, colour: str, size: int) -> tuple[Tensor, Tensor]:
+    return _place(emoji_image(name), colour, size)
+
+
+def _place(drawing: Image.Image, colour: str, size: int) -> tuple[Tensor, Tensor]:
     if size != SIDE:
         drawing = drawing.convert("RGBa").resize((size, size), Image.Resampling.BOX).convert("RGBA")
     wide = Image.new("RGBA", (size + 2 * RING, size + 2 * RING), (0, 0, 0, 0))

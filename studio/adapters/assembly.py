@@ -8,7 +8,7 @@ was never called.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -16,13 +16,23 @@ from typing import Any, Final, cast
 from torch import Tensor, nn
 
 from studio.adapters.adapter import Adapter, AdapterConfig
-from studio.adapters.host import Adapters, Mount, check_removable, host, is_hosted, mount_of, unhost
+from studio.adapters.host import Mount, check_removable, host, is_hosted, unhost
 from studio.adapters.site import AttentionSite, Site, site_for
 from studio.adapters.strength import Strength
 from studio.errors import DoesNotFit, NoEffect, UnknownName, nearest
 from studio.families import components
 
-__all__ = ["Assembly", "Record", "assemblies", "assembly_at", "read_weight"]
+__all__ = [
+    "Assembly",
+    "Record",
+    "assemblies",
+    "assembly_at",
+    "check_known",
+    "check_unbaked",
+    "known_names",
+    "read_weight",
+    "rows_of",
+]
 
 KEY: Final = "_studio_assembly"
 
@@ -116,7 +126,7 @@ class Assembly:
         try:
             if not self.mounts:
                 self._begin_life()
-            for path, adapter in adapters.items():
+            for adapter in adapters.values():
                 self._mount_one(adapter.site).adapters.add(name, adapter)
         except BaseException:
             self._sweep(name, adapters)
@@ -298,7 +308,7 @@ def check_unbaked(model: Any, doing: str) -> None:
             raise DoesNotFit(f"cannot {doing}: a blend is baked into the weights; call unbake first")
 
 
-def read_weight(site: Site, read: Callable[[], Tensor] | None = None) -> Tensor:
+def read_weight(site: Site) -> Tensor:
     """Returns the base's weight in matrix form ``(rows, cols)`` in fp32, fetched where offloading keeps it away.
 
     Raises:
@@ -328,6 +338,3 @@ def rows_of(model: Any, rows: Sequence[int] | None) -> Iterator[None]:
         for assembly, old in zip(found, before, strict=True):
             assembly.rows = old
             assembly.touch()
-
-
-__all__ += ["check_known", "check_unbaked", "known_names", "rows_of", "mount_of", "Adapters"]

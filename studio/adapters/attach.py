@@ -26,7 +26,7 @@ from studio.adapters.site import Site
 from studio.adapters.strength import Strength, StrengthLike, as_strength
 from studio.adapters.targets import find_targets
 from studio.errors import BadConfig, DoesNotFit
-from studio.families import components
+from studio.families import components as components_of
 
 __all__ = [
     "AdapterInfo",
@@ -140,7 +140,7 @@ def _mount_all(
     metadata: Mapping[str, str] | None,
 ) -> list[Assembly]:
     """Builds all adapters first, then hosts them; on any error the model is as it was."""
-    modules = components(model)
+    modules = components_of(model)
     built: list[tuple[Assembly, dict[str, Adapter]]] = []
     for component, wanted in paths.items():
         assembly = assembly_at(modules[component]) or Assembly(modules[component], component)
@@ -206,7 +206,7 @@ def attach(
     """
     check_unbaked(model, "attach")
     check_name(model, name)
-    modules = _components(model)
+    modules = components_of(model)
     paths = find_targets(modules, config.targets, config.exclude, chosen=components)
 
     def make(component: str, site: Site) -> Mapping[str, Tensor]:
@@ -227,9 +227,6 @@ def attach(
     )
     sites = tuple(_join(component, path) for component, found in paths.items() for path in found)
     return AttachReport(sites, count)
-
-
-_components = components
 
 
 def install(
@@ -258,7 +255,7 @@ def install(
     """
     check_unbaked(model, "load")
     check_name(model, name)
-    modules = components(model)
+    modules = components_of(model)
     paths: dict[str, list[str]] = {}
     for whole in tensors:
         component, _, path = whole.partition(".") if "" not in modules else ("", "", whole)
@@ -344,7 +341,7 @@ def adapters(model: Any) -> dict[str, AdapterInfo]:
 
 def trainable(model: Any) -> TrainableReport:
     """Counts the parameters of ``model`` that require gradients, and all of them; tied ones once."""
-    unique = {id(p): p for module in components(model).values() for p in module.parameters()}
+    unique = {id(p): p for module in components_of(model).values() for p in module.parameters()}
     numbers = [(parameter.numel(), parameter.requires_grad) for parameter in unique.values()]
     return TrainableReport(sum(n for n, required in numbers if required), sum(n for n, _ in numbers))
 
@@ -378,7 +375,7 @@ def site_of(model: Any, path: str) -> Site:
     Raises:
         DoesNotFit: there is no such layer. UnsupportedLayer: it cannot be adapted.
     """
-    modules = components(model)
+    modules = components_of(model)
     component, _, rest = path.partition(".") if "" not in modules else ("", "", path)
     if component not in modules:
         raise DoesNotFit(f"{path!r} names no component of the model; it has {', '.join(modules)}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from studio.adapters.assembly import Assembly, assemblies, check_unbaked
+from studio.adapters.blend import current_blend, read_blend
 from studio.adapters.host import Mount
 from studio.adapters.strength import Strength, StrengthLike
 from studio.errors import DoesNotFit
@@ -39,8 +40,6 @@ def bake(model: Any, blend: Mapping[str, StrengthLike] | str | None = None) -> N
         >>> studio.unbake(net); net[0].weight is weight
         True
     """
-    from studio.adapters.blend import current_blend, read_blend
-
     check_unbaked(model, "bake")
     strengths = current_blend(model) if blend is None else read_blend(model, blend)
     for name, strength in strengths.items():

@@ -138,7 +138,7 @@ def _picture(photos: Path, before: dict[str, list[Image]], after: dict[str, list
         [f"… on a {colour} background" for colour in before],
         row_labels=("before", "after"),
     )
-    top = head.height - 24  # each brings a margin
+    top = head.height - 20  # each brings a margin
     sheet = Image.new("RGB", (max(head.width, body.width), top + body.height), head.getpixel((0, 0)))
     sheet.paste(head, (0, 0))
     sheet.paste(body, (0, top))
