@@ -99,6 +99,17 @@ def test_only_the_adapter_is_trainable_and_the_base_thaws_again() -> None:
     assert {n for n, p in model.named_parameters() if p.requires_grad} == {"0.weight", "2.weight", "2.bias"}
 
 
+def test_the_other_components_of_a_pipeline_are_frozen_and_thaw_again() -> None:
+    pipe = studio.families.open_base("emoji").pipe
+    parts = {"unet": pipe.unet, "text_encoder": pipe.text_encoder}
+    for part in parts.values():
+        part.requires_grad_(True)
+    studio.attach(pipe, studio.LoRA(rank=2))
+    assert studio.trainable(pipe).trainable == studio.adapters(pipe)["default"].parameters
+    studio.detach(pipe)
+    assert all(p.requires_grad for part in parts.values() for p in part.parameters())
+
+
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
 def test_copies_are_independent(copier: object) -> None:
     model = net()

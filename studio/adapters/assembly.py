@@ -64,6 +64,7 @@ class Assembly:
         self.originals: dict[str, tuple[nn.Parameter, nn.Parameter | None]] = {}
         self.version = 0
         self.required_grad: list[str] | None = None
+        self.frozen_beside: list[nn.Parameter] = []
         self._handles: list[Any] = []
 
     # -- the blend ---------------------------------------------------------------------------------------------------
@@ -193,6 +194,9 @@ class Assembly:
             for path, parameter in root.named_parameters():
                 parameter.requires_grad_(path in required)
             self.required_grad = None
+        for parameter in self.frozen_beside:
+            parameter.requires_grad_(True)
+        self.frozen_beside.clear()
 
     # -- the check that nothing is bypassed ----------------------------------------------------------------------------
 
@@ -222,6 +226,13 @@ class Assembly:
             self.required_grad = [path for path, parameter in base if parameter.requires_grad]
         for _, parameter in base:
             parameter.requires_grad_(False)
+
+    def freeze_beside(self, module: nn.Module) -> None:
+        """Freezes another component of the same pipeline, which carries nothing; undone in the same way."""
+        required = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        for parameter in required:
+            parameter.requires_grad_(False)
+        self.frozen_beside += required
 
     def adapters(self, name: str) -> Iterator[tuple[str, Adapter]]:
         """Iterates over the layers of one adapter: path and adapter."""

@@ -216,9 +216,8 @@ def attach(
 
     mounted = _mount_all(model, config, paths, make, name=name, strength=Strength(), trained=True, metadata=None)
     for module in modules.values():  # a component that gets nothing is part of the frozen base too
-        assembly = assembly_at(module)
-        if assembly is None and not any(module is found.root for found in mounted):
-            module.requires_grad_(False)
+        if assembly_at(module) is None:
+            mounted[0].freeze_beside(module)
     count = sum(
         parameter.numel()
         for assembly in mounted

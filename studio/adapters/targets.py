@@ -161,7 +161,7 @@ def _hint(pattern: str, paths: Sequence[str]) -> str:
         ends.setdefault(".".join(path.split(".")[-words:]), path)
     if not ends:
         return "the model has no layer that can be adapted"
-    return f"the nearest layers are: {', '.join(sorted(ends[end] for end in nearest(pattern, ends)))}"
+    return f"the nearest layers are: {', '.join(ends[end] for end in nearest(pattern, ends))}"
 
 
 def _preset(

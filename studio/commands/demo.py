@@ -25,6 +25,7 @@ SUBJECT: Final = "robot"
 PROMPT: Final = f"a photo of sks {SUBJECT}"
 COLOURS: Final = ("red", "blue", "green", "purple")  # the instance pictures lie on white and yellow
 SEEDS: Final = (0, 1, 2)  # every colour is drawn with each; the picture shows the first
+GUIDANCE: Final = 3.0  # the base's own range; more pulls the subject towards what the base would draw
 TITLE: Final = "a robot that the base had never seen"
 
 
@@ -72,7 +73,7 @@ def demo(output: Path, steps: int | None, seed: int, device: str | None, as_json
     photos = INSTANCE_FOLDER / SUBJECT
     _greet(show, photos)
     base = open_base("emoji", device=choose_device(device))
-    task = DreamBooth(base=base, instance_images=photos, instance_prompt=PROMPT)
+    task = DreamBooth(base=base, instance_images=photos, instance_prompt=PROMPT, preview_guidance=GUIDANCE)
     run = train(task, output=output, steps=steps, seed=seed, device=device, quiet=quiet)
     seconds = time.perf_counter() - begin
     pipe = ImagePipeline(base)
@@ -99,7 +100,7 @@ def demo(output: Path, steps: int | None, seed: int, device: str | None, as_json
 def _draw(pipe: ImagePipeline) -> dict[str, list[Image]]:
     """Draws the subject on every colour with every seed, by the current blend."""
     prompts = [f"{PROMPT} on a {colour} background" for colour in COLOURS]
-    images = pipe.generate(prompts, seeds=SEEDS, batch_size=len(SEEDS))
+    images = pipe.generate(prompts, seeds=SEEDS, guidance=GUIDANCE, batch_size=len(SEEDS))
     return {colour: images[index * len(SEEDS) :][: len(SEEDS)] for index, colour in enumerate(COLOURS)}
 
 
