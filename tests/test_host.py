@@ -515,3 +515,26 @@ def test_compiles_as_one_graph() -> None:
     model = shaken_net()
     expected = model(X)
     assert torch.allclose(torch.compile(model, fullgraph=True)(X), expected, atol=1e-6)
+
+
+def test_detach_waits_until_a_wrapper_is_gone() -> None:
+    """FSDP2 changes the class of a layer in place, as hosting does; ours is then no longer the outermost."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    try:
+        model = net()
+        base = model(X)
+        studio.attach(model, LORA)
+        expected = shaken(model)(X)
+        fully_shard(model[0], mesh=init_device_mesh("cpu", (1,)))
+        assert torch.allclose(model(X), expected, atol=1e-6) and not torch.allclose(expected, base)
+        model(X).sum().backward()
+        assert all(tensor.grad is not None for tensor in studio.state(model).values())
+        with pytest.raises(DoesNotFit, match="0 has been wrapped as FSDP"):
+            studio.detach(model)
+        assert is_hosted(model[0]) and is_hosted(model[2])
+    finally:
+        dist.destroy_process_group()

@@ -135,15 +135,10 @@ class LinearSite(Site):
         return flat.view(y.shape)
 
 
-class GPT2Site(Site):
-    """GPT-2's ``Conv1D``: ``y = x W + b`` with ``W`` ``(in, out)``; its matrix is ``Wᵀ``."""
+class TransposedSite(Site):
+    """A site whose weight is stored as ``(cols, rows)``: its matrix is the transpose."""
 
-    kind = "conv1d-gpt2"
     __slots__ = ()
-
-    def __init__(self, path: str, module: nn.Module) -> None:
-        inner, rows = cast(Tensor, module.weight).shape
-        super().__init__(path, module, rows, (inner,))
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -155,15 +150,27 @@ class GPT2Site(Site):
     def shaped(self, matrix: Tensor) -> Tensor:
         return matrix.t()
 
+    add_raised = LinearSite.add_raised
+
+
+class GPT2Site(TransposedSite):
+    """GPT-2's ``Conv1D``: ``y = x W + b`` with ``W`` ``(in, out)``."""
+
+    kind = "conv1d-gpt2"
+    __slots__ = ()
+
+    def __init__(self, path: str, module: nn.Module) -> None:
+        inner, rows = cast(Tensor, module.weight).shape
+        super().__init__(path, module, rows, (inner,))
+
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight.t(), bias)
 
     lower = LinearSite.lower
-    add_raised = LinearSite.add_raised
 
 
-class EmbeddingSite(Site):
-    """``y = E[ids]`` with ``E`` ``(vocabulary, dim)``; its matrix is ``Eᵀ``, its input one-hot."""
+class EmbeddingSite(TransposedSite):
+    """``y = E[ids]`` with ``E`` ``(vocabulary, dim)``; its input is one-hot."""
 
     kind = "embedding"
     bias_name = None
@@ -178,24 +185,12 @@ class EmbeddingSite(Site):
         super().__init__(path, module, module.embedding_dim, (module.num_embeddings,))
         self.padding = module.padding_idx  # this row gets no gradient, in the base as in an adapter
 
-    @property
-    def weight_shape(self) -> tuple[int, ...]:
-        return (self.cols, self.rows)
-
-    def matrix(self, weight: Tensor) -> Tensor:
-        return weight.t()
-
-    def shaped(self, matrix: Tensor) -> Tensor:
-        return matrix.t()
-
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         y = F.embedding(x, weight, self.padding)
         return y if bias is None else y + bias
 
     def lower(self, x: Tensor, down: Tensor) -> Tensor:
         return F.embedding(x, down.t(), self.padding)
-
-    add_raised = LinearSite.add_raised
 
 
 _CONVOLUTION: dict[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
