@@ -159,7 +159,9 @@ def run_one(subject: str, seed: int, options: argparse.Namespace, out: Path) -> 
     flat = [picture for drawn in shown.values() for colour in UNSEEN for picture in drawn[colour]]
     labels = [colour for colour in UNSEEN for _ in seeds]
     rows_of = list(shown)
-    sheet = contact_sheet(flat, columns=len(labels), column_labels=labels, row_labels=rows_of, title=f"{subject} {seed}")
+    sheet = contact_sheet(
+        flat, columns=len(labels), column_labels=labels, row_labels=rows_of, title=f"{subject} {seed}"
+    )
     sheet.save(out / f"{subject.replace(' ', '-')}-{seed}.png")
     return rows
 

@@ -1,6 +1,6 @@
 """Adapters on any module: attach, train by hand, blend, bake, and give the module back as it was.
 
-    python examples/any_module.py
+python examples/any_module.py
 """
 
 import torch
@@ -13,7 +13,8 @@ model = nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16))
 before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
 
 x, y = torch.randn(256, 16), torch.randn(256, 16)
-for name, config in {"first": studio.LoRA(rank=4, targets=("0", "2")), "second": studio.DoRA(rank=2, targets=("2",))}.items():
+configs = {"first": studio.LoRA(rank=4, targets=("0", "2")), "second": studio.DoRA(rank=2, targets=("2",))}
+for name, config in configs.items():
     studio.blend(model, {})
     studio.attach(model, config, name=name)
     print(name, studio.trainable(model))

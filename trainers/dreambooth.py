@@ -140,9 +140,7 @@ class DreamBooth(ImageTask):
         folder = read_folder(self.instance_images, captions=self.captions)
         opened.note_skipped(folder.skipped)
         cache = TensorCache(opened.cache / "tensors")
-        pictures = Pictures(
-            opened.base, folder.items, size=opened.size, crop=self.crop, flip=self.flip, cache=cache
-        )
+        pictures = Pictures(opened.base, folder.items, size=opened.size, crop=self.crop, flip=self.flip, cache=cache)
         inputs = {"instance_images": folder.digest}
         kind = self._prior(opened)
         settings: dict[str, Any] = {"instance_prompt": self.instance_prompt, "prior": kind}

@@ -110,6 +110,4 @@ class Log:
         self.out.print(line, markup=False)
 
     def _figures(self, rate: float, figures: dict[str, float], used: int) -> str:
-        return (
-            f"{rate:.2f} it/s · loss {self._smooth:.4f} · lr {figures['learning_rate']:.2e} · {used / 2**30:.2f} GiB"
-        )
+        return f"{rate:.2f} it/s · loss {self._smooth:.4f} · lr {figures['learning_rate']:.2e} · {used / 2**30:.2f} GiB"

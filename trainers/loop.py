@@ -253,4 +253,3 @@ class Training:
         report.write(self.folder, self.lesson, settings, losses, moved)
         self.folder.finish({"steps": self.steps, "loss": losses[-1]})
         return self.folder.result(already=False)
-

@@ -104,4 +104,3 @@ class Plan:
         if self.schedule == "constant":
             return 1.0
         return (1 + math.cos(math.pi * (step - self.warmup) / max(self.steps - self.warmup, 1))) / 2
-
