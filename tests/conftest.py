@@ -78,7 +78,8 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         unet = UNet2DConditionModel(
             sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 16),
             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=16, attention_head_dim=4, norm_num_groups=4,
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=16, attention_head_dim=4, norm_num_groups=4,
         )  # fmt: skip
         vae = AutoencoderKL(
             block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4,
@@ -86,7 +87,8 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )  # fmt: skip
     pipe = StableDiffusionPipeline(
         vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet,
-        scheduler=DDPMScheduler(beta_schedule="scaled_linear"), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        scheduler=DDPMScheduler(beta_schedule="scaled_linear"),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("bases") / "tiny"
     pipe.save_pretrained(folder)
