@@ -251,8 +251,11 @@ def loading(rounds: int) -> list[dict[str, Any]]:
             def load_ours(model: nn.Module = model, file: Path = file) -> None:
                 studio.load(model, file)
 
-            def load_theirs(peer: Any = peer, file: Path = file) -> None:
-                peer.load_lora_adapter(str(file), prefix=None, adapter_name="default")
+            prefixed = next(iter(studio.inspect(file).tensors)).startswith("unet.")
+            prefix = "unet" if prefixed else None
+
+            def load_theirs(peer: Any = peer, file: Path = file, prefix: str | None = prefix) -> None:
+                peer.load_lora_adapter(str(file), prefix=prefix, adapter_name="default")
 
             times: dict[str, list[float]] = {"ours": [], "diffusers + peft": []}
             for _ in range(rounds):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -283,7 +284,7 @@ def test_prior_from_class_pictures(dreambooth, settings, tmp_path, picture):
 def test_prior_from_generated_pictures_makes_them_once(dreambooth, settings, tmp_path, monkeypatch):
     from studio.pipelines import ImagePipeline
 
-    task = dreambooth(class_prompt=CLASS, contexts=("on the moon",), prior="generate", class_count=3)
+    task = dreambooth(class_prompt=(CLASS, f"{CLASS} on the moon"), prior="generate", class_count=3)
     made, generate = [], ImagePipeline.generate
     monkeypatch.setattr(
         ImagePipeline, "generate", lambda self, prompt, **rest: made.append(prompt) or generate(self, prompt, **rest)
@@ -299,7 +300,7 @@ def test_self_prior_holds_the_base(dreambooth, settings, tmp_path):
     long = {**settings, "steps": 25, "learning_rate": 1e-2}
     losses = {}
     for weight in (0.0, 10.0):
-        task = dreambooth(class_prompt=CLASS, contexts=(), prior="self", prior_rows=2, prior_weight=weight)
+        task = dreambooth(class_prompt=CLASS, prior="self", prior_rows=2, prior_weight=weight)
         run = train(task, output=tmp_path / str(weight), **long)
         losses[weight] = [json.loads(line)["prior"] for line in (run.folder / "log.jsonl").read_text().splitlines()]
     assert losses[0.0][0] == losses[10.0][0] == pytest.approx(0, abs=1e-10)
@@ -320,8 +321,9 @@ def test_three_facts_suffice(tiny_base, photos):
     task = DreamBooth(base=tiny_base, instance_images=photos, instance_prompt=PROMPT)
     lesson = task.open(None, Plan(), lambda line: None)
     assert None not in (lesson.plan.steps, lesson.plan.learning_rate, lesson.plan.batch_size, lesson.plan.warmup)
-    assert lesson.settings["prior"] == "self" and lesson.settings["class_prompt"][0] == CLASS
-    assert "a photo of robot on a blue background" in lesson.prior.prompts
+    assert lesson.settings["prior"] == "none"
+    named = dataclasses.replace(task, class_prompt=CLASS).open(None, Plan(), lambda line: None)
+    assert named.settings["prior"] == "self" and named.settings["class_prompt"] == [CLASS]
     assert lesson.previews.prompts == (PROMPT,)
     full = RECIPES["dreambooth", "full"]
     assert full.prior == "given" and full.learning_rate == 1e-4

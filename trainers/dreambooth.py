@@ -41,15 +41,14 @@ class DreamBooth(ImageTask):
         instance_images: folder with pictures of the subject. Caption files in it are used (a caption without the
             trigger gets the instance prompt in front); pictures without one have the instance prompt.
         instance_prompt: names the subject by a rare word and its class: ``"a photo of sks dog"``.
-        class_prompt: the same without the rare word: ``"a photo of dog"``. Or several. None: where a prior needs one,
+        class_prompt: the same without the rare word: ``"a photo of dog"``. Or several, with the places that the class
+            shall still be found in (``"a photo of dog on a beach"``). None: where a prior needs one,
             the instance prompt without the first of at least two words after its "a photo of".
         prior: ``"none"``, ``"images"`` (class pictures given), ``"generate"`` (made by the base once and kept) or
             ``"self"`` (the base's own prediction; it needs no pictures, and uses ``class_images`` where given). None:
             ``"images"`` where ``class_images`` are given, else the recipe's.
         prior_weight: λ of the prior half.
         prior_rows: rows of the prior half per micro-batch; None: the recipe's, or as many as instance rows.
-        contexts: phrases that may follow the class prompt in the prior half, such as "on a beach": they keep what
-            the base knows of the class in other places. None: the recipe's.
         class_images: folder with class pictures.
         class_count: how many class pictures ``"generate"`` makes.
         captions: use the caption files.
@@ -74,7 +73,6 @@ class DreamBooth(ImageTask):
     prior: str | None = None
     prior_weight: float | None = None
     prior_rows: int | None = None
-    contexts: tuple[str, ...] | None = None
     class_images: str | Path | None = None
     class_count: int = 100
     captions: bool = True
@@ -156,14 +154,13 @@ class DreamBooth(ImageTask):
         return pictures, [self._caption(item) for item in folder.items], prior, settings, inputs
 
     def _prior_prompts(self, opened: Opened) -> tuple[str, ...]:
-        """Returns what the prior half is called: every class prompt by itself and with every context."""
+        """Returns what the prior half is called."""
         classes = self.class_prompts
         if not classes:
             assert self.likely_class is not None, "checked with the kind of prior"
             classes = (self.likely_class,)
             opened.say(f"class prompt of the prior: {classes[0]!r}")
-        contexts = opened.recipe.contexts if self.contexts is None else self.contexts
-        return (*classes, *(f"{prompt} {context}" for prompt in classes for context in contexts))
+        return classes
 
     def _source(
         self, kind: str, opened: Opened, instance: Pictures, prompts: tuple[str, ...]

@@ -38,7 +38,6 @@ class Recipe:
         prior: of DreamBooth; ``"given"`` is ``"self"`` where a class prompt is given, else ``"none"``.
         prior_weight: λ of the prior half.
         prior_rows: rows of the prior half per micro-batch; None: as many as instance rows.
-        contexts: what may follow the class prompt in the prior half: "on a red background", ...
     """
 
     method: str = "lora"
@@ -56,7 +55,6 @@ class Recipe:
     prior: str = "given"
     prior_weight: float = 1.0
     prior_rows: int | None = None
-    contexts: tuple[str, ...] = ()
 
     def adapter(self) -> AdapterConfig:
         """Returns the adapter's config."""

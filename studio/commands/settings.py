@@ -166,8 +166,6 @@ def _of_run(content: Mapping[str, Any], kind: type[Task], file: Path) -> dict[st
     if encoders:
         task["text_encoder_learning_rate"] = next(iter(encoders.values()))
     task.pop("captions", None)  # a digest
-    if "class_prompt" in task:
-        task["contexts"] = []  # they are in the class prompts already
     task.setdefault("base", free.pop("base", None))
     for name, value in free.pop("previews", {}).items():
         if name != "size":
