@@ -1,7 +1,8 @@
 """A subject and a style in one picture: ``python -m benchmarks.blend [--steps N] [--out FOLDER]``.
 
-Teaches the embedded base a robot (six Noto drawings) and a style (24 Twemoji drawings of things that the base draws in
-Noto's way), blends the two adapters at 0.8 and 0.6, and measures what is left of each:
+Teaches the embedded base a robot (six Noto drawings, with a prior that keeps the base's other things) and a style
+(24 Twemoji drawings of things that the base draws in Noto's way), blends the two adapters at 0.8 and 0.6, and measures
+what is left of each:
 
 * *subject*: fidelity of "a photo of sks robot on a C background" to the true robot (:mod:`studio.fidelity`);
 * *style*: ``(s(x) - s(base)) / (s(VAE(truth)) - s(base))`` where s is the similarity of "twemoji style, THING on a C
@@ -28,6 +29,15 @@ from studio.trainers import DreamBooth, Style, train
 
 SUBJECT = "robot"
 TRIGGER = "twemoji style"
+# what the subject's adapter shall leave alone (prior "self"): its class, and a few of the base's other things
+KEPT = (
+    f"a photo of {SUBJECT}",
+    "a photo of tiger",
+    "a photo of rocket on a green background",
+    "a photo of banana on a purple background",
+    "a photo of ghost on a red background",
+    "a photo of umbrella on a blue background",
+)
 BLENDS = {
     "base": {},
     "subject 1.0": {"subject": 1.0},
@@ -80,7 +90,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     subject = DreamBooth(
         base="emoji", instance_images=INSTANCE_FOLDER / SUBJECT, instance_prompt=f"a photo of sks {SUBJECT}",
-        preview_prompts=(),
+        class_prompt=KEPT, prior="self", prior_rows=2, preview_prompts=(),
     )  # fmt: skip
     style = Style(base="emoji", images=STYLE_FOLDER, trigger=TRIGGER, preview_prompts=())
     pipe = ImagePipeline.open("emoji")
