@@ -23,7 +23,7 @@ __all__ = ["demo"]
 
 SUBJECT: Final = "robot"
 PROMPT: Final = f"a photo of sks {SUBJECT}"
-COLOURS: Final = ("red", "blue", "green", "purple")  # the instance pictures lie on white and yellow
+COLOURS: Final = ("pink", "red", "green", "blue", "purple")  # the instance pictures lie on white and yellow
 SEEDS: Final = (0, 1, 2)  # every colour is drawn with each; the picture shows the first
 GUIDANCE: Final = 3.0  # the base's own range; more pulls the subject towards what the base would draw
 TITLE: Final = "a robot that the base had never seen"
@@ -59,7 +59,7 @@ def demo(output: Path, steps: int | None, seed: int, device: str | None, as_json
     """Show the whole job on the embedded base: train, draw, before and after.
 
     A small diffusion model that has never seen a robot learns one from six pictures on white and yellow, and draws it
-    on red, blue, green and purple; since the true pictures are known, how well it did is measured. It takes two to
+    on pink, red, green, blue and purple; since the true pictures are known, how well it did is measured. It takes two to
     three minutes on two cores and no network. Called again, it goes on where it was interrupted, or draws again.
     """
     from studio.device import choose_device
