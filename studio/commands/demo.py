@@ -59,8 +59,8 @@ def demo(output: Path, steps: int | None, seed: int, device: str | None, as_json
     """Show the whole job on the embedded base: train, draw, before and after.
 
     A small diffusion model that has never seen a robot learns one from six pictures on white and yellow, and draws it
-    on pink, red, green, blue and purple; since the true pictures are known, how well it did is measured. It takes two to
-    three minutes on two cores and no network. Called again, it goes on where it was interrupted, or draws again.
+    on pink, red, green, blue and purple; since the true pictures are known, how well it did is measured. It takes about
+    two minutes on two cores and no network. Called again, it goes on where it was interrupted, or draws again.
     """
     from studio.device import choose_device
     from studio.families import open_base
