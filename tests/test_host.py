@@ -517,6 +517,44 @@ def test_compiles_as_one_graph() -> None:
     assert torch.allclose(torch.compile(model, fullgraph=True)(X), expected, atol=1e-6)
 
 
+def test_strengths_change_without_a_new_graph() -> None:
+    """One graph for every blend of numbers, frozen adapters, another method beside them, baked weights included."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    model = net()
+    configs = {"a": LORA, "b": LORA, "c": studio.DoRA(rank=2, targets=("2",))}
+    for name, config in configs.items():
+        studio.attach(model, config, name=name, seed=ord(name))
+        shaken(model, name)
+    model.requires_grad_(False)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    with torch.no_grad():
+        for blend in ({"a": 1.0}, {}, {"a": 0.3, "b": -0.2}, {"a": 0.1, "b": 0.2, "c": 0.7}, {"c": 1.0}, {"b": 0.0}):
+            studio.blend(model, blend)
+            assert torch.allclose(compiled(X), model(X), atol=1e-6)
+        assert len(graphs) == 1
+        for blend in ({"a": [0.1, 0.2, 0.3], "b": 0.2}, {"a": studio.Strength(blocks={"2": 0.5})}):
+            studio.blend(model, blend)
+            assert torch.allclose(compiled(X), model(X), atol=1e-6)
+        studio.bake(model)
+        assert torch.allclose(compiled(X), model(X), atol=1e-6)
+
+
+def test_pictures_in_inference_mode_leave_nothing_that_training_trips_over() -> None:
+    model = shaken_net()
+    for tensor in studio.state(model).values():
+        tensor.requires_grad_(False)
+    with torch.inference_mode():
+        model(X)  # stacks the frozen factors
+    x = X.clone().requires_grad_()
+    model(x).sum().backward()
+    assert x.grad is not None
+
+
 def test_detach_waits_until_a_wrapper_is_gone() -> None:
     """FSDP2 changes the class of a layer in place, as hosting does; ours is then no longer the outermost."""
     import torch.distributed as dist

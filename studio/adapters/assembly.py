@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
+import torch
 from torch import Tensor, nn
 
 from studio.adapters.adapter import Adapter, AdapterConfig
@@ -59,12 +60,14 @@ class Assembly:
         self.records: dict[str, Record] = {}
         self.mounts: dict[str, Mount] = {}
         self.strengths: dict[str, Strength] = {}
+        self.by_path = False  # whether strengths differ from layer to layer
         self.rows: tuple[int, ...] | None = None
         self.baked: dict[str, Strength] | None = None
         self.originals: dict[str, tuple[nn.Parameter, nn.Parameter | None]] = {}
         self.version = 0
         self.required_grad: list[str] | None = None
         self.frozen_beside: list[nn.Parameter] = []
+        self._levels: dict[tuple[str, ...], Tensor] = {}
         self._handles: list[Any] = []
 
     # -- the blend ---------------------------------------------------------------------------------------------------
@@ -72,11 +75,50 @@ class Assembly:
     def set(self, strengths: Mapping[str, Strength]) -> None:
         """Sets the blend; adapters that it does not name are off."""
         self.strengths = dict(strengths)
+        self.by_path = any(strength.blocks for strength in strengths.values())
+        if self.by_path:
+            self._index_levels()
         self.touch()
 
     def touch(self) -> None:
         """Makes every layer plan anew at its next call."""
         self.version += 1
+        for key, levels in list(self._levels.items()):
+            fresh = self._read_levels(key)
+            if fresh.shape == levels.shape:
+                levels.copy_(fresh)
+            else:
+                self._levels[key] = fresh.to(levels.device)
+
+    def levels_at(self, path: str, names: tuple[str, ...]) -> Tensor:
+        """Returns the strengths of the adapters ``names`` at a layer, ``(names,)`` or ``(rows, names)``.
+
+        The tensor stays the same one and is written into, so that a compiled graph can read it.
+        """
+        return self._levels[(path, *names) if self.by_path else ("", *names)]
+
+    def _read_levels(self, key: tuple[str, ...]) -> Tensor:
+        path, *names = key
+        found = [self.coefficient(name, path) for name in names]
+        rows = next((level.shape[0] for level in found if isinstance(level, Tensor)), None)
+        if rows is None:
+            return torch.tensor(found)
+        spread = [level if isinstance(level, Tensor) else torch.full((rows,), level) for level in found]
+        return torch.stack(spread, dim=1)
+
+    def _index_levels(self) -> None:
+        """Makes the tensors of strengths that the present layers can ask for."""
+        wanted: dict[tuple[str, ...], torch.device] = {}
+        for path, mount in self.mounts.items():
+            names = tuple(mount.adapters.names())
+            if not names:
+                continue  # an attention that only lets its output projection act
+            device = mount.site.weight.device
+            device = torch.device("cpu") if device.type == "meta" else device
+            wanted.setdefault(("", *names), device)
+            if self.by_path:
+                wanted[(path, *names)] = device
+        self._levels = {key: self._levels.get(key, self._read_levels(key).to(device)) for key, device in wanted.items()}
 
     def coefficient(self, name: str, path: str) -> float | Tensor:
         """Returns the strength of an adapter at a layer: a number, or one per row ``(rows,)``."""
@@ -133,6 +175,7 @@ class Assembly:
             self._sweep(name, adapters)
             raise
         self.records[name] = record
+        self._index_levels()
         self.touch()
 
     def _mount_one(self, site: Site) -> Mount:
@@ -153,6 +196,7 @@ class Assembly:
         record = self.records.pop(name)
         self.strengths.pop(name, None)
         self._sweep(name, record.paths)
+        self._index_levels()
         self.touch()
 
     def _sweep(self, name: str, paths: Any) -> None:
@@ -201,11 +245,13 @@ class Assembly:
     # -- the check that nothing is bypassed ----------------------------------------------------------------------------
 
     def _begin_call(self, root: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         for mount in self.mounts.values():
             mount.called = False
 
     def _end_call(self, root: nn.Module, args: Any, output: Any) -> None:
-        if self.baked is not None or not self.strengths:
+        if torch.compiler.is_compiling() or self.baked is not None or not self.strengths:
             return
         missed = [path for path, mount in self.mounts.items() if not mount.called and mount.acts()]
         if missed:

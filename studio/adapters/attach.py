@@ -160,8 +160,7 @@ def _mount_all(
             record = Record(config, tuple(made), dict(metadata or {}))
             assembly.mount(name, made, record)
             mounted.append(assembly)
-            assembly.strengths[name] = strength
-            assembly.touch()
+            assembly.set({**assembly.strengths, name: strength})
             if trained:
                 assembly.freeze_base()
     except BaseException:

@@ -97,6 +97,8 @@ class Mount:
     def act(self, x: Tensor, y: Tensor) -> Tensor:
         """Returns ``y + Σ s_i · change_i(x)`` for the output ``y`` of the base."""
         self.called = True
+        if torch.compiler.is_compiling():
+            return self._act_compiled(x, y)
         if self.version != self.assembly.version or self.drops:
             self.prepare()
         result = self._act_fused(x, y) if self.fused else y
@@ -143,6 +145,33 @@ class Mount:
         y = site.add_raised(y, site.lower(x, down), up)
         return y if bias is None else y + bias
 
+    def _act_compiled(self, x: Tensor, y: Tensor) -> Tensor:
+        """The same for ``torch.compile``: every adapter is in the graph and its strength is read from a tensor.
+
+        Changing a strength then writes into that tensor and compiles nothing anew; nothing is cached in the graph.
+        """
+        site, base = self.site, y
+        adapters = [cast(Adapter, adapter) for adapter in self.adapters._modules.values()]
+        levels = self.assembly.levels_at(site.path, tuple(self.adapters._modules)).to(y.dtype)
+        downs, ups, spread = [], [], []
+        for index, adapter in enumerate(adapters):
+            level = levels[..., index]
+            if not adapter.fused or (adapter.dropout > 0 and site.module.training and adapter.trainable):
+                change = type(adapter).change(adapter, x, base, site.weight, site.bias)
+                y = y + change * (site.over_batch(level, y) if level.dim() else level)
+                continue
+            down, up, scale, bias = adapter.factors()
+            downs.append(down.to(base.dtype))
+            ups.append(up.to(base.dtype))
+            spread.append((level * scale)[..., None].expand(*level.shape, down.shape[0]))
+            if bias is not None:
+                shift = site.over_outputs(bias.to(base.dtype) * (level * scale)[..., None])
+                y = y + (_batched(shift, y) if level.dim() else shift)
+        if downs:
+            h = site.lower(x, torch.cat(downs))
+            y = site.add_raised(y, h * site.over_rank(torch.cat(spread, dim=-1), h), torch.cat(ups, dim=1))
+        return y
+
     def _act_by_sample(self, x: Tensor, y: Tensor, parts: list[tuple[Factors, Coefficient]]) -> Tensor:
         """The fused path with one coefficient per row and rank: ``y + up · (c ⊙ (down · x))``."""
         site = self.site
@@ -180,7 +209,7 @@ class Stack:
 
     def holds(self, dtype: torch.dtype) -> bool:
         """Says whether the stack still stands for its sources, in ``dtype``."""
-        if self.up.dtype != dtype:
+        if self.up.dtype != dtype or (self.up.is_inference() and not torch.is_inference_mode_enabled()):
             return False
         for table, name, tensor, version in self.sources:
             if table.get(name) is not tensor or tensor.requires_grad or _version(tensor) != version:
