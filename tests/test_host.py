@@ -576,3 +576,22 @@ def test_detach_waits_until_a_wrapper_is_gone() -> None:
         assert is_hosted(model[0]) and is_hosted(model[2])
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("method", [studio.LoRA, studio.DoRA])
+def test_dropout_acts_only_on_an_adapter_in_training(method: type) -> None:
+    """PyTorch's dropout keeps an input with probability 1 − p and scales it by 1 / (1 − p): the mean is the same."""
+    model = net()
+    studio.attach(model, method(rank=2, targets=("2",), dropout=0.5))
+    hidden = torch.nn.functional.gelu(model[0](X)).detach()
+    layer, expected = shaken(model)[2], model[2](hidden).detach()
+    assert torch.equal(layer(hidden), expected)  # evaluation
+    model.train()
+    torch.manual_seed(0)
+    draws = torch.stack([layer(hidden).detach() for _ in range(4000)])
+    assert not torch.equal(draws[0], draws[1])
+    error = (draws.mean(0) - expected).abs() / (draws.std(0) / 4000**0.5).clamp_min(1e-6)
+    assert error.max() < 5  # standard errors
+    model.requires_grad_(False)
+    studio.blend(model, "default")
+    assert torch.allclose(layer(hidden), expected, atol=1e-6)  # frozen, although in training mode

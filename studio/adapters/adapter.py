@@ -240,6 +240,12 @@ class Adapter(nn.Module, ABC):
         """Probability in [0, 1) with which the method drops inputs while it trains."""
         return 0.0
 
+    def dropped(self, x: Tensor) -> Tensor:
+        """Returns ``x`` with inputs dropped while this adapter is trained; a frozen adapter drops nothing."""
+        if self.dropout and self.training and self.trainable and x.is_floating_point():
+            return torch.dropout(x, self.dropout, True)
+        return x
+
     # -- what all methods share --------------------------------------------------------------------------------------
 
     site: Site

@@ -115,9 +115,7 @@ class DoRAAdapter(Adapter):
         assert down is not None and up is not None
         gain = self._gain(weight)
         dtype = y.dtype
-        if self.dropout and self.training and self.trainable and x.is_floating_point():
-            x = torch.dropout(x, self.dropout, True)
-        low_rank = self.site.low_rank(x, down.to(dtype), (up * (gain * self.scale)[:, None]).to(dtype))
+        low_rank = self.site.low_rank(self.dropped(x), down.to(dtype), (up * (gain * self.scale)[:, None]).to(dtype))
         plain = y if bias is None else y - self.site.over_outputs(bias.to(dtype))
         return torch.addcmul(low_rank, plain, self.site.over_outputs((gain - 1).to(dtype)))
 

@@ -174,9 +174,7 @@ class LoRAAdapter(Adapter):
 
     def change(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         down, up, scale, extra = self.factors()
-        if self.dropout and self.training and self.trainable and x.is_floating_point():
-            x = torch.dropout(x, self.dropout, True)
-        change = self.site.low_rank(x, down.to(y.dtype), (up * scale).to(y.dtype))
+        change = self.site.low_rank(self.dropped(x), down.to(y.dtype), (up * scale).to(y.dtype))
         return change if extra is None else change + self.site.over_outputs((extra * scale).to(y.dtype))
 
 
