@@ -1,8 +1,8 @@
 """Checkpoints: everything that the next step depends on, in one file that is there completely or not at all.
 
 What is drawn depends on the step's number only, and so does the learning rate; so a checkpoint is the adapter's
-tensors, the optimizer's state, the moving average and the number of steps. Beside the newest ones stands the adapter
-as it was, as a file that loads like any other.
+tensors and scratch, the optimizer's state, the moving average and the number of steps. Beside the newest ones stands
+the adapter as it was, as a file that loads like any other.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from studio.errors import BadFile
 
 __all__ = ["Checkpoint", "adapter_file", "newest", "read", "write"]
 
-VERSION: Final = 1
+VERSION: Final = 2
 KEPT: Final = 2  # states to go on from; adapter files are all kept, they are small
 
 
@@ -33,12 +33,14 @@ class Checkpoint:
     Args:
         step: steps done.
         tensors: the adapter's tensors by key.
+        scratch: what its method keeps beside them while it trains, by key.
         average: their moving average; empty without one.
         optimizer: the optimizer's ``state_dict()``.
     """
 
     step: int
     tensors: Mapping[str, Tensor]
+    scratch: Mapping[str, Tensor]
     average: Mapping[str, Tensor]
     optimizer: Mapping[str, Any]
 

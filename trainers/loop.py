@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from studio.adapters import AdapterConfig, adapters, attach, detach, state
+from studio.adapters.training import on_step, penalty, scratch
 from studio.families import components
 from studio.trainers import checkpoint, report
 from studio.trainers.draws import sample_numbers
@@ -161,6 +162,7 @@ class Training:
             components=[name for name in lesson.rates if name] or None,
         )  # fmt: skip
         self.tensors = state(lesson.model, lesson.name)
+        self.scratch = scratch(lesson.model, lesson.name)
         check_trainable(self.tensors, list(lesson.rates))
         self.trained = {key: tensor for key, tensor in self.tensors.items() if tensor.requires_grad}
         self.start = {key: tensor.detach().clone() for key, tensor in self.trained.items()}
@@ -178,6 +180,8 @@ class Training:
             return 0
         for key, tensor in self.tensors.items():
             tensor.copy_(found.tensors[key])
+        for key, tensor in self.scratch.items():
+            tensor.copy_(found.scratch[key])
         self.average.load(found.average)
         self.optimizer.load_state_dict(dict(found.optimizer))
         return found.step
@@ -193,7 +197,9 @@ class Training:
             value = float(loss.total.detach())
             if not math.isfinite(value):
                 raise self._not_finite(done, f"the loss is {value}", numbers)
-            self.accelerator.backward(loss.total / plan.accumulation)
+            extra = penalty(self.lesson.model, self.lesson.name)
+            total = loss.total if extra is None else loss.total + extra
+            self.accelerator.backward(total / plan.accumulation)
             totals["loss"] += value / plan.accumulation
             for name, part in loss.parts.items():
                 totals[name] = totals.get(name, 0.0) + float(part) / plan.accumulation
@@ -203,6 +209,7 @@ class Training:
         self.optimizer.step()
         if done == CHECKED_STEP or done == self.steps < CHECKED_STEP:
             check_moved(self.start, self.tensors, done)
+        on_step(self.lesson.model, self.lesson.name, step=done, steps=self.steps)
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update(done)
         self.lesson.after_step(done)
@@ -225,7 +232,7 @@ class Training:
         """Writes a checkpoint: first the adapter as a file, then the state, which makes the checkpoint count."""
         self._save_adapter(checkpoint.adapter_file(self.folder.folder, done), done)
         tensors = {key: tensor.detach() for key, tensor in self.tensors.items()}
-        now = checkpoint.Checkpoint(done, tensors, self.average.tensors, self.optimizer.state_dict())
+        now = checkpoint.Checkpoint(done, tensors, self.scratch, self.average.tensors, self.optimizer.state_dict())
         checkpoint.write(self.folder.folder, now)
 
     def _save_adapter(self, file: Path, done: int) -> None:

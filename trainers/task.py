@@ -69,7 +69,7 @@ class Lesson(Protocol):
         """Computes the loss of the samples with these running numbers; a pure function of them and of the weights."""
 
     def after_step(self, step: int) -> None:
-        """Is called after each optimizer step with the number of steps done (rank allocation, norm limits)."""
+        """Is called after each optimizer step with the number of steps done."""
 
     def preview(self) -> list[Image]:
         """Makes the preview pictures with the blend that is on; always of the same prompts and seeds."""

@@ -23,7 +23,7 @@ from studio.adapters.site import Site
 from studio.errors import BadConfig, DoesNotFit, UnsupportedLayer
 from studio.registry import Registry
 
-__all__ = ["METHODS", "Adapter", "AdapterConfig", "Delta", "Factors", "Foreign", "generator_for"]
+__all__ = ["METHODS", "Adapter", "AdapterConfig", "Delta", "Factors", "Foreign", "Given", "generator_for"]
 
 R = TypeVar("R")
 
@@ -47,6 +47,21 @@ class Factors(NamedTuple):
     bias: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Given:
+    """What the tensors of a new adapter can be made from.
+
+    Attributes:
+        weight: gives the base's weight in matrix form ``(rows, cols)`` in fp32; called only where it is needed.
+        generator: the source of all randomness.
+        inputs: what was measured of the layer's inputs, where the config asks for it; else None.
+    """
+
+    weight: Callable[[], Tensor]
+    generator: torch.Generator
+    inputs: Any = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Foreign:
     """The names that other programs use for a method; reading and writing files needs nothing else about it.
@@ -54,6 +69,7 @@ class Foreign:
     Attributes:
         peft_type: PEFT's word for the method.
         peft_tensors: our tensor -> PEFT's. peft_embedding: where PEFT spells the tensors of an Embedding differently.
+        peft_shared: tensors that PEFT stores once for the model, under these names; ours are with the first layer.
         peft_fields: our config field -> PEFT's. peft_flags: PEFT's fields that tell the method from others of its type.
         lycoris_tensors: our tensor -> kohya's or LyCORIS'. lycoris_algo: LyCORIS' word, "" for kohya's own network.
         layouts: our tensor -> its shape in PEFT and in LyCORIS, in the words of :mod:`studio.files.layout`.
@@ -70,6 +86,7 @@ class Foreign:
     peft_type: str
     peft_tensors: Mapping[str, str]
     peft_embedding: Mapping[str, str] = field(default_factory=dict)
+    peft_shared: Mapping[str, str] = field(default_factory=dict)
     peft_fields: Mapping[str, str] = field(default_factory=dict)
     peft_flags: Mapping[str, Any] = field(default_factory=dict)
     lycoris_tensors: Mapping[str, str] = field(default_factory=dict)
@@ -156,7 +173,11 @@ class Adapter(nn.Module, ABC):
     trained: ClassVar[tuple[str, ...]]
     """Names of the tensors that the method trains."""
     frozen: ClassVar[tuple[str, ...]] = ()
-    """Names of the tensors that it keeps as they are (saved as well)."""
+    """Names of the tensors that gradients do not reach (saved as well)."""
+    scratch: ClassVar[tuple[str, ...]] = ()
+    """Names of the tensors that only training needs: in checkpoints, not in files. :meth:`fit` makes them."""
+    bakes: ClassVar[bool] = True
+    """Whether the change is one of the weight and bias; a method that says False defines :meth:`change` alone."""
     kinds: ClassVar[tuple[str, ...]] = ("linear", "conv", "conv1d-gpt2", "embedding", "attention")
     """Kinds of sites that the method covers."""
     foreign: ClassVar[Foreign]
@@ -174,11 +195,11 @@ class Adapter(nn.Module, ABC):
             )
         self.__dict__["site"] = site
         self.__dict__["config"] = config
+        known = (*self.trained, *self.frozen)
         for name in tensors:
-            if name not in self.trained and name not in self.frozen:
+            if name not in known:
                 raise DoesNotFit(
-                    f"{type(self).__name__} at {site.path} has no tensor {name!r}; it has "
-                    f"{', '.join((*self.trained, *self.frozen))}"
+                    f"{type(self).__name__} at {site.path} has no tensor {name!r}; it has {', '.join(known)}"
                 )
         for name, tensor in tensors.items():
             if name in self.trained:
@@ -191,29 +212,88 @@ class Adapter(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def start(
-        cls, site: Site, config: Any, weight: Callable[[], Tensor], generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def start(cls, site: Site, config: Any, given: Given) -> dict[str, Tensor]:
         """Makes the tensors that a new adapter starts with.
 
         Args:
             site: the layer.
             config: the method's config.
-            weight: gives the base's weight in matrix form ``(rows, cols)`` in fp32; called only where it is needed.
-            generator: the source of all randomness.
+            given: the base's weight, the source of randomness, and measurements.
 
         Raises:
             BadConfig: a config that this layer cannot have (a rank larger than the layer).
         """
 
-    @abstractmethod
     def delta(self, weight: Tensor, bias: Tensor | None) -> Delta:
         """Computes the change at strength 1: the definition of the method.
 
         Args:
             weight: the base's weight, in the layer's own shape.
             bias: the base's bias, or None.
+
+        Raises:
+            DoesNotFit: the method changes no weight (``bakes = False``), so there is nothing to fold into one.
         """
+        raise DoesNotFit(
+            f"{type(self).__name__} at {self.site.path} computes with activations and changes no weight: it acts live "
+            "only, and cannot be baked or combined"
+        )
+
+    @classmethod
+    def plan(cls, sites: Mapping[str, Site], config: Any, given: Mapping[str, Given]) -> Any:
+        """Returns the config with what can only be decided over all layers of a model together (ranks, say).
+
+        Args:
+            sites: path -> layer.
+            config: the config as it was given.
+            given: path -> what the layer's start is given.
+        """
+        return config
+
+    @classmethod
+    def common(cls, sites: Mapping[str, Site], config: Any) -> dict[str, Tensor]:
+        """Makes the tensors that all layers of a model share; the first layer's adapter owns them.
+
+        Args:
+            sites: path -> layer, in the order of the model.
+            config: the method's config.
+        """
+        return {}
+
+    @classmethod
+    def link(cls, adapters: Mapping[str, Any]) -> None:
+        """Connects the adapters of a model, path -> adapter, once all are made: a shared tensor finds its owner.
+
+        Raises:
+            DoesNotFit: a tensor that they share is missing.
+        """
+
+    @classmethod
+    def penalty(cls, adapters: Mapping[str, Any]) -> Tensor | None:
+        """Returns what training adds to the loss, or None."""
+        return None
+
+    @classmethod
+    def on_step(cls, adapters: Mapping[str, Any], step: int, steps: int) -> None:
+        """Is called after each optimizer step, while the gradients are still there.
+
+        Args:
+            adapters: path -> adapter, those that are trained together.
+            step: optimizer steps done, from 1. steps: how many there will be.
+        """
+
+    def grown(self, rank: int, generator: torch.Generator) -> tuple[Any, dict[str, Tensor]]:
+        """Returns a config and tensors of a higher rank with the same change.
+
+        Raises:
+            UnsupportedLayer: the method has no rank that could grow.
+        """
+        raise UnsupportedLayer(f"{type(self.config).__name__} has no rank that could grow")
+
+    def still(self, weight: Tensor, bias: Tensor | None) -> bool:
+        """Says whether the adapter changes nothing at all, whatever its input."""
+        delta = self.delta(weight, bias)
+        return not any(tensor is not None and bool(tensor.count_nonzero()) for tensor in delta)
 
     def fit(self) -> None:
         """Checks the registered tensors against the site and prepares what :meth:`delta` needs.
@@ -292,6 +372,10 @@ class Adapter(nn.Module, ABC):
                 f"the layer ({self.site.rows} x {self.site.cols}) needs {asked}"
             )
         return tensor
+
+    def keep(self, name: str, tensor: Tensor) -> None:
+        """Registers a tensor of :attr:`scratch`."""
+        self.register_buffer(name, tensor, persistent=False)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={tuple(tensor.shape)}" for name, tensor in self.tensors().items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from studio.adapters.adapter import Adapter, AdapterConfig, generator_for
+from studio.adapters.adapter import Adapter, AdapterConfig, Given, generator_for
 from studio.adapters.assembly import (
     Assembly,
     Record,
@@ -125,9 +126,6 @@ def _device(site: Site) -> torch.device:
     return site.weight.device
 
 
-Maker = Callable[[Site], Mapping[str, Tensor]]
-
-
 def _mount_all(
     model: Any,
     config: AdapterConfig,
@@ -153,6 +151,7 @@ def _mount_all(
             adapter = config.adapter(site, config, moved, trainable=trained)
             adapter.train(site.module.training)
             made[path] = adapter
+        config.adapter.link(made)
         built.append((assembly, made))
     mounted: list[Assembly] = []
     try:
@@ -208,12 +207,11 @@ def attach(
     modules = components_of(model)
     paths = find_targets(modules, config.targets, config.exclude, chosen=components)
 
-    def make(component: str, site: Site) -> Mapping[str, Tensor]:
-        generator = generator_for(seed, _join(component, site.path))
-        with torch.no_grad():
-            return config.adapter.start(site, config, lambda: read_weight(site), generator)
-
-    mounted = _mount_all(model, config, paths, make, name=name, strength=Strength(), trained=True, metadata=None)
+    config, tensors = _start(modules, config, paths, seed)
+    mounted = _mount_all(
+        model, config, paths, lambda component, site: tensors[_join(component, site.path)], name=name,
+        strength=Strength(), trained=True, metadata=None,
+    )  # fmt: skip
     for module in modules.values():  # a component that gets nothing is part of the frozen base too
         if assembly_at(module) is None:
             mounted[0].freeze_beside(module)
@@ -225,6 +223,32 @@ def attach(
     )
     sites = tuple(_join(component, path) for component, found in paths.items() for path in found)
     return AttachReport(sites, count)
+
+
+@torch.no_grad()
+def _start(
+    modules: Mapping[str, nn.Module], config: AdapterConfig, paths: Mapping[str, Sequence[str]], seed: int
+) -> tuple[AdapterConfig, dict[str, dict[str, Tensor]]]:
+    """Decides what is decided over all layers, then makes the tensors of each; keys have the component in front."""
+    method = config.adapter
+    found: dict[str, dict[str, Site]] = {}
+    given: dict[str, Given] = {}
+    for component, wanted in paths.items():
+        assembly = assembly_at(modules[component]) or Assembly(modules[component], component)
+        found[component] = {path: assembly.site(path) for path in wanted}
+        for path, site in found[component].items():
+            whole = _join(component, path)
+            given[whole] = Given(functools.partial(read_weight, site), generator_for(seed, whole))
+    everything = {_join(component, path): site for component, sites in found.items() for path, site in sites.items()}
+    config = method.plan(everything, config, given)
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for component, sites in found.items():
+        shared = method.common(sites, config)
+        for path, site in sites.items():
+            whole = _join(component, path)
+            tensors[whole] = {**method.start(site, config, given[whole]), **shared}
+            shared = {}
+    return config, tensors
 
 
 def install(

@@ -35,7 +35,6 @@ def has_effect(model: Any, name: str) -> bool:
                 continue
             site = mount.site
             weight, bias = (None if tensor is None else tensor.detach() for tensor in (site.weight, site.bias))
-            delta = adapter(type(adapter).delta, weight, bias)
-            if any(tensor is not None and bool(tensor.count_nonzero()) for tensor in (delta.weight, delta.bias)):
+            if not adapter(type(adapter).still, weight, bias):
                 return True
     return False

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, Delta, Foreign
+from studio.adapters.adapter import METHODS, Adapter, Delta, Foreign, Given
 from studio.adapters.methods.lora import RANDOM_STARTS, start_pair
 from studio.adapters.ranked import FactorConfig, checked_rank
 from studio.adapters.site import Site
@@ -73,11 +72,9 @@ class DoRAAdapter(Adapter):
     )
 
     @classmethod
-    def start(
-        cls, site: Site, config: DoRA, weight: Callable[[], Tensor], generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        tensors = start_pair(site, checked_rank(site, config), config.init, generator)
-        matrix = weight()
+    def start(cls, site: Site, config: DoRA, given: Given) -> dict[str, Tensor]:
+        tensors = start_pair(site, checked_rank(site, config), config.init, given.generator)
+        matrix = given.weight()
         norm = _row_norms(matrix, tensors["down"].flatten(1), tensors["up"], config.scale_at(site.path))
         return {**tensors, "magnitude": norm}
 

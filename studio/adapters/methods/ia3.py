@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Delta, Foreign
+from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Delta, Foreign, Given
 from studio.adapters.site import Site
 from studio.adapters.targets import matches
 from studio.errors import DoesNotFit, UnsupportedLayer
@@ -63,9 +62,7 @@ class IA3Adapter(Adapter):
     )
 
     @classmethod
-    def start(
-        cls, site: Site, config: IA3, weight: Callable[[], Tensor], generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def start(cls, site: Site, config: IA3, given: Given) -> dict[str, Tensor]:
         if any(matches(pattern, site.path) for pattern in config.feedforward):
             return {"gain_in": torch.ones(_channels(site))}
         return {"gain": torch.ones(site.rows)}

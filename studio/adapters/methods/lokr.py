@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, Delta, Foreign
+from studio.adapters.adapter import METHODS, Adapter, Delta, Foreign, Given
 from studio.adapters.ranked import RankedConfig
 from studio.adapters.site import Site
 from studio.errors import DoesNotFit
@@ -89,9 +89,7 @@ class LoKrAdapter(Adapter):
     )
 
     @classmethod
-    def start(
-        cls, site: Site, config: LoKr, weight: Callable[[], Tensor], generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def start(cls, site: Site, config: LoKr, given: Given) -> dict[str, Tensor]:
         rank = config.rank_at(site.path)
         inner, kernel = site.inner_shape[0], site.inner_shape[1:]
         a, c = factorize(site.rows, config.factor)
@@ -100,7 +98,7 @@ class LoKrAdapter(Adapter):
 
         def filled(*shape: int) -> Tensor:
             bound = 1 / math.sqrt(math.prod(shape[1:]))
-            return torch.empty(*shape).uniform_(-bound, bound, generator=generator)
+            return torch.empty(*shape).uniform_(-bound, bound, generator=given.generator)
 
         tensors: dict[str, Tensor] = {}
         if config.decompose_both and rank < max(a, b) / 2:
@@ -158,8 +156,9 @@ class LoKrAdapter(Adapter):
         if self.site.kind not in ("linear", "conv1d-gpt2"):
             return super().change(x, y, weight, bias)
         w1, w2 = self.parts()
-        parts = x.reshape(*x.shape[:-1], w1.shape[1], w2.shape[1]) @ w2.t().to(x.dtype)
-        return ((w1 * self.scale).to(x.dtype) @ parts).flatten(-2)
+        parts = F.linear(x.reshape(*x.shape[:-1], w1.shape[1], w2.shape[1]), w2.to(x.dtype))
+        # linear, not matmul, whose order of sums depends on whether gradients are wanted
+        return F.linear(parts.mT, (w1 * self.scale).to(x.dtype)).mT.flatten(-2)
 
 
 def factorize(size: int, factor: int = -1) -> tuple[int, int]:

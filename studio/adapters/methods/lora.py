@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, Delta, Factors, Foreign
+from studio.adapters.adapter import METHODS, Adapter, Delta, Factors, Foreign, Given
 from studio.adapters.ranked import FactorConfig, checked_rank
 from studio.adapters.site import Site
 from studio.errors import UnsupportedLayer
@@ -130,15 +130,13 @@ class LoRAAdapter(Adapter):
     )
 
     @classmethod
-    def start(
-        cls, site: Site, config: LoRA, weight: Callable[[], Tensor], generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def start(cls, site: Site, config: LoRA, given: Given) -> dict[str, Tensor]:
         rank = checked_rank(site, config)
         if config.init in RANDOM_STARTS:
-            tensors = start_pair(site, rank, config.init, generator)
+            tensors = start_pair(site, rank, config.init, given.generator)
         else:
             scale = config.scale_at(site.path)
-            down, up = WEIGHT_STARTS[config.init](weight(), rank)
+            down, up = WEIGHT_STARTS[config.init](given.weight(), rank)
             root = math.sqrt(abs(scale)) or 1.0
             down, up = down.reshape(rank, *site.inner_shape) / root, up / root
             tensors = {"down": down, "up": up, "down0": down, "up0": up}

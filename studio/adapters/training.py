@@ -1,0 +1,64 @@
+"""What training asks of an adapter besides gradients: a penalty, a hook after each step, and its scratch tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from studio.adapters.assembly import Assembly, assemblies, check_known
+
+__all__ = ["on_step", "penalty", "scratch"]
+
+
+def _holding(model: Any, name: str) -> list[Assembly]:
+    check_known(model, name)
+    return [assembly for assembly in assemblies(model).values() if name in assembly.records]
+
+
+def penalty(model: Any, name: str = "default") -> Tensor | None:
+    """Returns what the method adds to the loss (AdaLoRA keeps its factors orthogonal), or None.
+
+    Raises:
+        UnknownName: no adapter has that name.
+    """
+    total: Tensor | None = None
+    for assembly in _holding(model, name):
+        adapters = dict(assembly.adapters(name))
+        one = assembly.records[name].config.adapter.penalty(adapters)
+        if one is not None:
+            total = one if total is None else total + one
+    return total
+
+
+def on_step(model: Any, name: str = "default", *, step: int, steps: int) -> None:
+    """Tells an adapter that an optimizer step was done; call it while the gradients are still there.
+
+    The training loop does so. A loop of one's own that trains AdaLoRA or Delta-LoRA has to as well, after
+    ``optimizer.step()`` and before ``optimizer.zero_grad()``.
+
+    Args:
+        model: the model or pipeline. name: the adapter.
+        step: optimizer steps done, from 1. steps: how many there will be.
+
+    Raises:
+        UnknownName: no adapter has that name.
+    """
+    for assembly in _holding(model, name):
+        assembly.records[name].config.adapter.on_step(dict(assembly.adapters(name)), step, steps)
+
+
+def scratch(model: Any, name: str = "default") -> dict[str, Tensor]:
+    """Returns the tensors that only training needs, under ``"<component>.<path>.<tensor>"``; checkpoints hold them.
+
+    Raises:
+        UnknownName: no adapter has that name.
+    """
+    found = {}
+    for assembly in _holding(model, name):
+        for path, adapter in assembly.adapters(name):
+            for key in adapter.scratch:
+                tensor = adapter._buffers.get(key)
+                if tensor is not None:
+                    found[".".join(part for part in (assembly.component, path, key) if part)] = tensor
+    return dict(sorted(found.items()))
