@@ -156,9 +156,11 @@ class LoKrAdapter(Adapter):
         if self.site.kind not in ("linear", "conv1d-gpt2"):
             return super().change(x, y, weight, bias)
         w1, w2 = self.parts()
-        parts = F.linear(x.reshape(*x.shape[:-1], w1.shape[1], w2.shape[1]), w2.to(x.dtype))
-        # linear, not matmul, whose order of sums depends on whether gradients are wanted
-        return F.linear(parts.mT, (w1 * self.scale).to(x.dtype)).mT.flatten(-2)
+        (a, b), (c, d) = w1.shape, w2.shape
+        # on matrices: with more axes, torch's order of sums depends on whether gradients are wanted
+        parts = F.linear(x.reshape(-1, d), w2.to(x.dtype)).view(-1, b, c).mT.reshape(-1, b)
+        change = F.linear(parts, (w1 * self.scale).to(x.dtype)).view(-1, c, a).mT
+        return change.reshape(*x.shape[:-1], a * c)
 
 
 def factorize(size: int, factor: int = -1) -> tuple[int, int]:
