@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, NamedTuple, TypeVar
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -311,6 +312,10 @@ class Adapter(nn.Module, ABC):
         assert change is not None, "a delta changes the weight or the bias"
         return self.site.over_outputs(change).expand_as(y)
 
+    def act(self, total: Tensor, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, strength: float) -> Tensor:
+        """Computes ``total + strength · change``; a method may save a pass where ``total`` is still ``y``."""
+        return torch.add(total, self.change(x, y, weight, bias), alpha=strength)
+
     def factors(self) -> Factors:
         """Returns the low-rank pair of a method whose class says ``fused = True``."""
         raise NotImplementedError
@@ -376,6 +381,30 @@ class Adapter(nn.Module, ABC):
     def keep(self, name: str, tensor: Tensor) -> None:
         """Registers a tensor of :attr:`scratch`."""
         self.register_buffer(name, tensor, persistent=False)
+
+    def remembered(self, make: Callable[[], Tensor], *sources: Tensor) -> Tensor:
+        """Returns ``make()``; a frozen adapter computes it once while ``sources`` are the same tensors, not written to.
+
+        Args:
+            make: computes a tensor from ``sources`` and nothing else; a method remembers one.
+        """
+        if self.trainable or self.training or torch.compiler.is_compiling():
+            return make()
+        versions = tuple(0 if tensor.is_inference() else tensor._version for tensor in sources)
+        held, then, value = self.__dict__.get("known", ((), (), None))
+        if value is not None and then == versions and all(map(operator.is_, held, sources)):
+            return cast(Tensor, value)
+        value = make().detach()
+        if not value.is_inference():
+            self.__dict__["known"] = (sources, versions, value)
+        return value
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "known"}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
+        self.__dict__.pop("known", None)
+        return cast(Adapter, super()._apply(fn, recurse))
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={tuple(tensor.shape)}" for name, tensor in self.tensors().items())

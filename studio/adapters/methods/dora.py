@@ -91,14 +91,16 @@ class DoRAAdapter(Adapter):
         return float(self.config.dropout)  # type: ignore[attr-defined]
 
     def _gain(self, weight: Tensor) -> Tensor:
-        """``m / ‖W + s up @ down‖`` per output, ``(rows,)``."""
-        with torch.no_grad():
-            down, up = self._parameters["down"], self._parameters["up"]
-            assert down is not None and up is not None
-            norm = _row_norms(self.site.matrix(weight), down.flatten(1), up, self.scale)
-        magnitude = self._parameters["magnitude"]
-        assert magnitude is not None
-        return magnitude / norm
+        """``m / ‖W + s up @ down‖`` per output, ``(rows,)``; computed once while neither adapter nor base changes."""
+        down, up, magnitude = (self._parameters[name] for name in ("down", "up", "magnitude"))
+        assert down is not None and up is not None and magnitude is not None
+
+        def gain() -> Tensor:
+            with torch.no_grad():
+                norm = _row_norms(self.site.matrix(weight), down.flatten(1), up, self.scale)
+            return magnitude / norm
+
+        return self.remembered(gain, weight, down, up, magnitude)
 
     def delta(self, weight: Tensor, bias: Tensor | None) -> Delta:
         down, up = self._parameters["down"], self._parameters["up"]
@@ -108,13 +110,29 @@ class DoRAAdapter(Adapter):
         return Delta(self.site.shaped(self._gain(weight)[:, None] * moved - matrix))
 
     def change(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        gain = self._gain(weight)
+        plain = y if bias is None else y - self.site.over_outputs(bias.to(y.dtype))
+        down, up = self._scaled(gain * self.scale, y.dtype)
+        low_rank = self.site.low_rank(self.dropped(x), down, up)
+        return torch.addcmul(low_rank, plain, self.site.over_outputs((gain - 1).to(y.dtype)))
+
+    def act(self, total: Tensor, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, strength: float) -> Tensor:
+        if total is not y:
+            return super().act(total, x, y, weight, bias, strength)
+        gain = self._gain(weight)
+        more = strength * (gain - 1)
+        factor = self.site.over_outputs((1 + more).to(y.dtype))
+        if bias is None:
+            total = y * factor
+        else:  # (y - b) f + b
+            total = torch.addcmul(self.site.over_outputs((-more * bias).to(y.dtype)), y, factor)
+        down, up = self._scaled(gain * (self.scale * strength), y.dtype)
+        return self.site.add_raised(total, self.site.lower(self.dropped(x), down), up)
+
+    def _scaled(self, scale: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         down, up = self._parameters["down"], self._parameters["up"]
         assert down is not None and up is not None
-        gain = self._gain(weight)
-        dtype = y.dtype
-        low_rank = self.site.low_rank(self.dropped(x), down.to(dtype), (up * (gain * self.scale)[:, None]).to(dtype))
-        plain = y if bias is None else y - self.site.over_outputs(bias.to(dtype))
-        return torch.addcmul(low_rank, plain, self.site.over_outputs((gain - 1).to(dtype)))
+        return down.to(dtype), (up * scale[:, None]).to(dtype)
 
 
 def _row_norms(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:

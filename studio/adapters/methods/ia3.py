@@ -94,6 +94,12 @@ class IA3Adapter(Adapter):
         scale = (gain_in - 1).to(x.dtype)
         return self.site.apply(x * self.site.over_outputs(scale), weight, None)
 
+    def act(self, total: Tensor, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, strength: float) -> Tensor:
+        gain = self._parameters.get("gain")
+        if gain is None or total is not y:
+            return super().act(total, x, y, weight, bias, strength)
+        return y * self.site.over_outputs((1 + strength * (gain - 1)).to(y.dtype))
+
     def _per_column(self, values: Tensor) -> Tensor:
         """Spreads one value per input channel over the columns (channel, kernel) of the weight's matrix."""
         inner = self.site.inner_shape

@@ -1,0 +1,185 @@
+"""What each method costs, beside LoRA and beside ``peft``: ``python -m benchmarks.methods [--rounds N] [METHOD ...]``.
+
+One layer of 1024 x 1024 and 1,024 tokens (a norm of 1,024, an embedding of 8,192 x 1,024, a language model of four
+layers for the methods that need one). A forward pass without gradients, a training step (forward, backward), what is
+kept for backward, and the trained numbers; the two programs take turns (A B A B ...), medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import studio
+from benchmarks.layers import PEFT, Run, interleaved, kept_bytes, table
+
+WIDTH, TOKENS = 1024, 1024
+
+
+@dataclass(frozen=True)
+class Case:
+    """How a method is measured.
+
+    Attributes:
+        ours: settings of our config. peft: name of PEFT's config class, "" where it has no such method.
+        theirs: its settings, for the same function.
+        base: "linear", "norm", "embedding" or "language".
+    """
+
+    ours: Mapping[str, Any] = field(default_factory=dict)
+    peft: str = ""
+    theirs: Mapping[str, Any] = field(default_factory=dict)
+    base: str = "linear"
+
+
+RANK: dict[str, Any] = {"rank": 8}
+R: dict[str, Any] = {"r": 8}
+
+CASES: dict[str, Case] = {
+    "lora": Case(RANK, "LoraConfig", {**R, "lora_alpha": 8}),
+    "dora": Case(RANK, "LoraConfig", {**R, "lora_alpha": 8, "use_dora": True}),
+    "ia3": Case({}, "IA3Config", {"feedforward_modules": []}),
+    "lokr": Case(RANK, "LoKrConfig", {**R, "alpha": 8}),
+    "loha": Case(RANK, "LoHaConfig", {**R, "alpha": 8}),
+    "adalora": Case({}, "AdaLoraConfig", {"init_r": 12, "target_r": 8, "total_step": 1000}),
+    "vera": Case({"rank": 256}, "VeraConfig", {"r": 256}),
+    "oft": Case({}, "OFTConfig", {"oft_block_size": 32}),
+    "boft": Case({}, "BOFTConfig", {"boft_block_size": 4}),
+    "hra": Case(RANK, "HRAConfig", R),
+    "bitfit": Case({}, "BeftConfig", {}),
+    "lntuning": Case({}, "LNTuningConfig", {}, "norm"),
+    "tokenembedding": Case({"tokens": (1, 5, 9)}, "TrainableTokensConfig", {"token_indices": [1, 5, 9]}, "embedding"),
+    "prompttuning": Case({}, "PromptTuningConfig", {"num_virtual_tokens": 20}, "language"),
+    "ptuning": Case({}, "PromptEncoderConfig", {"num_virtual_tokens": 20, "encoder_hidden_size": 128}, "language"),
+    "prefixtuning": Case({}, "PrefixTuningConfig", {"num_virtual_tokens": 20}, "language"),
+    "multitaskprompt": Case({}, "", {}, "language"),
+}
+"""Methods that need other settings than their defaults, or that ``peft`` has too."""
+
+
+class Tower(nn.Module):
+    """A model of one layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layer(x)
+
+
+def language() -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=1024, num_key_value_heads=4, **shape))
+
+
+def base_of(kind: str) -> tuple[nn.Module, Tensor]:
+    """A model and an input for it."""
+    if kind == "norm":
+        return Tower(nn.LayerNorm(WIDTH)), torch.randn(1, TOKENS, WIDTH)
+    if kind == "embedding":
+        return Tower(nn.Embedding(8192, WIDTH)), torch.randint(0, 8192, (1, TOKENS))
+    if kind == "language":
+        return language(), torch.randint(0, 1024, (4, 128))
+    return Tower(nn.Linear(WIDTH, WIDTH)), torch.randn(1, TOKENS, WIDTH)
+
+
+def target_of(kind: str) -> dict[str, Any]:
+    return {} if kind == "language" else {"targets": ("layer",)}
+
+
+def attached(method: str, case: Case, base: nn.Module) -> tuple[nn.Module, int]:
+    """Our adapter on a copy of the base, and the trained numbers."""
+    model = copy.deepcopy(base)
+    config = studio.METHODS[method](**target_of(case.base), **case.ours)
+    return model, studio.attach(model, config).parameters
+
+
+def wrapped(case: Case, base: nn.Module) -> nn.Module:
+    """PEFT's adapter on a copy of the base."""
+    import peft
+
+    settings = dict(case.theirs)
+    if case.base == "language":
+        settings["task_type"] = "CAUSAL_LM"
+    else:
+        settings["target_modules"] = ["layer"]
+    return peft.get_peft_model(copy.deepcopy(base), getattr(peft, case.peft)(**settings))
+
+
+def first(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0] if isinstance(output, tuple) else output.logits
+
+
+def forward(model: nn.Module, x: Tensor) -> None:
+    with torch.no_grad():
+        model(x)
+
+
+def step(model: nn.Module, x: Tensor) -> None:
+    first(model(x)).sum().backward()
+    for parameter in model.parameters():
+        parameter.grad = None
+    x.grad = None
+
+
+def measured(method: str, rounds: int) -> dict[str, Any]:
+    """One row of the table."""
+    case = CASES.get(method, Case())
+    base, x = base_of(case.base)
+    base.eval()
+    models: dict[str, nn.Module] = {}
+    models["ours"], count = attached(method, case, base)
+    if case.base == "linear":
+        models["lora"], _ = attached("lora", CASES["lora"], base)
+    if PEFT and case.peft:
+        models["peft"] = wrapped(case, base)
+    learns = {id(model): [p.requires_grad for p in model.parameters()] for model in models.values()}
+    row: dict[str, Any] = {"case": method, "numbers": count}
+    for title, run, mode in (("forward", forward, False), ("step", step, True)):
+        given = x.clone().requires_grad_(mode and x.is_floating_point())
+        for model in models.values():
+            model.train(mode)
+            for parameter, trained in zip(model.parameters(), learns[id(model)], strict=True):
+                parameter.requires_grad_(trained and mode)  # evaluation is that of a loaded, frozen adapter
+        runs: dict[str, Run] = {name: partial(run, model, given) for name, model in models.items()}
+        times = interleaved(runs, rounds, 2)
+        row[f"{title} ms"] = times["ours"] * 1e3
+        row[f"{title} / lora"] = times["ours"] / times["lora"] if "lora" in times else "-"
+        row[f"{title} / peft"] = times["ours"] / times["peft"] if "peft" in times else "-"
+    given = x.clone().requires_grad_(x.is_floating_point())
+    held: list[Any] = []
+    for name in ("ours", "peft"):
+        call: Callable[[], None] = lambda name=name: held.append(models[name](given))  # noqa: E731
+        row[f"{name} KiB"] = kept_bytes(call, models[name]) / 1024 if name in models else "-"
+    return row
+
+
+def main() -> None:
+    """Measures the methods and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help="the methods to measure; all without one")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds of each measurement; medians are printed")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {options.rounds} rounds")
+    rows = [measured(method, options.rounds) for method in options.methods or studio.METHODS]
+    table("what a method costs (ratios: below 1 is faster than LoRA, than peft)", rows)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__":
+    main()
