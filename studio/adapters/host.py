@@ -105,12 +105,11 @@ class Mount:
         if self.others:
             weight, bias = self.site.weight, self.site.bias
             for adapter, coefficient in self.others:
-                change = adapter(type(adapter).change, x, y, weight, bias)
                 if isinstance(coefficient, Tensor):
-                    change = change * self.site.over_batch(self._checked(coefficient, y), y)
-                    result = result + change
+                    change = adapter(type(adapter).change, x, y, weight, bias)
+                    result = result + change * self.site.over_batch(self._checked(coefficient, y), y)
                 else:
-                    result = torch.add(result, change, alpha=coefficient)
+                    result = adapter(type(adapter).act, result, x, y, weight, bias, coefficient)
         return result
 
     def _checked(self, coefficient: Tensor, y: Tensor) -> Tensor:
