@@ -21,7 +21,7 @@ from studio.errors import StudioError, UsageError, nearest
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS: Final = ("demo", "dreambooth", "style", "generate", "inspect", "check", "doctor")
+COMMANDS: Final = ("demo", "dreambooth", "style", "generate", "inspect", "check", "methods", "doctor")
 """The commands in the order of the help: module names in :mod:`studio.commands`."""
 
 INTERRUPTED: Final = 130

@@ -35,7 +35,7 @@ ALLOWED = {
     "trainers": {"adapters", "families", "files", "pipelines", "datasets", "fidelity"},
     "peft": {"adapters", "files"},
 }
-FREE = {"__main__", "cli", "commands", "doctor"}  # the command line and what only it calls
+FREE = {"__main__", "cli", "commands", "doctor", "survey"}  # the command line and what only it calls
 
 
 def sources() -> list[tuple[str, Path]]:

@@ -115,6 +115,8 @@ class AdapterConfig:
 
     method: ClassVar[str]
     adapter: ClassVar[type[Adapter]]
+    needed: ClassVar[Mapping[str, Any]] = {}
+    """Example values of the fields that have no default; what lists and tries all methods takes them."""
 
     targets: str | tuple[str, ...] = "attention"
     exclude: tuple[str, ...] = ()
@@ -184,6 +186,9 @@ class Adapter(nn.Module, ABC):
     foreign: ClassVar[Foreign]
     fused: ClassVar[bool] = False
     """Whether :meth:`factors` is defined."""
+
+    per_sample: ClassVar[bool] = True
+    """Whether the samples of a batch can have strengths of their own."""
 
     def __init__(
         self, site: Site, config: AdapterConfig, tensors: Mapping[str, Tensor], *, trainable: bool = True
