@@ -13,16 +13,14 @@ Example:
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from studio import adapters as adapters  # a module that one can call: adapters(model)
     from studio.adapters import (
-        IA3,
         METHODS,
-        DoRA,
-        LoKr,
-        LoRA,
         Strength,
         attach,
         bake,
@@ -34,6 +32,7 @@ if TYPE_CHECKING:
         trainable,
         unbake,
     )
+    from studio.adapters.methods import *  # noqa: F403  (the configs: LoRA, DoRA, ...)
     from studio.errors import StudioError
     from studio.files import inspect, load, save
 
@@ -42,7 +41,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "studio.adapters": (
         "attach", "detach", "blend", "blended", "trainable", "state", "bake", "unbake", "sample_rows",
-        "Strength", "METHODS", "LoRA", "DoRA", "IA3", "LoKr",
+        "Strength", "METHODS",
     ),
     "studio.files": ("save", "load", "inspect"),
     "studio.errors": ("StudioError",),
@@ -53,10 +52,6 @@ _MODULES = ("adapters", "families", "files", "trainers", "pipelines", "datasets"
 
 __all__ = [
     "METHODS",
-    "DoRA",
-    "IA3",
-    "LoKr",
-    "LoRA",
     "StudioError",
     "Strength",
     "adapters",
@@ -78,13 +73,18 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"studio.{name}")
-    home = _HOME.get(name)
-    if home is None:
+    if name.startswith("_"):
         raise AttributeError(f"module 'studio' has no attribute {name!r}")
-    value = getattr(importlib.import_module(home), name)
+    # any other public name is the config of a method: a new method needs no entry here
+    home = importlib.import_module(_HOME.get(name, "studio.adapters.methods"))
+    value = getattr(home, name, None)
+    if value is None or isinstance(value, ModuleType):
+        raise AttributeError(f"module 'studio' has no attribute {name!r}")
     globals()[name] = value  # the next touch is a plain look-up
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_MODULES})
+    methods = sys.modules.get("studio.adapters.methods")
+    configs = [] if methods is None else [name for name in vars(methods) if name[0].isupper()]
+    return sorted({*globals(), *__all__, *_MODULES, *configs})

@@ -113,7 +113,8 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
     """)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stderr.strip() == "0 []"
-    assert [line.split()[0] for line in result.stdout.split("Commands:")[1].splitlines()[1 : 1 + len(COMMANDS)]] == list(COMMANDS)
+    listed = result.stdout.split("Commands:")[1].splitlines()[1 : 1 + len(COMMANDS)]
+    assert [line.split()[0] for line in listed] == list(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -23,23 +23,19 @@ from studio.adapters.attach import (
 )
 from studio.adapters.bake import bake, unbake
 from studio.adapters.blend import blend, blended, current_blend, sample_rows
-from studio.adapters.methods import IA3, DoRA, LoKr, LoRA
+from studio.adapters.methods import *  # noqa: F403  (the configs of all methods)
 from studio.adapters.site import Site
 from studio.adapters.strength import Strength
 
 __all__ = [
-    "IA3",
     "METHODS",
     "Adapter",
     "AdapterConfig",
     "AdapterInfo",
     "AttachReport",
     "Delta",
-    "DoRA",
     "Factors",
     "Foreign",
-    "LoKr",
-    "LoRA",
     "Site",
     "Strength",
     "TrainableReport",
