@@ -52,7 +52,7 @@ CASES: dict[str, Case] = {
     "loha": Case(RANK, "LoHaConfig", {**R, "alpha": 8}),
     "adalora": Case({}, "AdaLoraConfig", {"init_r": 12, "target_r": 8, "total_step": 1000}),
     "vera": Case({"rank": 256}, "VeraConfig", {"r": 256}),
-    "oft": Case({}, "OFTConfig", {"oft_block_size": 32}),
+    "oft": Case({"terms": 5}, "OFTConfig", {"oft_block_size": 32}),
     "boft": Case({}, "BOFTConfig", {"boft_block_size": 4}),
     "hra": Case(RANK, "HRAConfig", R),
     "bitfit": Case({}, "BeftConfig", {}),

@@ -1,4 +1,4 @@
-"""Pictures from prompts, with any blend of adapters: one sampling path over all families.
+"""Pictures and texts from prompts, with any blend of adapters: one sampling path over all families, and one for texts.
 
 Example:
     >>> from studio.pipelines import ImagePipeline, contact_sheet, save_png
@@ -17,12 +17,15 @@ from studio.pipelines.regenerate import regenerate
 from studio.pipelines.sample import Request, sample
 from studio.pipelines.schedulers import SCHEDULERS
 from studio.pipelines.sheet import before_after, contact_sheet
+from studio.pipelines.text import Completion, TextPipeline
 
 __all__ = [
     "SCHEDULERS",
+    "Completion",
     "ImagePipeline",
     "Request",
     "TaggedPrompt",
+    "TextPipeline",
     "before_after",
     "contact_sheet",
     "parse_prompt",

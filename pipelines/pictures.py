@@ -15,7 +15,11 @@ BlendLike = Mapping[str, StrengthLike]
 
 
 def blends_of_pictures(
-    blend: BlendLike | str | Sequence[BlendLike] | None, current: Mapping[str, Strength], count: int
+    blend: BlendLike | str | Sequence[BlendLike] | None,
+    current: Mapping[str, Strength],
+    count: int,
+    *,
+    what: str = "pictures",
 ) -> list[dict[str, Strength] | None]:
     """Deals a blend out to pictures.
 
@@ -24,6 +28,7 @@ def blends_of_pictures(
             one dict has one entry per picture.
         current: the current blend.
         count: how many pictures.
+        what: what they are called in messages, where they are no pictures.
 
     Returns:
         One blend per picture; ``None`` where the current one acts as it is.
@@ -43,16 +48,15 @@ def blends_of_pictures(
     if isinstance(blend, str):
         blend = {blend: 1.0}
     if isinstance(blend, Mapping):
-        return [_for_picture(blend, index, count) for index in range(count)]
+        return [_for_picture(blend, index, count, what) for index in range(count)]
     given = list(blend)
     if len(given) != count:
-        raise BadConfig(
-            f"{len(given)} blends for {count} pictures (prompts times seeds); give one dict, or one per picture"
-        )
-    return [_for_picture(one, 0, 1) for one in given]
+        many = " (prompts times seeds)" if what == "pictures" else ""
+        raise BadConfig(f"{len(given)} blends for {count} {what}{many}; give one dict, or one per {what[:-1]}")
+    return [_for_picture(one, 0, 1, what) for one in given]
 
 
-def _for_picture(blend: BlendLike, index: int, count: int) -> dict[str, Strength]:
+def _for_picture(blend: BlendLike, index: int, count: int, what: str) -> dict[str, Strength]:
     if not isinstance(blend, Mapping):
         raise BadConfig(f"a blend is a dict of adapters and strengths, not {blend!r}")
     dealt = {}
@@ -61,8 +65,8 @@ def _for_picture(blend: BlendLike, index: int, count: int) -> dict[str, Strength
         if strength.samples is not None:
             if len(strength.samples) != count:
                 raise BadConfig(
-                    f"the strength of {name!r} has {len(strength.samples)} entries for {count} pictures; "
-                    "give one per picture"
+                    f"the strength of {name!r} has {len(strength.samples)} entries for {count} {what}; "
+                    f"give one per {what[:-1]}"
                 )
             factor = strength.value * strength.samples[index]
             components: dict[str, Any] = dict(strength.components)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         blend,
         blended,
         detach,
+        grow,
+        quantize,
         sample_rows,
         state,
         trainable,
@@ -40,15 +42,15 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "studio.adapters": (
-        "attach", "detach", "blend", "blended", "trainable", "state", "bake", "unbake", "sample_rows",
-        "Strength", "METHODS",
+        "attach", "detach", "blend", "blended", "grow", "trainable", "state", "bake", "unbake", "sample_rows",
+        "quantize", "Strength", "METHODS",
     ),
     "studio.files": ("save", "load", "inspect"),
     "studio.errors": ("StudioError",),
 }  # fmt: skip
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 # `studio.adapters` is the package and, called, the list of a model's adapters: it needs no entry in _HOME
-_MODULES = ("adapters", "families", "files", "trainers", "pipelines", "datasets", "errors")
+_MODULES = ("adapters", "families", "files", "trainers", "pipelines", "datasets", "errors", "peft")
 
 __all__ = [
     "METHODS",
@@ -60,8 +62,10 @@ __all__ = [
     "blend",
     "blended",
     "detach",
+    "grow",
     "inspect",
     "load",
+    "quantize",
     "sample_rows",
     "save",
     "state",

@@ -21,7 +21,9 @@ from studio.errors import StudioError, UsageError, nearest
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS: Final = ("demo", "dreambooth", "style", "generate", "inspect", "check", "methods", "doctor")
+COMMANDS: Final = (
+    "demo", "dreambooth", "style", "tune", "generate", "complete", "inspect", "check", "methods", "doctor",
+)  # fmt: skip
 """The commands in the order of the help: module names in :mod:`studio.commands`."""
 
 INTERRUPTED: Final = 130
@@ -109,7 +111,7 @@ def _complain(sentence: str, code: int) -> int:
 )
 @click.version_option(studio.__version__, "-V", "--version", prog_name="studio", message="%(prog)s %(version)s")
 def main() -> None:
-    """Adapters for image models: photos in, adapter out, pictures out."""
+    """Adapters for image and language models: samples in, adapter out."""
     # libraries look at these when they are imported; the studio reads what is on this machine and asks nobody
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

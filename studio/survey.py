@@ -24,22 +24,22 @@ WIDTH: Final = 4096
 def _gpt2() -> nn.Module:
     from transformers.pytorch_utils import Conv1D
 
-    return Conv1D(64, 32)
+    return Conv1D(64, 256)
 
 
 LAYERS: Final[Mapping[str, Callable[[], nn.Module]]] = {
-    "Linear": lambda: nn.Linear(32, 64),
+    "Linear": lambda: nn.Linear(256, 64),
     "GPT-2 Conv1D": _gpt2,
-    "Embedding": lambda: nn.Embedding(48, 32),
-    "Conv1d": lambda: nn.Conv1d(32, 64, 3, stride=2),
-    "Conv2d 1×1": lambda: nn.Conv2d(32, 64, 1),
-    "Conv2d 3×3 strided": lambda: nn.Conv2d(32, 64, 3, stride=2),
-    "Conv2d dilated": lambda: nn.Conv2d(32, 64, 3, dilation=2),
-    "Conv2d circular": lambda: nn.Conv2d(32, 64, 3, padding=1, padding_mode="circular"),
-    "Conv2d grouped": lambda: nn.Conv2d(32, 64, 3, groups=2),
-    "Conv3d": lambda: nn.Conv3d(32, 64, 3),
-    "MultiheadAttention": lambda: nn.MultiheadAttention(32, 2),
-    "LayerNorm": lambda: nn.LayerNorm(32),
+    "Embedding": lambda: nn.Embedding(48, 256),
+    "Conv1d": lambda: nn.Conv1d(256, 64, 3, stride=2),
+    "Conv2d 1×1": lambda: nn.Conv2d(256, 64, 1),
+    "Conv2d 3×3 strided": lambda: nn.Conv2d(256, 64, 3, stride=2),
+    "Conv2d dilated": lambda: nn.Conv2d(256, 64, 3, dilation=2),
+    "Conv2d circular": lambda: nn.Conv2d(256, 64, 3, padding=1, padding_mode="circular"),
+    "Conv2d grouped": lambda: nn.Conv2d(256, 64, 3, groups=2),
+    "Conv3d": lambda: nn.Conv3d(256, 64, 3),
+    "MultiheadAttention": lambda: nn.MultiheadAttention(256, 2),
+    "LayerNorm": lambda: nn.LayerNorm(256),
 }
 """Kinds of layers, with a small one of each."""
 

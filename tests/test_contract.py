@@ -2,6 +2,9 @@
 
 The expected numbers come from the formulas of the papers, written out below in plain torch on whole matrices in
 float64 (``FORMULAS``), and from torch's own layers run with the weights that the formulas give.
+
+A pair of a method and a layer whose kind is not among the method's ``kinds`` has to be refused by name; nothing else
+about it is tried. What a method is exempt from stands in ``EXEMPT`` with the reason.
 """
 
 from __future__ import annotations
@@ -14,10 +17,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.pytorch_utils import Conv1D
 
-from studio.adapters import METHODS, attach, bake, blend, blended, detach, install, sample_rows, state, unbake
-from studio.errors import UnsupportedLayer
+from studio.adapters import METHODS, bake, blend, blended, detach, install, sample_rows, state, unbake
+from studio.adapters import attach as attach_plain
+from studio.adapters.kinds import kind_of
+from studio.errors import DoesNotFit, NoTargets, UnsupportedLayer
 
 B = 3
 
@@ -36,6 +42,17 @@ def floats(*shape: int) -> Callable[[], Tensor]:
     return lambda: torch.randn(B, *shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
 
+class FeedForward(nn.Module):
+    """A module that is no layer by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(torch.tanh(self.up(x)))
+
+
 # kind of layer: how it is made, an input for it
 LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "linear": (lambda: nn.Linear(8, 12), floats(8)),
@@ -51,7 +68,15 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "conv2d-groups": (lambda: nn.Conv2d(8, 12, 3, padding=1, groups=4), floats(8, 5, 5)),
     "conv3d": (lambda: nn.Conv3d(8, 12, (1, 2, 3), padding=(0, 1, 1)), floats(8, 3, 4, 4)),
     "attention": (lambda: nn.MultiheadAttention(8, 2, batch_first=True), floats(5, 8)),
+    "layernorm": (lambda: nn.LayerNorm(8), floats(5, 8)),
+    "rmsnorm": (lambda: nn.RMSNorm(8), floats(5, 8)),
+    "rmsnorm-gemma": (lambda: GemmaRMSNorm(8), floats(5, 8)),  # multiplies by 1 + weight
+    "groupnorm": (lambda: nn.GroupNorm(4, 8), floats(8, 5, 5)),
+    "batchnorm": (lambda: nn.BatchNorm2d(8), floats(8, 5, 5)),
+    "module": (FeedForward, floats(5, 8)),
 }
+SINGLE = {"rmsnorm-gemma"}  # computes in fp32 whatever it is given
+KINDS = {layer: kind_of(make()) for layer, (make, _) in LAYERS.items()}
 
 # method: configs that together reach all its branches
 CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
@@ -63,6 +88,14 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
         "pissa": {"rank": 2, "alpha": 1.0, "init": "pissa"},
         "olora": {"rank": 2, "init": "olora"},
         "pattern": {"rank": 3, "rank_pattern": {"re:.*": 1}, "alpha_pattern": {"0*": 5.0}},
+        "pissa-fast": {"rank": 2, "init": "pissa-fast"},
+        "eva": {"rank": 2, "init": "eva", "exclude": ("out_proj",)},
+        "corda": {"rank": 2, "alpha": 1.0, "init": "corda", "exclude": ("out_proj",)},
+    },
+    "qalora": {
+        "plain": {"rank": 2, "group": 2},
+        "mean": {"rank": 2, "group": 2, "alpha": 3.0, "pooling": "mean"},
+        "groups": {"rank": 1, "group": 2, "pooling": "groups", "rank_stabilized": True},
     },
     "dora": {"plain": {"rank": 2}, "alpha": {"rank": 2, "alpha": 5.0, "rank_stabilized": True}},
     "ia3": {"outputs": {}, "inputs": {"feedforward": ("0", "0.out_proj")}},
@@ -71,25 +104,88 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
         "whole": {"rank": 6, "alpha": 3.0},
         "both": {"rank": 1, "alpha": 2.0, "factor": 4, "decompose_both": True},
     },
+    "adalora": {"plain": {"rank": 3}, "alpha": {"rank": 3, "alpha": 2.0, "rank_stabilized": True, "target_rank": 1}},
+    "deltalora": {"plain": {"rank": 2}, "alpha": {"rank": 2, "alpha": 3.0}},
+    "loha": {"plain": {"rank": 2}, "large": {"rank": 5, "alpha": 2.0}, "tucker": {"rank": 2, "tucker": True}},
+    "vera": {"plain": {"rank": 3}, "key": {"rank": 5, "key": 7, "d_initial": 1.0}},
+    "hra": {"plain": {"rank": 4}, "orthogonal": {"rank": 3, "orthogonal": True}},
+    "oft": {
+        "plain": {"block_size": 2},
+        "series": {"block_size": 2, "terms": 5},
+        "shared": {"block_size": 2, "terms": 2, "share": True},
+        "outputs": {"block_size": 4, "outputs": True, "use_gain": True},
+    },
+    "boft": {
+        "plain": {"block_size": 2},
+        "butterfly": {"block_size": 2, "factors": 2, "outputs": True},
+    },
+    "mora": {"rotation": {"rank": 2}, "sharing": {"rank": 2, "type": 1}, "small": {"rank": 1}},
+    "lntuning": {"plain": {}},
+    "bitfit": {"plain": {}},
+    "bottleneck": {
+        "pfeiffer": {"size": 3},
+        "parallel": {"placement": "parallel", "activation": "gelu", "norm": True, "scale": 4.0, "train_scale": True},
+    },
+    "tokenembedding": {"rows": {"tokens": (7, 2)}, "mean": {"tokens": (0,), "init": "mean"}},
+    # these sit on language models as wholes, which are no layer: tests/test_tokens.py
+    **{method: {"plain": {}} for method in ("prompttuning", "ptuning", "prefixtuning", "multitaskprompt")},
 }
 
-# what a method cannot do, and refuses
-REFUSED = {("ia3", "inputs", "embedding"), ("lora", "bias", "embedding")}
+# what a method cannot do on a layer of its kinds, and refuses
+REFUSED = {
+    ("ia3", "inputs", "embedding"),
+    ("lora", "bias", "embedding"),
+    ("lora", "eva", "embedding"),
+    ("lora", "corda", "embedding"),
+    ("bitfit", "plain", "rmsnorm"),
+    ("bitfit", "plain", "rmsnorm-gemma"),
+    *(("bottleneck", "parallel", layer) for layer in ("embedding", "conv1d", "conv2d-dilated", "conv3d")),
+}
+# layers of other kinds than the method covers: one config each is tried, and refused
+UNCOVERED = {
+    (method, next(iter(configs)), layer)
+    for method, configs in CONFIGS.items()
+    for layer, kind in KINDS.items()
+    if kind not in METHODS[method].adapter.kinds
+}
+
+# (method, or method-config; property) -> why it does not have it; properties: identity, formula, baked
+EXEMPT: dict[tuple[str, str], str] = {
+    ("hra-orthogonal", "identity"): "a product of reflections in orthogonal directions is never the identity",
+    ("bottleneck", "baked"): "it computes with activations: there is no weight that could hold the change",
+    ("bottleneck", "formula"): "its formula is one of activations; tests/test_bottleneck.py has it in float64",
+    ("tokenembedding-mean", "identity"): "a new word starts at the mean of the others, not at a row of no meaning",
+    **{
+        (method, promise): "virtual tokens are read beside a text: they change no weight of any layer"
+        for method in ("prompttuning", "ptuning", "prefixtuning", "multitaskprompt")
+        for promise in ("identity", "formula", "baked")
+    },
+}
 
 CASES = [
     pytest.param(method, config, layer, id=f"{method}-{config}-{layer}")
     for method, configs in CONFIGS.items()
     for config in configs
     for layer in LAYERS
-    if (method, config, layer) not in REFUSED
+    if (method, config, layer) not in REFUSED and KINDS[layer] in METHODS[method].adapter.kinds
 ]
+
+
+def cases(promise: str) -> list[Any]:
+    """The cases of the methods that make this promise."""
+    return [
+        case
+        for case in CASES
+        if (case.values[0], promise) not in EXEMPT and (f"{case.values[0]}-{case.values[1]}", promise) not in EXEMPT
+    ]
 
 
 class Tower(nn.Module):
     """One layer under test, called as its kind is called."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, kind: str) -> None:
         super().__init__()
+        self.kind = kind
         self.add_module("0", layer)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,7 +196,7 @@ class Tower(nn.Module):
 
 def tower(layer: str, dtype: torch.dtype = torch.float32) -> Tower:
     torch.manual_seed(0)
-    model = Tower(LAYERS[layer][0]()).to(dtype).eval()
+    model = Tower(LAYERS[layer][0](), layer).to(dtype).eval()
     for parameter in model.parameters():
         if parameter.dim() == 1:  # torch starts the biases of attention at zero
             nn.init.normal_(parameter)
@@ -113,15 +209,25 @@ def sample(layer: str, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def config_for(method: str, config: str, layer: str) -> Any:
-    return METHODS[method](targets=("0",), **CONFIGS[method][config])
+    targets = {} if "model" in METHODS[method].adapter.kinds else {"targets": ("0",)}
+    return METHODS[method](**targets, **CONFIGS[method][config])
+
+
+def attach(model: Tower, config: Any, **options: Any) -> None:
+    """Attaches, with data where the start is made from data."""
+    x = sample(model.kind)
+    if config.data_driven and x.is_floating_point():
+        x = torch.randn(8 * B, *x.shape[1:], generator=torch.Generator().manual_seed(4))
+    data = [x.to(next(model.parameters()).dtype) if x.is_floating_point() else x]
+    attach_plain(model, config, **options, calibrate=data if config.data_driven else None)
 
 
 def shake(model: nn.Module, name: str = "default", seed: int = 1) -> None:
     """Moves the trained tensors of an adapter away from its start, as training would."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for key, tensor in state(model, name).items():
-            if not key.endswith(("down0", "up0")):
+        for tensor in state(model, name).values():
+            if tensor.requires_grad:
                 tensor += 0.3 * torch.randn(tensor.shape, generator=generator).to(tensor)
 
 
@@ -129,6 +235,8 @@ def shake(model: nn.Module, name: str = "default", seed: int = 1) -> None:
 
 
 def matrix_view(layer: nn.Module, weight: Tensor) -> Tensor:
+    if weight.dim() == 1:
+        return weight[:, None]
     return weight.t() if isinstance(layer, (nn.Embedding, Conv1D)) else weight.flatten(1)
 
 
@@ -163,11 +271,170 @@ def lokr_formula(t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None
     return w + scale * torch.cat([torch.cat(row, dim=1) for row in blocks]), b
 
 
-FORMULAS = {"lora": lora_formula, "dora": dora_formula, "ia3": ia3_formula, "lokr": lokr_formula}
+def adalora_formula(t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    return w + scale * t["up"] @ torch.diag(t["values"][:, 0]) @ t["down"].flatten(1), b
+
+
+def deltalora_formula(t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    moved = t["accumulated"].flatten(1)
+    return w + (moved if moved.shape == w.shape else moved.t()) + scale * t["up"] @ t["down"].flatten(1), b
+
+
+def lntuning_formula(t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    tuned = t["weight"][:, None] if t["weight"].dim() == 1 else t["weight"].flatten(1)
+    return tuned if tuned.shape == w.shape else tuned.t(), t.get("bias")
+
+
+def bitfit_formula(t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    return w, t["bias"] if b is None else b + t["bias"]
+
+
+def tokenembedding_formula(
+    t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    rows = t["rows"]
+    tokens = [7, 2] if len(rows) == 2 else [0]
+    read = rows.shape[1] == w.shape[0]  # an embedding: its matrix has a column per token
+    moved = list((w.t() if read else w).unbind())
+    for token, row in zip(tokens, rows, strict=True):
+        moved[token] = row
+    return torch.stack(moved, dim=1 if read else 0), b
+
+
+def loha_formula(t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def product(n: str) -> Tensor:
+        if f"t{n}" not in t:
+            return t[f"w{n}_a"] @ t[f"w{n}_b"]
+        return torch.einsum("ij...,ip,jq->pq...", t[f"t{n}"], t[f"w{n}_a"], t[f"w{n}_b"]).flatten(1)
+
+    return w + scale * product("1") * product("2"), b
+
+
+def vera_formula(t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    rows, cols = w.shape
+    return w + torch.diag(t["lambda_b"]) @ t["B"][:rows] @ torch.diag(t["lambda_d"]) @ t["A"][:, :cols], b
+
+
+def hra_formula(
+    t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None, config: Any, layer: nn.Module
+) -> tuple[Tensor, Tensor | None]:
+    directions = list((t["u"] / t["u"].norm(dim=0)).unbind(1))
+    if config.orthogonal:  # Gram and Schmidt
+        for index, u in enumerate(directions):
+            for before in directions[:index]:
+                u = u - (before @ u) * before
+            directions[index] = u / u.norm()
+    h = torch.eye(len(t["u"]), dtype=w.dtype)
+    for u in directions:
+        h = h @ (torch.eye(len(u), dtype=w.dtype) - 2 * torch.outer(u, u))
+    return h @ w if isinstance(layer, nn.Embedding) else w @ h, b
+
+
+def rotations(packed: Tensor, terms: int | None = None) -> Tensor:
+    """Block-diagonal rotation from entries above the diagonals, ``(blocks, n)``."""
+    size = next(size for size in range(2, 100) if size * (size - 1) // 2 == packed.shape[1])
+    eye, blocks = torch.eye(size, dtype=packed.dtype), []
+    for entries in packed:
+        q = torch.zeros(size, size, dtype=packed.dtype)
+        places = ((row, column) for row in range(size) for column in range(row + 1, size))
+        for (row, column), entry in zip(places, entries, strict=True):
+            q[row, column], q[column, row] = entry, -entry
+        if terms is None:
+            blocks.append((eye + q) @ torch.linalg.inv(eye - q))
+        else:  # (I + Q) (I + Q + ... + Q^(terms - 2))
+            blocks.append((eye + q) @ sum(torch.linalg.matrix_power(q, power) for power in range(terms - 1)))
+    return torch.block_diag(*blocks)
+
+
+def oft_formula(
+    t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None, config: Any, layer: nn.Module
+) -> tuple[Tensor, Tensor | None]:
+    outputs = config.outputs or isinstance(layer, nn.Embedding)
+    packed = t["skew"].expand(w.shape[0 if outputs else 1] // config.block_size, -1)
+    r = rotations(packed, config.terms)
+    moved = r.t() @ w if outputs else w @ r.t()
+    return t["gain"][:, None] * moved if "gain" in t else moved, b
+
+
+def butterfly(packed: Tensor, block: int) -> Tensor:
+    """``B_m ... B_1``; factor i turns, in runs of ``block · 2^(i-1)``, the j-th half blocks of both halves together."""
+    size = packed.shape[1] * block
+    total = torch.eye(size, dtype=packed.dtype)
+    for index, entries in enumerate(packed):
+        run, half = block * 2**index, block // 2
+        order = [
+            start + side * run // 2 + place * half + k
+            for start in range(0, size, run)
+            for place in range(run // block)
+            for side in (0, 1)
+            for k in range(half)
+        ]
+        chosen = torch.eye(size, dtype=packed.dtype)[:, order]
+        total = chosen @ rotations(entries) @ chosen.t() @ total
+    return total
+
+
+def boft_formula(
+    t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None, config: Any, layer: nn.Module
+) -> tuple[Tensor, Tensor | None]:
+    r = butterfly(t["skew"], config.block_size)
+    turned = r @ w if config.outputs or isinstance(layer, nn.Embedding) else w @ r.t()
+    return t["gain"][:, None] * turned, b
+
+
+def mora_formula(
+    t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None, config: Any, layer: nn.Module
+) -> tuple[Tensor, Tensor | None]:
+    (rows, cols), n = w.shape, len(t["core"])
+    x = torch.eye(cols, dtype=w.dtype)  # as the authors' code computes it, for every unit vector
+    x = torch.cat([x] * n, dim=1)[:, : -(-cols // n) * n].view(cols, -1, n)
+    if config.type == 1:
+        y = x.sum(1) @ t["core"].t()
+    else:
+        frequencies = 1.0 / (10000 ** (torch.arange(0, n, 2, dtype=w.dtype) / n))
+        angles = torch.outer(torch.arange(x.shape[1], dtype=w.dtype), frequencies).repeat(1, 2)
+        turned = torch.cat([-x[..., n // 2 :], x[..., : n // 2]], dim=-1)
+        y = ((x * angles.cos() + turned * angles.sin()) @ t["core"].t()).flatten(1)
+    return w + torch.cat([y] * (-(-rows // y.shape[1])), dim=1)[:, :rows].t(), b
+
+
+def qalora_formula(
+    t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None, config: Any, layer: nn.Module
+) -> tuple[Tensor, Tensor | None]:
+    # the input is pooled over the columns of each group: x P with P (cols, groups)
+    size, groups = config.group, t["down"].shape[1]
+    pool = torch.zeros(w.shape[1], groups, dtype=w.dtype)
+    for column in range(w.shape[1]):
+        pool[column, column // size] = {"sum": 1, "mean": 1 / size, "groups": groups / size}[config.pooling]
+    return w + scale * t["up"] @ t["down"] @ pool.t(), b
+
+
+FORMULAS = {
+    "qalora": qalora_formula,
+    "lora": lora_formula,
+    "dora": dora_formula,
+    "ia3": ia3_formula,
+    "lokr": lokr_formula,
+    "adalora": adalora_formula,
+    "deltalora": deltalora_formula,
+    "loha": loha_formula,
+    "vera": vera_formula,
+    "hra": hra_formula,
+    "oft": oft_formula,
+    "boft": boft_formula,
+    "mora": mora_formula,
+    "lntuning": lntuning_formula,
+    "bitfit": bitfit_formula,
+    "tokenembedding": tokenembedding_formula,
+}
+
+
+BY_CONFIG = {"qalora", "hra", "oft", "boft", "mora"}  # formulas that also ask for the config and the layer
+SHARED = ("A", "B")  # tensors that all layers share
 
 
 def scale_of(config: Any, path: str, tensors: dict[str, Tensor]) -> float:
-    if not hasattr(config, "rank"):
+    if not hasattr(config, "rank_pattern"):
         return 1.0
     rank = config.rank
     for pattern, value in config.rank_pattern.items():
@@ -189,13 +456,16 @@ def by_site(model: nn.Module, name: str = "default") -> dict[str, dict[str, Tens
 def by_formula(method: str, config: Any, base: Tower, tensors: dict[str, dict[str, Tensor]], x: Tensor) -> Tensor:
     """The output of torch's own layer with the weights of the formula."""
     values: dict[str, Tensor] = {}
-    for path, parts in tensors.items():
+    shared = {key: tensor for parts in tensors.values() for key, tensor in parts.items() if key in SHARED}
+    for path, own in tensors.items():
+        parts = {**shared, **own}
         layer = base.get_submodule(path)
         joint = isinstance(layer, nn.MultiheadAttention)
         names = ("in_proj_weight", "in_proj_bias") if joint else ("weight", "bias")
         weight, bias = (layer._parameters.get(name) for name in names)
         assert weight is not None
-        moved, shift = FORMULAS[method](parts, scale_of(config, path, parts), matrix_view(layer, weight), bias)
+        more = (config, layer) if method in BY_CONFIG else ()
+        moved, shift = FORMULAS[method](parts, scale_of(config, path, parts), matrix_view(layer, weight), bias, *more)
         values[f"{path}.{names[0]}"] = matrix_shape(layer, moved, weight)
         if bias is None and shift is not None:
             layer.register_parameter("bias", nn.Parameter(torch.zeros_like(shift)))
@@ -217,10 +487,12 @@ def close(a: Tensor, b: Tensor, relative: float) -> None:
 
 
 def test_every_method_is_here() -> None:
-    assert set(CONFIGS) == set(METHODS) == set(FORMULAS)
+    assert set(CONFIGS) == set(METHODS)
+    assert set(METHODS) - set(FORMULAS) == {method for method, promise in EXEMPT if promise == "formula"}
+    assert all(len(reason) > 20 for reason in EXEMPT.values())
 
 
-@pytest.mark.parametrize(("method", "config", "layer"), CASES)
+@pytest.mark.parametrize(("method", "config", "layer"), cases("identity"))
 def test_start_is_the_identity(method: str, config: str, layer: str) -> None:
     model, x = tower(layer), sample(layer)
     base = model(x)
@@ -228,7 +500,7 @@ def test_start_is_the_identity(method: str, config: str, layer: str) -> None:
     close(model(x), base, 1e-6)
 
 
-@pytest.mark.parametrize(("method", "config", "layer"), CASES)
+@pytest.mark.parametrize(("method", "config", "layer"), cases("formula"))
 def test_forward_and_gradients_are_those_of_the_formula(method: str, config: str, layer: str) -> None:
     model, settings = tower(layer), config_for(method, config, layer)
     base = copy.deepcopy(model).double()
@@ -245,18 +517,18 @@ def test_forward_and_gradients_are_those_of_the_formula(method: str, config: str
         for path, parts in by_site(model).items()
     }
     expected = by_formula(method, settings, base, leaves, x_theirs)
-    actual = model(x_ours)
-    close(actual, expected, 1e-12)
+    actual, exact = model(x_ours), 1e-5 if layer in SINGLE else 1e-12
+    close(actual, expected, exact)
     weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     (expected * weights).sum().backward()
     (actual * weights).sum().backward()
     for path, parts in by_site(model).items():
         for key, tensor in parts.items():
-            if not key.endswith(("down0", "up0")):
+            if tensor.requires_grad:
                 assert tensor.grad is not None, f"{path}.{key} got no gradient"
-                close(tensor.grad, leaves[path][key].grad, 1e-10)  # type: ignore[arg-type]
+                close(tensor.grad, leaves[path][key].grad, 100 * exact)  # type: ignore[arg-type]
     if x.is_floating_point():
-        close(x_ours.grad, x_theirs.grad, 1e-10)  # type: ignore[arg-type]
+        close(x_ours.grad, x_theirs.grad, 100 * exact)  # type: ignore[arg-type]
     assert all(p.grad is None for name, p in model.named_parameters() if ".adapters." not in name)
 
 
@@ -267,11 +539,15 @@ def test_live_is_baked_and_installed(method: str, config: str, layer: str) -> No
     shake(model)
     blend(model, {"default": 0.7})
     live = model(x)
-    bake(model)
-    close(model(x), live, 1e-5)
-    unbake(model)
+    if (method, "baked") in EXEMPT:
+        with pytest.raises(DoesNotFit, match="cannot be baked"):
+            bake(model)
+    else:
+        bake(model)
+        close(model(x), live, 1e-5)
+        unbake(model)
     assert torch.equal(model(x), live)
-    other = tower(layer)
+    other = tower(layer).requires_grad_(False)  # as attaching does: torch sums in another order where it is not
     install(other, settings, by_site(model), name="again", strength=0.7)
     assert torch.equal(other(x), live)
 
@@ -287,9 +563,11 @@ def test_unbake_and_detach_give_the_base_back_bit_for_bit(
     keys, required = list(model.state_dict()), [p.requires_grad for p in model.parameters()]
     attach(model, config_for(method, config, layer))
     shake(model)
-    bake(model, {"default": 1.3})
-    assert any(not torch.equal(before[k][1], p) for k, p in model.named_parameters() if k in before)
-    unbake(model)
+    if (method, "baked") not in EXEMPT:
+        bake(model, {"default": 1.3})
+        base = {key: p for key, p in model.named_parameters() if ".adapters." not in key}
+        assert base.keys() > before.keys() or any(not torch.equal(before[key][1], p) for key, p in base.items())
+        unbake(model)
     assert all(id(p) == before[key][0] for key, p in model.named_parameters() if key in before)
     detach(model)
     assert all(id(p) == before[key][0] and torch.equal(p, before[key][1]) for key, p in model.named_parameters())
@@ -320,9 +598,24 @@ def test_strengths_per_sample_are_those_of_each_sample_alone(method: str, config
         close(rearranged[2:], model(x[2:]), 1e-5)
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("first", sorted(METHODS))
-@pytest.mark.parametrize("second", sorted(METHODS))
+# each method with itself, with one that joins the fused path, one that does not, and one other
+PAIRS = {
+    (first, second)
+    for first, other in zip(sorted(CONFIGS), [*sorted(CONFIGS)[1:], sorted(CONFIGS)[0]], strict=True)
+    for second in (first, "lora", "ia3", other)
+}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "layer"),
+    [
+        (first, second, layer)
+        for first, second in sorted(PAIRS)
+        for layer in LAYERS
+        if all(KINDS[layer] in METHODS[name].adapter.kinds for name in (first, second))
+        and not any((name, next(iter(CONFIGS[name])), layer) in REFUSED for name in (first, second))
+    ],
+)
 def test_order_of_two_adapters_does_not_matter(first: str, second: str, layer: str) -> None:
     settings = [METHODS[name](targets=("0",), **next(iter(CONFIGS[name].values()))) for name in (first, second)]
     x, base = sample(layer), tower(layer)
@@ -340,21 +633,25 @@ def test_order_of_two_adapters_does_not_matter(first: str, second: str, layer: s
             with blended(model, {f"adapter{index}": strength}):
                 changes.append(model(x) - base(x))
         close(outputs[0], base(x) + changes[0] + changes[1], 1e-5)
-    bake(model)
-    close(model(x), outputs[1], 1e-5)
+    if not any((name, "baked") in EXEMPT for name in (first, second)):
+        bake(model)
+        close(model(x), outputs[1], 1e-5)
 
 
-@pytest.mark.parametrize(("method", "config", "layer"), sorted(REFUSED))
+@pytest.mark.parametrize(("method", "config", "layer"), sorted(REFUSED | UNCOVERED))
 def test_what_cannot_be_covered_is_refused_and_leaves_no_trace(method: str, config: str, layer: str) -> None:
     model = tower(layer)
-    keys = list(model.state_dict())
-    with pytest.raises(UnsupportedLayer):
+    keys, kind = list(model.state_dict()), type(model.get_submodule("0"))
+    # a module is no layer: a pattern of a method that looks at layers alone does not match it
+    looks = KINDS[layer] == "module" and "model" not in METHODS[method].adapter.kinds
+    with pytest.raises(NoTargets if looks else UnsupportedLayer) as refusal:
         attach(model, config_for(method, config, layer))
-    assert list(model.state_dict()) == keys and type(model.get_submodule("0")) is nn.Embedding
+    assert KINDS[layer] == "module" or METHODS[method].__name__ in str(refusal.value) or "0" in str(refusal.value)
+    assert list(model.state_dict()) == keys and type(model.get_submodule("0")) is kind
 
 
 def test_padding_row_of_an_embedding_is_not_trained() -> None:
-    model = Tower(nn.Embedding(10, 12, padding_idx=1))
+    model = Tower(nn.Embedding(10, 12, padding_idx=1), "embedding")
     attach(model, METHODS["lora"](targets=("0",), rank=2, init="orthogonal"))
     model(tokens()).sum().backward()
     gradient = state(model)["0.down"].grad

@@ -464,7 +464,7 @@ def test_errors_say_what_is_wrong_and_leave_no_trace() -> None:
         studio.attach(model, studio.LoRA(rank=9, targets=("0",)))
     with pytest.raises(BadConfig, match="rank must be a whole number, at least 1"):
         studio.LoRA(rank=0)
-    with pytest.raises(BadConfig, match="init must be one of kaiming"):
+    with pytest.raises(BadConfig, match="did you mean 'kaiming'"):
         studio.LoRA(init="kaimin")
     with pytest.raises(BadConfig, match=r"dropout must be a probability in \[0, 1\)"):
         studio.LoRA(dropout=1.0)

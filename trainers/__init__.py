@@ -8,6 +8,7 @@ Example:
 
 from __future__ import annotations
 
+from studio.trainers.causal_lm import CausalLM
 from studio.trainers.dreambooth import DreamBooth
 from studio.trainers.guard import NotFinite
 from studio.trainers.loop import train
@@ -16,4 +17,4 @@ from studio.trainers.run import Run
 from studio.trainers.style import Style
 from studio.trainers.task import Lesson, Loss, Task
 
-__all__ = ["DreamBooth", "Lesson", "Loss", "NotFinite", "Plan", "Run", "Style", "Task", "train"]
+__all__ = ["CausalLM", "DreamBooth", "Lesson", "Loss", "NotFinite", "Plan", "Run", "Style", "Task", "train"]

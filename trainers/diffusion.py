@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from studio.adapters import AdapterConfig, blended
 from studio.families import Base, Conditioning, components
 from studio.trainers.draws import Draws
+from studio.trainers.mode import checkpoint_gradients, checkpoints_gradients, evaluating
 from studio.trainers.objective import Objective
 from studio.trainers.pictures import Pictures
 from studio.trainers.plan import Plan
@@ -110,9 +110,9 @@ class Diffusion:
         self.prompts.prepare(texts)
         for component in self.rates:
             module = self.base.pipe.components[component]
-            self._checkpointed.append((module, _is_checkpointed(module)))
+            self._checkpointed.append((module, checkpoints_gradients(module)))
             if self.plan.gradient_checkpointing:
-                _checkpoint(module, True)
+                checkpoint_gradients(module, True)
 
     def loss(self, numbers: Sequence[int]) -> Loss:
         """Returns the loss of the drawn samples ``numbers``, with its parts by name where there is a prior."""
@@ -142,11 +142,15 @@ class Diffusion:
         if not self.previews.prompts:
             return []
         width, height = self.previews.size
-        with _evaluating(self.base.pipe.components[name] for name in self.rates):
+        with evaluating(self.base.pipe.components[name] for name in self.rates):
             return ImagePipeline.open(self.base).generate(
                 list(self.previews.prompts), seeds=list(self.previews.seeds), steps=self.previews.steps,
                 guidance=self.previews.guidance, width=width, height=height,
             )  # fmt: skip
+
+    def measure(self) -> dict[str, float]:
+        """Nothing: pictures have no answer that is held out."""
+        return {}
 
     def captions(self) -> list[str]:
         """Returns one line for each picture of :meth:`preview`."""
@@ -170,8 +174,8 @@ class Diffusion:
     def close(self) -> None:
         """Gives the base's modules back as they were before :meth:`prepare`."""
         for module, before in self._checkpointed:
-            if _is_checkpointed(module) != before:
-                _checkpoint(module, before)
+            if checkpoints_gradients(module) != before:
+                checkpoint_gradients(module, before)
         for parameter in self._required:
             parameter.requires_grad_(True)
 
@@ -210,34 +214,3 @@ class Diffusion:
 
 def _joined(first: Any, second: Any) -> Any:
     return first.cat(second) if isinstance(first, Conditioning) else torch.cat([first, second])
-
-
-def _is_checkpointed(module: nn.Module) -> bool:
-    return any(bool(getattr(child, "gradient_checkpointing", False)) for child in module.modules())
-
-
-def _checkpoint(module: Any, on: bool) -> None:
-    """Switches gradient checkpointing of a diffusers or transformers module; never the re-entrant kind."""
-    if isinstance(getattr(module, "_supports_gradient_checkpointing", None), bool):  # diffusers
-        (module.enable_gradient_checkpointing if on else module.disable_gradient_checkpointing)()
-        return
-    # transformers 5.23 gave its switches new names; the old ones warn
-    word = "activation" if "activation_checkpointing_enable" in dir(type(module)) else "gradient"
-    if on:
-        settings = {f"{word}_checkpointing_kwargs": {"use_reentrant": False}}
-        getattr(module, f"{word}_checkpointing_enable")(**settings)
-    else:
-        getattr(module, f"{word}_checkpointing_disable")()
-
-
-@contextlib.contextmanager
-def _evaluating(modules: Iterator[nn.Module]) -> Iterator[None]:
-    """Switches dropout off for a while."""
-    training = [module for module in modules if module.training]
-    for module in training:
-        module.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.train()

@@ -20,7 +20,7 @@ from studio.trainers.pictures import Pictures, picture_size
 from studio.trainers.plan import Plan
 from studio.trainers.prior import Prior, cache_folder
 from studio.trainers.prompts import Prompts
-from studio.trainers.recipes import RATE_FACTORS, Recipe, recipe_for
+from studio.trainers.recipes import RATE_FACTORS, ImageRecipe, recipe_for
 from studio.trainers.task import Say
 
 __all__ = ["ImageTask", "Opened", "checked_previews"]
@@ -31,7 +31,7 @@ class Opened:
     """A base with what was decided about it while a task is opened."""
 
     base: Base
-    recipe: Recipe
+    recipe: ImageRecipe
     plan: Plan
     size: tuple[int, int]
     cache: Path
@@ -113,6 +113,7 @@ class ImageTask(ABC):
         say(f"opening the base {self._base_name()}")
         base = open_base(self.base, device=device)
         recipe = recipe_for(self.kind, base)
+        assert isinstance(recipe, ImageRecipe), "the recipes of these tasks"
         adapter = adapter or recipe.adapter()
         factor = RATE_FACTORS.get(adapter.method, 1.0)
         steps = recipe.steps if plan.steps is None else plan.steps

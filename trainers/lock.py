@@ -8,12 +8,17 @@ import os
 import platform
 import secrets
 import subprocess
-import time
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from studio.errors import DoesNotFit
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 __all__ = ["locked"]
 
@@ -34,48 +39,78 @@ def locked(file: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if _read(file).get("token") == mine["token"]:
-            file.unlink(missing_ok=True)
+        _leave(file, mine)
 
 
 def _take(file: Path, mine: dict[str, Any]) -> None:
-    for _ in range(20):
-        try:
-            descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            holder = _read(file)
-            if not holder:  # another process is just writing it, or died while it did
-                time.sleep(0.05)
-                holder = _read(file)
-            if holder and _alive(holder):
-                raise DoesNotFit(
-                    f"the run in {file.parent} is still going on (process {holder['pid']} on {holder['host']}): wait "
-                    "for it, stop it, or choose another output folder"
-                ) from None
-            _remove(file, holder)
-            continue
-        with os.fdopen(descriptor, "w") as stream:
-            json.dump(mine, stream)
+    with _alone(file) as descriptor:
+        holder = _read(descriptor)
+        if holder and _alive(holder):
+            raise DoesNotFit(
+                f"the run in {file.parent} is still going on (process {holder['pid']} on {holder['host']}): wait "
+                "for it, stop it, or choose another output folder"
+            )
+        _write(descriptor, json.dumps(mine))
+
+
+def _leave(file: Path, mine: dict[str, Any]) -> None:
+    if not file.exists():
         return
-    raise DoesNotFit(f"{file} cannot be taken: other processes keep taking it; remove it if no run is going on")
+    with _alone(file) as descriptor:
+        if _read(descriptor).get("token") == mine["token"]:
+            _write(descriptor, "")  # nobody's, where an open file cannot be removed
+            with contextlib.suppress(OSError):
+                file.unlink()
 
 
-def _remove(file: Path, dead: dict[str, Any]) -> None:
-    """Removes the lock of a dead process, and no other that has taken its place meanwhile."""
-    aside = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
-    with contextlib.suppress(FileNotFoundError):
-        file.rename(aside)
-        if _read(aside) != dead and not file.exists():
-            aside.rename(file)
-        aside.unlink(missing_ok=True)
+@contextlib.contextmanager
+def _alone(file: Path) -> Iterator[int]:
+    """Opens the file, made if it is missing, for one at a time; the system ends that when a process dies.
+
+    Looking at the holder and taking its place are then one act: two that find the same dead holder come one after the
+    other, and the second finds the first.
+    """
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _wait_for(descriptor)
+            if _is_at(descriptor, file):  # else the one before has removed it while this one waited
+                yield descriptor
+                return
+        finally:
+            os.close(descriptor)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _wait_for(descriptor: int) -> None:
+    with contextlib.suppress(OSError):  # a file system without such locks: then the holder's name alone has to do
+        if sys.platform == "win32":
+            os.lseek(descriptor, 2**20, os.SEEK_SET)  # behind the text, which others may read
+            msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def _is_at(descriptor: int, file: Path) -> bool:
     try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError):
+        return os.path.samestat(os.fstat(descriptor), file.stat())
+    except OSError:
+        return False
+
+
+def _read(descriptor: int) -> dict[str, Any]:
+    """Returns the holder; none where the file is empty, or broken off because its writer died."""
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    try:
+        content = json.loads(os.read(descriptor, 2**16))
+    except ValueError:
         return {}
     return content if isinstance(content, dict) and {"pid", "started", "host"} <= content.keys() else {}
+
+
+def _write(descriptor: int, text: str) -> None:
+    os.ftruncate(descriptor, 0)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.write(descriptor, text.encode())
 
 
 def _alive(holder: dict[str, Any]) -> bool:

@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import torch
 from torch import Tensor
 
-from studio.adapters import AdapterConfig, adapters, attach, detach, state
-from studio.adapters.training import on_step, penalty, scratch
+from studio.adapters import AdapterConfig, adapters, attach, detach, grow, state
+from studio.adapters.grow import rehearse_growth
+from studio.adapters.starts import padded
+from studio.adapters.training import layers, on_step, penalty, scratch
+from studio.errors import DoesNotFit
 from studio.families import components
 from studio.trainers import checkpoint, report
 from studio.trainers.draws import sample_numbers
 from studio.trainers.guard import NotFinite, check_moved, check_trainable, find_not_finite, interruptible
 from studio.trainers.log import Log, console
 from studio.trainers.mode import accelerator_for, chance, training_mode
-from studio.trainers.optimizer import Average, adamw, set_rates
+from studio.trainers.optimizer import OPTIMIZERS, Average, Work, hand_on, set_rates
 from studio.trainers.plan import Plan
 from studio.trainers.preview import save_previews
 from studio.trainers.run import Run, RunFolder, claim
@@ -33,7 +36,7 @@ __all__ = ["train"]
 
 STATE_SIZE: Final = 3  # a checkpoint holds each number and AdamW's two moments of it
 SPARE: Final = 16 * 2**20  # bytes for log, previews and report
-BETA2: Final = 0.999  # where neither plan nor recipe says otherwise
+CALIBRATION_SAMPLES: Final = 32  # drawn samples that a start from data sees
 CHECKED_STEP: Final = 2  # a factor that starts at zero lets its partner move from the second step on
 
 
@@ -52,6 +55,10 @@ def train(
     clip: float = 1.0,
     weight_decay: float = 1e-2,
     beta2: float | None = None,
+    optimizer: Literal["adamw", "lora-plus", "lora-fa"] = "adamw",
+    rate_ratio: float = 16.0,
+    embedding_rate: float = 1e-6,
+    grow: Mapping[int, int] | Mapping[str, int] | None = None,
     precision: Literal["fp32", "bf16"] = "fp32",
     ema: float = 0.0,
     gradient_checkpointing: bool = False,
@@ -70,9 +77,9 @@ def train(
         task: what is learned: :class:`~studio.trainers.DreamBooth`, :class:`~studio.trainers.Style`, ...
         output: the run's folder, new, empty, or with this very run.
         adapter: the adapter's config; None takes the recipe's.
-        steps, seed, learning_rate, batch_size, accumulation, warmup, schedule, clip, weight_decay, beta2, precision,
-            ema, gradient_checkpointing, checkpoint_every, preview_every, tensorboard, device, cache: see
-            :class:`~studio.trainers.Plan`; None takes the recipe's value.
+        steps, seed, learning_rate, batch_size, accumulation, warmup, schedule, clip, weight_decay, beta2, optimizer,
+            rate_ratio, embedding_rate, grow, precision, ema, gradient_checkpointing, checkpoint_every, preview_every,
+            tensorboard, device, cache: see :class:`~studio.trainers.Plan`; None takes the recipe's value.
         quiet: print nothing.
 
     Returns:
@@ -86,7 +93,8 @@ def train(
     """
     plan = Plan(
         steps=steps, seed=seed, learning_rate=learning_rate, batch_size=batch_size, accumulation=accumulation,
-        warmup=warmup, schedule=schedule, clip=clip, weight_decay=weight_decay, beta2=beta2,
+        warmup=warmup, schedule=schedule, clip=clip, weight_decay=weight_decay, beta2=beta2, optimizer=optimizer,
+        rate_ratio=rate_ratio, embedding_rate=embedding_rate, grow={str(at): rank for at, rank in (grow or {}).items()},
         precision=precision, ema=ema, gradient_checkpointing=gradient_checkpointing,
         checkpoint_every=checkpoint_every, preview_every=preview_every, tensorboard=tensorboard, device=device,
         cache=cache,
@@ -138,6 +146,8 @@ class Training:
         with training_mode(self.modules), interruptible() as request, log:
             for done in range(first + 1, self.steps + 1):
                 figures = self._step(done)
+                if done in self.plan.stages:
+                    log.say(self._grow(self.plan.stages[done]))
                 losses.append(figures["loss"])
                 log.step(done, figures)
                 due = self.plan.checkpoint_every and done % self.plan.checkpoint_every == 0
@@ -160,28 +170,72 @@ class Training:
         found = attach(
             lesson.model, lesson.adapter, name=lesson.name, seed=plan.seed,
             components=[name for name in lesson.rates if name] or None,
+            calibrate=self._calibrate if lesson.adapter.data_driven else None,
         )  # fmt: skip
+        check_trainable(state(lesson.model, lesson.name), list(lesson.rates))
+        on_step(lesson.model, lesson.name, step=0, steps=self.steps)
+        most = self._rehearse()
+        self._take_hold()
+        self.start = {key: tensor.detach().clone() for key, tensor in self.trained.items()}
+        self.average = Average(self.moving, plan.ema)
+        kept = (*self.tensors.values(), *self.scratch.values())
+        size = sum(tensor.numel() * tensor.element_size() for tensor in kept)
+        self.folder.probe(math.ceil(size * most) * (1 + checkpoint.KEPT * STATE_SIZE) + SPARE)
+        numbers = sum(tensor.numel() for tensor in self.trained.values())
+        self.out.print(f"training {numbers:,} numbers in {len(found.sites)} layers", markup=False)
+
+    def _calibrate(self, model: Any) -> None:
+        """Runs the task's own loss over its first samples, for a start that is made from data."""
+        for step in range(math.ceil(CALIBRATION_SAMPLES / self.batch_size)):
+            numbers = sample_numbers(step, 0, self.batch_size, 1)
+            with chance(self.plan.seed, numbers[0], self.device), self.accelerator.autocast():
+                self.lesson.loss(numbers)
+
+    def _take_hold(self) -> None:
+        """Looks up the adapter's tensors as they are now, and makes the optimizer over them."""
+        lesson = self.lesson
+        parts = layers(lesson.model, lesson.name)
         self.tensors = state(lesson.model, lesson.name)
         self.scratch = scratch(lesson.model, lesson.name)
-        check_trainable(self.tensors, list(lesson.rates))
+        self.optimizer = OPTIMIZERS[self.plan.optimizer](Work(self.tensors, parts, lesson.rates, self.plan))
         self.trained = {key: tensor for key, tensor in self.tensors.items() if tensor.requires_grad}
-        self.start = {key: tensor.detach().clone() for key, tensor in self.trained.items()}
-        self.optimizer = adamw(self.trained, lesson.rates, weight_decay=plan.weight_decay, beta2=plan.beta2 or BETA2)
-        self.average = Average(self.trained, plan.ema)
-        size = sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
-        self.folder.probe(size * (1 + checkpoint.KEPT * STATE_SIZE) + SPARE)
-        self.out.print(f"training {found.parameters:,} numbers in {len(found.sites)} layers", markup=False)
+        driven = lesson.adapter.adapter.driven
+        self.moving = {k: t for k, t in self.tensors.items() if k in self.trained or k.rpartition(".")[2] in driven}
 
-    @torch.no_grad()
+    def _rehearse(self) -> float:
+        """Finds out before step 1 whether the adapter can grow as planned; returns by how much it grows."""
+        ranks, config = list(self.plan.stages.values()), self.lesson.adapter
+        if not ranks:
+            return 1.0
+        if config.adapter.scratch:
+            raise DoesNotFit(f"{type(config).__name__} decides about its ranks itself while it trains; leave grow out")
+        for rank in (ranks[0], ranks[-1]):
+            rehearse_growth(self.lesson.model, self.lesson.name, rank)
+        return ranks[-1] / getattr(config, "rank", ranks[-1])
+
+    def _grow(self, rank: int) -> str:
+        """Lets the adapter grow, and with it what is known of its tensors; returns a line that says so."""
+        optimizer, start, average = self.optimizer, self.start, self.average
+        found = grow(self.lesson.model, self.lesson.name, rank, seed=self.plan.seed)
+        self._take_hold()
+        hand_on(optimizer, self.optimizer)
+        self.start = {key: padded(start[key], tensor) for key, tensor in self.trained.items()}
+        self.average = average.grown(self.moving)
+        return f"the adapter has grown to rank {rank}: {found.parameters:,} numbers are trained"
+
     def _resume(self) -> int:
         """Takes up the newest checkpoint; returns the steps that it has done."""
         found = checkpoint.newest(self.folder.folder)
         if found is None:
             return 0
-        for key, tensor in self.tensors.items():
-            tensor.copy_(found.tensors[key])
-        for key, tensor in self.scratch.items():
-            tensor.copy_(found.scratch[key])
+        for after, rank in self.plan.stages.items():
+            if after <= found.step:
+                self._grow(rank)
+        with torch.no_grad():
+            for key, tensor in self.tensors.items():
+                tensor.copy_(found.tensors[key])
+            for key, tensor in self.scratch.items():
+                tensor.copy_(found.scratch[key])
         self.average.load(found.average)
         self.optimizer.load_state_dict(dict(found.optimizer))
         return found.step

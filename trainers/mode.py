@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 from studio.adapters.adapter import generator_for
 from studio.errors import DoesNotFit
 
-__all__ = ["accelerator_for", "chance", "training_mode"]
+__all__ = ["accelerator_for", "chance", "checkpoint_gradients", "checkpoints_gradients", "evaluating", "training_mode"]
 
 
 def accelerator_for(precision: str, device: torch.device) -> Any:
@@ -68,3 +68,35 @@ def training_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for module, training in before:
             module.training = training
+
+
+def checkpoints_gradients(module: nn.Module) -> bool:
+    """Whether a part of ``module`` recomputes its activations in the backward pass."""
+    return any(bool(getattr(child, "gradient_checkpointing", False)) for child in module.modules())
+
+
+def checkpoint_gradients(module: Any, on: bool) -> None:
+    """Switches gradient checkpointing of a diffusers or transformers module; never the re-entrant kind."""
+    if isinstance(getattr(module, "_supports_gradient_checkpointing", None), bool):  # diffusers
+        (module.enable_gradient_checkpointing if on else module.disable_gradient_checkpointing)()
+        return
+    # transformers 5.23 gave its switches new names; the old ones warn
+    word = "activation" if "activation_checkpointing_enable" in dir(type(module)) else "gradient"
+    if on:
+        settings = {f"{word}_checkpointing_kwargs": {"use_reentrant": False}}
+        getattr(module, f"{word}_checkpointing_enable")(**settings)
+    else:
+        getattr(module, f"{word}_checkpointing_disable")()
+
+
+@contextlib.contextmanager
+def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Switches dropout off for a while."""
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.train()

@@ -1,18 +1,60 @@
-"""The optimizer over an adapter's tensors, with a rate per component, and their moving average."""
+"""The optimizers over an adapter's tensors, with a rate per component, and their moving average."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
 
-__all__ = ["Average", "adamw", "set_rates"]
+from studio.adapters import Adapter
+from studio.adapters.starts import padded
+from studio.errors import UnsupportedLayer
+from studio.trainers.plan import Plan
+
+__all__ = ["OPTIMIZERS", "Average", "LoRAFA", "Work", "adamw", "hand_on", "set_rates"]
+
+BETA1: Final = 0.9  # decay of the gradients' average
+BETA2: Final = 0.999  # of the squares', where neither plan nor recipe says otherwise
+
+Group = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an optimizer is made for.
+
+    Attributes:
+        tensors: the adapter's tensors by ``"<component>.<path>.<tensor>"``, in a fixed order.
+        layers: its layers by ``"<component>.<path>"``.
+        rates: component -> learning rate; ``""`` is a model by itself.
+        plan: the loop's settings.
+    """
+
+    tensors: Mapping[str, Tensor]
+    layers: Mapping[str, Adapter]
+    rates: Mapping[str, float]
+    plan: Plan
+
+    def trained(self, part: str) -> Iterator[tuple[Adapter, str, Tensor]]:
+        """Iterates over what is trained in a component: layer, name of the tensor, tensor."""
+        for key, tensor in self.tensors.items():
+            if tensor.requires_grad and (not part or key.startswith(f"{part}.")):
+                path, _, name = key.rpartition(".")
+                yield self.layers[path], name, tensor
+
+    @property
+    def beta2(self) -> float:
+        """The decay of the squared gradients."""
+        return BETA2 if self.plan.beta2 is None else self.plan.beta2
 
 
 def adamw(
-    tensors: Mapping[str, Tensor], rates: Mapping[str, float], weight_decay: float = 1e-2, beta2: float = 0.999
+    tensors: Mapping[str, Tensor], rates: Mapping[str, float], weight_decay: float = 1e-2, beta2: float = BETA2
 ) -> torch.optim.AdamW:
     """Returns AdamW with one group of tensors per component.
 
@@ -26,17 +68,182 @@ def adamw(
         | Decoupled Weight Decay Regularization (Loshchilov & Hutter, 2019), arXiv:1711.05101
     """
     groups = [
-        {
-            "params": [tensor for key, tensor in tensors.items() if not part or key.startswith(f"{part}.")],
-            "lr": rate,
-            "rate": rate,
-        }
+        _group([tensor for key, tensor in tensors.items() if not part or key.startswith(f"{part}.")], rate)
         for part, rate in rates.items()
     ]
+    return _adamw_over(groups, weight_decay, beta2)
+
+
+def _group(tensors: Sequence[Tensor], rate: float) -> Group:
+    return {"params": list(tensors), "lr": rate, "rate": rate}
+
+
+def _adamw_over(groups: list[Group], weight_decay: float, beta2: float) -> torch.optim.AdamW:
     try:
-        return torch.optim.AdamW(groups, betas=(0.9, beta2), weight_decay=weight_decay, fused=True)
+        return torch.optim.AdamW(groups, betas=(BETA1, beta2), weight_decay=weight_decay, fused=True)
     except RuntimeError:  # a device without the fused kernel
-        return torch.optim.AdamW(groups, betas=(0.9, beta2), weight_decay=weight_decay)
+        return torch.optim.AdamW(groups, betas=(BETA1, beta2), weight_decay=weight_decay)
+
+
+def _plain(work: Work) -> torch.optim.Optimizer:
+    """AdamW with the same rate for all tensors of a component."""
+    trained = {key: tensor for key, tensor in work.tensors.items() if tensor.requires_grad}
+    return adamw(trained, work.rates, work.plan.weight_decay, work.beta2)
+
+
+def _lora_plus(work: Work) -> torch.optim.Optimizer:
+    """AdamW with ``rate_ratio`` times the rate for the side that starts at zero, ``up``.
+
+    Vectors (DoRA's magnitude, biases) belong to that side, and biases do not decay. The pairs of embeddings have
+    ``embedding_rate``. So does the authors' program.
+
+    References:
+        | LoRA+: Efficient Low Rank Adaptation of Large Models (Hayou et al., 2024), arXiv:2402.12354
+    """
+    _require_pairs(work, "lora-plus", lambda adapter: {"down", "up"} <= set(adapter.trained) and adapter.bakes)
+    plan, groups = work.plan, []
+    for part, rate in work.rates.items():
+        found: dict[tuple[float, float], list[Tensor]] = {(rate, plan.weight_decay): []}  # the plain rate stands first
+        for adapter, name, tensor in work.trained(part):
+            upper = name == "up" or tensor.dim() == 1
+            own = plan.embedding_rate if adapter.site.kind == "embedding" else rate * (plan.rate_ratio if upper else 1)
+            found.setdefault((own, 0.0 if name == "bias" else plan.weight_decay), []).append(tensor)
+        groups += [
+            {**_group(tensors, own), "weight_decay": decay} for (own, decay), tensors in found.items() if tensors
+        ]
+    return _adamw_over(groups, plan.weight_decay, work.beta2)
+
+
+def _lora_fa(work: Work) -> torch.optim.Optimizer:
+    """:class:`LoRAFA`; makes every ``down`` require no gradient, so that no input is kept for the backward pass."""
+
+    def plain_pair(adapter: Adapter) -> bool:
+        return set(adapter.trained) - {"bias"} == {"down", "up"} and adapter.bakes and _scale(adapter) != 0
+
+    _require_pairs(work, "lora-fa", plain_pair)
+    pairs = []
+    for adapter in work.layers.values():
+        down, up = adapter.tensor("down"), adapter.tensor("up")
+        assert down is not None and up is not None, "looked at above"
+        down.requires_grad_(False)
+        pairs.append((down, up, _scale(adapter)))
+    groups = [_group([tensor for _, _, tensor in work.trained(part)], rate) for part, rate in work.rates.items()]
+    return LoRAFA(groups, pairs, betas=(BETA1, work.beta2), weight_decay=work.plan.weight_decay)
+
+
+def _scale(adapter: Adapter) -> float:
+    return float(cast(Any, adapter).scale)
+
+
+def _require_pairs(work: Work, optimizer: str, sound: Callable[[Adapter], bool]) -> None:
+    for path, adapter in work.layers.items():
+        if not sound(adapter):
+            raise UnsupportedLayer(
+                f"the optimizer {optimizer!r} trains the two sides of a LoRA pair differently, and "
+                f"{type(adapter.config).__name__} at {path} has no such pair; use optimizer='adamw'"
+            )
+
+
+OPTIMIZERS: Final[Mapping[str, Callable[[Work], torch.optim.Optimizer]]] = {
+    "adamw": _plain,
+    "lora-plus": _lora_plus,
+    "lora-fa": _lora_fa,
+}
+"""Name -> what makes it; it may also make tensors require no gradient."""
+
+
+class LoRAFA(torch.optim.Optimizer):
+    """AdamW over ``up`` alone, along ``G (A Aᵀ)⁻¹ / s²``: what moves ``s · up @ A`` most nearly as full training would.
+
+    ``A`` is ``down`` as a matrix, which stays as it was drawn, and ``G`` the gradient of ``up``. Tensors that are no
+    ``up`` are trained by AdamW as they are.
+
+    Args:
+        groups: what is trained, with ``lr`` and ``rate``.
+        pairs: ``(down, up, s)`` of every layer.
+        betas: decay of the averages of gradients and of their squares.
+        eps: added to the root of the squares.
+        weight_decay: decay of every tensor.
+
+    References:
+        | LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language Models Fine-tuning (Zhang et al., 2023),
+          arXiv:2308.03303
+    """
+
+    def __init__(
+        self,
+        groups: list[Group],
+        pairs: Sequence[tuple[Tensor, Tensor, float]],
+        *,
+        betas: tuple[float, float] = (BETA1, BETA2),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(groups, {"betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self._pairs = {id(up): (down, scale) for down, up, scale in pairs}
+        self._inverses: dict[int, tuple[int, Tensor]] = {}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Does a step."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for tensor in group["params"]:
+                if tensor.grad is not None:
+                    self._move(tensor, self._direction(tensor), group)
+        return loss
+
+    def _direction(self, tensor: Tensor) -> Tensor:
+        assert tensor.grad is not None, "tensors without one are left alone"
+        if id(tensor) not in self._pairs:
+            return tensor.grad
+        down, scale = self._pairs[id(tensor)]
+        return (tensor.grad @ self._inverse(down)) / scale**2
+
+    def _inverse(self, down: Tensor) -> Tensor:
+        """``(A Aᵀ)⁻¹``; computed anew only where ``down`` was written to (a checkpoint was read)."""
+        version, inverse = self._inverses.get(id(down), (-1, down))
+        if version != down._version:
+            matrix = down.detach().flatten(1)
+            inverse = torch.linalg.pinv(matrix @ matrix.t() + 1e-8 * torch.eye(len(matrix)).to(matrix))
+            self._inverses[id(down)] = (down._version, inverse)
+        return inverse
+
+    def _move(self, tensor: Tensor, direction: Tensor, group: Group) -> None:
+        state = self.state[tensor]
+        if not state:
+            state["step"] = 0
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(tensor), torch.zeros_like(tensor)
+        state["step"] += 1
+        beta1, beta2 = group["betas"]
+        state["exp_avg"].mul_(beta1).add_(direction, alpha=1 - beta1)
+        state["exp_avg_sq"].mul_(beta2).addcmul_(direction, direction, value=1 - beta2)
+        size = group["lr"] * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
+        tensor.addcdiv_(state["exp_avg"], state["exp_avg_sq"].sqrt().add_(group["eps"]), value=-size)
+        if group["weight_decay"]:
+            tensor.mul_(1 - group["lr"] * group["weight_decay"])
+
+
+def hand_on(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> None:
+    """Gives ``new`` the state of ``old``, which is one over the same tensors before some of them have grown.
+
+    The moments of numbers that are new are zero.
+    """
+    content = old.state_dict()
+    tensors = [tensor for group in new.param_groups for tensor in group["params"]]
+
+    def fitting(value: Any, tensor: Tensor) -> Any:
+        moment = isinstance(value, Tensor) and value.dim() == tensor.dim() and value.shape != tensor.shape
+        return padded(value, torch.zeros_like(tensor)) if moment else value
+
+    state = {
+        index: {name: fitting(value, tensors[index]) for name, value in entries.items()}
+        for index, entries in content["state"].items()
+    }
+    new.load_state_dict({**content, "state": state})
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> float:
@@ -49,7 +256,8 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> float:
 class Average:
     """The exponential moving average of tensors: ``a ← d a + (1 − d) w`` with ``d = min(decay, (1 + n) / (10 + n))``.
 
-    The smaller decay at the start keeps the first, untrained tensors from lingering.
+    The smaller decay at the start keeps the first, untrained tensors from lingering. What is exactly zero is zero in
+    the average too: a rank that AdaLoRA has pruned does not live on in it.
 
     Args:
         tensors: what is averaged, by key.
@@ -60,12 +268,20 @@ class Average:
         self.decay, self._live = decay, list(tensors.values())
         self.tensors = {key: tensor.detach().clone() for key, tensor in tensors.items()} if decay else {}
 
+    def grown(self, tensors: Mapping[str, Tensor]) -> Average:
+        """Returns the average of the same tensors after some of them have grown; what is new stands as it is."""
+        average = Average(tensors, self.decay)
+        average.tensors = {key: padded(before, tensors[key]) for key, before in self.tensors.items()}
+        return average
+
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Takes the tensors after ``step`` steps into the average."""
         if self.tensors:
             decay = min(self.decay, (1 + step) / (10 + step))
-            torch._foreach_lerp_(list(self.tensors.values()), [live.detach() for live in self._live], 1 - decay)
+            averages, live = list(self.tensors.values()), [tensor.detach() for tensor in self._live]
+            torch._foreach_lerp_(averages, live, 1 - decay)
+            torch._foreach_mul_(averages, [tensor != 0 for tensor in live])
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:

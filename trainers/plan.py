@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from studio.config import check
@@ -31,6 +33,11 @@ class Plan:
         clip: largest norm of the gradient; 0 does not clip.
         weight_decay: AdamW's, >= 0.
         beta2: AdamW's decay of the squared gradients, in [0, 1).
+        optimizer: ``"adamw"``; ``"lora-plus"``, AdamW with a higher rate for the side of a pair that starts at zero;
+            or ``"lora-fa"``, which trains that side alone (less memory: a layer's inputs are not kept).
+        rate_ratio: of lora-plus: that side's rate over the other's, > 0.
+        embedding_rate: of lora-plus: the rate of pairs on embeddings, > 0.
+        grow: steps done -> rank that the adapter then grows to; both rise. The optimizer's moments are kept.
         precision: ``"fp32"``, or ``"bf16"`` for products in bf16 with fp32 adapter tensors.
         ema: decay in [0, 1) of an exponential moving average of the adapter, which is then what is saved; 0 is off.
         gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
@@ -54,6 +61,10 @@ class Plan:
     clip: float = 1.0
     weight_decay: float = 1e-2
     beta2: float | None = None
+    optimizer: Literal["adamw", "lora-plus", "lora-fa"] = "adamw"
+    rate_ratio: float = 16.0
+    embedding_rate: float = 1e-6
+    grow: Mapping[str, int] = field(default_factory=dict)
     precision: Literal["fp32", "bf16"] = "fp32"
     ema: float = 0.0
     gradient_checkpointing: bool = False
@@ -64,6 +75,8 @@ class Plan:
     cache: str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.grow, Mapping):  # TOML's keys are texts
+            object.__setattr__(self, "grow", {str(step): rank for step, rank in self.grow.items()})
         check(self)
         for name in ("steps", "batch_size", "accumulation"):
             self._require(name, (getattr(self, name) or 1) >= 1 and getattr(self, name) != 0, "at least 1")
@@ -73,6 +86,35 @@ class Plan:
         self._require("learning_rate", self.learning_rate is None or 0 < self.learning_rate < math.inf, "above 0")
         self._require("beta2", self.beta2 is None or 0 <= self.beta2 < 1, "in [0, 1)")
         self._require("ema", 0 <= self.ema < 1, "in [0, 1)")
+        for name in ("rate_ratio", "embedding_rate"):
+            self._require(name, 0 < getattr(self, name) < math.inf, "a finite number above 0")
+        self._check_optimizer()
+        self._check_growth()
+
+    def _check_optimizer(self) -> None:
+        for name in ("rate_ratio", "embedding_rate"):
+            changed = getattr(self, name) != Plan.__dataclass_fields__[name].default
+            sound = self.optimizer == "lora-plus" or not changed
+            self._require(name, sound, f"left out: it is of optimizer='lora-plus', this is {self.optimizer!r}")
+
+    def _check_growth(self) -> None:
+        wanted = "a table of whole numbers, steps = rank, in which the ranks rise with the steps"
+        self._require("grow", all(step.isdecimal() and int(step) > 0 for step in self.grow), wanted)
+        ranks = list(self.stages.values())
+        rising = all(low < high for low, high in itertools.pairwise(ranks))
+        self._require("grow", rising and all(rank >= 1 for rank in ranks), wanted)
+        late = self.steps is not None and self.stages and max(self.stages) >= self.steps
+        self._require("grow", not late, f"of steps before the last one, {self.steps}")
+
+    @property
+    def stages(self) -> dict[int, int]:
+        """Steps done -> rank that is grown to then, in order.
+
+        Example:
+            >>> Plan(grow={400: 16, 200: 8}).stages
+            {200: 8, 400: 16}
+        """
+        return dict(sorted((int(step), rank) for step, rank in self.grow.items()))
 
     def _require(self, name: str, sound: bool, wanted: str) -> None:
         if not sound:

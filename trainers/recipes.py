@@ -1,4 +1,4 @@
-"""The defaults: everything that is not one of the three facts (base, images, prompt) is decided here.
+"""The defaults: everything that is not one of the few facts (base, data, prompt) is decided here.
 
 One recipe per task and size of base. Where the numbers come from is said beside them; real photographs on a full-size
 base need other rates than drawings on a small one, so the two never share a row.
@@ -11,13 +11,18 @@ from typing import Final
 
 from studio.adapters import METHODS, AdapterConfig
 from studio.families import Base
+from studio.families.causal import LanguageBase
 
-__all__ = ["RATE_FACTORS", "RECIPES", "SMALL_BASE", "Recipe", "recipe_for"]
+__all__ = ["RATE_FACTORS", "RECIPES", "SMALL_BASE", "ImageRecipe", "Recipe", "recipe_for"]
 
 SMALL_BASE: Final = 100_000_000
-"""Denoisers with fewer parameters than this are *small* (the embedded base has 8.75 million), others *full*."""
+"""Denoisers and language models with fewer parameters than this are *small* (the embedded bases have 8.75 and 2.2
+million), others *full*."""
 
-RATE_FACTORS: Final = {"lora": 1.0, "dora": 1.0, "lokr": 1.0, "ia3": 3.0}
+RATE_FACTORS: Final = {
+    "lora": 1.0, "dora": 1.0, "lokr": 1.0, "qalora": 1.0, "ia3": 3.0, "loha": 3.0, "vera": 5.0, "hra": 5.0, "oft": 0.5,
+    "boft": 1.0, "mora": 0.3, "prompttuning": 30.0, "multitaskprompt": 30.0, "prefixtuning": 10.0, "ptuning": 3.0,
+}  # fmt: skip
 """What a recipe's rates, which are LoRA's, are multiplied by for another method."""
 
 
@@ -29,43 +34,52 @@ class Recipe:
         method: name of the adapter method.
         rank: its rank.
         targets: its targets.
-        learning_rate: of the denoiser's adapter.
-        text_encoder: whether the text encoder is adapted too.
-        text_encoder_learning_rate: the rate there.
+        learning_rate: of the denoiser's (or the only component's) adapter.
         steps, batch_size, schedule, beta2: of the loop.
         warmup: fraction of the steps over which the rates rise.
-        weighting: name of the loss weighting.
-        prior: of DreamBooth; ``"given"`` is ``"self"`` where a class prompt is given, else ``"none"``.
-        prior_weight: λ of the prior half.
-        prior_rows: rows of the prior half per micro-batch; None: as many as instance rows.
     """
 
     method: str = "lora"
     rank: int = 8
     targets: str = "attention"
     learning_rate: float
-    text_encoder: bool
-    text_encoder_learning_rate: float
     steps: int
     batch_size: int
     warmup: float = 0.05
     schedule: str = "cosine"
     beta2: float = 0.999
-    weighting: str
-    prior: str = "given"
-    prior_weight: float = 1.0
-    prior_rows: int | None = None
 
     def adapter(self) -> AdapterConfig:
         """Returns the adapter's config."""
         return METHODS[self.method](rank=self.rank, targets=self.targets)  # type: ignore[call-arg]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageRecipe(Recipe):
+    """What tasks on diffusion bases have besides.
+
+    Attributes:
+        text_encoder: whether the text encoder is adapted too.
+        text_encoder_learning_rate: the rate there.
+        weighting: name of the loss weighting.
+        prior: of DreamBooth; ``"given"`` is ``"self"`` where a class prompt is given, else ``"none"``.
+        prior_weight: λ of the prior half.
+        prior_rows: rows of the prior half per micro-batch; None: as many as instance rows.
+    """
+
+    text_encoder: bool
+    text_encoder_learning_rate: float
+    weighting: str
+    prior: str = "given"
+    prior_weight: float = 1.0
+    prior_rows: int | None = None
+
+
 RECIPES: Final[dict[tuple[str, str], Recipe]] = {
     # Small base: measured on the embedded base with subjects that it has never seen, on backgrounds that no instance
     # picture has; docs/dreambooth.md shows the frontier. 1200 steps without a prior are better at the subject
     # than 600 with one in the same time, and lose only a few red backgrounds, of brown subjects at guidance 3.
-    ("dreambooth", "small"): Recipe(
+    ("dreambooth", "small"): ImageRecipe(
         rank=16,
         targets="attention+mlp",
         learning_rate=2e-3,
@@ -76,7 +90,7 @@ RECIPES: Final[dict[tuple[str, str], Recipe]] = {
         beta2=0.99,
         weighting="min-snr-offset",
     ),
-    ("style", "small"): Recipe(
+    ("style", "small"): ImageRecipe(
         rank=16,
         targets="attention+mlp",
         learning_rate=2e-3,
@@ -89,7 +103,7 @@ RECIPES: Final[dict[tuple[str, str], Recipe]] = {
     ),
     # Full base (Stable Diffusion 1.5 and up): the values in common use for photographs (diffusers' and kohya's examples
     # train LoRA at 1e-4, the text encoder at half of that or less); not measured here, where no such base is at hand.
-    ("dreambooth", "full"): Recipe(
+    ("dreambooth", "full"): ImageRecipe(
         rank=16,
         learning_rate=1e-4,
         text_encoder=False,
@@ -98,7 +112,7 @@ RECIPES: Final[dict[tuple[str, str], Recipe]] = {
         batch_size=1,
         weighting="min-snr",
     ),
-    ("style", "full"): Recipe(
+    ("style", "full"): ImageRecipe(
         rank=16,
         learning_rate=1e-4,
         text_encoder=False,
@@ -107,12 +121,16 @@ RECIPES: Final[dict[tuple[str, str], Recipe]] = {
         batch_size=1,
         weighting="min-snr",
     ),
+    # Small language base: measured on the embedded base with questions about things that no sample names;
+    # docs/language.md has the numbers.
+    ("causal-lm", "small"): Recipe(targets="attention+mlp", learning_rate=4e-3, steps=300, batch_size=16),
+    # Full language base: the values in common use for instruction data (QLoRA, arXiv:2305.14314, trains LoRA on all
+    # linear layers at 2e-4 with 16 samples per step); not measured here, where no such base is at hand.
+    ("causal-lm", "full"): Recipe(rank=16, targets="attention+mlp", learning_rate=2e-4, steps=500, batch_size=16),
 }
 """(kind of task, size of base) -> defaults."""
 
 
-def recipe_for(kind: str, base: Base) -> Recipe:
+def recipe_for(kind: str, base: Base | LanguageBase) -> Recipe:
     """Returns the defaults of a task on a base."""
-    denoiser = getattr(base.pipe, base.family.denoiser)
-    parameters = sum(parameter.numel() for parameter in denoiser.parameters())
-    return RECIPES[kind, "small" if parameters < SMALL_BASE else "full"]
+    return RECIPES[kind, "small" if base.parameters < SMALL_BASE else "full"]

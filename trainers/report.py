@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from studio.atomic import atomic_write
 from studio.trainers.curve import curve, running_mean, smoothing
-from studio.trainers.preview import preview_files
+from studio.trainers.preview import preview_files, read_measures
 from studio.trainers.run import RunFolder, sha256
 from studio.trainers.task import Lesson
 
@@ -62,9 +62,9 @@ def write(
     pairs = []
     if len(steps) > 1:
         rows = zip(captions, previews[steps[0]], previews[steps[-1]], strict=False)
-        pairs = [(caption, _embedded(before), _embedded(after)) for caption, before, after in rows]
+        pairs = [(caption, _shown(before), _shown(after)) for caption, before, after in rows]
     shown = _spread(steps, MOST_STEPS) if len(steps) > 2 else []
-    over_time = [(caption, [_embedded(previews[step][i]) for step in shown]) for i, caption in enumerate(captions)]
+    over_time = [(caption, [_shown(previews[step][i]) for step in shown]) for i, caption in enumerate(captions)]
     examples = [_as_url(picture) for picture in lesson.examples()[:MOST_EXAMPLES]]
     inputs = dict(lesson.inputs)
     hashes = {**inputs, "adapter.safetensors": sha256(folder.adapter)}
@@ -84,6 +84,8 @@ def write(
         examples=examples,
         captions=captions,
         curve=curve(losses, "loss over steps"),
+        texts=any(file.suffix == ".txt" for files in previews.values() for file in files),
+        measures=read_measures(folder.folder),
         moved=moved,
         notes=lesson.notes,
         settings={part: _flat(settings[part]) for part in ("task", "adapter", "training", "free")},
@@ -111,8 +113,10 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _embedded(file: Path) -> str:
-    """Returns a picture as a data URL."""
+def _shown(file: Path) -> str:
+    """Returns a preview as the page shows it: a picture as a data URL, a text as it is."""
+    if file.suffix == ".txt":
+        return file.read_text(encoding="utf-8")
     from PIL import Image
 
     with Image.open(file) as picture:

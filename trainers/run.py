@@ -5,7 +5,7 @@
     run.toml            every setting as decided, and what the run started from
     log.jsonl           one line per step
     checkpoints/        the adapter every N steps, and the state to go on from
-    previews/           pictures over time
+    previews/           pictures or texts over time, and what was measured then
     adapter.safetensors the result; report.html: the run on one page; result.toml: written last
 
 The same command in the same folder goes on where it stopped; a finished run says so; a folder with other settings,
@@ -30,6 +30,7 @@ from studio.errors import BadFile, DoesNotFit
 from studio.trainers import checkpoint
 from studio.trainers.lock import locked
 from studio.trainers.plan import FREE
+from studio.trainers.preview import read_measures
 from studio.trainers.task import Lesson
 
 __all__ = ["Run", "RunFolder", "claim", "sha256"]
@@ -57,6 +58,7 @@ class Run:
         adapter: the adapter's file.
         report: the report's HTML file.
         losses: loss of each step.
+        measures: step -> what was measured on what is held out; empty where nothing is.
         already: the run was finished before this call, which has therefore done nothing.
     """
 
@@ -64,6 +66,7 @@ class Run:
     adapter: Path
     report: Path
     losses: tuple[float, ...] = field(repr=False)
+    measures: Mapping[int, Mapping[str, float]] = field(default_factory=dict, repr=False)
     already: bool = False
 
 
@@ -179,7 +182,7 @@ class RunFolder:
     def result(self, *, already: bool) -> Run:
         """Returns the finished run."""
         losses = [float(json.loads(line)["loss"]) for line in self.log.read_text().splitlines()]
-        return Run(self.folder, self.adapter, self.report, tuple(losses), already)
+        return Run(self.folder, self.adapter, self.report, tuple(losses), read_measures(self.folder), already)
 
 
 @contextlib.contextmanager

@@ -71,13 +71,16 @@ class Lesson(Protocol):
     def after_step(self, step: int) -> None:
         """Is called after each optimizer step with the number of steps done."""
 
-    def preview(self) -> list[Image]:
-        """Makes the preview pictures with the blend that is on; always of the same prompts and seeds."""
+    def preview(self) -> Sequence[Image | str]:
+        """Makes the preview pictures or texts with the blend that is on; always of the same prompts and seeds."""
+
+    def measure(self) -> Mapping[str, float]:
+        """Measures what was learned on what is held out, always in the same way; empty where nothing is."""
 
     def captions(self) -> list[str]:
         """Returns the caption of each preview."""
 
-    def examples(self) -> list[Image]:
+    def examples(self) -> Sequence[Image]:
         """Returns what is trained on as it is seen, for the report; empty where that is no picture."""
 
     def metadata(self) -> dict[str, str]:

@@ -23,9 +23,13 @@ from studio.adapters.attach import (
 )
 from studio.adapters.bake import bake, unbake
 from studio.adapters.blend import blend, blended, current_blend, sample_rows
+from studio.adapters.grow import grow
 from studio.adapters.methods import *  # noqa: F403  (the configs of all methods)
+from studio.adapters.quantize import QuantizeReport, quantize
+from studio.adapters.quantized import GroupQuantizedLinear
 from studio.adapters.site import Site
 from studio.adapters.strength import Strength
+from studio.adapters.wiring import for_tasks
 
 __all__ = [
     "METHODS",
@@ -36,6 +40,8 @@ __all__ = [
     "Delta",
     "Factors",
     "Foreign",
+    "GroupQuantizedLinear",
+    "QuantizeReport",
     "Site",
     "Strength",
     "TrainableReport",
@@ -46,7 +52,10 @@ __all__ = [
     "blended",
     "current_blend",
     "detach",
+    "for_tasks",
+    "grow",
     "install",
+    "quantize",
     "sample_rows",
     "site_of",
     "state",

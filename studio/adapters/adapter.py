@@ -13,20 +13,27 @@ import hashlib
 import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from studio.adapters.site import Site
+from studio.adapters.calibration import Gauge
+from studio.adapters.site import LAYERS, Site
 from studio.errors import BadConfig, DoesNotFit, UnsupportedLayer
 from studio.registry import Registry
 
-__all__ = ["METHODS", "Adapter", "AdapterConfig", "Delta", "Factors", "Foreign", "Given", "generator_for"]
+if TYPE_CHECKING:
+    from studio.adapters.strength import Strength
+
+__all__ = ["METHODS", "Adapter", "AdapterConfig", "Delta", "Factors", "Foreign", "Given", "Way", "generator_for"]
 
 R = TypeVar("R")
+Tables = dict[str, dict[str, Tensor]]
+Reform = Callable[[Any, Mapping[str, Mapping[str, Tensor]]], tuple[Any, Tables]]
+"""Makes another config, and the tensors of all layers, path -> name -> tensor, of the present ones."""
 
 
 class Delta(NamedTuple):
@@ -56,11 +63,41 @@ class Given:
         weight: gives the base's weight in matrix form ``(rows, cols)`` in fp32; called only where it is needed.
         generator: the source of all randomness.
         inputs: what was measured of the layer's inputs, where the config asks for it; else None.
+        original: gives the weight as it was before quantisation, where the caller has it; else None.
+        bias: gives the base's bias in fp32, or None where the layer has none.
     """
 
     weight: Callable[[], Tensor]
     generator: torch.Generator
     inputs: Any = None
+    original: Callable[[], Tensor] | None = None
+    bias: Callable[[], Tensor | None] = lambda: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How another program has a method, where names and shapes do not say it.
+
+    Attributes:
+        limit: says why the program has no such layer, or computes something else there; "" where it does the same.
+        config: fields of its config (PEFT), or numbers beside the tensors (LyCORIS' alpha) -> fields of ours. It raises
+            DoesNotFit for what cannot be said here.
+        read: those fields, the site, tensors as they are stored under our names -> ours.
+        write: config, sites, layers -> its fields, and the tensors as it stores them. It raises DoesNotFit for what
+            cannot be said there.
+    """
+
+    limit: Callable[[Site], str] = lambda site: ""
+    config: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda fields: {}
+    read: Callable[[Mapping[str, Any], Site, dict[str, Tensor]], dict[str, Tensor]] = lambda fields, site, tensors: (
+        tensors
+    )
+    write: Callable[[Any, Mapping[str, Site], Mapping[str, dict[str, Tensor]]], tuple[dict[str, Any], Tables]] = (
+        lambda config, sites, layers: ({}, dict(layers))
+    )
+
+
+SAME_WAY: Final = Way()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +119,9 @@ class Foreign:
         inputs: our config field that names the layers with the second of two tensors of one foreign name, and the
             LyCORIS tensor that says so.
         fold: brings a config and the tensors of a layer to a form that other programs know.
+        lycoris_form: brings them to those of another method, where kohya's tools and LyCORIS have only that one.
+        shows: fields of our config that the tensors of all layers show (path -> name -> tensor).
+        peft_way, lycoris_way: what is left to say about their forms of the method.
     """
 
     peft_type: str
@@ -99,7 +139,11 @@ class Foreign:
     lycoris_scaled: tuple[str, ...] = ()
     unranked: str = ""
     inputs: tuple[str, str] | None = None
-    fold: Callable[[Any, Mapping[str, Mapping[str, Tensor]]], tuple[Any, dict[str, dict[str, Tensor]]]] | None = None
+    fold: Reform | None = None
+    lycoris_form: Reform | None = None
+    shows: Callable[[Mapping[str, Mapping[str, Tensor]]], dict[str, Any]] = lambda layers: {}
+    peft_way: Way = SAME_WAY
+    lycoris_way: Way = SAME_WAY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +151,11 @@ class AdapterConfig:
     """Fields that every method has.
 
     Attributes:
-        targets: which layers are adapted: a preset of the model's family ("attention", "attention+mlp", "all-linear",
-            "conv", "subject", "style"), or patterns: an exact path, a suffix (``"to_q"``), a glob
-            (``"down_blocks.*.to_k"``), or a regular expression (``"re:.*attn[12]\\.to_[qk]"``).
+        targets: which layers are adapted: a preset of the model's family or, for others, of its structure ("attention",
+            "attention+mlp", "query-value", "all-linear", "conv", "embeddings", "experts", …: all of them stand in
+            :data:`studio.adapters.presets.PRESETS`), or patterns: an exact path, a suffix (``"to_q"``), a glob
+            (``"down_blocks.*.to_k"``), or a regular expression (``"re:.*attn[12]\\.to_[qk]"``). A pattern that names no
+            layer may name parameters that a module keeps itself (``"text_projection"``).
         exclude: patterns of layers that are left out.
     """
 
@@ -137,6 +183,20 @@ class AdapterConfig:
         Raises:
             BadConfig: a field with an impossible value.
         """
+
+    @property
+    def data_driven(self) -> bool:
+        """Whether the start is made from data, so that attaching needs ``calibrate``."""
+        return False
+
+    @property
+    def restores(self) -> bool:
+        """Whether the start makes up for a quantisation, so that attaching needs ``original``."""
+        return False
+
+    def gauge(self, site: Site) -> Gauge:
+        """Returns a new measurement of what a data-driven start needs to know of the inputs of ``site``."""
+        raise NotImplementedError
 
     def require(self, sound: bool, name: str, wanted: str) -> None:
         """Raises :class:`BadConfig` about the field ``name`` unless ``sound``."""
@@ -179,13 +239,19 @@ class Adapter(nn.Module, ABC):
     """Names of the tensors that gradients do not reach (saved as well)."""
     scratch: ClassVar[tuple[str, ...]] = ()
     """Names of the tensors that only training needs: in checkpoints, not in files. :meth:`fit` makes them."""
+    driven: ClassVar[tuple[str, ...]] = ()
+    """Names of the :attr:`frozen` tensors that :meth:`on_step` changes."""
     bakes: ClassVar[bool] = True
     """Whether the change is one of the weight and bias; a method that says False defines :meth:`change` alone."""
-    kinds: ClassVar[tuple[str, ...]] = ("linear", "conv", "conv1d-gpt2", "embedding", "attention")
+    kinds: ClassVar[tuple[str, ...]] = (*LAYERS, "parameter")
     """Kinds of sites that the method covers."""
     foreign: ClassVar[Foreign]
     fused: ClassVar[bool] = False
     """Whether :meth:`factors` is defined."""
+    moves: ClassVar[bool] = False
+    """Whether :meth:`moved` is defined."""
+    tied: ClassVar[bool] = False
+    """Whether it acts on a weight wherever it is used, so that it follows layers that are tied (:meth:`joined`)."""
 
     per_sample: ClassVar[bool] = True
     """Whether the samples of a batch can have strengths of their own."""
@@ -267,6 +333,31 @@ class Adapter(nn.Module, ABC):
         return {}
 
     @classmethod
+    def whole(cls, modules: Mapping[str, nn.Module], chosen: Sequence[str] | None) -> dict[str, list[str]] | None:
+        """Returns component -> paths where the method acts by itself; None where the config's targets say it.
+
+        Args:
+            modules: component -> module, ``{"": model}`` for a model by itself. chosen: the components asked for.
+
+        Raises:
+            UnsupportedLayer: it can act nowhere in these.
+        """
+        return None
+
+    @classmethod
+    def check_strength(cls, name: str, strength: Strength) -> None:
+        """Checks that a strength means something for the method.
+
+        Raises:
+            BadConfig: it does not.
+        """
+
+    @classmethod
+    def joined(cls, root: nn.Module, paths: Sequence[str]) -> list[str]:
+        """Returns the layers that take their tensors from those at ``paths`` (in :meth:`link`), such as tied ones."""
+        return []
+
+    @classmethod
     def link(cls, adapters: Mapping[str, Any]) -> None:
         """Connects the adapters of a model, path -> adapter, once all are made: a shared tensor finds its owner.
 
@@ -285,16 +376,29 @@ class Adapter(nn.Module, ABC):
 
         Args:
             adapters: path -> adapter, those that are trained together.
-            step: optimizer steps done, from 1. steps: how many there will be.
+            step: optimizer steps done; 0 before the first one, where only what cannot work is refused.
+            steps: how many there will be.
+
+        Raises:
+            BadConfig: a config that does not fit that number of steps.
         """
 
     def grown(self, rank: int, generator: torch.Generator) -> tuple[Any, dict[str, Tensor]]:
-        """Returns a config and tensors of a higher rank with the same change.
+        """Returns a config and tensors of a higher rank with the same change; new ranks stand behind the old ones.
 
         Raises:
-            UnsupportedLayer: the method has no rank that could grow.
+            UnsupportedLayer: the method has no rank that could grow. BadConfig: a rank that the layer cannot have.
         """
-        raise UnsupportedLayer(f"{type(self.config).__name__} has no rank that could grow")
+        raise UnsupportedLayer(
+            f"{type(self.config).__name__} cannot grow: it has no rank, or a higher one would make another change"
+        )
+
+    def by_group(self, group: int) -> Tensor | None:
+        """Returns ``ΔW`` as one number per row and ``group`` columns ``(rows, cols / group)``; None if it varies there.
+
+        A base that is quantised in such groups can hold it in its zero points.
+        """
+        return None
 
     def still(self, weight: Tensor, bias: Tensor | None) -> bool:
         """Says whether the adapter changes nothing at all, whatever its input."""
@@ -315,7 +419,7 @@ class Adapter(nn.Module, ABC):
         if delta.weight is not None:
             return self.site.apply(x, delta.weight.to(x.dtype if x.is_floating_point() else y.dtype), change)
         assert change is not None, "a delta changes the weight or the bias"
-        return self.site.over_outputs(change).expand_as(y)
+        return self.site.spread(change, y)
 
     def act(self, total: Tensor, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, strength: float) -> Tensor:
         """Computes ``total + strength · change``; a method may save a pass where ``total`` is still ``y``."""
@@ -323,6 +427,17 @@ class Adapter(nn.Module, ABC):
 
     def factors(self) -> Factors:
         """Returns the low-rank pair of a method whose class says ``fused = True``."""
+        raise NotImplementedError
+
+    def moved(self, total: Tensor, x: Tensor, strength: float | Tensor) -> Tensor:
+        """Computes ``total + strength · d`` with ``f(x) = base(x + d)``, for a method that changes a layer's input.
+
+        A layer that carries such methods only (``moves``) is computed once, with ``x + Σ s_i · d_i``.
+
+        Args:
+            total: ``x``, and what other adapters have added to it. x: the layer's input.
+            strength: a number, or a tensor that broadcasts over ``x``.
+        """
         raise NotImplementedError
 
     @property

@@ -8,7 +8,7 @@ was never called.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -17,10 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from studio.adapters.adapter import Adapter, AdapterConfig
+from studio.adapters.gridsite import Held
 from studio.adapters.host import Mount, check_removable, host, is_hosted, unhost
-from studio.adapters.site import AttentionSite, Site, site_for
+from studio.adapters.kinds import site_for
+from studio.adapters.parameter import BARE, ParameterSite, parameter_site
+from studio.adapters.site import AttentionSite, Site
 from studio.adapters.strength import Strength
-from studio.errors import DoesNotFit, NoEffect, UnknownName, nearest
+from studio.errors import DoesNotFit, NoEffect, UnknownName, UnsupportedLayer, nearest
 from studio.families import components
 
 __all__ = [
@@ -31,11 +34,14 @@ __all__ = [
     "check_known",
     "check_unbaked",
     "known_names",
+    "read_bias",
     "read_weight",
     "rows_of",
 ]
 
 KEY: Final = "_studio_assembly"
+_GIVEN: Final = ("past_key_values", "encoder_outputs")
+"""Arguments that hold what an earlier call made: layers whose results are in them need not run again."""
 
 
 @dataclass
@@ -63,17 +69,27 @@ class Assembly:
         self.by_path = False  # whether strengths differ from layer to layer
         self.rows: tuple[int, ...] | None = None
         self.baked: dict[str, Strength] | None = None
-        self.originals: dict[str, tuple[nn.Parameter, nn.Parameter | None]] = {}
+        self.originals: dict[str, list[Held]] = {}
         self.version = 0
         self.required_grad: list[str] | None = None
         self.frozen_beside: list[nn.Parameter] = []
         self._levels: dict[tuple[str, ...], Tensor] = {}
         self._handles: list[Any] = []
+        self._resumes = False
+        self._items: dict[str, Any] = {}  # path of an item of a list with adapters in it -> its hook
+        self._ran: set[str] = set()
 
     # -- the blend ---------------------------------------------------------------------------------------------------
 
     def set(self, strengths: Mapping[str, Strength]) -> None:
-        """Sets the blend; adapters that it does not name are off."""
+        """Sets the blend; adapters that it does not name are off.
+
+        Raises:
+            BadConfig: a strength that means nothing for its method.
+        """
+        for name, strength in strengths.items():
+            if name in self.records:
+                self.records[name].config.adapter.check_strength(name, strength)
         self.strengths = dict(strengths)
         self.by_path = any(strength.blocks for strength in strengths.values())
         if self.by_path:
@@ -138,8 +154,11 @@ class Assembly:
 
     # -- mounting ----------------------------------------------------------------------------------------------------
 
-    def site(self, path: str) -> Site:
+    def site(self, path: str, kinds: Collection[str] = ()) -> Site:
         """Returns the site at ``path``, hosted or not.
+
+        Args:
+            path: the layer. kinds: kinds that it may be besides an ordinary layer.
 
         Raises:
             DoesNotFit: there is no such layer, or it carries adapters of another model's assembly.
@@ -149,14 +168,24 @@ class Assembly:
             return self.mounts[path].site
         module = module_at(self.root, path)
         if module is None:
+            bare = parameter_site(self.root, path, kinds)
+            if bare is not None:
+                return self._free(bare)
             known = [name for name, _ in self.root.named_modules()]
             raise DoesNotFit(f"the model has no layer {path!r}; the nearest are: {', '.join(nearest(path, known))}")
         if is_hosted(module):
             raise DoesNotFit(
-                f"{path} already carries adapters that were attached through another module; attach and detach all "
-                "adapters of a layer through the same model"
+                f"{path} already carries adapters that were attached through another module, or on parameters of its "
+                "own; attach and detach all adapters of a layer through the same model"
             )
-        return site_for(path, module)
+        return site_for(path, module, kinds)
+
+    def _free(self, bare: ParameterSite) -> ParameterSite:
+        """Checks that adapters can be put on a bare parameter beside what its owner carries."""
+        beside = [mount.site for mount in self.mounts.values() if mount.site.module is bare.module]
+        if is_hosted(bare.module) and not any(site.hosting == bare.hosting for site in beside):
+            raise DoesNotFit(f"{bare.owner or 'the model'} carries adapters as a module; its parameters cannot as well")
+        return bare
 
     def mount(self, name: str, adapters: Mapping[str, Adapter], record: Record) -> None:
         """Hosts the adapters, all or none.
@@ -170,19 +199,30 @@ class Assembly:
             if not self.mounts:
                 self._begin_life()
             for adapter in adapters.values():
-                self._mount_one(adapter.site).adapters.add(name, adapter)
+                self._mount_one(adapter).adapters.add(name, adapter)
         except BaseException:
             self._sweep(name, adapters)
             raise
         self.records[name] = record
+        self._watch_lists()
         self._index_levels()
         self.touch()
 
-    def _mount_one(self, site: Site) -> Mount:
-        path = site.path
+    def _mount_one(self, adapter: Adapter) -> Mount:
+        site, path = adapter.site, adapter.site.path
+        if site.kind in BARE and (adapter.dropout or not adapter.bakes):
+            raise UnsupportedLayer(
+                f"{path} is a bare parameter, which has no input to drop and no output to change: "
+                f"{type(adapter.config).__name__} acts on it without dropout, and only if it changes weights"
+            )
+        above, _, last = path.rpartition(".")
+        parent = module_at(self.root, above) if last == "out_proj" else None
+        if isinstance(parent, nn.MultiheadAttention) and not adapter.bakes:
+            raise UnsupportedLayer(
+                f"{path} is read by its MultiheadAttention, which never calls it: {type(adapter.config).__name__} "
+                "changes what a layer returns and cannot act there; exclude it"
+            )
         if path not in self.mounts:
-            above, _, last = path.rpartition(".")
-            parent = module_at(self.root, above) if last == "out_proj" else None
             if isinstance(parent, nn.MultiheadAttention) and above not in self.mounts:
                 # only the attention itself can make its output projection act
                 self.mounts[above] = host(AttentionSite(above, parent, outputs_only=True), self)
@@ -192,10 +232,11 @@ class Assembly:
     def unmount(self, name: str) -> None:
         """Takes one adapter out; layers that carry none are what they were."""
         for mount in self.mounts.values():
-            check_removable(mount.site.module)
+            check_removable(mount.site)
         record = self.records.pop(name)
         self.strengths.pop(name, None)
         self._sweep(name, record.paths)
+        self._watch_lists()
         self._index_levels()
         self.touch()
 
@@ -206,7 +247,7 @@ class Assembly:
                 mount.adapters.remove(name)
         for path, mount in reversed(list(self.mounts.items())):
             if not mount.adapters.names() and not self._chaperones(path):
-                unhost(mount.site.module)
+                unhost(mount.site)
                 del self.mounts[path]
         if not self.mounts:
             self._end_life()
@@ -218,7 +259,7 @@ class Assembly:
     def _begin_life(self) -> None:
         root = self.root
         root.__dict__[KEY] = self
-        self._handles.append(root.register_forward_pre_hook(self._begin_call))
+        self._handles.append(root.register_forward_pre_hook(self._begin_call, with_kwargs=True))
         self._handles.append(root.register_forward_hook(self._end_call))
         for module in root.modules():  # a hook takes torch's encoder layer off the path that reads weights itself
             if isinstance(module, nn.TransformerEncoderLayer):
@@ -244,16 +285,64 @@ class Assembly:
 
     # -- the check that nothing is bypassed ----------------------------------------------------------------------------
 
-    def _begin_call(self, root: nn.Module, args: Any) -> None:
+    def _watch_lists(self) -> None:
+        """Notices which items of a list run: a router calls some of its experts, training may drop whole layers."""
+        wanted: dict[str, nn.Module] = {}
+        for above, holder in {
+            above: self._list_at(above) for path in self.mounts for above, _ in _splits(path)
+        }.items():
+            items = {} if holder is None else holder._modules
+            wanted |= {_joined(above, name): item for name, item in items.items() if item is not None}
+        for path in self._items.keys() - wanted.keys():
+            self._items.pop(path).remove()
+        for path in wanted.keys() - self._items.keys():
+            self._items[path] = wanted[path].register_forward_pre_hook(functools.partial(self._note_item, path))
+
+    def _list_at(self, path: str) -> nn.ModuleList | None:
+        found = module_at(self.root, path)
+        return found if isinstance(found, nn.ModuleList) else None
+
+    def _note_item(self, path: str, module: nn.Module, args: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self._ran.add(path)
+
+    def _skipped(self, path: str) -> bool:
+        """Whether a layer is in an item of a list that did not run, while another item of its class did."""
+        for above, name in _splits(path):
+            holder = self._list_at(above)
+            if holder is not None and not self._has_run(_joined(above, name)):
+                kind = _class_of(holder._modules[name])
+                beside = [other for other, item in holder._modules.items() if _class_of(item) is kind]
+                if any(self._has_run(_joined(above, other)) for other in beside):
+                    return True
+        return False
+
+    def _has_run(self, item: str) -> bool:
+        """Whether an item of a list was called, or a layer in it was."""
+        inside = f"{item}."
+        return item in self._ran or any(m.called and path.startswith(inside) for path, m in self.mounts.items())
+
+    def _begin_call(self, root: nn.Module, args: Any, kwargs: Mapping[str, Any] | None = None) -> None:
         if torch.compiler.is_compiling():
             return
+        self._resumes = kwargs is not None and any(kwargs.get(name) is not None for name in _GIVEN)
+        self._ran.clear()
         for mount in self.mounts.values():
+            mount.seen |= mount.called  # by a part of the model, since the last call of the whole (generate's encoder)
             mount.called = False
 
     def _end_call(self, root: nn.Module, args: Any, output: Any) -> None:
         if torch.compiler.is_compiling() or self.baked is not None or not self.strengths:
             return
         missed = [path for path, mount in self.mounts.items() if not mount.called and mount.acts()]
+        if missed:  # of layers that hold one weight, some are there for the others alone (T5's "shared")
+            reached = {id(mount.site.weight) for mount in self.mounts.values() if mount.called}
+            missed = [path for path in missed if not self.mounts[path].follows(reached)]
+        missed = [path for path in missed if not self._skipped(path)]
+        for mount in self.mounts.values():
+            mount.seen |= mount.called
+        if self._resumes:
+            missed = [path for path in missed if not self.mounts[path].seen]
         if missed:
             more = f" and {len(missed) - 1} more" if len(missed) > 1 else ""
             raise NoEffect(
@@ -286,6 +375,21 @@ class Assembly:
             yield path, cast(Adapter, self.mounts[path].adapters.get(name))
 
 
+def _splits(path: str) -> Iterator[tuple[str, str]]:
+    """Splits a path at each of its words: what is above it, and the word."""
+    words = path.split(".")
+    for at, word in enumerate(words):
+        yield ".".join(words[:at]), word
+
+
+def _joined(above: str, name: str) -> str:
+    return f"{above}.{name}" if above else name
+
+
+def _class_of(module: nn.Module | None) -> type:
+    return vars(type(module)).get("hosts", type(module))
+
+
 def _nothing(module: nn.Module, args: Any) -> None:
     return None
 
@@ -298,11 +402,7 @@ def _save_base(root: nn.Module, *args: Any, **kwargs: Any) -> Any:
             del state[key]
 
     assembly: Assembly = root.__dict__[KEY]
-    own = {
-        f"{path}.adapters.{key}".lstrip(".")
-        for path, mount in assembly.mounts.items()
-        for key in mount.adapters.state_dict()
-    }
+    own = {f"{mount.place}.{key}" for mount in assembly.mounts.values() for key in mount.adapters.state_dict()}
     handle = root.register_state_dict_post_hook(without_adapters)
     try:
         return cast(Any, type(root)).save_pretrained(root, *args, **kwargs)
@@ -371,14 +471,27 @@ def read_weight(site: Site) -> Tensor:
     Raises:
         DoesNotFit: the weight has no values (a model on the meta device).
     """
+    return _read(site, lambda: site.matrix(site.weight.detach()).float())
+
+
+def read_bias(site: Site) -> Tensor | None:
+    """Returns the base's bias in fp32, fetched where offloading keeps it away, or None where the layer has none.
+
+    Raises:
+        DoesNotFit: the bias has no values (a model on the meta device).
+    """
+    return None if site.bias is None else _read(site, lambda: cast(Tensor, site.bias).detach().float())
+
+
+def _read(site: Site, take: Callable[[], Tensor]) -> Tensor:
     if site.weight.device.type == "meta":
         from accelerate.utils import align_module_device
 
         with align_module_device(site.module):
             if site.weight.device.type == "meta":
                 raise DoesNotFit(f"{site.path} is on the meta device: it has no values that this start could use")
-            return site.matrix(site.weight.detach()).float().clone()
-    return site.matrix(site.weight.detach()).float()
+            return take().clone()
+    return take()
 
 
 @contextmanager

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,12 +21,15 @@ from studio.adapters.assembly import (
     check_known,
     check_unbaked,
     known_names,
+    read_bias,
     read_weight,
 )
 from studio.adapters.bake import unbake
+from studio.adapters.calibration import Calibrate, Gauge, measured
+from studio.adapters.quantized import GroupQuantizedLinear
 from studio.adapters.site import Site
 from studio.adapters.strength import Strength, StrengthLike, as_strength
-from studio.adapters.targets import find_targets
+from studio.adapters.targets import find_targets, matches
 from studio.errors import BadConfig, DoesNotFit
 from studio.families import components as components_of
 
@@ -52,10 +56,12 @@ class AttachReport:
     Attributes:
         sites: paths of the adapted layers; with their component in front for a pipeline.
         parameters: numbers that the adapter trains.
+        notes: what else is worth knowing: a layer whose weight another layer shares.
     """
 
     sites: tuple[str, ...]
     parameters: int
+    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,7 @@ def _join(component: str, path: str) -> str:
 
 def _device(site: Site) -> torch.device:
     """Where the adapter of a site lives: with its weight, or where offloading computes it."""
-    hook = site.module.__dict__.get("_hf_hook")
+    hook = site.holder.__dict__.get("_hf_hook")
     wanted = getattr(hook, "execution_device", None)
     if site.weight.device.type == "meta" and wanted is not None:
         return torch.device(wanted)
@@ -144,9 +150,10 @@ def _mount_all(
         assembly = assembly_at(modules[component]) or Assembly(modules[component], component)
         assembly.component = component
         made: dict[str, Adapter] = {}
-        for path in wanted:
-            site = assembly.site(path)
-            tensors, device = make(component, site), _device(site)
+        joined = config.adapter.joined(modules[component], wanted)
+        for path in (*wanted, *(path for path in joined if path not in wanted)):
+            site = assembly.site(path, config.adapter.kinds)
+            tensors, device = make(component, site) if path in wanted else {}, _device(site)
             moved = {key: tensor.to(device) for key, tensor in tensors.items()}
             adapter = config.adapter(site, config, moved, trainable=trained)
             adapter.train(site.module.training)
@@ -176,6 +183,8 @@ def attach(
     name: str = "default",
     seed: int = 0,
     components: Sequence[str] | None = None,
+    calibrate: Calibrate | None = None,
+    original: Any = None,
 ) -> AttachReport:
     """Attaches a new adapter, trainable and at strength 1, and freezes the base.
 
@@ -186,6 +195,10 @@ def attach(
         seed: what its start is drawn from; every layer draws from (seed, its path) alone.
         components: the components of a pipeline to adapt; None: those that the patterns name, or the denoiser where
             the targets are a preset.
+        calibrate: what a start from data (LoRA's "eva" and "corda") is made from: a function that is given the model
+            and runs it over data, or batches to call the model with (a tensor, a tuple of arguments, or a dict of named
+            ones). The model is in evaluation mode meanwhile. Every position of an input counts, padding too.
+        original: what LoRA's "loftq" makes up for: the same model before it was quantised.
 
     Returns:
         The adapted layers and the number of trained parameters.
@@ -204,10 +217,22 @@ def attach(
     """
     check_unbaked(model, "attach")
     check_name(model, name)
+    _check_sources(config, calibrate, original)
     modules = components_of(model)
-    paths = find_targets(modules, config.targets, config.exclude, chosen=components)
+    paths = config.adapter.whole(modules, components) or find_targets(
+        modules, config.targets, config.exclude, chosen=components, kinds=config.adapter.kinds,
+        method=type(config).__name__,
+    )  # fmt: skip
+    for component, found in paths.items():
+        joined = config.adapter.joined(modules[component], found)
+        paths[component] = [path for path in found if path not in joined]
 
-    config, tensors = _start(modules, config, paths, seed)
+    config, tensors = _start(model, config, paths, seed, calibrate, original)
+    paths = {  # a plan may leave layers out
+        component: kept
+        for component, found in paths.items()
+        if (kept := [path for path in found if _join(component, path) in tensors])
+    }
     mounted = _mount_all(
         model, config, paths, lambda component, site: tensors[_join(component, site.path)], name=name,
         strength=Strength(), trained=True, metadata=None,
@@ -221,26 +246,57 @@ def attach(
         for _, adapter in assembly.adapters(name)
         for parameter in adapter.parameters()
     )
-    sites = tuple(_join(component, path) for component, found in paths.items() for path in found)
-    return AttachReport(sites, count)
+    sites = tuple(_join(assembly.component, path) for assembly in mounted for path in assembly.records[name].paths)
+    notes = tuple(note for assembly in mounted for note in _tied(assembly, name))
+    return AttachReport(sites, count, notes)
+
+
+def _tied(assembly: Assembly, name: str) -> Iterator[str]:
+    """Says of each adapted layer which other layers have the same weight: the adapter acts at the named one alone."""
+    holders: dict[int, list[str]] = {}
+    for path, parameter in assembly.root.named_parameters(remove_duplicate=False):
+        holders.setdefault(id(parameter), []).append(path)
+    adapted = set(assembly.records[name].paths)
+    for path, adapter in assembly.adapters(name):
+        own = assembly.mounts[path].site
+        shared = holders.get(id(own.weight), ()) if own.weight_name in own.module._parameters else ()
+        others = {other.rpartition(".")[0] for other in shared} - {path, path.rpartition(".")[0]}
+        if others and adapter.bakes and not adapter.tied:
+            names = ", ".join(_join(assembly.component, other) for other in sorted(others))
+            both = "each has an adapter of its own" if others <= adapted else f"the adapter acts at {path} alone"
+            yield f"{_join(assembly.component, path)} shares its weight with {names}: {both}; baking gives each its own"
 
 
 @torch.no_grad()
 def _start(
-    modules: Mapping[str, nn.Module], config: AdapterConfig, paths: Mapping[str, Sequence[str]], seed: int
+    model: Any,
+    config: AdapterConfig,
+    paths: Mapping[str, Sequence[str]],
+    seed: int,
+    calibrate: Calibrate | None,
+    original: Any,
 ) -> tuple[AdapterConfig, dict[str, dict[str, Tensor]]]:
     """Decides what is decided over all layers, then makes the tensors of each; keys have the component in front."""
-    method = config.adapter
+    method, modules = config.adapter, components_of(model)
     found: dict[str, dict[str, Site]] = {}
     given: dict[str, Given] = {}
     for component, wanted in paths.items():
         assembly = assembly_at(modules[component]) or Assembly(modules[component], component)
-        found[component] = {path: assembly.site(path) for path in wanted}
+        found[component] = {path: assembly.site(path, method.kinds) for path in wanted}
         for path, site in found[component].items():
             whole = _join(component, path)
-            given[whole] = Given(functools.partial(read_weight, site), generator_for(seed, whole))
+            given[whole] = Given(
+                functools.partial(read_weight, site),
+                generator_for(seed, whole),
+                original=None if original is None else functools.partial(_original_weight, original, whole),
+                bias=functools.partial(read_bias, site),
+            )
     everything = {_join(component, path): site for component, sites in found.items() for path, site in sites.items()}
+    for whole, gauge in _measured(model, config, everything, calibrate).items():
+        given[whole] = dataclasses.replace(given[whole], inputs=gauge)
     config = method.plan(everything, config, given)
+    if config.exclude:  # a plan may leave layers out
+        found = {component: _without(sites, config.exclude) for component, sites in found.items()}
     tensors: dict[str, dict[str, Tensor]] = {}
     for component, sites in found.items():
         shared = method.common(sites, config)
@@ -249,6 +305,39 @@ def _start(
             tensors[whole] = {**method.start(site, config, given[whole]), **shared}
             shared = {}
     return config, tensors
+
+
+def _check_sources(config: AdapterConfig, calibrate: Calibrate | None, original: Any) -> None:
+    """Checks that the start gets what it is made from, and nothing that it would ignore."""
+    words = f"{type(config).__name__}(init={config.init!r})" if hasattr(config, "init") else type(config).__name__
+    if config.data_driven and calibrate is None:
+        raise BadConfig(f"{words} starts from data: pass calibrate=, batches or a function that runs the model on them")
+    if calibrate is not None and not config.data_driven:
+        raise BadConfig(f"calibrate is given, and {words} does not start from data: leave it out")
+    if config.restores and original is None:
+        raise BadConfig(
+            f"{words} makes up for what quantisation took from a base: quantise it with studio.quantize, and pass the "
+            "model as it was before, attach(model, ..., original=...)"
+        )
+    if original is not None and not config.restores:
+        raise BadConfig(f"original is given, and {words} does not use it: leave it out")
+
+
+def _without(sites: Mapping[str, Site], exclude: Sequence[str]) -> dict[str, Site]:
+    return {path: site for path, site in sites.items() if not any(matches(pattern, path) for pattern in exclude)}
+
+
+def _measured(
+    model: Any, config: AdapterConfig, sites: Mapping[str, Site], calibrate: Calibrate | None
+) -> dict[str, Gauge]:
+    """Measures the inputs of layers where the start is made from them."""
+    if calibrate is None:
+        return {}
+    return measured(model, sites, {path: config.gauge(site) for path, site in sites.items()}, calibrate)
+
+
+def _original_weight(original: Any, whole: str) -> Tensor:
+    return read_weight(site_of(original, whole))
 
 
 def install(
@@ -365,7 +454,13 @@ def trainable(model: Any) -> TrainableReport:
     """Counts the parameters of ``model`` that require gradients, and all of them; tied ones once."""
     unique = {id(p): p for module in components_of(model).values() for p in module.parameters()}
     numbers = [(parameter.numel(), parameter.requires_grad) for parameter in unique.values()]
-    return TrainableReport(sum(n for n, required in numbers if required), sum(n for n, _ in numbers))
+    codes = sum(
+        layer.in_features * layer.out_features
+        for module in components_of(model).values()
+        for layer in module.modules()
+        if isinstance(layer, GroupQuantizedLinear) and layer.dense is None
+    )
+    return TrainableReport(sum(n for n, required in numbers if required), codes + sum(n for n, _ in numbers))
 
 
 def state(model: Any, name: str = "default") -> dict[str, Tensor]:

@@ -16,19 +16,19 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from studio.adapters.host import Mount
 
-__all__ = ["attend"]
+__all__ = ["adapted", "attend"]
 
 Pair = tuple[Tensor, Tensor | None]
 
 
-def _adapted(mount: Mount | None, weight: Tensor, bias: Tensor | None, row: int) -> Pair:
+def adapted(mount: Mount | None, weight: Tensor, bias: Tensor | None, row: int) -> Pair:
     """The weight and bias under the current blend, for one row where strengths differ by sample."""
     if mount is None:
         return weight, bias
     mount.called = True
     mount.prepare()
     total, shift = weight, bias
-    for adapter, coefficient in (*mount.fused, *mount.others):
+    for adapter, coefficient in mount.acting:
         number = coefficient[row].to(weight) if isinstance(coefficient, Tensor) else coefficient
         delta = adapter(type(adapter).delta, weight, bias)
         if delta.weight is not None:
@@ -55,7 +55,8 @@ def attend(
     out = cast("Mount | None", layer.out_proj.__dict__.get("_mount"))
     batched = query.dim() == 3
     if layer.batch_first and batched:
-        query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))
+        # contiguous: on a view, torch's order of sums depends on whether the weight requires gradients
+        query, key, value = (tensor.transpose(0, 1).contiguous() for tensor in (query, key, value))
     options = {"need_weights": need_weights, "average_attn_weights": average_attn_weights, "is_causal": is_causal}
     rows = _rows(own, out)
     if rows is None or not batched:
@@ -80,7 +81,7 @@ def _rows(own: Mount, out: Mount | None) -> Tensor | None:
     for mount in (own, out):
         if mount is not None:
             mount.prepare()
-            for _, coefficient in (*mount.fused, *mount.others):
+            for _, coefficient in mount.acting:
                 if isinstance(coefficient, Tensor):
                     return coefficient
     return None
@@ -108,8 +109,8 @@ def _attention(
             "v_proj_weight": layer.v_proj_weight,
         }
     else:
-        in_weight, in_bias = _adapted(own, layer.in_proj_weight, layer.in_proj_bias, row)
-    out_weight, out_bias = _adapted(out, layer.out_proj.weight, layer.out_proj.bias, row)
+        in_weight, in_bias = adapted(own, layer.in_proj_weight, layer.in_proj_bias, row)
+    out_weight, out_bias = adapted(out, layer.out_proj.weight, layer.out_proj.bias, row)
     return F.multi_head_attention_forward(
         query,
         key,

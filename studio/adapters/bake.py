@@ -8,8 +8,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from studio.adapters.adapter import Adapter
 from studio.adapters.assembly import Assembly, assemblies, check_unbaked
 from studio.adapters.blend import current_blend, read_blend
+from studio.adapters.gridsite import GridSite
 from studio.adapters.host import Mount
 from studio.adapters.strength import Strength, StrengthLike
 from studio.errors import DoesNotFit
@@ -21,6 +23,9 @@ def bake(model: Any, blend: Mapping[str, StrengthLike] | str | None = None) -> N
     """Folds a blend into the weights: ``W ← round(W + Σ s_i ΔW_i)``, computed in fp32 and rounded once.
 
     The original tensors are kept and come back by :func:`unbake`. While a blend is baked, no adapter acts live.
+
+    A quantised layer gets a dense weight meanwhile, unless every change there is constant in each of its groups of
+    columns (QA-LoRA): then its zero points move and nothing else.
 
     Args:
         model: the model or pipeline.
@@ -62,12 +67,18 @@ def _bake_one(assembly: Assembly, strengths: dict[str, Strength]) -> None:
         acting = [(name, number) for name, number in acting if number and name in mount.adapters.names()]
         if not acting:
             continue
+        site, change = mount.site, _by_group(mount, acting)
+        if change is not None:
+            assembly.originals[path] = cast(GridSite, site).shift(change)
+            continue
         weight, bias = _folded(mount, acting)
-        module, site = mount.site.module, mount.site
-        assembly.originals[path] = (cast(nn.Parameter, site.weight), cast("nn.Parameter | None", site.bias))
-        module._parameters[site.weight_name] = nn.Parameter(weight, requires_grad=False)
+        table = site.module._parameters
+        made = {site.weight_name: weight}
         if bias is not None and site.bias_name is not None:
-            module._parameters[site.bias_name] = nn.Parameter(bias, requires_grad=False)
+            made[site.bias_name] = bias
+        assembly.originals[path] = [("_parameters", name, table.get(name)) for name in made]
+        for name, tensor in made.items():
+            table[name] = nn.Parameter(tensor, requires_grad=False)
     assembly.baked = strengths
     assembly.touch()
 
@@ -94,12 +105,29 @@ def _folded(mount: Mount, acting: list[tuple[str, float]]) -> tuple[Tensor, Tens
     return total.to(weight.dtype).contiguous(), None if unchanged else cast(Tensor, shift).to(weight.dtype)
 
 
+@torch.no_grad()
+def _by_group(mount: Mount, acting: list[tuple[str, float]]) -> Tensor | None:
+    """``Σ s_i ΔW_i`` as one number per row and group, where the layer has groups and it is constant in each."""
+    if not isinstance(mount.site, GridSite):
+        return None
+    grid = mount.site.grid
+    if grid is None:
+        return None
+    total: Tensor | None = None
+    for name, number in acting:
+        adapter = cast(Adapter, mount.adapters.get(name))
+        change = adapter(type(adapter).by_group, grid.group)
+        if change is None:
+            return None
+        total = change * number if total is None else total + change * number
+    return total
+
+
 def _restore(assembly: Assembly) -> None:
-    for path, (weight, bias) in assembly.originals.items():
-        site = assembly.mounts[path].site
-        site.module._parameters[site.weight_name] = weight
-        if site.bias_name is not None and site.bias_name in site.module._parameters:
-            site.module._parameters[site.bias_name] = bias
+    for path, held in assembly.originals.items():
+        module = assembly.mounts[path].site.module
+        for table, name, tensor in held:
+            getattr(module, table)[name] = tensor
     assembly.originals.clear()
     assembly.baked = None
     assembly.touch()

@@ -3,11 +3,16 @@
 The layer's class is changed in place to a generated subclass (one per class of layer) whose forward adds what the
 active adapters change; name, parameters, hooks and ``isinstance`` stay as they were. The adapters are a submodule
 ``adapters`` of the layer, so that ``.to()``, ``state_dict()``, DDP and FSDP see them.
+
+How the forward lets them act is told by ``Site.hosting``: "layer" (one tensor in, one out), "attention"
+(MultiheadAttention, through its weights), "module" (any arguments; the first tensor of the output is changed), "owner"
+(a module that keeps bare parameters; adapters stand one level lower, by parameter: see :mod:`studio.adapters.owner`),
+"quantized" (a layer of others that would not multiply by a baked weight itself).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
@@ -16,6 +21,9 @@ from torch import Tensor, nn
 
 from studio.adapters.adapter import Adapter, Factors
 from studio.adapters.attention import attend
+from studio.adapters.language import ModelSite
+from studio.adapters.module import first_of, input_of, with_first
+from studio.adapters.owner import Owner
 from studio.adapters.site import Site
 from studio.errors import DoesNotFit, UnsupportedLayer
 
@@ -55,6 +63,7 @@ class Mount:
         self.site = site
         self.assembly = assembly
         self.called = False
+        self.seen = False  # whether it was ever called
         self.forget()
 
     def forget(self) -> None:
@@ -64,17 +73,37 @@ class Mount:
         self.drops = False
         self.fused: list[tuple[Adapter, Coefficient]] = []
         self.others: list[tuple[Adapter, Coefficient]] = []
+        self.movers: list[tuple[Adapter, Coefficient]] = []
         self.stack: Stack | None = None
 
     @property
     def adapters(self) -> Adapters:
         """The adapters on the layer."""
-        return cast(Adapters, self.site.module._modules["adapters"])
+        found = cast(Adapters, self.site.module._modules["adapters"])
+        return cast(Adapters, found._modules[self.site.weight_name]) if self.site.hosting == "owner" else found
+
+    @property
+    def place(self) -> str:
+        """Path of :attr:`adapters` in the model."""
+        path = self.site.path
+        if self.site.hosting == "owner":
+            path, _, name = path.rpartition(".")
+            return f"{path}.adapters.{name}".lstrip(".")
+        return f"{path}.adapters".lstrip(".")
 
     def acts(self) -> bool:
         """Says whether any adapter acts on the layer under the current blend."""
         self.prepare()
-        return bool(self.fused or self.others)
+        return bool(self.acting)
+
+    @property
+    def acting(self) -> list[tuple[Adapter, Coefficient]]:
+        """The adapters that act under the current plan, and how strongly."""
+        return [*self.fused, *self.others, *self.movers]
+
+    def follows(self, weights: Collection[int]) -> bool:
+        """Says whether what acts here acts on one of ``weights`` (by ``id``) as a whole, wherever that is used."""
+        return id(self.site.weight) in weights and all(adapter.tied for adapter, _ in self.acting)
 
     def prepare(self) -> None:
         """Brings the plan up to date: which adapters act, how strongly, and which of them on the fused path."""
@@ -90,12 +119,27 @@ class Mount:
             drops = adapter.dropout > 0
             self.drops |= drops
             alone = not adapter.fused or (drops and training and adapter.trainable)
-            (self.others if alone else self.fused).append((adapter, coefficient))
+            (self.movers if adapter.moves else self.others if alone else self.fused).append((adapter, coefficient))
+        if self.others:  # they need the output of the base for its own input
+            self.others, self.movers = [*self.movers, *self.others], []
         self.training = training
         self.version = self.assembly.version
 
+    def given(self, x: Tensor) -> Tensor:
+        """Returns what the base is called with: ``x``, changed by the methods that change a layer's input."""
+        if torch.compiler.is_compiling():
+            return x
+        if self.version != self.assembly.version or self.drops:
+            self.prepare()
+        moved = x
+        for adapter, coefficient in self.movers:
+            if isinstance(coefficient, Tensor):
+                coefficient = self.site.over_batch(self._checked(coefficient, x), x)
+            moved = adapter(type(adapter).moved, moved, x, coefficient)
+        return moved
+
     def act(self, x: Tensor, y: Tensor) -> Tensor:
-        """Returns ``y + Σ s_i · change_i(x)`` for the output ``y`` of the base."""
+        """Returns ``y + Σ s_i · change_i(x)`` for the output ``y`` of the base; a module's ``x`` is its main input."""
         self.called = True
         if torch.compiler.is_compiling():
             return self._act_compiled(x, y)
@@ -103,7 +147,7 @@ class Mount:
             self.prepare()
         result = self._act_fused(x, y) if self.fused else y
         if self.others:
-            weight, bias = self.site.weight, self.site.bias
+            weight, bias = self.site.operands(y)
             for adapter, coefficient in self.others:
                 if isinstance(coefficient, Tensor):
                     change = adapter(type(adapter).change, x, y, weight, bias)
@@ -156,7 +200,7 @@ class Mount:
         for index, adapter in enumerate(adapters):
             level = levels[..., index]
             if not adapter.fused or (adapter.dropout > 0 and site.module.training and adapter.trainable):
-                change = type(adapter).change(adapter, x, base, site.weight, site.bias)
+                change = type(adapter).change(adapter, x, base, *site.operands(base))
                 y = y + change * (site.over_batch(level, y) if level.dim() else level)
                 continue
             down, up, scale, bias = adapter.factors()
@@ -256,46 +300,116 @@ def _version(tensor: Tensor) -> int:
 # -- the generated classes -------------------------------------------------------------------------------------------
 
 
-def _rebuild(base: type[nn.Module]) -> nn.Module:
-    cls = hosted_class(base)
+def _layer_forward(base_forward: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        mount = self.__dict__[MOUNT]
+        return cast(Tensor, mount.act(x, base_forward(self, mount.given(x), *args, **kwargs)))
+
+    return forward
+
+
+def _attention_forward(base_forward: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return attend(self, *args, **kwargs)
+
+    return forward
+
+
+def _module_forward(base_forward: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        output = base_forward(self, *args, **kwargs)
+        mount = self.__dict__[MOUNT]
+        return with_first(output, mount.act(input_of(args, kwargs), first_of(output, mount.site.path)))
+
+    return forward
+
+
+def _owner_forward(base_forward: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return base_forward(self, *args, **kwargs)
+        owner: Owner = self.__dict__[MOUNT]
+        owner.enter()
+        try:
+            return base_forward(self, *args, **kwargs)
+        finally:
+            owner.leave()
+
+    return forward
+
+
+def _parameter(name: str) -> property:
+    """What a module that keeps bare parameters gives to those who ask it for one."""
+
+    def read(self: nn.Module) -> Tensor:
+        try:
+            return cast(Tensor, self.__dict__[MOUNT].tensor(self, name))
+        except AttributeError as error:  # which nn.Module would answer with the bare parameter
+            raise RuntimeError(f"the adapted parameter {name} could not be made: {error}") from error
+
+    return property(read)
+
+
+def _quantized_forward(base_forward: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        mount = self.__dict__[MOUNT]
+        return cast(Tensor, mount.act(x, mount.site.run(base_forward, x)))
+
+    return forward
+
+
+_FORWARDS: Final[dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]]] = {
+    "layer": _layer_forward,
+    "attention": _attention_forward,
+    "module": _module_forward,
+    "quantized": _quantized_forward,
+    "owner": _owner_forward,
+}
+"""``Site.hosting`` -> what makes the forward of a hosted class from that of its base."""
+
+
+Key: TypeAlias = "tuple[type[nn.Module], str, tuple[str, ...]]"
+
+
+def _rebuild(*key: Any) -> nn.Module:
+    cls = hosted_class(*key)
     return cls.__new__(cls)
 
 
-_CLASSES: Final[dict[type[nn.Module], type[nn.Module]]] = {}
+_CLASSES: Final[dict[Key, type[nn.Module]]] = {}
 
 
-def hosted_class(base: type[nn.Module]) -> type[nn.Module]:
-    """Returns the subclass of ``base`` whose forward lets adapters act; one per class of layer."""
-    if base not in _CLASSES:
-        _CLASSES[base] = _make_class(base)
-    return _CLASSES[base]
+def hosted_class(base: type[nn.Module], hosting: str, parameters: tuple[str, ...] = ()) -> type[nn.Module]:
+    """Returns the subclass of ``base`` whose forward lets adapters act; one per class of layer and ``hosting``.
+
+    Args:
+        base: class of the layer. hosting: how (see :class:`Site`).
+        parameters: names of the bare parameters that it gives out adapted.
+    """
+    key = (base, hosting, parameters)
+    if key not in _CLASSES:
+        _CLASSES[key] = _make_class(*key)
+    return _CLASSES[key]
 
 
-def _make_class(base: type[nn.Module]) -> type[nn.Module]:
-    base_forward = base.forward
-
-    def forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return cast(Tensor, self.__dict__[MOUNT].act(x, base_forward(self, x, *args, **kwargs)))
-
-    def attention_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return attend(self, *args, **kwargs)
-
+def _make_class(base: type[nn.Module], hosting: str, parameters: tuple[str, ...]) -> type[nn.Module]:
     def apply_(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         self.__dict__[MOUNT].forget()
         return base._apply(self, fn, recurse)
 
     def reduce_ex(self: nn.Module, protocol: int) -> Any:
         reduced: Any = base.__reduce_ex__(self, protocol)
-        return (_rebuild, (base,), *reduced[2:])
+        return (_rebuild, (base, hosting, parameters), *reduced[2:])
 
     body = {
-        "forward": attention_forward if issubclass(base, nn.MultiheadAttention) else forward,
+        "forward": _FORWARDS[hosting](base.forward),
         "_apply": apply_,
         "__reduce_ex__": reduce_ex,
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
         "hosts": base,
+        **{name: _parameter(name) for name in parameters},
     }
     return cast("type[nn.Module]", type(base.__name__, (base,), body))
 
@@ -316,44 +430,74 @@ def host(site: Site, assembly: Assembly) -> Mount:
     Raises:
         UnsupportedLayer: something else has replaced the layer's forward, or uses the name ``adapters`` in it.
     """
+    mount, module = Mount(site, assembly), site.module
+    if site.hosting != "owner":
+        _open(site, mount)
+        return mount
+    if not is_hosted(module):
+        _open(site, Owner())
+    owner: Owner = module.__dict__[MOUNT]
+    owner.mounts[site.weight_name] = mount
+    cast(Adapters, module._modules["adapters"])._modules[site.weight_name] = Adapters()
+    return mount
+
+
+def _open(site: Site, kept: Mount | Owner) -> None:
     module, base = site.module, type(site.module)
     tables = (module.__dict__, module._modules, module._parameters, module._buffers)
     if any("adapters" in names for names in tables):
         raise UnsupportedLayer(f"{site.path} has an attribute 'adapters' of its own, where ours would be; exclude it")
-    cls = hosted_class(base)
-    _rebind(site.path, module, base.forward, cls.forward)
-    mount = Mount(site, assembly)
-    module.__dict__[MOUNT] = mount
+    if not isinstance(site, ModelSite):
+        cls = hosted_class(base, site.hosting, tuple(module._parameters) if site.hosting == "owner" else ())
+        _rebind(site.path, module, base.forward, cls.forward)
+        module.__class__ = cls
+    module.__dict__[MOUNT] = kept
     module._modules["adapters"] = Adapters()
-    module.__class__ = cls
-    return mount
+    if isinstance(site, ModelSite):
+        site.wire(cast(Mount, kept))
 
 
-def unhost(module: nn.Module) -> None:
-    """Gives the layer back as it was before :func:`host`.
+def _close(module: nn.Module) -> None:
+    del module._modules["adapters"]
+    del module.__dict__[MOUNT]
+
+
+def unhost(site: Site) -> None:
+    """Gives the layer back as it was before :func:`host`; one that keeps parameters, after the last of them.
 
     Raises:
         DoesNotFit: another wrapper (FSDP) has changed the layer's class since.
     """
-    check_removable(module)
+    module = site.module
+    check_removable(site)
+    if site.hosting == "owner":
+        owner: Owner = module.__dict__[MOUNT]
+        owner.mounts.pop(site.weight_name)
+        del cast(Adapters, module._modules["adapters"])._modules[site.weight_name]
+        if owner.mounts:
+            owner.forget()
+            return
+    if isinstance(site, ModelSite):
+        site.unwire()
+        _close(module)
+        return
     cls = type(module)
     base = cast("type[nn.Module]", cls.hosts)  # type: ignore[attr-defined]
-    _rebind(mount_of(module).site.path, module, cls.forward, base.forward)
-    del module._modules["adapters"]
-    del module.__dict__[MOUNT]
+    _rebind(site.path, module, cls.forward, base.forward)
+    _close(module)
     module.__class__ = base
 
 
-def check_removable(module: nn.Module) -> None:
+def check_removable(site: Site) -> None:
     """Checks that nothing was wrapped around a hosted layer.
 
     Raises:
         DoesNotFit: the layer's class is no longer the one that hosting gave it.
     """
-    if "hosts" not in vars(type(module)):
+    if "hosts" not in vars(type(site.module)) and not isinstance(site, ModelSite):
         raise DoesNotFit(
-            f"{mount_of(module).site.path} has been wrapped as {type(module).__name__} since the adapter was attached; "
-            "undo that wrapper first, then detach"
+            f"{site.path} has been wrapped as {type(site.module).__name__} since the adapter was attached; undo that "
+            "wrapper first, then detach"
         )
 
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, TypeVar
 
 from studio.adapters.adapter import AdapterConfig, finite
 from studio.adapters.site import Site
 from studio.adapters.targets import matches
 from studio.errors import BadConfig
 
-__all__ = ["RankedConfig", "checked_rank"]
+__all__ = ["RankedConfig", "any_rank", "checked_rank"]
+
+C = TypeVar("C", bound="RankedConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +59,31 @@ class RankedConfig(AdapterConfig):
 
     def scale_at(self, path: str) -> float:
         """Returns the scale ``s`` at the layer ``path``: ``alpha / rank``."""
-        return self.alpha_at(path) / self.rank_at(path)
+        return self.alpha_at(path) / self.divisor(self.rank_at(path))
+
+    def divisor(self, rank: int) -> float:
+        """Returns what alpha is divided by."""
+        return float(rank)
+
+    def regraded(self: C, ranks: Mapping[str, int], scales: Mapping[str, float]) -> C:
+        """Returns a config with this rank and scale at each of these layers, all that there are.
+
+        Example:
+            >>> RankedConfig(rank=2).regraded({"a": 4, "b": 4, "c": 8}, {"a": 1.0, "b": 1.0, "c": 1.0}).rank_pattern
+            {'re:c': 8}
+        """
+        alphas = {path: scales[path] * self.divisor(rank) for path, rank in ranks.items()}
+        follows = self.alpha is None and all(alphas[path] == rank for path, rank in ranks.items())
+        rank, alpha = Counter(ranks.values()).most_common(1)[0][0], Counter(alphas.values()).most_common(1)[0][0]
+        return dataclasses.replace(
+            self,
+            rank=rank,
+            alpha=None if follows else alpha,
+            rank_pattern={f"re:{re.escape(path)}": one for path, one in ranks.items() if one != rank},
+            alpha_pattern={
+                f"re:{re.escape(path)}": one for path, one in alphas.items() if one != alpha and not follows
+            },
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +102,8 @@ class FactorConfig(RankedConfig):
         super().check()
         self.require(finite(self.dropout) and 0.0 <= self.dropout < 1.0, "dropout", "a probability in [0, 1)")
 
-    def scale_at(self, path: str) -> float:
-        rank = self.rank_at(path)
-        return self.alpha_at(path) / (math.sqrt(rank) if self.rank_stabilized else rank)
+    def divisor(self, rank: int) -> float:
+        return math.sqrt(rank) if self.rank_stabilized else float(rank)
 
 
 def _lookup(table: Mapping[str, Any], path: str, default: float) -> float:
@@ -82,14 +112,27 @@ def _lookup(table: Mapping[str, Any], path: str, default: float) -> float:
     return next((float(value) for pattern, value in table.items() if matches(pattern, path)), default)
 
 
+_ANY_RANK: Final[ContextVar[bool]] = ContextVar("any_rank", default=False)
+
+
+@contextmanager
+def any_rank() -> Iterator[None]:
+    """Lets new adapters have ranks larger than their layer while the context lasts, as PEFT's users may."""
+    token = _ANY_RANK.set(True)
+    try:
+        yield
+    finally:
+        _ANY_RANK.reset(token)
+
+
 def checked_rank(site: Site, config: RankedConfig) -> int:
     """Returns the rank of a new adapter at ``site``.
 
     Raises:
-        BadConfig: a rank larger than the layer, which would only add redundant numbers.
+        BadConfig: a rank larger than the layer, which would only add redundant numbers (see :func:`any_rank`).
     """
     rank, most = config.rank_at(site.path), min(site.rows, site.cols)
-    if rank > most:
+    if rank > most and not _ANY_RANK.get():
         raise BadConfig(
             f"{type(config).__name__}(rank={rank}) is larger than the layer {site.path} ({site.rows} x {site.cols}); "
             f"use a rank of at most {most}, a rank_pattern for this layer, or exclude it"

@@ -1,17 +1,19 @@
-"""Sites: the layers of a base that an adapter can change, each described as a linear map.
+"""Sites: the places in a base that an adapter can change, and the ordinary layers, each described as a linear map.
 
-Every supported layer computes ``y = A(x) W + b`` for some fixed arrangement ``A`` of its input (nothing for a Linear,
+Every ordinary layer computes ``y = A(x) W + b`` for some fixed arrangement ``A`` of its input (nothing for a Linear,
 patches for a convolution, one-hot rows for an Embedding). A site says what that map is, so that a method never has to
 know on which class of layer it acts. In *matrix form* the weight is ``M`` of shape ``(rows, cols)``: ``rows`` outputs,
 ``cols`` inputs (``in`` · ``in/groups · kh · kw`` · ``vocabulary``).
+
+Other kinds of sites are in :mod:`studio.adapters.norm` and :mod:`studio.adapters.module`; :mod:`studio.adapters.kinds`
+says which module is of which kind.
 """
 
 from __future__ import annotations
 
-import sys
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable
-from typing import ClassVar, cast
+from typing import Any, ClassVar, Final, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,10 @@ from torch import Tensor, nn
 
 from studio.errors import UnsupportedLayer
 
-__all__ = ["AttentionSite", "ConvSite", "EmbeddingSite", "GPT2Site", "LinearSite", "Site", "is_site", "site_for"]
+__all__ = ["LAYERS", "AttentionSite", "ConvSite", "EmbeddingSite", "GPT2Site", "LinearSite", "Site", "is_free_linear"]
+
+LAYERS: Final = ("linear", "conv", "conv1d-gpt2", "embedding", "attention")
+"""Kinds of the ordinary layers."""
 
 
 class Site(ABC):
@@ -30,13 +35,18 @@ class Site(ABC):
         module: the layer.
 
     Attributes:
+        kind: what methods call it. hosting: how its forward lets adapters act (see :mod:`studio.adapters.host`).
+        weight_name, bias_name: names of its parameters; no ``bias_name`` where it cannot have a bias.
+        lead: shape of what stands before the matrix form, ``(E,)`` for E experts in one tensor; else empty.
         rows: outputs of the linear map. cols: inputs of the linear map.
         inner_shape: shape of one row of ``down`` as files store it (``(in,)``, ``(in/groups, kh, kw)``, ``(vocab,)``).
     """
 
     kind: ClassVar[str]
-    weight_name: ClassVar[str] = "weight"
-    bias_name: ClassVar[str | None] = "bias"
+    hosting: ClassVar[str] = "layer"
+    weight_name: str = "weight"
+    bias_name: str | None = "bias"
+    lead: tuple[int, ...] = ()
     __slots__ = ("cols", "inner_shape", "module", "path", "rows")
 
     def __init__(self, path: str, module: nn.Module, rows: int, inner_shape: tuple[int, ...]) -> None:
@@ -54,6 +64,16 @@ class Site(ABC):
         return (self.rows, *self.inner_shape)
 
     @property
+    def bias_shape(self) -> tuple[int, ...]:
+        """Shape of the layer's bias tensor."""
+        return (self.rows,)
+
+    @property
+    def axis(self) -> int:
+        """The axis of the layer's output, counted from the end, that the outputs of the map are on."""
+        return -1
+
+    @property
     def weight(self) -> Tensor:
         """The layer's weight as it stands now."""
         return cast(Tensor, self.module._parameters[self.weight_name])
@@ -63,6 +83,15 @@ class Site(ABC):
         """The layer's bias as it stands now."""
         return None if self.bias_name is None else self.module._parameters.get(self.bias_name)
 
+    @property
+    def holder(self) -> nn.Module:
+        """The module that :attr:`weight` is a parameter of."""
+        return self.module
+
+    def operands(self, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What methods are given as weight and bias while the layer computes ``y``."""
+        return self.weight, self.bias
+
     def matrix(self, weight: Tensor) -> Tensor:
         """Views a weight ``(rows, *inner_shape)`` as the matrix ``(rows, cols)``."""
         return weight.reshape(self.rows, self.cols)
@@ -71,21 +100,47 @@ class Site(ABC):
         """Views a matrix ``(rows, cols)`` in the shape of the weight."""
         return matrix.reshape(self.weight_shape)
 
-    @abstractmethod
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Computes the layer's map of ``x`` with another weight and bias."""
+        """Computes the layer's map of ``x`` with another weight and bias; the map is linear in both.
 
-    @abstractmethod
+        Raises:
+            UnsupportedLayer: a kind of site without such a map.
+        """
+        raise UnsupportedLayer(f"{self!r} computes no linear map of a weight")
+
     def lower(self, x: Tensor, down: Tensor) -> Tensor:
-        """Computes ``down · x``: the layer's map with ``down`` ``(r, *inner_shape)`` in place of its weight."""
+        """Computes ``down · x``: the layer's map with ``down`` ``(r, *inner_shape)`` in place of its weight.
 
-    @abstractmethod
+        Raises:
+            UnsupportedLayer: a kind of site without a weight that a low-rank pair could change.
+        """
+        raise UnsupportedLayer(f"{self!r} has no weight matrix that a low-rank pair could change")
+
     def add_raised(self, y: Tensor, h: Tensor, up: Tensor) -> Tensor:
-        """Returns ``y + up · h`` with ``up`` ``(rows, r)`` and ``h`` from :meth:`lower`."""
+        """Returns ``y + up · h`` with ``up`` ``(rows, r)`` and ``h`` from :meth:`lower`.
+
+        Raises:
+            UnsupportedLayer: a kind of site without a weight that a low-rank pair could change.
+        """
+        raise UnsupportedLayer(f"{self!r} has no weight matrix that a low-rank pair could change")
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """Arranges the input ``x`` of a call as the rows of a matrix ``X`` ``(N, cols)``; the layer computes ``X Mᵀ``.
+
+        Raises:
+            UnsupportedLayer: the inputs are no numbers, or it is no ordinary layer.
+        """
+        raise UnsupportedLayer(
+            f"the inputs of {self.path} cannot be measured as those of a Linear or a convolution can: no start from "
+            "data can be had there; exclude it, or attach another adapter to it"
+        )
 
     def low_rank(self, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
         """Computes ``apply(x, shaped(up @ down), None)`` without forming the product."""
-        h = self.lower(x, down)
+        return self.raised(self.lower(x, down), up)
+
+    def raised(self, h: Tensor, up: Tensor) -> Tensor:
+        """Computes ``up · h`` with ``up`` ``(rows, r)`` and ``h`` from :meth:`lower`."""
         zero = h.new_zeros(()).expand(self._raised_shape(h))
         return self.add_raised(zero, h, up)
 
@@ -95,6 +150,10 @@ class Site(ABC):
     def over_outputs(self, vector: Tensor) -> Tensor:
         """Shapes ``(..., rows)`` so that it broadcasts over the outputs of ``y``; a leading axis stays the batch."""
         return vector
+
+    def spread(self, bias: Tensor, y: Tensor) -> Tensor:
+        """Spreads a tensor of the shape of the bias over the whole output ``y``."""
+        return self.over_outputs(bias).expand_as(y)
 
     def over_rank(self, coefficients: Tensor, h: Tensor) -> Tensor:
         """Shapes ``(r,)`` or ``(batch, r)`` so that it multiplies ``h``."""
@@ -124,6 +183,9 @@ class LinearSite(Site):
 
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
+
+    def inputs(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, self.cols)
 
     def lower(self, x: Tensor, down: Tensor) -> Tensor:
         return F.linear(x, down)
@@ -166,6 +228,7 @@ class GPT2Site(TransposedSite):
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight.t(), bias)
 
+    inputs = LinearSite.inputs
     lower = LinearSite.lower
 
 
@@ -189,6 +252,12 @@ class EmbeddingSite(TransposedSite):
         y = F.embedding(x, weight, self.padding)
         return y if bias is None else y + bias
 
+    def inputs(self, x: Tensor) -> Tensor:
+        raise UnsupportedLayer(
+            f"the inputs of {self.path} are token ids, of which there is nothing to measure: no start from data can be "
+            "had there; exclude it, or attach another adapter to it"
+        )
+
     def lower(self, x: Tensor, down: Tensor) -> Tensor:
         return F.embedding(x, down.t(), self.padding)
 
@@ -206,8 +275,25 @@ class ConvSite(Site):
         super().__init__(path, module, module.out_channels, tuple(module.weight.shape[1:]))
         self.groups = module.groups
 
+    @property
+    def axis(self) -> int:
+        return -len(self.inner_shape)
+
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return cast(Tensor, self.module._conv_forward(x, weight, bias))  # type: ignore[operator]
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """One row per place and group of channels: the patch that the filters see there."""
+        module = cast(Any, self.module)
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+        kernel = self.inner_shape[1:]
+        first = x.dim() - len(kernel)
+        for axis, size in enumerate(kernel):
+            dilation, stride = module.dilation[axis], module.stride[axis]
+            x = x.unfold(first + axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
+        x = x.movedim(first - 1, first - 1 + len(kernel))  # (batch, places, channels, kernel)
+        return x.reshape(-1, self.cols)
 
     def lower(self, x: Tensor, down: Tensor) -> Tensor:
         if self.groups > 1:  # every group has its own input channels, all share the same r filters
@@ -239,6 +325,7 @@ class AttentionSite(Site):
     """
 
     kind = "attention"
+    hosting = "attention"
     weight_name = "in_proj_weight"
     bias_name = "in_proj_bias"
     __slots__ = ()
@@ -254,63 +341,11 @@ class AttentionSite(Site):
     matrix = LinearSite.matrix
     shaped = LinearSite.shaped
     apply = LinearSite.apply
+    inputs = LinearSite.inputs
     lower = LinearSite.lower
     add_raised = LinearSite.add_raised
 
 
-def _gpt2_layer() -> type[nn.Module] | None:
-    """GPT-2's Conv1D where transformers has been imported; a model that holds one has done so."""
-    module = sys.modules.get("transformers.pytorch_utils")
-    return None if module is None else cast("type[nn.Module]", module.Conv1D)
-
-
-def _kinds() -> list[tuple[type[nn.Module], Callable[[str, nn.Module], Site]]]:
-    kinds: list[tuple[type[nn.Module], Callable[..., Site]]] = [
-        (nn.Linear, LinearSite),
-        (nn.Conv2d, ConvSite),
-        (nn.Embedding, EmbeddingSite),
-        (nn.Conv1d, ConvSite),
-        (nn.Conv3d, ConvSite),
-        (nn.MultiheadAttention, AttentionSite),
-    ]
-    gpt2 = _gpt2_layer()
-    if gpt2 is not None:
-        kinds.append((gpt2, GPT2Site))
-    return kinds
-
-
-def is_site(module: nn.Module) -> bool:
-    """Says whether ``module`` is a layer of a class that can be adapted.
-
-    Example:
-        >>> is_site(nn.Linear(2, 2)), is_site(nn.LayerNorm(2))
-        (True, False)
-    """
-    return any(isinstance(module, kind) for kind, _ in _kinds())
-
-
-def site_for(path: str, module: nn.Module) -> Site:
-    """Describes ``module`` as a site.
-
-    Args:
-        path: where the module stands in its model, for messages.
-        module: the layer.
-
-    Raises:
-        UnsupportedLayer: a class that the studio cannot adapt, or a subclass with a forward of its own, whose
-            function is not known.
-
-    Example:
-        >>> site_for("net.0", nn.Conv2d(4, 8, 3, groups=2))
-        <conv site net.0: 8x18>
-    """
-    for kind, make in _kinds():
-        if isinstance(module, kind):
-            if type(module).forward is not kind.forward:
-                raise UnsupportedLayer(
-                    f"{path or 'the model'} is a {type(module).__name__}, a {kind.__name__} with a forward of its own; "
-                    "what an adapter would have to change in it is not known (exclude it, or use its parts)"
-                )
-            return make(path, module)
-    known = ", ".join(kind.__name__ for kind, _ in _kinds())
-    raise UnsupportedLayer(f"{path or 'the model'} is a {type(module).__name__}; adapters can act on: {known}")
+def is_free_linear(module: nn.Module) -> bool:
+    """Says whether ``module`` is a Linear, and not one that an attention reads without calling it."""
+    return isinstance(module, nn.Linear) and not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import difflib
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, cast
 
-from torch import nn
+from torch import Tensor, nn
 
-from studio.adapters.site import is_site
-from studio.errors import BadConfig, NoTargets, nearest
+from studio.adapters.adapter import METHODS
+from studio.adapters.kinds import is_site, kind_of
+from studio.adapters.parameter import BARE, bare_parameters
+from studio.adapters.presets import PRESETS, resolve
+from studio.errors import BadConfig, NoTargets, UnsupportedLayer, nearest
 from studio.families import family_of
 
 __all__ = ["PRESETS", "find_targets", "matches"]
-
-PRESETS: Final = ("attention", "attention+mlp", "all-linear", "conv", "subject", "style")
-"""Names that stand for patterns; the model's family resolves them, or its structure where the family is unknown."""
 
 _GLOB: Final = re.compile(r"[*?\[]")
 
@@ -49,26 +50,34 @@ def matches(pattern: str, path: str) -> bool:
     return path == pattern or path.endswith("." + pattern)
 
 
-def _structural(preset: str, layers: Mapping[str, nn.Module], modules: Mapping[str, nn.Module]) -> list[str]:
-    """Resolves a preset by structure, for a model whose family is not known."""
-    linear = [path for path, layer in layers.items() if not _is_convolution(layer) and not _is_embedding(layer)]
-    if preset == "conv":
-        return [path for path, layer in layers.items() if _is_convolution(layer)]
-    if preset in ("all-linear", "style"):
-        return [path for path in linear if not re.search(r"(^|\.)(lm_head|embed_out|score|classifier)$", path)]
-    blocks = [path for path, module in modules.items() if "attention" in type(module).__name__.lower()]
-    blocks += [path for path in modules if re.search(r"(^|\.)(attn\d?|self_attn|attention|mha)$", path)]
-    if preset in ("attention+mlp", "subject"):
-        blocks += [path for path in modules if re.search(r"(^|\.)(mlp|ff|feed_forward|ffn)$", path)]
-    return [path for path in linear if any(path == block or path.startswith(block + ".") for block in blocks)]
+@dataclass(frozen=True)
+class _Component:
+    """A component as targets see it.
 
+    Attributes:
+        module: the component. layers: path -> what a method looks at. bare: path of a bare parameter -> its kind.
+        kinds: what the method covers.
+    """
 
-def _is_convolution(layer: nn.Module) -> bool:
-    return isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    name: str
+    module: nn.Module
+    layers: Mapping[str, nn.Module]
+    bare: Mapping[str, str]
+    kinds: Collection[str]
 
+    def named(self, pattern: str) -> list[str]:
+        """The paths that a pattern names: layers, or bare parameters where it names no layer or is a whole path."""
+        found = [path for path in self.layers if _names(pattern, self.name, path)]
+        known = [path for path, kind in self.bare.items() if kind in self.kinds]
+        exact = [path for path in known if pattern in (path, f"{self.name}.{path}")]
+        return [*found, *exact] if found or exact else [path for path in known if _names(pattern, self.name, path)]
 
-def _is_embedding(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Embedding)
+    def ordered(self, chosen: Iterable[str]) -> list[str]:
+        """Paths in the order of the model; a MultiheadAttention brings its output projection with it."""
+        wanted = set(chosen)
+        whole = [path for path in wanted if isinstance(self.layers.get(path), nn.MultiheadAttention)]
+        wanted |= {f"{path}.out_proj" if path else "out_proj" for path in whole}
+        return [path for path in (*self.layers, *self.bare) if path in wanted]
 
 
 def find_targets(
@@ -77,6 +86,8 @@ def find_targets(
     exclude: Sequence[str] = (),
     *,
     chosen: Sequence[str] | None = None,
+    kinds: Collection[str] = (),
+    method: str = "the method",
 ) -> dict[str, list[str]]:
     """Finds the layers that ``targets`` names.
 
@@ -86,12 +97,14 @@ def find_targets(
         exclude: patterns of layers to leave out.
         chosen: the components to look in; None looks in all for patterns, and for a preset in the denoiser, or in
             all where there is none.
+        kinds: kinds of sites to look at besides the ordinary layers. method: who asks, for messages.
 
     Returns:
         Component name to paths, in the order of the model; components without a match are left out.
 
     Raises:
         NoTargets: a pattern, or a preset in a chosen component, that matches nothing.
+        UnsupportedLayer: a pattern that matches only what is of another kind.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
@@ -105,13 +118,11 @@ def find_targets(
     for component in chosen or ():
         if component not in components:
             raise NoTargets(f"there is no component {component!r}; the model has {', '.join(components)}")
-    looked = {name: module for name, module in components.items() if chosen is None or name in chosen}
-    layers = {name: _layers(module) for name, module in looked.items()}
+    looked = [_component(n, module, kinds) for n, module in components.items() if chosen is None or n in chosen]
     if isinstance(targets, str) and targets in PRESETS:
-        found = _preset(targets, looked, layers, chosen)
+        found = _preset(targets, looked, chosen, method)
     else:
-        patterns = (targets,) if isinstance(targets, str) else tuple(targets)
-        found = _patterns(patterns, layers)
+        found = _patterns((targets,) if isinstance(targets, str) else tuple(targets), looked, method)
     for pattern in exclude:
         found = {name: [path for path in paths if not _names(pattern, name, path)] for name, paths in found.items()}
     found = {name: paths for name, paths in found.items() if paths}
@@ -120,8 +131,35 @@ def find_targets(
     return found
 
 
-def _layers(module: nn.Module) -> dict[str, nn.Module]:
-    return {path: layer for path, layer in module.named_modules() if is_site(layer) and not _inside_adapter(path)}
+def _component(name: str, module: nn.Module, kinds: Collection[str]) -> _Component:
+    layers = {
+        path: layer for path, layer in module.named_modules() if is_site(layer, kinds) and not _inside_adapter(path)
+    }
+    bare = {
+        path: BARE[1] if cast(Tensor, owner._parameters[own]).dim() == 3 else BARE[0]
+        for path, owner, own in bare_parameters(module)
+    }
+    return _Component(name, module, layers, bare, kinds)
+
+
+def _check_kind(pattern: str, looked: Sequence[_Component], method: str) -> None:
+    """Refuses a pattern that matches norms or bare parameters alone for a method that does not look at them."""
+    layer, _, last = pattern.rpartition(".")
+    if last in ("weight", "bias") and any(component.named(layer) for component in looked):
+        raise NoTargets(f"the target {pattern!r} is a parameter of a layer; name the layer: {layer!r}")
+    for component in looked:
+        modules = {p: kind_of(layer) for p, layer in component.module.named_modules() if not _inside_adapter(p)}
+        for path, kind in {**modules, **component.bare}.items():
+            if kind is not None and kind != "module" and _names(pattern, component.name, path):
+                raise _unable(path, kind, method)
+
+
+def _unable(path: str, kind: str, method: str) -> UnsupportedLayer:
+    able = sorted(config.__name__ for config in METHODS.values() if kind in config.adapter.kinds)
+    return UnsupportedLayer(
+        f"{path or 'the model'} is of kind {kind!r}, which {method} cannot change; name another layer, or take a "
+        f"method that can: {', '.join(able)}"
+    )
 
 
 def _inside_adapter(path: str) -> bool:
@@ -132,25 +170,22 @@ def _names(pattern: str, component: str, path: str) -> bool:
     return matches(pattern, path) or (component != "" and matches(pattern, f"{component}.{path}"))
 
 
-def _with_attention_outputs(chosen: Iterable[str], layers: Mapping[str, nn.Module]) -> list[str]:
-    """Adds the output projection of every MultiheadAttention that was named: a target is the whole attention."""
-    wanted = set(chosen)
-    wanted |= {f"{path}.out_proj" for path in wanted if isinstance(layers[path], nn.MultiheadAttention)}
-    return [path for path in layers if path in wanted]
-
-
-def _patterns(patterns: Sequence[str], layers: Mapping[str, Mapping[str, nn.Module]]) -> dict[str, list[str]]:
-    found: dict[str, set[str]] = {name: set() for name in layers}
+def _patterns(patterns: Sequence[str], looked: Sequence[_Component], method: str) -> dict[str, list[str]]:
+    found: dict[str, set[str]] = {component.name: set() for component in looked}
     for pattern in patterns:
-        hits = [(name, path) for name in layers for path in layers[name] if _names(pattern, name, path)]
-        if not hits:
-            everything = [f"{name}.{path}".strip(".") for name in layers for path in layers[name]]
+        hits = {component.name: component.named(pattern) for component in looked}
+        if not any(hits.values()):
+            _check_kind(pattern, looked, method)
+            everything = [f"{one.name}.{path}".strip(".") for one in looked for path in one.layers]
+            everything += [
+                f"{one.name}.{p}".strip(".") for one in looked for p, kind in one.bare.items() if kind in one.kinds
+            ]
             preset = difflib.get_close_matches(pattern, PRESETS, 1, 0.75)
             meant = f"did you mean the preset {preset[0]!r}? " if preset else ""
             raise NoTargets(f"the target {pattern!r} matches no layer; {meant}{_hint(pattern, everything)}")
-        for name, path in hits:
-            found[name].add(path)
-    return {name: _with_attention_outputs(paths, layers[name]) for name, paths in found.items()}
+        for name, paths in hits.items():
+            found[name].update(paths)
+    return {component.name: component.ordered(found[component.name]) for component in looked}
 
 
 def _hint(pattern: str, paths: Sequence[str]) -> str:
@@ -165,28 +200,34 @@ def _hint(pattern: str, paths: Sequence[str]) -> str:
 
 
 def _preset(
-    preset: str,
-    modules: Mapping[str, nn.Module],
-    layers: Mapping[str, Mapping[str, nn.Module]],
-    chosen: Sequence[str] | None,
+    preset: str, looked: Sequence[_Component], chosen: Sequence[str] | None, method: str
 ) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for name, module in modules.items():
+    nothing: NoTargets | None = None
+    for component in looked:
+        name, module = component.name, component.module
         family = family_of(module)
-        component = name or ("" if family is None else _component_of(family.encoders, family.denoiser, module))
-        patterns = None if family is None else family.presets.get(preset, {}).get(component)
+        label = name or ("" if family is None else _component_of(family.encoders, family.denoiser, module))
+        patterns = None if family is None else family.presets.get(preset, {}).get(label)
         if chosen is None and name and family is not None and name != family.denoiser:
             continue  # a preset means the denoiser; encoders are adapted when they are asked for
-        if patterns is None:
-            paths = _structural(preset, layers[name], dict(module.named_modules()))
+        if patterns is not None:
+            paths = [path for path in component.layers if any(matches(pattern, path) for pattern in patterns)]
         else:
-            paths = [path for path in layers[name] if any(matches(pattern, path) for pattern in patterns)]
+            try:
+                paths = resolve(preset, module)
+            except NoTargets as error:
+                nothing, paths = nothing or error, []
+        for path in paths:
+            if path not in component.layers and component.bare.get(path) not in component.kinds:
+                kind = component.bare.get(path) or kind_of(module.get_submodule(path)) or "module"
+                raise _unable(path, kind, method)
         if paths:
-            found[name] = _with_attention_outputs(paths, layers[name])
+            found[name] = component.ordered(paths)
         elif chosen is not None:
             raise NoTargets(f"the preset {preset!r} matches no layer of {name or 'the model'}; name patterns instead")
     if not found:
-        raise NoTargets(f"the preset {preset!r} matches no layer of the model; name patterns instead")
+        raise nothing or NoTargets(f"the preset {preset!r} matches no layer of the model; name patterns instead")
     return found
 
 

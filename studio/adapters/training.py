@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from studio.adapters.adapter import Adapter
 from studio.adapters.assembly import Assembly, assemblies, check_known
 
-__all__ = ["on_step", "penalty", "scratch"]
+__all__ = ["layers", "on_step", "penalty", "scratch"]
 
 
 def _holding(model: Any, name: str) -> list[Assembly]:
@@ -39,13 +40,27 @@ def on_step(model: Any, name: str = "default", *, step: int, steps: int) -> None
 
     Args:
         model: the model or pipeline. name: the adapter.
-        step: optimizer steps done, from 1. steps: how many there will be.
+        step: optimizer steps done; 0 before the first one, where what cannot work is refused.
+        steps: how many there will be.
+
+    Raises:
+        UnknownName: no adapter has that name. BadConfig: a config that does not fit that number of steps.
+    """
+    for assembly in _holding(model, name):
+        assembly.records[name].config.adapter.on_step(dict(assembly.adapters(name)), step, steps)
+
+
+def layers(model: Any, name: str = "default") -> dict[str, Adapter]:
+    """Returns the layers of an adapter under ``"<component>.<path>"``.
 
     Raises:
         UnknownName: no adapter has that name.
     """
-    for assembly in _holding(model, name):
-        assembly.records[name].config.adapter.on_step(dict(assembly.adapters(name)), step, steps)
+    return {
+        ".".join(part for part in (assembly.component, path) if part): adapter
+        for assembly in _holding(model, name)
+        for path, adapter in assembly.adapters(name)
+    }
 
 
 def scratch(model: Any, name: str = "default") -> dict[str, Tensor]:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from studio.commands.loading import load_adapter
 from studio.commands.options import device_option, example, output_options
 from studio.commands.show import Show
 from studio.commands.words import ADAPTER, SEEDS, SIZE, AdapterWord
-from studio.errors import BadConfig, BadFile, NoEffect, PartialLoad
+from studio.errors import BadFile
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -123,7 +124,7 @@ def generate(
     for file in [*files[:1], *([grid] if grid else [])]:
         _check_place(file)
     pipe = ImagePipeline.open(base, dtype=numbers.dtype, device=place)
-    used = [_load(pipe, word, allow_partial, show) for word in adapters]
+    used = [load_adapter(pipe, pipe.pipe, word, allow_partial, show) for word in adapters]
     for prompt in prompts:  # before the first picture, so that a slip in the last tag costs nothing
         parse_prompt(prompt, pipe.adapters, denoiser=pipe.base.family.denoiser, encoders=pipe.base.family.encoders)
     _note_triggers(pipe, prompts, show)
@@ -193,51 +194,6 @@ def _check_place(file: Path) -> None:
         for place in made:
             if place.is_dir() and not any(place.iterdir()):
                 place.rmdir()
-
-
-def _load(pipe: ImagePipeline, word: AdapterWord, allow_partial: bool, show: Show) -> dict[str, Any]:
-    """Loads an adapter and says what was loaded.
-
-    Raises:
-        NoEffect: its tensors change nothing.
-        PartialLoad: a part of the file does not fit.
-    """
-    from studio.adapters.effect import has_effect
-    from studio.files import inspect
-
-    name = word.name or inspect(word.file).name or _stem(word.file)
-    if word.name is None and name in pipe.adapters:
-        name = _stem(word.file)
-    if name in pipe.adapters:
-        raise BadConfig(f"two adapters are called {name!r}: name one of them, --adapter other={word.file}")
-    try:
-        report = pipe.load(word.file, name=name, strength=word.strength, allow_partial=allow_partial)
-    except PartialLoad as error:
-        raise PartialLoad(str(error).replace("pass allow_partial=True", "give --allow-partial")) from None
-    if not has_effect(pipe.pipe, name):
-        raise NoEffect(
-            f"{word.file} changes nothing: in each of its {len(report.sites)} layers the change is zero, so every "
-            "picture would be the base's own; it was saved before it was trained, or its tensors were lost"
-        )
-    if word.strength == 0:
-        show.note(f"{name} has strength 0 and does not act, but where a prompt tags it")
-    for key, reason in list(report.ignored.items())[:5]:
-        show.note(f"{word.file.name}: {key} is not applied: {reason}")
-    if len(report.ignored) > 5:
-        show.note(f"{word.file.name}: and {len(report.ignored) - 5} more keys are not applied")
-    show.tell(f"{name}: {report.method} in {len(report.sites)} layers, strength {word.strength:g}, from {word.file}")
-    return {
-        "name": name, "file": word.file, "strength": word.strength, "method": report.method, "format": report.format,
-        "sites": len(report.sites), "ignored": dict(report.ignored),
-    }  # fmt: skip
-
-
-def _stem(file: Path) -> str:
-    """Returns a name for a file that records none: its stem, or its folder where the stem says nothing."""
-    plain = re.sub(r"[^\w-]+", "-", file.stem).strip("-")
-    if plain in ("adapter", "adapter_model", "pytorch_lora_weights", ""):
-        plain = re.sub(r"[^\w-]+", "-", file.resolve().parent.name).strip("-")
-    return plain or "default"
 
 
 def _note_triggers(pipe: ImagePipeline, prompts: Sequence[str], show: Show) -> None:

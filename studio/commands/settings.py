@@ -78,7 +78,7 @@ class Settings:
             UnknownName: no such method.
             BadConfig: a field that the method does not have, or an impossible value.
         """
-        from studio.adapters import METHODS
+        from studio.adapters import METHODS, AdapterConfig
 
         if not self.adapter:
             return None
@@ -89,8 +89,10 @@ class Settings:
             if isinstance(words, str) and "," in words and "[" not in words and "re:" not in words:
                 given[name] = [word.strip() for word in words.split(",") if word.strip()]
         config = METHODS[method]
-        known = {field.name for field in dataclasses.fields(config)}
-        shared = known if method == recipe.method else known & {"rank", "targets", "exclude"}
+        known = {field.name: field.default for field in dataclasses.fields(config)}
+        shared = set(known) if method == recipe.method else set(known) & {"rank", "targets", "exclude"}
+        if known["targets"] != AdapterConfig.targets:
+            shared -= {"targets"}  # virtual tokens, norms, ...: the method says where it sits
         defaults = {name: value for name, value in plain(recipe.adapter()).items() if name in shared}
         return build(config, {**defaults, **given})
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-__all__ = ["ADAPTER", "SEEDS", "SIZE", "AdapterWord"]
+__all__ = ["ADAPTER", "HELD_OUT", "SEEDS", "SIZE", "AdapterWord"]
 
 MOST_SEEDS = 100_000  # a range such as 0..2**40 is a typing error
 
@@ -123,6 +123,26 @@ class Adapter(click.ParamType):
         return AdapterWord(Path(file), strength, name)
 
 
+class HeldOut(click.ParamType):
+    """What is held out: a share such as ``0.1``, or a file."""
+
+    name = "file|share"
+
+    def convert(
+        self, value: str | float, parameter: click.Parameter | None, context: click.Context | None
+    ) -> str | float:
+        """Reads a share or a file's name.
+
+        Example:
+            >>> HELD_OUT("0.1"), HELD_OUT("eval.jsonl")
+            (0.1, 'eval.jsonl')
+        """
+        if isinstance(value, float) or Path(value).exists():
+            return value
+        number = _number(value)
+        return value if number is None else number
+
+
 def _number(text: str) -> float | None:
     try:
         return None if "_" in text else float(text)
@@ -133,3 +153,4 @@ def _number(text: str) -> float | None:
 SEEDS = Seeds()
 SIZE = Size()
 ADAPTER = Adapter()
+HELD_OUT = HeldOut()

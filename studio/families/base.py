@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +17,7 @@ from torch import nn
 from studio.errors import BadFile, DoesNotFit, UnknownName, nearest
 from studio.families.family import FAMILIES, Family, family_of, is_pipeline
 
-__all__ = ["BASES", "Base", "open_base", "weights_hash"]
+__all__ = ["BASES", "Base", "modules_hash", "open_base", "quietly", "weights_hash"]
 
 BASES: dict[str, Path] = {"emoji": Path(__file__).parent / "emoji" / "pipeline"}
 """The embedded bases: name -> diffusers folder inside the package."""
@@ -45,6 +45,11 @@ class Base:
     def hash(self) -> str:
         """SHA-256 (hex) over the weights of all components, computed once; ask before anything is baked."""
         return weights_hash(self.pipe)
+
+    @property
+    def parameters(self) -> int:
+        """How many weights the denoiser has."""
+        return sum(parameter.numel() for parameter in getattr(self.pipe, self.family.denoiser).parameters())
 
 
 def open_base(
@@ -107,10 +112,13 @@ def weights_hash(pipe: Any) -> str:
     The type on disk does not matter: an fp16 folder opened in fp16 or in fp32 has one hash. Adapters that are attached
     do not count (their keys hold ``.adapters.``).
     """
+    return modules_hash({name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)})
+
+
+def modules_hash(modules: Mapping[str, nn.Module]) -> str:
+    """As :func:`weights_hash`, of modules by name."""
     digest = hashlib.sha256()
-    for name, module in sorted(pipe.components.items()):
-        if not isinstance(module, nn.Module):
-            continue
+    for name, module in sorted(modules.items()):
         for key, tensor in sorted(module.state_dict().items()):
             if ".adapters." in key or key.startswith("adapters."):
                 continue
@@ -149,7 +157,7 @@ def _read(folder: Path, dtype: torch.dtype | None, device: torch.device | str | 
         known = ", ".join(sorted({family.pipeline for family in FAMILIES.values()}))
         raise DoesNotFit(f"{folder} is a {name}, which the studio does not know; it opens {known}")
     try:
-        with _quiet():
+        with quietly():
             pipe = cls.from_pretrained(folder, dtype=dtype or torch.float32, local_files_only=True)
     except Exception as problem:  # safetensors, json, OSError, KeyError: whatever a broken folder makes diffusers raise
         sentence = str(problem).strip().splitlines()[0] if str(problem).strip() else repr(problem)
@@ -159,7 +167,7 @@ def _read(folder: Path, dtype: torch.dtype | None, device: torch.device | str | 
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """No progress bars of diffusers and transformers: opening a base is one line of our own log."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

@@ -11,7 +11,7 @@ from typing import Final
 from studio.files import diffusers, kohya, peft
 from studio.files.format import Format
 from studio.files.header import TensorInfo
-from studio.files.spelling import WHOLE, Spelling, nearest_part, recognise
+from studio.files.spelling import WHOLE, Spelling, nearest_part, recognise, shared_parts, with_axes
 
 __all__ = ["Layer", "Sorted", "guess_family", "sort_keys"]
 
@@ -27,6 +27,7 @@ _STRANGERS: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
         (r"^bundle_emb\.", "a text embedding that is bundled with the file"),
         (r"^(emb_params|clip_l|clip_g|t5xxl|string_to_param)$", "a text embedding (textual inversion)"),
         (r"_custom_diffusion\.weight$", "Custom Diffusion"),
+        (r"^prompt_embeddings$", "virtual tokens of a peft_type that is not known (adapter_config.json states it)"),
         (r"^(unet|text_encoder):\d+:(up|down)$", "cloneofsimo's first format"),
         (r"\.(qkv|proj)_lora[12]?\.(down|up)\.weight$", "XLabs' Flux format"),
         (r"\.(query|key)_norm\.scale$", "a Flux control LoRA"),
@@ -41,17 +42,18 @@ class Layer:
 
     Attributes:
         format: whose naming it is. module: its name in the file. parts: part -> key.
-        spoiled: why nothing of it can be used, or "".
+        spoiled: why nothing of it can be used, or "". preferred: the method that the file says it is of, or "".
     """
 
     format: Format
     module: str
     parts: dict[str, str] = field(default_factory=dict)
     spoiled: str = ""
+    preferred: str = ""
 
     def spelling(self) -> Spelling | str:
         """The method of this layer, or why there is none."""
-        return self.spoiled or recognise(self.parts)
+        return self.spoiled or recognise(self.parts, self.preferred)
 
 
 @dataclass
@@ -60,10 +62,12 @@ class Sorted:
 
     Attributes:
         layers: by module name as the file has it. strangers: key -> why it belongs to no layer.
+        shared: component as the file has it -> part -> key, of tensors that all layers share.
     """
 
     layers: dict[str, Layer] = field(default_factory=dict)
     strangers: dict[str, str] = field(default_factory=dict)
+    shared: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def method(self, preferred: str = "") -> str:
         """The method of most layers, the preferred one if any layer has it; "" if no layer has one."""
@@ -79,20 +83,28 @@ class Sorted:
         return min(found, key=lambda name: (-found[name], name)) if found else ""
 
 
-def sort_keys(keys: Mapping[str, TensorInfo]) -> Sorted:
-    """Sorts the keys of a file into layers; every key ends in a layer or among the strangers."""
+def sort_keys(keys: Mapping[str, TensorInfo], preferred: str = "") -> Sorted:
+    """Sorts the keys of a file into layers; every key ends in a layer or among the strangers.
+
+    Args:
+        keys: of the file. preferred: the method that it says it is of, where it says so.
+    """
     found = Sorted()
     unknown: list[tuple[str, Format]] = []
-    for key in keys:
+    for key, info in keys.items():
+        root, _, last = key.rpartition(".")
+        if last in shared_parts():
+            found.shared.setdefault("" if root == "base_model" else root, {})[last] = key
+            continue
         format = next(one for one in _ORDER if one.owns(key))
         split = format.split(key)
         if split is None:
             unknown.append((key, format))
             continue
-        module, part = split
+        module, part = split[0], with_axes(split[1], len(info.shape))
         layer = found.layers.get(module)
         if layer is None:
-            layer = found.layers[module] = Layer(format, module)
+            layer = found.layers[module] = Layer(format, module, preferred=preferred)
         if part in layer.parts:
             layer.spoiled = f"{part} of this layer is in the file twice, as {layer.parts[part]} and {key}"
             found.strangers[key] = layer.spoiled

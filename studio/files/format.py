@@ -9,7 +9,8 @@ from typing import Any, Final, Protocol
 
 from torch import Tensor
 
-from studio.adapters import AdapterConfig, Site
+from studio.adapters import AdapterConfig, Foreign, Site
+from studio.adapters.adapter import SAME_WAY, Way
 from studio.files.header import TensorInfo
 from studio.files.names import Names
 from studio.files.scale import Seen
@@ -42,18 +43,21 @@ class Saved:
     Attributes:
         config: the method and its settings. names: the model's names.
         sites: path -> site. layers: path -> our tensors.
+        stated: what the format's own program states beside the tensors, by its names.
     """
 
     config: AdapterConfig
     names: Names
     sites: Mapping[str, Site]
     layers: Mapping[str, Mapping[str, Tensor]]
+    stated: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Settings(Protocol):
     """What the config in a file (not the tensors) says about the layers."""
 
     notes: list[str]
+    stated: Mapping[str, Any]
 
     def seen(self, module: str, rank: int | None) -> Seen:
         """Returns rank and scale of the layer that the file calls ``module``, whose tensors have rank ``rank``."""
@@ -81,6 +85,8 @@ class Format:
         write: writes keys to tensors, and metadata, to a file.
         check: refuses what this format cannot say.
         respelled: part in its dialect -> how this format spells it.
+        way: how the format's own program has a method; the studio's own files have it as we do.
+        root: what stands before a tensor that all layers of a path's component share.
     """
 
     name: str
@@ -95,6 +101,8 @@ class Format:
     write: Callable[[Path, Mapping[str, Tensor], dict[str, str], Saved], None]
     check: Callable[[Saved], None]
     respelled: Mapping[str, str] = field(default_factory=dict)
+    way: Callable[[Foreign], Way] = lambda foreign: SAME_WAY
+    root: Callable[[Names, str], str] = lambda names, path: names.relative(path)[0]
 
 
 FORMATS: Final[Registry[Format]] = Registry("file format")

@@ -10,6 +10,8 @@ from studio.adapters import AdapterConfig
 from studio.files.detect import Sorted, guess_family, sort_keys
 from studio.files.format import Source
 from studio.files.metadata import facts_of, own_entry
+from studio.files.peft_settings import flagged_method
+from studio.files.soft import soft_method
 from studio.files.source import open_source
 from studio.files.spelling import Spelling
 
@@ -82,21 +84,24 @@ def inspect(file: str | Path) -> AdapterFile:
     """
     source = open_source(Path(file), tensors=False)
     own = own_entry(source.metadata)
-    found = sort_keys(source.infos)
+    soft = soft_method(source, own)
+    preferred = flagged_method(source.peft) if own is None else own.method
+    found = sort_keys({} if soft else source.infos, preferred)
     family, title = guess_family(found, source.infos)
     unread = dict(found.strangers)
     for layer in found.layers.values():
         spelling = layer.spelling()
         if isinstance(spelling, str):
             unread |= dict.fromkeys(layer.parts.values(), spelling)
-    method = found.method("" if own is None else own.method)
+    method = soft or found.method("" if own is None else own.method)
+    format = ("studio" if source.peft is None else "peft") if soft else found.format()
     return AdapterFile(
         file=source.file,
-        format=found.format() if method else "",
+        format=format if method else "",
         method=method,
         name="" if own is None else own.name,
         config=None if own is None else own.config,
-        sites=tuple(sorted(found.layers)),
+        sites=("",) if soft else tuple(sorted(found.layers)),
         tensors={key: (info.dtype, info.shape) for key, info in sorted(source.infos.items())},
         metadata=source.metadata,
         facts=facts_of(source.metadata),

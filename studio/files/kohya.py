@@ -15,6 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from studio.adapters.parameter import BARE
 from studio.errors import DoesNotFit
 from studio.files.format import FORMATS, Format, Saved, Source
 from studio.files.header import write_tensors
@@ -35,6 +36,13 @@ def _settings(source: Source, method: str, component: str) -> None:
 
 
 def _check(saved: Saved) -> None:
+    if not saved.config.adapter.foreign.lycoris_tensors:
+        raise DoesNotFit(
+            f"neither kohya's tools nor LyCORIS have {type(saved.config).__name__}; save with format='diffusers'"
+        )
+    for path, site in saved.sites.items():
+        if site.kind in BARE:
+            raise DoesNotFit(f"{path} is a bare parameter, which kohya's format has not; save with format='diffusers'")
     flat = Counter(saved.names.flat(path) for path in saved.names.paths)
     for path in saved.sites:
         if flat[saved.names.flat(path)] > 1:
@@ -72,5 +80,6 @@ KOHYA: Final = FORMATS.add(
         settings=_settings,
         write=_write,
         check=_check,
+        way=lambda foreign: foreign.lycoris_way,
     ),
 )

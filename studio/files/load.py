@@ -11,12 +11,16 @@ from typing import Any, Final
 from studio.adapters import METHODS, install
 from studio.adapters.strength import StrengthLike
 from studio.errors import BadFile, DoesNotFit, PartialLoad, StudioError
+from studio.families import components
 from studio.files.detect import Sorted, guess_family, sort_keys
 from studio.files.format import Source
 from studio.files.metadata import Own, facts_of, own_entry
 from studio.files.names import Names
+from studio.files.peft_settings import flagged_method
 from studio.files.reading import Reading, read_layers
 from studio.files.report import LoadReport
+from studio.files.soft import FORMAT as SOFT
+from studio.files.soft import read_soft, soft_method
 from studio.files.source import open_source
 
 __all__ = ["load", "load_source"]
@@ -95,7 +99,10 @@ def load_source(
 ) -> LoadReport:
     """Attaches what an opened file holds; see :func:`load`."""
     own = own_entry(source.metadata)
-    found = sort_keys(source.infos)
+    soft = soft_method(source, own)
+    if soft:
+        return _load_soft(model, source, own, soft, name, strength, allow_partial, trainable)
+    found = sort_keys(source.infos, flagged_method(source.peft) if own is None else own.method)
     method = found.method("" if own is None else own.method)
     if not method:
         raise BadFile(f"{source.file} holds no adapter that can be read: {_first(_reasons(found))}")
@@ -105,7 +112,7 @@ def load_source(
     metadata = {**facts_of(source.metadata), **_dtype(source, reading)}
 
     def put() -> None:
-        layers, config = reading.layers, reading.config
+        layers, config = reading.placed(names), reading.config
         install(model, config, layers, name=taken, strength=strength, trainable=trainable, metadata=metadata)
 
     _judge(source, found, names, reading, allow_partial)
@@ -125,9 +132,42 @@ def load_source(
         name=taken,
         method=reading.method,
         format=found.format(),
-        applied=tuple(sorted(key for keys in reading.keys.values() for key in keys)),
+        applied=reading.applied(),
         ignored=dict(sorted(reading.ignored.items())),
         sites=tuple(sorted(reading.layers)),
+        notes=tuple(reading.notes),
+    )
+
+
+def _load_soft(
+    model: Any,
+    source: Source,
+    own: Own | None,
+    method: str,
+    name: str | None,
+    strength: StrengthLike,
+    allow_partial: bool,
+    trainable: bool,
+) -> LoadReport:
+    """Attaches virtual tokens, which belong to a language model as a whole."""
+    METHODS[method].adapter.whole(components(model), None)
+    reading = read_soft(model, source, own, method)
+    if reading.ignored and not allow_partial:
+        raise PartialLoad(
+            f"{len(reading.ignored)} of the {len(source.infos)} keys of {source.file} cannot be applied: "
+            f"{_first(reading.ignored)}; pass allow_partial=True to apply the others"
+        )
+    taken = name if name is not None else (own.name if own is not None and own.name else "default")
+    metadata = {**facts_of(source.metadata), **_dtype(source, reading)}
+    layers = {path: {key: tensor.float() for key, tensor in found.items()} for path, found in reading.layers.items()}
+    install(model, reading.config, layers, name=taken, strength=strength, trainable=trainable, metadata=metadata)
+    return LoadReport(
+        name=taken,
+        method=method,
+        format=SOFT if source.peft is None else "peft",
+        applied=tuple(sorted(key for keys in reading.keys.values() for key in keys)),
+        ignored=dict(sorted(reading.ignored.items())),
+        sites=("",),
         notes=tuple(reading.notes),
     )
 
@@ -153,7 +193,8 @@ def _drop_misfits(names: Names, reading: Reading) -> bool:
     misfits: dict[str, str] = {}
     for path, tensors in reading.layers.items():
         try:
-            METHODS[reading.method].adapter(names.site(path), config, tensors, trainable=False)
+            adapter = METHODS[reading.method].adapter
+            adapter(names.site(path, adapter.kinds), config, tensors, trainable=False)
         except StudioError as error:
             misfits[path] = str(error)
     for path, reason in misfits.items():

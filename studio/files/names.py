@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from torch import nn
 
 from studio.adapters import Site
 from studio.adapters.assembly import Assembly, assembly_at
-from studio.adapters.site import is_site
+from studio.adapters.kinds import is_site
+from studio.adapters.parameter import bare_parameters
 from studio.errors import nearest
 from studio.families import components, family_of
 
@@ -48,7 +49,10 @@ class Names:
         family: the model's family, or None.
         modules: component -> module, ``{"": model}`` for a model by itself.
         labels: component -> its name in files; a UNet by itself is labelled "unet", an unknown model "".
-        paths: path of every module -> (component, path inside it); what adapters brought is left out.
+        paths: path of every module and bare parameter -> (component, path inside it), without what adapters brought.
+        owners: path of a bare parameter -> the module that keeps it.
+        chosen: paths of the adapter that is written, where its spelling depends on what else it is on.
+        also: further names that the file at hand has for paths.
     """
 
     def __init__(self, model: Any) -> None:
@@ -61,6 +65,14 @@ class Names:
                 if ".adapters." not in f".{name}.":
                     path = f"{component}.{name}" if component and name else component or name
                     self.paths[path] = (component, name)
+        self.owners: dict[str, nn.Module] = {}
+        for component, module in self.modules.items():
+            for name, owner, _ in bare_parameters(module):
+                path = f"{component}.{name}" if component else name
+                if path not in self.paths:
+                    self.paths[path], self.owners[path] = (component, name), owner
+        self.chosen: frozenset[str] = frozenset()
+        self.also: dict[str, str] = {}
         self._assemblies = {name: assembly_at(root) or Assembly(root, name) for name, root in self.modules.items()}
         self._asked = 0
         self._levels = {} if self.family is None else self.family.file_prefix
@@ -71,17 +83,19 @@ class Names:
         encoder = "Text" in type(module).__name__
         return self.family.encoders[0] if encoder and self.family.encoders else self.family.denoiser
 
-    def site(self, path: str) -> Site:
-        """Returns the site at ``path``.
+    def site(self, path: str, kinds: Collection[str] = ()) -> Site:
+        """Returns the site at ``path``, an ordinary layer or of one of the further ``kinds``.
 
         Raises:
             UnsupportedLayer: it cannot be adapted.
         """
         component, name = self.paths[path]
-        return self._assemblies[component].site(name)
+        return self._assemblies[component].site(name, kinds)
 
     def module(self, path: str) -> nn.Module:
-        """Returns the module at ``path``."""
+        """Returns the module at ``path``, or the one that keeps the parameter at ``path``."""
+        if path in self.owners:
+            return self.owners[path]
         component, name = self.paths[path]
         return self.modules[component].get_submodule(name)
 

@@ -16,13 +16,16 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from studio.adapters import Site
+from studio.adapters.parameter import BARE
 from studio.adapters.ranked import RankedConfig
 from studio.atomic import atomic_folder, atomic_path
 from studio.errors import DoesNotFit
 from studio.files.format import FORMATS, Format, Saved, Source
 from studio.files.header import write_tensors
 from studio.files.names import Names, shortest_endings
+from studio.files.peft_adalora import allocated
 from studio.files.peft_lokr import decompose_factor
+from studio.files.peft_parameters import wrapped
 from studio.files.peft_settings import PeftSettings
 from studio.files.spelling import part_of
 
@@ -45,11 +48,18 @@ def peft_fields(saved: Saved, component: str) -> dict[str, Any]:
     config, names = saved.config, saved.names
     foreign = config.adapter.foreign
     sites = {names.paths[path][1]: site for path, site in saved.sites.items() if names.paths[path][0] == component}
-    modules = [name for label, name in names.paths.values() if label == component and name]
+    modules = [
+        name for path, (label, name) in names.paths.items() if label == component and name and path not in names.owners
+    ]
+    bare = {name for name, site in sites.items() if site.kind in BARE}
     fields: dict[str, Any] = {**foreign.peft_flags, "peft_type": foreign.peft_type}
     for ours, theirs in foreign.peft_fields.items():
         fields[theirs] = getattr(config, ours)
-    fields["target_modules"] = _endings({_outer(name, site) for name, site in sites.items()}, modules)
+    outer = {_outer(name, site) for name, site in sites.items() if name not in bare}
+    fields["target_modules"] = _endings(outer, modules)
+    if bare:
+        parameters = [name for name, _ in names.modules[component].named_parameters()]
+        fields["target_parameters"] = shortest_endings(bare, parameters) or sorted(bare)
     if isinstance(config, RankedConfig):
         fields |= _rank_fields(config, sites)
     if foreign.inputs is not None:
@@ -59,8 +69,12 @@ def peft_fields(saved: Saved, component: str) -> dict[str, Any]:
             if names.paths[path][0] == component and _is_second(foreign.peft_tensors, tensors)
         ]
         fields |= _two_sided(second, sites, modules)
+    fields |= saved.stated
     if foreign.peft_type == "LOKR":
         fields["decompose_factor"] = decompose_factor(saved)
+    if foreign.peft_type == "ADALORA":
+        assert isinstance(config, RankedConfig), "it has a rank"
+        fields |= allocated(config, sites)
     return fields
 
 
@@ -136,7 +150,7 @@ def _split(key: str) -> tuple[str, str] | None:
 
 
 def _find(names: Names, module: str) -> str | None:
-    found = names.find_dotted(module)
+    found = names.also.get(module) or names.find_dotted(module)
     if found is None and "base_layer.out_proj" in module:
         return names.find_dotted(module.replace("base_layer.out_proj", "out_proj"))
     return found
@@ -144,6 +158,8 @@ def _find(names: Names, module: str) -> str | None:
 
 def _spell(names: Names, path: str) -> str:
     name = names.paths[path][1]
+    if path in names.owners:
+        return f"{_PREFIX}{wrapped(names, path)}"
     if _is_attention_output(names.module(path)):
         name = name.removesuffix("out_proj") + "base_layer.out_proj"
     return f"{_PREFIX}{name}"
@@ -154,6 +170,8 @@ def _settings(source: Source, method: str, component: str) -> PeftSettings | Non
 
 
 def _check(saved: Saved) -> None:
+    if not saved.config.adapter.foreign.peft_type:
+        raise DoesNotFit(f"PEFT has no {type(saved.config).__name__}; save with format='diffusers'")
     labels = sorted({saved.names.paths[path][0] for path in saved.sites})
     if len(labels) > 1:
         raise DoesNotFit(
@@ -165,6 +183,13 @@ def _check(saved: Saved) -> None:
             raise DoesNotFit(
                 f"PEFT computes something else for the grouped convolution {path}; save with format='diffusers' or "
                 "'kohya'"
+            )
+        if site.kind in BARE and saved.config.method != "lora":
+            raise DoesNotFit(f"PEFT adapts parameters with LoRA alone, and {path} is one; save with format='diffusers'")
+        if site.kind in BARE and (len(site.weight_shape) == 1 or "." not in saved.names.paths[path][1]):
+            raise DoesNotFit(
+                f"PEFT adapts parameters with two or three axes that a module below the model keeps, and {path} has "
+                f"the shape {site.weight_shape}; save with format='diffusers'"
             )
         if site.kind == "embedding" and "bias" in saved.layers[path]:
             raise DoesNotFit(f"PEFT has no bias for the embedding {path}; save with format='diffusers'")
@@ -182,8 +207,10 @@ def _write(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], 
         "task_type": None,
         **peft_fields(saved, saved.names.paths[next(iter(saved.sites))][0]),
     }
-    if fields["peft_type"] in ("LORA", "IA3"):
+    if fields["peft_type"] in ("LORA", "IA3", "ADALORA", "VERA"):
         fields["fan_in_fan_out"] = any(site.kind == "conv1d-gpt2" for site in saved.sites.values())
+    if fields["peft_type"] == "TRAINABLE_TOKENS":
+        del fields["modules_to_save"]  # PEFT warns of fields that its config does not have
     text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
     if file.exists():  # beside other files of the user's
         with atomic_path(file / CONFIG_FILE) as temporary:
@@ -209,5 +236,7 @@ PEFT: Final = FORMATS.add(
         settings=_settings,
         write=_write,
         check=_check,
+        way=lambda foreign: foreign.peft_way,
+        root=lambda names, path: "base_model",
     ),
 )

@@ -15,7 +15,7 @@ from studio.adapters import Site
 from studio.errors import DoesNotFit
 from studio.files.format import Saved
 
-__all__ = ["decompose_factor"]
+__all__ = ["decompose_factor", "peft_split"]
 
 
 def decompose_factor(saved: Saved) -> int:
@@ -53,7 +53,7 @@ def _rows_of_w1(tensors: Mapping[str, Tensor]) -> int:
 def _peft_shapes(config: Any, site: Site, factor: int) -> dict[str, tuple[int, ...]]:
     """The tensors that PEFT makes at a site."""
     kernel, rank = site.inner_shape[1:], config.rank_at(site.path)
-    (a, c), (b, d) = _peft_split(site.rows, factor), _peft_split(site.inner_shape[0], factor)
+    (a, c), (b, d) = peft_split(site.rows, factor), peft_split(site.inner_shape[0], factor)
     shapes: dict[str, tuple[int, ...]] = {"w1": (a, b)}
     if config.decompose_both and rank < max(a, b) / 2:
         shapes = {"w1_a": (a, rank), "w1_b": (rank, b)}
@@ -62,7 +62,7 @@ def _peft_shapes(config: Any, site: Site, factor: int) -> dict[str, tuple[int, .
     return shapes | {"w2": (c, d, *kernel)}
 
 
-def _peft_split(size: int, factor: int) -> tuple[int, int]:
+def peft_split(size: int, factor: int) -> tuple[int, int]:
     """Splits a size as PEFT does: a factor that divides it comes first, even if it is the larger part."""
     if factor > 0 and size % factor == 0:
         return factor, size // factor

@@ -8,9 +8,10 @@ from typing import Any, Final
 
 from studio.adapters import METHODS
 from studio.errors import BadFile, DoesNotFit
+from studio.files.peft_adalora import as_patterns
 from studio.files.scale import Seen, root_or_rank
 
-__all__ = ["PeftSettings"]
+__all__ = ["PeftSettings", "flagged_method"]
 
 # Fields with which PEFT computes something else than the tensors say by themselves, and what they may be.
 _CHANGES_FUNCTION: Final[Mapping[str, tuple[Any, ...]]] = {
@@ -21,11 +22,21 @@ _CHANGES_FUNCTION: Final[Mapping[str, tuple[Any, ...]]] = {
     "kasa_config": (None,),
     "layer_replication": (None, []),
     "monteclora_config": (None,),
-    "target_parameters": (None, []),
     "trainable_token_indices": (None, []),
     "use_bdlora": (None, False),
+    "use_mora": (None, False),
     "use_qalora": (None, False),
 }
+
+
+def flagged_method(fields: Mapping[str, Any] | None) -> str:
+    """Returns the method that a PEFT config names by a flag (``use_qalora``), "" where it names none."""
+    for method, config in METHODS.items():
+        foreign = config.adapter.foreign
+        flags = [name for name, value in foreign.peft_flags.items() if value]
+        if fields and flags and fields.get("peft_type") == foreign.peft_type and all(map(fields.get, flags)):
+            return method
+    return ""
 
 
 class PeftSettings:
@@ -40,9 +51,10 @@ class PeftSettings:
 
     def __init__(self, fields: Mapping[str, Any], method: str, where: str) -> None:
         self.notes: list[str] = []
-        self._fields, self._foreign = fields, METHODS[method].adapter.foreign
+        self._foreign = METHODS[method].adapter.foreign
+        self._fields = self.stated = fields
         for name, allowed in _CHANGES_FUNCTION.items():
-            if name in fields and fields[name] not in allowed:
+            if name in fields and fields[name] not in allowed and not self._foreign.peft_flags.get(name):
                 raise DoesNotFit(
                     f"{where} says {name}={fields[name]!r}, with which PEFT computes something that its tensors alone "
                     "do not say; convert the adapter in PEFT to a plain one first"
@@ -53,7 +65,10 @@ class PeftSettings:
                     f"{where} says {name}={fields[name]!r}, and the tensors beside it are those of {method}"
                 )
         names = self._foreign.peft_fields
+        self._ranked = "alpha" in names
         try:
+            if self._foreign.peft_type == "ADALORA":
+                fields = as_patterns(fields)
             self._rank = int(fields.get(names.get("rank", ""), 8))
             self._alpha = float(fields.get(names.get("alpha", ""), 8))
             self._stabilized = bool(fields.get(names.get("rank_stabilized", ""), False))
@@ -66,7 +81,7 @@ class PeftSettings:
         """Returns the rank and the scale that the config states for ``module``, whose tensors have rank ``rank``."""
         stated = int(self._ranks.first(module, self._rank))
         rank = stated if rank is None else rank  # the tensor is what multiplies
-        if "alpha" not in self._foreign.peft_fields:
+        if not self._ranked:
             return Seen(None, None)
         return Seen(rank, self._alphas.first(module, self._alpha) / root_or_rank(rank, self._stabilized))
 
@@ -77,7 +92,7 @@ class PeftSettings:
         return {
             ours: self._fields[theirs]
             for ours, theirs in self._foreign.peft_fields.items()
-            if self._fields.get(theirs) is not None and ours not in ("rank", "alpha")
+            if self._fields.get(theirs) is not None and (ours not in ("rank", "alpha") or not self._ranked)
         }
 
     def second(self, module: str) -> bool | None:

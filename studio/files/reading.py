@@ -19,6 +19,7 @@ from studio.files.kohya import without_core
 from studio.files.layout import fits, from_file
 from studio.files.metadata import Own
 from studio.files.names import Names, shortest_endings
+from studio.files.peft_parameters import names_of_parameters
 from studio.files.scale import Seen, settle
 from studio.files.spelling import Spelling
 
@@ -32,6 +33,7 @@ class Reading:
     Attributes:
         method: registry name. config: the settings. layers: path -> our tensors. keys: path -> keys of the file.
         ignored: key -> why it is not applied. notes: what else is worth knowing.
+        shared: component -> the tensors that its layers share, and their keys.
     """
 
     method: str
@@ -40,6 +42,21 @@ class Reading:
     keys: dict[str, tuple[str, ...]] = field(default_factory=dict)
     ignored: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    shared: dict[str, tuple[dict[str, Tensor], tuple[str, ...]]] = field(default_factory=dict)
+
+    def placed(self, names: Names) -> dict[str, dict[str, Tensor]]:
+        """Returns the layers with what they share, which the first layer of a component holds."""
+        placed = dict(self.layers)
+        for component, (tensors, _) in self.shared.items():
+            first = next((path for path in placed if names.paths[path][0] == component), None)
+            if first is not None:
+                placed[first] = {**placed[first], **tensors}
+        return placed
+
+    def applied(self) -> tuple[str, ...]:
+        """Returns the keys that are used, sorted."""
+        groups = (*self.keys.values(), *(keys for _, keys in self.shared.values()))
+        return tuple(sorted(key for keys in groups for key in keys))
 
     def drop(self, path: str, reason: str) -> None:
         """Ignores a layer after all."""
@@ -76,7 +93,8 @@ def read_layers(names: Names, source: Source, found: Sorted, method: str, own: O
     """
     scales = _Scales(source, method)
     stated = own.config if own is not None and own.method == method else None
-    reading = Reading(method, stated or METHODS[method](), ignored=dict(found.strangers))
+    reading = Reading(method, stated or METHODS[method](**METHODS[method].needed), ignored=dict(found.strangers))
+    names.also = names_of_parameters(names, source.peft or {})
     seen: dict[str, Seen] = {}
     zero: list[str] = []
     foreign = METHODS[method].adapter.foreign
@@ -92,11 +110,17 @@ def read_layers(names: Names, source: Source, found: Sorted, method: str, own: O
         settings = scales.of(layer, label)
         values = {part: source.tensors[key] for part, key in layer.parts.items()}
         rank = _rank(spelling, values)
+        if rank is not None and site.lead:
+            rank //= site.lead[0]
+        if rank == 0:  # AdaLoRA may leave a layer nothing: one rank of zeros is the same
+            rank, values = 1, {part: _with_an_entry(tensor) for part, tensor in values.items()}
         said = Seen(None, None)
         if ranked:
             said = _said(values, rank, settings, local, layer, stated)
         second = None if foreign.inputs is None else _second(foreign, values, settings, local, stated, site)
         tensors = _tensors(spelling, values, site, second, said)
+        if not isinstance(tensors, str):
+            tensors = _as_ours(layer, foreign, values, settings, site, tensors)
         if isinstance(tensors, str):
             reading.ignored |= dict.fromkeys(keys, tensors)
             continue
@@ -107,9 +131,10 @@ def read_layers(names: Names, source: Source, found: Sorted, method: str, own: O
         reading.layers[path], reading.keys[path] = tensors, keys
         if said.scale == 0.0:
             zero.append(path)
+    _share(reading, names, source, found, foreign)
     config = stated
     if config is None:
-        config = _derive(reading, names, scales)
+        config = _derive(reading, names, scales, found)
     else:
         for settings in scales.all():
             settings.fields()
@@ -135,7 +160,7 @@ def _resolve(names: Names, layer: Layer, method: str, reading: Reading) -> tuple
     if path in reading.layers:
         return f"another name in the file means the same layer, {path}"
     try:
-        return path, spelling, names.site(path)
+        return path, spelling, names.site(path, METHODS[method].adapter.kinds)
     except (UnsupportedLayer, DoesNotFit) as error:
         return str(error)
 
@@ -159,6 +184,10 @@ def _rank(spelling: Spelling, values: Mapping[str, Tensor]) -> int | None:
     """The rank that the tensors have, if any shows it."""
     part = next((part for part in spelling.ranks if part in values), None)
     return int(values[part].shape[0]) if part is not None and values[part].dim() else None
+
+
+def _with_an_entry(tensor: Tensor) -> Tensor:
+    return tensor if tensor.numel() else tensor.new_zeros([max(1, size) for size in tensor.shape])
 
 
 def _said(
@@ -251,7 +280,50 @@ def _unscaled(value: Tensor, scale: float) -> Tensor:
     return exact
 
 
-def _derive(reading: Reading, names: Names, scales: _Scales) -> AdapterConfig:
+def _as_ours(
+    layer: Layer,
+    foreign: Foreign,
+    values: Mapping[str, Tensor],
+    settings: Settings | None,
+    site: Site,
+    tensors: dict[str, Tensor],
+) -> dict[str, Tensor] | str:
+    """The tensors of a layer in our sense, where the format's program has the method in another, or why not."""
+    way, alpha = layer.format.way(foreign), values.get("alpha")
+    stated = settings.stated if settings is not None else {}
+    if alpha is not None and alpha.numel() == 1:
+        stated = {**stated, "alpha": float(alpha.item())}
+    reason = way.limit(site)
+    if reason:
+        return f"{site.path} is no layer for its method there: {reason}"
+    try:
+        return {name: tensor.contiguous() for name, tensor in way.read(stated, site, tensors).items()}
+    except DoesNotFit as error:
+        return str(error)
+
+
+def _share(reading: Reading, names: Names, source: Source, found: Sorted, foreign: Foreign) -> None:
+    """Finds the component that shared tensors are for, and what is to be said where they are left out."""
+    ours = {theirs: name for name, theirs in foreign.peft_shared.items()}
+    components = list(dict.fromkeys(names.paths[path][0] for path in reading.layers))
+    for label, parts in found.shared.items():
+        meant = [one for one in components if label in (names.labels[one], "")]
+        if len(meant) != 1 or not ours.keys() >= parts.keys() or meant[0] in reading.shared:
+            reading.ignored |= dict.fromkeys(parts.values(), "no layer of the file uses this shared tensor")
+            continue
+        tensors = {ours[part]: source.tensors[key].to(torch.float32) for part, key in parts.items()}
+        reading.shared[meant[0]] = tensors, tuple(parts.values())
+    if ours and reading.layers and len(reading.shared) < len(components):
+        missing = " and ".join(ours)
+        if reading.ignored:
+            raise DoesNotFit(
+                f"{source.file} leaves out {missing}, which are drawn for all of its layers together, and not all of "
+                f"them fit: {next(iter(reading.ignored.items()))}"
+            )
+        reading.notes.append(f"{missing} are not in the file; they are drawn anew from its key")
+
+
+def _derive(reading: Reading, names: Names, scales: _Scales, found: Sorted) -> AdapterConfig:
     """Makes a config for a file that has none of ours, from the fields of its own and from its tensors."""
     config = METHODS[reading.method]
     fields: dict[str, Any] = {}
@@ -262,11 +334,16 @@ def _derive(reading: Reading, names: Names, scales: _Scales) -> AdapterConfig:
     if local:
         fields["targets"] = tuple(shortest_endings(local.values(), every) or local.values())
     foreign = config.adapter.foreign
+    for settings in scales.all():
+        fields |= foreign.peft_way.config(settings.stated)
+    if any(layer.format.dialect == "lycoris" for layer in found.layers.values()):
+        fields |= foreign.lycoris_way.config({})
+    fields |= foreign.shows({local[path]: tensors for path, tensors in reading.layers.items()})
     if foreign.inputs is not None:
         table = list(foreign.peft_tensors)
         second = [local[path] for path, tensors in reading.layers.items() if table[1] in tensors]
         fields[foreign.inputs[0]] = tuple(shortest_endings(second, local.values()) or second)
-    if "bias" in foreign.peft_tensors:
+    if "use_bias" in foreign.peft_fields:
         fields["use_bias"] = any("bias" in tensors for tensors in reading.layers.values())
     try:
         return config(**fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from studio.adapters import AdapterConfig, Foreign, Site, adapters, state
 from studio.adapters.assembly import check_known, check_unbaked
 from studio.adapters.ranked import RankedConfig
+from studio.adapters.tokens import TokenConfig
 from studio.errors import BadConfig, DoesNotFit
 from studio.families import is_pipeline
 from studio.files.format import FORMATS, Format, Saved
@@ -20,8 +22,9 @@ from studio.files.layout import to_file
 from studio.files.metadata import write_metadata
 from studio.files.names import Names
 from studio.files.scale import Seen, settle
+from studio.files.soft import save_soft
 
-__all__ = ["save"]
+__all__ = ["save", "spelled"]
 
 
 def save(
@@ -71,18 +74,39 @@ def save(
     info = adapters(model)[name]
     facts = {**info.metadata, **(metadata or {})}
     stored = _stored_dtype(dtype, facts, info.trainable)
+    if isinstance(info.config, TokenConfig):
+        return save_soft(model, file, chosen, name, facts, stored)
+    saved, tensors = spelled(model, name, chosen, stored)
+    text = write_metadata(saved.config, facts, name=name, family=saved.names.family, payload=payload_hash(tensors))
+    chosen.write(file, tensors, text, saved)
+    return file
+
+
+def spelled(model: Any, name: str, format: Format, dtype: torch.dtype | None = None) -> tuple[Saved, dict[str, Tensor]]:
+    """Returns an adapter as a format has it, without writing it: what it is, and its tensors by key.
+
+    Args:
+        model: the model that carries it. name: which adapter. format: the format.
+        dtype: what the tensors are brought to; None: as they are.
+
+    Raises:
+        UnknownName: no adapter has that name. DoesNotFit: the format cannot say what this adapter is.
+    """
+    check_known(model, name)
+    info = adapters(model)[name]
     names = Names(model)
+    names.chosen = frozenset(info.sites)
     layers: dict[str, dict[str, Tensor]] = {path: {} for path in sorted(info.sites)}
     for key, tensor in state(model, name).items():
         path, _, tensor_name = key.rpartition(".")
         layers[path][tensor_name] = tensor.detach()
-    config, layers = _plain(info.config, layers)
-    saved = _settled(config, names, {path: names.site(path) for path in layers}, layers, chosen)
-    chosen.check(saved)
-    tensors = _keyed(saved, chosen, stored)
-    text = write_metadata(saved.config, facts, name=name, family=names.family, payload=payload_hash(tensors))
-    chosen.write(file, tensors, text, saved)
-    return file
+    layers = {path: tensors for path, tensors in layers.items() if tensors}  # a tied layer has none of its own
+    config, layers = _plain(info.config, layers, format)
+    sites = {path: names.site(path, config.adapter.kinds) for path in layers}
+    saved = _settled(config, names, sites, layers, format)
+    format.check(saved)
+    saved = _as_stored(saved, format)
+    return saved, _keyed(saved, format, dtype)
 
 
 def _usual_format(model: Any, file: Path) -> str:
@@ -101,11 +125,15 @@ def _stored_dtype(dtype: torch.dtype | None, facts: dict[str, str], trainable: b
 
 
 def _plain(
-    config: AdapterConfig, layers: dict[str, dict[str, Tensor]]
+    config: AdapterConfig, layers: dict[str, dict[str, Tensor]], format: Format
 ) -> tuple[AdapterConfig, dict[str, dict[str, Tensor]]]:
-    """Brings starts that other programs do not know into one pair, at the same scale."""
-    fold = config.adapter.foreign.fold
-    return (config, layers) if fold is None else fold(config, layers)
+    """Brings what other programs do not know (starts of two pairs, pruned ranks) to what they do, at the same scale."""
+    foreign = config.adapter.foreign
+    if foreign.fold is not None:
+        config, layers = foreign.fold(config, layers)
+    if foreign.lycoris_form is not None and format.dialect == "lycoris":
+        config, layers = foreign.lycoris_form(config, layers)
+    return config, layers
 
 
 def _settled(
@@ -119,7 +147,7 @@ def _settled(
     for path, tensors in layers.items():
         site = sites[path]
         scale = config.scale_at(site.path)
-        rank = next((tensors[one].shape[0] for one in foreign.ranks if one in tensors), None)
+        rank = next((tensors[one].shape[len(site.lead)] for one in foreign.ranks if one in tensors), None)
         if rank is None and format.dialect == "lycoris" and foreign.unranked in tensors and scale != 1.0:
             tensors = {**tensors, foreign.unranked: tensors[foreign.unranked] * scale}
             layers = {**layers, path: tensors}
@@ -132,10 +160,31 @@ def _settled(
     return Saved(settle(config, seen), names, sites, layers)
 
 
+def _as_stored(saved: Saved, format: Format) -> Saved:
+    """The adapter as the format's own program has the method."""
+    way = format.way(saved.config.adapter.foreign)
+    for path, site in saved.sites.items():
+        reason = way.limit(site)
+        if reason:
+            raise DoesNotFit(
+                f"a {format.title} cannot hold {type(saved.config).__name__} on {path}: {reason}; save with "
+                "format='diffusers'"
+            )
+    layers = {path: dict(tensors) for path, tensors in saved.layers.items()}
+    stated, layers = way.write(saved.config, saved.sites, layers)
+    return dataclasses.replace(saved, layers=layers, stated=stated)
+
+
 def _keyed(saved: Saved, format: Format, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """The tensors under the keys of the format."""
     keyed: dict[str, Tensor] = {}
+    shared = saved.config.adapter.foreign.peft_shared
     for path, tensors in saved.layers.items():
+        for name in shared.keys() & tensors.keys():
+            root = format.root(saved.names, path)
+            key = f"{root}.{shared[name]}" if root else shared[name]
+            keyed[key] = tensors[name] if dtype is None else tensors[name].to(dtype)
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in shared}
         module = format.spell(saved.names, path)
         for part, tensor in _parts(saved, path, tensors, format.dialect, dtype).items():
             part = format.respelled.get(part, part)
@@ -159,7 +208,8 @@ def _parts(
         if column and name in foreign.lycoris_scaled and isinstance(saved.config, RankedConfig):
             tensor = tensor * saved.config.scale_at(site.path)
         tensor = tensor if dtype is None else tensor.to(dtype)
-        parts[table[name]] = to_file(tensor, foreign.layouts.get(name, ("plain", "plain"))[column], site)
+        layout = foreign.layouts.get(name, ("plain", "plain"))[column]
+        parts[table[name].partition("/")[0]] = to_file(tensor, layout, site)
     if column:
         parts |= _stated(saved, foreign, site, tensors)
     return parts
@@ -171,7 +221,7 @@ def _stated(saved: Saved, foreign: Foreign, site: Site, tensors: Mapping[str, Te
         second = list(foreign.peft_tensors).index(next(iter(tensors))) == 1
         return {foreign.inputs[1]: torch.tensor(int(second))}
     if not isinstance(saved.config, RankedConfig):
-        return {}
+        return {name: torch.tensor(value) for name, value in saved.stated.items()}
     rank = next((tensors[one].shape[0] for one in foreign.ranks if one in tensors), None)
     if rank is None:
         return {"alpha": torch.tensor(float(saved.config.rank_at(site.path)))}

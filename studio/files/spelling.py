@@ -13,7 +13,18 @@ from typing import Final
 from studio.adapters import METHODS, Foreign
 from studio.errors import nearest
 
-__all__ = ["ALIASES", "EXTRAS", "WHOLE", "Spelling", "is_part", "nearest_part", "part_of", "recognise"]
+__all__ = [
+    "ALIASES",
+    "EXTRAS",
+    "WHOLE",
+    "Spelling",
+    "is_part",
+    "nearest_part",
+    "part_of",
+    "recognise",
+    "shared_parts",
+    "with_axes",
+]
 
 EXTRAS: Final = ("alpha", "lora_mid.weight")
 """Parts that belong to no tensor of ours: they are worked into the others."""
@@ -34,32 +45,17 @@ WHOLE: Final = frozenset({"weight", "bias"})
 """Parts that are tensors of the base itself, when they stand alone."""
 
 _ELSEWHERE: Final[Mapping[str, str]] = {
-    "hada_w1_a": "LoHa",
-    "hada_w1_b": "LoHa",
-    "hada_w2_a": "LoHa",
-    "hada_w2_b": "LoHa",
-    "hada_t1": "LoHa",
-    "hada_t2": "LoHa",
     "a1.weight": "GLoRA",
     "a2.weight": "GLoRA",
     "b1.weight": "GLoRA",
     "b2.weight": "GLoRA",
     "bm.weight": "GLoRA",
-    "oft_blocks": "OFT or BOFT",
-    "oft_R.weight": "OFT",
-    "rescale": "OFT or BOFT",
-    "boft_R": "BOFT",
-    "boft_s": "BOFT",
-    "lora_E": "AdaLoRA",
     "diff": "a full difference of the weight",
     "set_weight": "a replaced weight",
     "w_norm": "a trained normalisation",
     "b_norm": "a trained normalisation",
-    "hra_u": "HRA",
     "miss_block": "MiSS",
     "c3a_kernel": "C3A",
-    "vera_lambda_b": "VeRA",
-    "vera_lambda_d": "VeRA",
     "fourierft_spectrum": "FourierFT",
 }
 
@@ -98,6 +94,8 @@ def _spellings() -> tuple[Spelling, ...]:
     """All of them, those with more required parts first."""
     found = []
     for method, config in METHODS.items():
+        if "model" in config.adapter.kinds:
+            continue  # its files have no layers
         foreign = config.adapter.foreign
         tables = [("peft", foreign.peft_tensors), ("lycoris", foreign.lycoris_tensors)]
         if foreign.peft_embedding:
@@ -118,7 +116,20 @@ def _spellings() -> tuple[Spelling, ...]:
 @functools.cache
 def _parts() -> frozenset[str]:
     known = {part for spelling in _spellings() for part in spelling.ours}
+    known |= {part.partition("/")[0] for part in known}
     return frozenset(known | set(ALIASES) | set(EXTRAS) | set(_ELSEWHERE) | WHOLE)
+
+
+def with_axes(part: str, axes: int) -> str:
+    """Tells parts of one name apart by their number of axes, where methods do: "oft_blocks/3" from "oft_blocks/4"."""
+    marked = f"{part}/{axes}"
+    return marked if marked in _parts() else part
+
+
+@functools.cache
+def shared_parts() -> frozenset[str]:
+    """Returns what keys of tensors end in that all layers of a model share."""
+    return frozenset(part for config in METHODS.values() for part in config.adapter.foreign.peft_shared.values())
 
 
 def part_of(key: str) -> tuple[str, str] | None:
@@ -151,11 +162,12 @@ def nearest_part(key: str) -> str:
     """Returns the known part that the end of ``key`` looks most like."""
     ends = key.split(".")
     tail = ".".join(ends[-2:]) if ends[-1] in WHOLE else ends[-1]
-    return nearest(tail, _parts() - set(ALIASES) - WHOLE, 1)[0]
+    known = {part.partition("/")[0] for part in _parts() - set(ALIASES) - WHOLE}
+    return nearest(tail, known, 1)[0]
 
 
 @functools.lru_cache(maxsize=1024)
-def _recognise(parts: frozenset[str]) -> Spelling | str:
+def _recognise(parts: frozenset[str], preferred: str) -> Spelling | str:
     own = parts - set(EXTRAS)
     if own and own <= WHOLE:
         return "it is a whole tensor of the base (PEFT's bias or modules_to_save, or a checkpoint), not an adapter's"
@@ -163,7 +175,7 @@ def _recognise(parts: frozenset[str]) -> Spelling | str:
         if part in _ELSEWHERE:
             known = ", ".join(METHODS)
             return f"it is of another method, {_ELSEWHERE[part]}, which is not among those that can be read ({known})"
-    for spelling in _spellings():
+    for spelling in sorted(_spellings(), key=lambda spelling: spelling.method != preferred):
         if own and own <= set(spelling.ours) and spelling.needs <= own:
             return spelling
     best = max(_spellings(), key=lambda spelling: (len(own & set(spelling.ours)), -len(spelling.needs)))
@@ -175,6 +187,10 @@ def _recognise(parts: frozenset[str]) -> Spelling | str:
     return f"the tensors {', '.join(sorted(own))} of its layer belong to no method together"
 
 
-def recognise(parts: Iterable[str]) -> Spelling | str:
-    """Says of which method the parts of one layer are, or in words why of none."""
-    return _recognise(frozenset(parts))
+def recognise(parts: Iterable[str], preferred: str = "") -> Spelling | str:
+    """Says of which method the parts of one layer are, or in words why of none.
+
+    Args:
+        parts: of the layer. preferred: the method that counts where several have tensors of these names.
+    """
+    return _recognise(frozenset(parts), preferred)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from studio.adapters.adapter import METHODS, Adapter, Delta, Foreign, Given
 from studio.adapters.methods.lora import RANDOM_STARTS, start_pair
 from studio.adapters.ranked import FactorConfig, checked_rank
 from studio.adapters.site import Site
+from studio.adapters.starts import grown_pair
 
 __all__ = ["DoRA", "DoRAAdapter"]
 
@@ -90,6 +92,9 @@ class DoRAAdapter(Adapter):
     def dropout(self) -> float:
         return float(self.config.dropout)  # type: ignore[attr-defined]
 
+    def grown(self, rank: int, generator: torch.Generator) -> tuple[Any, dict[str, Tensor]]:
+        return grown_pair(self, rank, generator)
+
     def _gain(self, weight: Tensor) -> Tensor:
         """``m / ‖W + s up @ down‖`` per output, ``(rows,)``; computed once while neither adapter nor base changes."""
         down, up, magnitude = (self._parameters[name] for name in ("down", "up", "magnitude"))
@@ -140,8 +145,9 @@ def _row_norms(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor
 
     ``‖w_i + s u_i D‖² = ‖w_i‖² + 2 s u_i·(D w_i) + s² u_i (D Dᵀ) u_iᵀ``
     """
-    up = up * scale
-    cross = (weight @ down.t().to(weight.dtype)).to(up.dtype)
+    exact = torch.promote_types(weight.dtype, up.dtype)  # the weight is the wider one where it is baked in fp32
+    up, down = (up * scale).to(exact), down.to(exact)
+    cross = (weight @ down.t().to(weight.dtype)).to(exact)
     square = torch.linalg.vector_norm(weight, dim=1, dtype=up.dtype).square()
     square = square + 2 * (up * cross).sum(1) + ((up @ (down @ down.t())) * up).sum(1)
     return square.clamp_min(torch.finfo(up.dtype).tiny).sqrt()

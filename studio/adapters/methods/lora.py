@@ -6,64 +6,30 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, Delta, Factors, Foreign, Given
+from studio.adapters.adapter import METHODS, Adapter, Delta, Factors, Foreign, Given, finite
+from studio.adapters.calibration import Components, Covariance, Gauge
 from studio.adapters.ranked import FactorConfig, checked_rank
-from studio.adapters.site import Site
-from studio.errors import UnsupportedLayer
+from studio.adapters.site import LAYERS, Site
+from studio.adapters.starts import (
+    DATA_STARTS,
+    RANDOM_STARTS,
+    WEIGHT_STARTS,
+    grown_pair,
+    loftq,
+    redistributed,
+    start_pair,
+    taken_pair,
+)
+from studio.errors import BadConfig, UnsupportedLayer, nearest
 
-__all__ = ["LoRA", "LoRAAdapter", "fold_start", "start_pair"]
+__all__ = ["RANDOM_STARTS", "LoRA", "LoRAAdapter", "fold_start", "start_pair"]
 
-Pair = tuple[Tensor, Tensor]
-
-
-def _kaiming(site: Site, rank: int, generator: torch.Generator) -> Pair:
-    bound = 1 / math.sqrt(site.cols)
-    down = torch.empty(rank, site.cols).uniform_(-bound, bound, generator=generator)
-    return down, torch.zeros(site.rows, rank)
-
-
-def _gaussian(site: Site, rank: int, generator: torch.Generator) -> Pair:
-    down = torch.empty(rank, site.cols).normal_(std=1 / rank, generator=generator)
-    return down, torch.zeros(site.rows, rank)
-
-
-def _orthogonal(site: Site, rank: int, generator: torch.Generator) -> Pair:
-    """Two factors that are both non-zero, with ``up @ down = 0`` because they use different orthogonal directions."""
-    basis = torch.linalg.qr(torch.randn(rank, rank, generator=generator)).Q
-    half = rank // 2
-    down = (torch.randn(site.cols, half, generator=generator) @ basis[:half]).t() / 10
-    up = torch.randn(site.rows, rank - half, generator=generator) @ basis[half:] / 10
-    return down, up
-
-
-RANDOM_STARTS: Final = {"kaiming": _kaiming, "gaussian": _gaussian, "orthogonal": _orthogonal}
-"""Starts that change nothing: ``up @ down = 0`` exactly or within rounding."""
-
-
-def _pissa(weight: Tensor, rank: int) -> Pair:
-    u, s, vh = torch.linalg.svd(weight, full_matrices=False)
-    root = s[:rank].sqrt()
-    return root[:, None] * vh[:rank], u[:, :rank] * root
-
-
-def _olora(weight: Tensor, rank: int) -> Pair:
-    q, r = torch.linalg.qr(weight)
-    return r[:rank], q[:, :rank]
-
-
-WEIGHT_STARTS: Final = {"pissa": _pissa, "olora": _olora}
-"""Starts that take the factors out of the weight; what they take is subtracted again by a second, frozen pair."""
-
-
-def start_pair(site: Site, rank: int, init: str, generator: torch.Generator) -> dict[str, Tensor]:
-    """Draws ``down`` and ``up`` of a random start, in the shapes that files have."""
-    down, up = RANDOM_STARTS[init](site, rank, generator)
-    return {"down": down.reshape(rank, *site.inner_shape).contiguous(), "up": up.contiguous()}
+INITS = (*RANDOM_STARTS, *WEIGHT_STARTS, "eva", "loftq")
 
 
 @METHODS.register("lora")
@@ -72,11 +38,21 @@ class LoRA(FactorConfig):
     r"""LoRA adds a low-rank change: ``W' = W + s · up @ down`` with ``s = alpha / rank``.
 
     Attributes:
-        init: the start. ``"kaiming"`` (down uniform in ±1/√in, up zero), ``"gaussian"`` (down normal with deviation
-            1/rank, up zero), ``"orthogonal"`` (both factors filled, product zero), ``"pissa"`` (the principal singular
-            directions of W), ``"olora"`` (its QR factors). The last two train directions of W itself:
+        init: the start.
+            *Drawn*: ``"kaiming"`` (down uniform in ±1/√in, up zero), ``"gaussian"`` (down normal with deviation 1/rank,
+            up zero), ``"orthogonal"`` (both factors filled, product zero).
+            *Taken out of W*: ``"pissa"`` (its principal singular directions), ``"pissa-fast"`` (the same, nearly, by
+            subspace iteration), ``"olora"`` (its QR factors), ``"corda"`` (the largest singular directions of ``W C``,
+            brought back by ``C⁻¹``; ``C`` is the covariance of the inputs), ``"corda-kpm"`` (the smallest ones, to
+            preserve what W knows). They train directions of W itself:
             ``ΔW = s (up @ down − up0 @ down0)`` with the frozen copy of the start as second pair, so W stays as it is.
+            *Made from data*: ``"eva"`` (down: the principal directions of the inputs, up zero; ranks move to the layers
+            whose inputs they explain most). It and CorDA need ``attach(..., calibrate=...)``.
+            *For a quantised base*: ``"loftq"`` (the best pair for ``up @ down ≈ W₀ − W`` where ``W₀`` is the layer of
+            ``attach(..., original=...)``); the one start that changes something, see :func:`studio.quantize`.
         use_bias: also train a bias, ``b' = b + s · bias``.
+        iterations: subspace iterations of ``"pissa-fast"``; None: 4.
+        rho: with ``"eva"``, a layer gets at most ``rho`` times its rank; 1 keeps all ranks. None: 2.
 
     Raises:
         BadConfig: a field with an impossible value.
@@ -85,6 +61,10 @@ class LoRA(FactorConfig):
         | LoRA: Low-Rank Adaptation of Large Language Models (Hu et al., 2021), https://arxiv.org/abs/2106.09685
         | PiSSA (Meng et al., 2024), https://arxiv.org/abs/2404.02948
         | OLoRA (Büyükakyüz, 2024), https://arxiv.org/abs/2406.01775
+        | CorDA (Yang et al., 2024), https://arxiv.org/abs/2406.05223
+        | EVA, Parameter Efficient Fine-tuning via Explained Variance Adaptation (Paischer et al., 2024),
+          https://arxiv.org/abs/2410.07170
+        | LoftQ (Li et al., 2023), https://arxiv.org/abs/2310.08659
 
     Example:
         >>> import studio, torch
@@ -96,18 +76,50 @@ class LoRA(FactorConfig):
     method = "lora"
     init: str = "kaiming"
     use_bias: bool = False
+    iterations: int | None = None
+    rho: float | None = None
 
     def check(self) -> None:
         super().check()
-        known = (*RANDOM_STARTS, *WEIGHT_STARTS)
-        self.require(self.init in known, "init", f"one of {', '.join(known)}")
+        if self.init not in INITS:
+            close = nearest(str(self.init), INITS, 1)[0]
+            raise BadConfig(f"LoRA(init={self.init!r}): did you mean {close!r}? (starts: {', '.join(INITS)})")
+        for name, owner, least in (("iterations", "pissa-fast", 0), ("rho", "eva", 1)):
+            value = getattr(self, name)
+            if value is not None:
+                self.require(self.init == owner, name, f"left out: it is of init={owner!r}, this is {self.init!r}")
+                self.require(finite(value) and value >= least, name, f"a number of at least {least}")
+        self.require(self.iterations is None or isinstance(self.iterations, int), "iterations", "a whole number")
+
+    @property
+    def data_driven(self) -> bool:
+        return self.init in DATA_STARTS
+
+    @property
+    def restores(self) -> bool:
+        return self.init == "loftq"
+
+    @property
+    def most(self) -> float:
+        """What a rank may be multiplied by when EVA moves ranks."""
+        return 2.0 if self.rho is None else float(self.rho)
+
+    def gauge(self, site: Site) -> Gauge:
+        if self.init != "eva":
+            return Covariance()
+        wanted = round(self.rank_at(site.path) * self.most)
+        return Components(min(site.cols, 2 * wanted + 8))
 
 
 class LoRAAdapter(Adapter):
-    """LoRA on one site: ``down`` ``(r, *inner_shape)``, ``up`` ``(rows, r)``, ``bias`` ``(rows,)``."""
+    """LoRA on one site: ``down`` ``(r, *inner_shape)``, ``up`` ``(rows, r)``, ``bias`` ``(rows,)``.
 
-    trained = ("down", "up", "bias")
-    frozen = ("down0", "up0")
+    Experts that a block keeps in one parameter have a pair each: ``down`` ``(E, r, cols)``, ``up`` ``(E, rows, r)``.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = (*LAYERS, "parameter", "experts")
+    trained: ClassVar[tuple[str, ...]] = ("down", "up", "bias")
+    frozen: ClassVar[tuple[str, ...]] = ("down0", "up0")
     fused = True
     foreign = Foreign(
         peft_type="LORA",
@@ -130,26 +142,42 @@ class LoRAAdapter(Adapter):
     )
 
     @classmethod
+    def plan(cls, sites: Mapping[str, Site], config: LoRA, given: Mapping[str, Given]) -> LoRA:
+        if config.init != "eva" or config.most == 1.0:
+            return config
+        return redistributed(sites, config, given, config.most)
+
+    @classmethod
     def start(cls, site: Site, config: LoRA, given: Given) -> dict[str, Tensor]:
         rank = checked_rank(site, config)
         if config.init in RANDOM_STARTS:
             tensors = start_pair(site, rank, config.init, given.generator)
+        elif site.lead:
+            raise BadConfig(
+                f"LoRA(init={config.init!r}) looks at one matrix, and {site.path} holds {site.lead[0]} experts; they "
+                f"start with one of {', '.join(RANDOM_STARTS)}"
+            )
+        elif config.init == "eva":
+            down = given.inputs.directions(rank, site.path).float().reshape(rank, *site.inner_shape).contiguous()
+            tensors = {"down": down, "up": torch.zeros(site.rows, rank).to(down)}
         else:
             scale = config.scale_at(site.path)
-            down, up = WEIGHT_STARTS[config.init](given.weight(), rank)
+            taken = config.init in WEIGHT_STARTS
+            down, up = taken_pair(site, config, rank, given) if taken else _restoring(site, rank, scale, given)
             root = math.sqrt(abs(scale)) or 1.0
             down, up = down.reshape(rank, *site.inner_shape) / root, up / root
-            tensors = {"down": down, "up": up, "down0": down, "up0": up}
+            tensors = {"down": down, "up": up, **({"down0": down, "up0": up} if taken else {})}
             tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
         if config.use_bias:
             if site.bias_name is None:
-                raise UnsupportedLayer(f"{site.path} is an embedding, which has no bias to train; set use_bias=False")
+                raise UnsupportedLayer(f"{site.path} has no bias that could be trained; set use_bias=False")
             tensors["bias"] = torch.zeros(site.rows)
         return tensors
 
     def fit(self) -> None:
-        rank = self.require("down", (None, *self.site.inner_shape)).shape[0]
-        self.require("up", (self.site.rows, rank))
+        lead = self.site.lead
+        rank = self.require("down", (*lead, None, *self.site.inner_shape)).shape[len(lead)]
+        self.require("up", (*lead, self.site.rows, rank))
         if self.tensor("bias") is not None:
             self.require("bias", (self.site.rows,))
         self.__dict__["scale"] = self.config.scale_at(self.site.path)  # type: ignore[attr-defined]
@@ -165,9 +193,14 @@ class LoRAAdapter(Adapter):
         down, up = fold_start(self.tensors()) if self._buffers else (parameters["down"], parameters["up"])
         return Factors(down, up, self.scale, parameters.get("bias"))
 
+    def grown(self, rank: int, generator: torch.Generator) -> tuple[Any, dict[str, Tensor]]:
+        if self.site.lead:
+            raise UnsupportedLayer(f"{self.site.path} holds experts, whose rank cannot grow; attach at the new rank")
+        return grown_pair(self, rank, generator)
+
     def delta(self, weight: Tensor, bias: Tensor | None) -> Delta:
         down, up, scale, extra = self.factors()
-        change = self.site.shaped((up * scale) @ down.flatten(1))
+        change = self.site.shaped((up * scale) @ down.flatten(1 + len(self.site.lead)))
         return Delta(change, None if extra is None else extra * scale)
 
     def change(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -176,7 +209,15 @@ class LoRAAdapter(Adapter):
         return change if extra is None else change + self.site.over_outputs((extra * scale).to(y.dtype))
 
 
-def fold_start(tensors: dict[str, Tensor]) -> Pair:
+def _restoring(site: Site, rank: int, scale: float, given: Given) -> tuple[Tensor, Tensor]:
+    """LoftQ's pair, which gives back what quantisation took from the weight."""
+    assert given.original is not None, "attach() has seen to it"
+    if scale <= 0:
+        raise BadConfig(f"LoRA(init='loftq') at {site.path} has the scale {scale:g}; give an alpha above 0")
+    return loftq(site, given.weight(), given.original(), rank)
+
+
+def fold_start(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Returns one pair ``(down, up)`` with ``up @ down = up·down − up0·down0``; rank doubles."""
     down = torch.cat([tensors["down"], tensors["down0"]])
     return down, torch.cat([tensors["up"], -tensors["up0"]], dim=1)
@@ -191,7 +232,9 @@ def _without_start(
         plain[path] = {name: tensor for name, tensor in tensors.items() if name not in ("down0", "up0")}
         if "down0" in tensors:
             plain[path]["down"], plain[path]["up"] = fold_start(dict(tensors))
-    return dataclasses.replace(config, init="kaiming" if config.init in WEIGHT_STARTS else config.init), plain
+    if config.init in WEIGHT_STARTS:
+        config = dataclasses.replace(config, init="kaiming", iterations=None)
+    return config, plain
 
 
 LoRA.adapter = LoRAAdapter

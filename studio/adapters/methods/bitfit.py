@@ -1,0 +1,73 @@
+"""BitFit: only biases are trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Delta, Foreign, Given, Way
+from studio.adapters.site import Site
+from studio.errors import UnsupportedLayer
+
+__all__ = ["BitFit", "BitFitAdapter"]
+
+
+@METHODS.register("bitfit")
+@dataclass(frozen=True, kw_only=True)
+class BitFit(AdapterConfig):
+    r"""BitFit trains biases and nothing else: ``y' = y + bias``, that is ``b' = b + bias``.
+
+    A layer that was made without a bias gets one, as with ``LoRA(use_bias=True)``; a class of layer that cannot have
+    one (an embedding, an RMSNorm) is refused.
+
+    Raises:
+        BadConfig: a field with an impossible value.
+
+    References:
+        | BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models (Ben Zaken et al.,
+          2021), https://arxiv.org/abs/2106.10199
+        | BEFT: Bias-Efficient Fine-Tuning of Language Models (2025), https://arxiv.org/abs/2509.15974
+
+    Example:
+        >>> import studio, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6))
+        >>> studio.attach(model, studio.BitFit(targets=("0",))).parameters
+        6
+    """
+
+    method = "bitfit"
+    targets: str | tuple[str, ...] = "all-linear"
+
+
+class BitFitAdapter(Adapter):
+    """BitFit on one site: ``bias`` ``(rows,)``, which is added to the layer's own."""
+
+    trained = ("bias",)
+    kinds = ("linear", "conv", "conv1d-gpt2", "attention", "norm")
+    foreign = Foreign(
+        peft_type="BEFT",
+        peft_tensors={"bias": "beft_bias"},
+        layouts={"bias": ("row|row", "vector|vector")},
+        needs=("bias",),
+        peft_way=Way(limit=lambda site: "" if site.kind == "linear" else "its BEFT covers Linear layers alone"),
+    )
+
+    @classmethod
+    def start(cls, site: Site, config: BitFit, given: Given) -> dict[str, Tensor]:
+        return {"bias": torch.zeros(site.rows)}
+
+    def fit(self) -> None:
+        if self.site.bias_name is None:
+            raise UnsupportedLayer(
+                f"{self.site.path} is a {type(self.site.module).__name__}, which cannot have a bias; exclude it"
+            )
+        self.require("bias", (self.site.rows,))
+
+    def delta(self, weight: Tensor, bias: Tensor | None) -> Delta:
+        return Delta(None, cast(Tensor, self._parameters["bias"]).reshape(self.site.bias_shape))
+
+
+BitFit.adapter = BitFitAdapter

@@ -1,0 +1,237 @@
+"""LoHa: a change of the weight that is the elementwise product of two low-rank matrices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from studio.adapters.adapter import METHODS, Adapter, Delta, Factors, Foreign, Given, Way, finite
+from studio.adapters.ranked import RankedConfig, checked_rank
+from studio.adapters.site import Site, is_free_linear
+from studio.errors import DoesNotFit
+
+__all__ = ["LoHa", "LoHaAdapter"]
+
+
+@METHODS.register("loha")
+@dataclass(frozen=True, kw_only=True)
+class LoHa(RankedConfig):
+    r"""LoHa changes the weight by a Hadamard product: ``W' = W + s · (w1_a @ w1_b) ∘ (w2_a @ w2_b)``.
+
+    The scale is ``s = alpha / rank``. The change has a rank of up to ``rank²``, from twice the numbers of a LoRA of
+    rank ``rank``.
+
+    Attributes:
+        tucker: give the two products of a convolution a core ``t`` ``(rank, rank, *kernel)`` each, so that the kernel
+            costs ``rank²`` numbers per position; pointwise convolutions and matrices need none.
+        rank_dropout: probability in [0, 1) with which an output of the change is dropped while training; the others are
+            divided by ``1 - rank_dropout``.
+        module_dropout: probability in [0, 1) with which a layer goes without its change in a training step.
+
+    Raises:
+        BadConfig: a field with an impossible value.
+
+    References:
+        | FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning (Hyeon-Woo et al., 2021),
+          https://arxiv.org/abs/2108.06098
+        | Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model Evaluation (Yeh et al., 2023),
+          https://arxiv.org/abs/2309.14859
+
+    Example:
+        >>> import studio, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(16, 16))
+        >>> studio.attach(model, studio.LoHa(rank=2, targets=("0",))).parameters
+        128
+    """
+
+    method = "loha"
+    tucker: bool = False
+    rank_dropout: float = 0.0
+    module_dropout: float = 0.0
+
+    def check(self) -> None:
+        super().check()
+        for name in ("rank_dropout", "module_dropout"):
+            value = getattr(self, name)
+            self.require(finite(value) and 0.0 <= value < 1.0, name, "a probability in [0, 1)")
+
+
+class LoHaAdapter(Adapter):
+    """LoHa on one site: ``w1_a`` ``(rows, r)``, ``w1_b`` ``(r, cols)``, and the same for ``w2``.
+
+    With a core ``t1`` ``(r, r, *kernel)`` a product is ``Σ_ij t1[i,j] w1_a[i] w1_b[j]`` with ``w1_a`` ``(r, rows)`` and
+    ``w1_b`` ``(r, in/groups)``.
+    """
+
+    trained = ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")
+    foreign = Foreign(
+        peft_type="LOHA",
+        peft_tensors={
+            "w1_a": "hada_w1_a",
+            "w1_b": "hada_w1_b",
+            "w2_a": "hada_w2_a",
+            "w2_b": "hada_w2_b",
+            "t1": "hada_t1",
+            "t2": "hada_t2",
+        },
+        peft_fields={
+            "rank": "r",
+            "alpha": "alpha",
+            "rank_dropout": "rank_dropout",
+            "module_dropout": "module_dropout",
+            "tucker": "use_effective_conv2d",
+        },
+        peft_way=Way(
+            limit=lambda site: _limit(site),
+            read=lambda fields, site, tensors: _from_peft(site, tensors),
+            write=lambda config, sites, layers: _to_peft(sites, layers),
+        ),
+        lycoris_tensors={
+            "w1_a": "hada_w1_a",
+            "w1_b": "hada_w1_b",
+            "w2_a": "hada_w2_a",
+            "w2_b": "hada_w2_b",
+            "t1": "hada_t1",
+            "t2": "hada_t2",
+        },
+        lycoris_algo="loha",
+        needs=("w1_a", "w1_b", "w2_a", "w2_b"),
+        ranks=("w1_b",),
+        shows=lambda layers: {"tucker": any("t1" in tensors for tensors in layers.values())},
+    )
+
+    @classmethod
+    def start(cls, site: Site, config: LoHa, given: Given) -> dict[str, Tensor]:
+        rank, kernel = checked_rank(site, config), site.inner_shape[1:]
+
+        def filled(*shape: int) -> Tensor:
+            bound = 1 / math.sqrt(math.prod(shape[1:]))
+            return torch.empty(*shape).uniform_(-bound, bound, generator=given.generator)
+
+        if not config.tucker or math.prod(kernel) == 1:
+            tensors = {
+                "w1_a": filled(site.rows, rank),
+                "w1_b": filled(rank, site.cols),
+                "w2_a": filled(site.rows, rank),
+            }
+            return {**tensors, "w2_b": torch.zeros(rank, site.cols)}
+        inner = site.inner_shape[0]
+        tensors = {"w1_a": filled(rank, site.rows), "w1_b": filled(rank, inner), "w2_a": filled(rank, site.rows)}
+        cores = {"t1": filled(rank, rank, *kernel), "t2": filled(rank, rank, *kernel)}
+        return {**tensors, "w2_b": torch.zeros(rank, inner), **cores}
+
+    def fit(self) -> None:
+        site, ranks = self.site, []
+        for name in ("1", "2"):
+            core = self.tensor(f"t{name}")
+            if core is None:
+                rank = self.require(f"w{name}_b", (None, site.cols)).shape[0]
+                self.require(f"w{name}_a", (site.rows, rank))
+            else:
+                rank = self.require(f"w{name}_b", (None, site.inner_shape[0])).shape[0]
+                self.require(f"w{name}_a", (None, site.rows))
+                self.require(
+                    f"t{name}", (self.require(f"w{name}_a", (None, None)).shape[0], rank, *site.inner_shape[1:])
+                )
+            ranks.append(self.require(f"w{name}_a", (None, None)).shape[0 if core is not None else 1])
+        if ranks[0] != ranks[1]:
+            raise DoesNotFit(f"LoHa at {site.path}: its two products have the ranks {ranks[0]} and {ranks[1]}")
+        config: Any = self.config
+        self.__dict__["scale"] = config.scale_at(site.path)
+        # as a low-rank pair of rank r² the change costs less than as a matrix, unless r is large
+        self.__dict__["fused"] = ranks[0] ** 2 * (site.rows + site.cols) < site.rows * site.cols
+
+    scale: float
+
+    @property
+    def dropout(self) -> float:
+        config: Any = self.config
+        return float(max(config.rank_dropout, config.module_dropout))
+
+    def _pairs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns ``a1`` ``(rows, r)``, ``b1`` ``(r, cols)``, ``a2`` and ``b2``."""
+        p: Any = self._parameters
+        if p.get("t1") is None:
+            return p["w1_a"], p["w1_b"], p["w2_a"], p["w2_b"]
+        b1, b2 = (torch.einsum("ij...,jq->iq...", p[f"t{n}"], p[f"w{n}_b"]).flatten(1) for n in "12")
+        return p["w1_a"].t(), b1, p["w2_a"].t(), b2
+
+    def factors(self) -> Factors:
+        a1, b1, a2, b2 = self._pairs()
+        up = (a1[:, :, None] * a2[:, None, :]).flatten(1)
+        down = (b1[:, None, :] * b2[None, :, :]).flatten(0, 1)
+        return Factors(down.reshape(-1, *self.site.inner_shape), up, self.scale)
+
+    def delta(self, weight: Tensor, bias: Tensor | None) -> Delta:
+        a1, b1, a2, b2 = self._pairs()
+        return Delta(self.site.shaped(_Hadamard.apply(a1 * self.scale, b1, a2, b2)))
+
+    def change(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.fused:
+            down, up, scale, _ = self.factors()
+            change = self.site.low_rank(x, down.to(y.dtype), (up * scale).to(y.dtype))
+        else:
+            change = super().change(x, y, weight, bias)
+        if not (self.dropout and self.training and self.trainable):
+            return change
+        config: Any = self.config
+        kept = torch.dropout(torch.ones(self.site.rows), config.rank_dropout, True)
+        kept = kept * (torch.rand(1) >= config.module_dropout)
+        return change * self.site.over_outputs(kept.to(change))
+
+
+class _Hadamard(torch.autograd.Function):
+    """``(a1 @ b1) ∘ (a2 @ b2)``; both products are made anew for the gradients, so that none is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
+        ctx.save_for_backward(a1, b1, a2, b2)
+        return (a1 @ b1) * (a2 @ b2)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # type: ignore[override]
+        a1, b1, a2, b2 = ctx.saved_tensors
+        first, second = gradient * (a2 @ b2), gradient * (a1 @ b1)
+        return first @ b1.t(), a1.t() @ first, second @ b2.t(), a2.t() @ second
+
+
+def _limit(site: Site) -> str:
+    """Where PEFT's LoHa does not act, or computes something else."""
+    if is_free_linear(site.module):
+        return ""
+    if not isinstance(site.module, (nn.Conv1d, nn.Conv2d)):
+        return f"PEFT's covers Linear, Conv1d and Conv2d, no layer of kind {site.kind!r}"
+    return "" if site.module.padding_mode == "zeros" else "PEFT's pads a convolution with zeros only"
+
+
+def _from_peft(site: Site, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Takes the axis off that PEFT adds to the core of a Conv1d."""
+    cores = {name: tensors[name] for name in ("t1", "t2") if name in tensors}
+    fits = {name: core for name, core in cores.items() if core[0, 0].numel() == math.prod(site.inner_shape[1:])}
+    return {**tensors, **{name: core.reshape(*core.shape[:2], *site.inner_shape[1:]) for name, core in fits.items()}}
+
+
+def _to_peft(
+    sites: Mapping[str, Site], layers: Mapping[str, Mapping[str, Tensor]]
+) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    wide = {path: "t1" in tensors for path, tensors in layers.items() if math.prod(sites[path].inner_shape[1:]) > 1}
+    tucker = any("t1" in tensors for tensors in layers.values())
+    if tucker and not all(wide.get(path, "t1" not in tensors) for path, tensors in layers.items()):
+        raise DoesNotFit(
+            "PEFT gives a core to all convolutions wider than 1, or to none, and here some have one; save with "
+            "format='diffusers' or 'kohya'"
+        )
+    made = {path: dict(tensors) for path, tensors in layers.items()}
+    for tensors in made.values():
+        tensors |= {
+            name: tensors[name][..., None] for name in ("t1", "t2") if name in tensors and tensors[name].dim() == 3
+        }
+    return {"use_effective_conv2d": tucker}, made
+
+
+LoHa.adapter = LoHaAdapter

@@ -1,0 +1,183 @@
+"""Prefix tuning, also called P-tuning v2: keys and values before those of every attention."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from studio.adapters.adapter import METHODS, Foreign, Given
+from studio.adapters.language import Attention, ModelSite
+from studio.adapters.site import Site
+from studio.adapters.tokens import PrefixAdapter, TokenConfig
+from studio.errors import DoesNotFit, UnsupportedLayer
+
+__all__ = ["PrefixTuning", "PrefixTuningAdapter"]
+
+PLACES = ("decoder", "cross", "encoder")
+NETWORK = ("embedding", "weight0", "bias0", "weight1", "bias1")
+
+
+@METHODS.register("prefixtuning")
+@dataclass(frozen=True, kw_only=True)
+class PrefixTuning(TokenConfig):
+    r"""Prefix tuning gives every attention learned keys and values before its own: ``y = softmax(q [Kₚ; K]ᵀ) [Vₚ; V]``.
+
+    A strength ``s`` multiplies the weight that the prefix gets in the softmax (scores ``+ log s``). In a decoder or an
+    encoder by itself positions go on behind the prefix, as in PEFT; inside an encoder that has a decoder they stay.
+
+    Attributes:
+        hidden: None trains the keys and values themselves (P-tuning v2); a number makes them by a network
+            ``W₁ tanh(W₀ e + b₀) + b₁`` of that hidden size from one embedding per virtual token (prefix tuning), which
+            is saved too, so that training can go on.
+        init: "random" (normal with deviation 1, as PEFT's) or "zero".
+        places: which attentions get a prefix: of the "decoder", of the "encoder", the "cross"-attention of a decoder to
+            its encoder; None: all that the model has. PEFT has none but the first in a model that has all.
+
+    Raises:
+        BadConfig: a field with an impossible value.
+
+    References:
+        | Prefix-Tuning: Optimizing Continuous Prompts for Generation (Li and Liang, 2021),
+          https://arxiv.org/abs/2101.00190
+        | P-Tuning v2 (Liu et al., 2021), https://arxiv.org/abs/2110.07602
+
+    Example:
+        >>> import studio
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=16,
+        ...     num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2))
+        >>> studio.attach(model, studio.PrefixTuning(tokens=5)).parameters  # 5 tokens, 3 layers, key and value of 2 · 4
+        240
+    """
+
+    method = "prefixtuning"
+    hidden: int | None = None
+    init: str = "random"
+    places: tuple[str, ...] | None = None
+
+    def check(self) -> None:
+        super().check()
+        self.require(self.hidden is None or self.hidden >= 1, "hidden", "at least 1, or None")
+        self.require(self.init in ("random", "zero"), "init", "'random' or 'zero'")
+        if self.places is not None:
+            given = (self.places,) if isinstance(self.places, str) else tuple(self.places)
+            object.__setattr__(self, "places", given)
+            self.require(bool(given) and set(given) <= set(PLACES), "places", f"some of {', '.join(PLACES)}")
+
+
+class PrefixTuningAdapter(PrefixAdapter):
+    """On one model: ``prefix`` ``(m, Σ 2·heads·size)``, or the network that makes it.
+
+    Its columns are the key and the value of the first attention, then those of the second, ...: of the decoder, then of
+    its cross-attention, then of the encoder.
+    """
+
+    trained = (*NETWORK, "prefix")
+    foreign = Foreign(peft_type="PREFIX_TUNING", peft_tensors={"prefix": "prompt_embeddings"})
+    config: PrefixTuning
+
+    @classmethod
+    def start(cls, site: Site, config: PrefixTuning, given: Given) -> dict[str, Tensor]:
+        assert isinstance(site, ModelSite), "the only kind that it covers"
+        chosen = chosen_attentions(site, config)
+        width, draw = sum(2 * attention.width for attention in chosen), given.generator
+        if config.hidden is None:
+            zero = torch.zeros(config.tokens, width)
+            return {"prefix": zero if config.init == "zero" else torch.randn(config.tokens, width, generator=draw)}
+
+        def uniform(fan: int, *shape: int) -> Tensor:
+            return torch.empty(*shape).uniform_(-1 / math.sqrt(fan), 1 / math.sqrt(fan), generator=draw)
+
+        inner, h = chosen[0].width, config.hidden
+        tensors = {
+            "embedding": torch.randn(config.tokens, inner, generator=draw),
+            "weight0": uniform(inner, h, inner),
+            "bias0": uniform(inner, h),
+            "weight1": uniform(h, width, h),
+            "bias1": uniform(h, width),
+        }
+        if config.init == "zero":
+            tensors |= {name: torch.zeros_like(tensors[name]) for name in ("weight1", "bias1")}
+        return tensors
+
+    def fit(self) -> None:
+        super().fit()
+        config = self.config
+        chosen = chosen_attentions(self.site, config)
+        spans, begin = {}, 0
+        for attention in chosen:
+            spans[attention.path] = (begin, attention)
+            begin += 2 * attention.width
+        self.__dict__["spans"] = spans
+        self.__dict__["chosen"] = tuple(dict.fromkeys(attention.place for attention in chosen))
+        if self.tensor("prefix") is not None:
+            if len(self.tensors()) > 1:
+                raise DoesNotFit("PrefixTuning has either the network or its output 'prefix', one of the two")
+            self.require("prefix", (config.tokens, begin))
+            return
+        h, inner = config.hidden, chosen[0].width
+        self.require("embedding", (config.tokens, inner))
+        self.require("weight0", (h, inner))
+        self.require("bias0", (h,))
+        self.require("weight1", (begin, h))
+        self.require("bias1", (begin,))
+
+    spans: dict[str, tuple[int, Attention]]
+    chosen: tuple[str, ...]
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        return self.chosen
+
+    def at(self, path: str) -> tuple[Tensor, Tensor]:
+        begin, attention = self.spans[path]
+        columns = self._columns(begin, begin + 2 * attention.width)
+        shaped = columns.view(-1, 2, attention.heads, attention.size).permute(1, 2, 0, 3)
+        return shaped[:1], shaped[1:]
+
+    def _columns(self, begin: int, end: int) -> Tensor:
+        """The keys and values of one attention ``(m, 2·heads·size)``.
+
+        While it is trained, a network is run for each attention by itself: a layer that gradient checkpointing runs
+        again then makes all that it needs, and no graph is gone through twice.
+        """
+        prefix = self._parameters.get("prefix")
+        if prefix is not None:
+            return prefix[:, begin:end]
+        t = self.tensors()
+        if not self.trainable:
+            return self.remembered(self.made, *t.values())[:, begin:end]
+        inner = torch.tanh(F.linear(t["embedding"], t["weight0"], t["bias0"]))
+        return F.linear(inner, t["weight1"][begin:end], t["bias1"][begin:end])
+
+    def made(self) -> Tensor:
+        """The whole prefix ``(m, Σ 2·heads·size)``."""
+        prefix = self.tensor("prefix")
+        if prefix is not None:
+            return prefix
+        t = self.tensors()
+        return F.linear(torch.tanh(F.linear(t["embedding"], t["weight0"], t["bias0"])), t["weight1"], t["bias1"])
+
+
+def chosen_attentions(site: ModelSite, config: PrefixTuning) -> list[Attention]:
+    """Returns the attentions that get a prefix.
+
+    Raises:
+        UnsupportedLayer: the model has none of a place that is named.
+    """
+    found = site.attentions()
+    has = {attention.place for attention in found}
+    missing = [place for place in config.places or () if place not in has]
+    if missing or not found:
+        raise UnsupportedLayer(
+            f"{type(site.module).__name__} has no {missing[0] if missing else ''} attention that takes a prefix; "
+            f"it has: {', '.join(sorted(has)) or 'none'}"
+        )
+    return [attention for attention in found if config.places is None or attention.place in config.places]
+
+
+PrefixTuning.adapter = PrefixTuningAdapter

@@ -1,0 +1,208 @@
+"""VeRA: one frozen random pair for all layers, and two trained vectors for each."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Delta, Foreign, Given, Way, finite
+from studio.adapters.site import Site, is_free_linear
+from studio.errors import DoesNotFit
+
+__all__ = ["VeRA", "VeRAAdapter"]
+
+
+@METHODS.register("vera")
+@dataclass(frozen=True, kw_only=True)
+class VeRA(AdapterConfig):
+    r"""VeRA scales the rows of a random pair: ``W' = W + diag(lambda_b) B diag(lambda_d) A``.
+
+    ``A`` ``(rank, most cols)`` and ``B`` ``(most rows, rank)`` are drawn once for the model and stay frozen; a layer
+    uses the first ``cols`` columns of ``A`` and the first ``rows`` rows of ``B``. It trains ``rows + rank`` numbers.
+
+    Attributes:
+        rank: inner size of the pair, >= 1; it may exceed the layers.
+        dropout: probability in [0, 1) with which inputs are dropped while training.
+        d_initial: what ``lambda_d`` starts with; ``lambda_b`` starts at zero.
+        key: seed of ``A`` and ``B``; the same key gives the matrices of PEFT's ``projection_prng_key``, bit for bit.
+        save_projection: whether files hold ``A`` and ``B``. Without them a file is small, and they are drawn anew from
+            the key at loading, which another version of torch could do differently.
+        checksums: what ``A`` and ``B`` of a file without them have to be; saving fills it in.
+
+    Raises:
+        BadConfig: a field with an impossible value.
+
+    References:
+        VeRA: Vector-based Random Matrix Adaptation (Kopiczko et al., 2023), https://arxiv.org/abs/2310.11454
+
+    Example:
+        >>> import studio, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Linear(6, 4))
+        >>> studio.attach(model, studio.VeRA(rank=3, targets=("0", "1"))).parameters
+        16
+    """
+
+    method = "vera"
+    rank: int = 256
+    dropout: float = 0.0
+    d_initial: float = 0.1
+    key: int = 0
+    save_projection: bool = True
+    checksums: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        whole = isinstance(self.rank, int) and not isinstance(self.rank, bool)
+        self.require(whole and self.rank >= 1, "rank", "a whole number, at least 1")
+        self.require(finite(self.dropout) and 0.0 <= self.dropout < 1.0, "dropout", "a probability in [0, 1)")
+        self.require(finite(self.d_initial), "d_initial", "a finite number")
+        whole = isinstance(self.key, int) and not isinstance(self.key, bool)
+        self.require(whole and 0 <= self.key < 2**63, "key", "a whole number in [0, 2**63)")
+        object.__setattr__(self, "checksums", tuple(self.checksums))
+
+
+class VeRAAdapter(Adapter):
+    """VeRA on one site: ``lambda_b`` ``(rows,)``, ``lambda_d`` ``(rank,)``; one of the layers owns ``A`` and ``B``."""
+
+    trained = ("lambda_b", "lambda_d")
+    frozen = ("A", "B")
+    foreign = Foreign(
+        peft_type="VERA",
+        peft_tensors={"lambda_b": "vera_lambda_b", "lambda_d": "vera_lambda_d"},
+        peft_shared={"A": "vera_A", "B": "vera_B"},
+        peft_fields={
+            "rank": "r",
+            "dropout": "vera_dropout",
+            "d_initial": "d_initial",
+            "key": "projection_prng_key",
+            "save_projection": "save_projection",
+        },
+        peft_way=Way(
+            limit=lambda site: (
+                ""
+                if is_free_linear(site.module) or site.kind == "conv1d-gpt2"
+                else f"PEFT's covers Linear and Conv1D, no layer of kind {site.kind!r}"
+            )
+        ),
+        needs=("lambda_b", "lambda_d"),
+        ranks=("lambda_d",),
+        shows=lambda layers: {"rank": next(iter(layers.values()))["lambda_d"].shape[0]},
+        fold=lambda config, layers: _without_projection(config, layers),
+    )
+
+    @classmethod
+    def start(cls, site: Site, config: VeRA, given: Given) -> dict[str, Tensor]:
+        return {"lambda_b": torch.zeros(site.rows), "lambda_d": torch.full((config.rank,), config.d_initial)}
+
+    @classmethod
+    def common(cls, sites: Mapping[str, Site], config: VeRA) -> dict[str, Tensor]:
+        return _projection(config, list(sites.values()))
+
+    @classmethod
+    def link(cls, adapters: Mapping[str, Any]) -> None:
+        owner = next((one for one in adapters.values() if one.tensor("A") is not None), None)
+        if owner is None and adapters:
+            owner = next(iter(adapters.values()))
+            made = _projection(owner.config, [one.site for one in adapters.values()])
+            known = owner.config.checksums
+            if known and _checksum(made) not in known:
+                raise DoesNotFit(
+                    f"the projections of this VeRA adapter cannot be drawn anew from key={owner.config.key}: not the "
+                    "ones it was trained with come out (a layer is missing, or torch draws differently here); save it "
+                    "with save_projection=True where it was trained"
+                )
+            owner._buffers |= {name: tensor.to(owner.tensor("lambda_d")) for name, tensor in made.items()}
+        for one in adapters.values():
+            one.__dict__["owner"] = owner
+            one._check_pair()
+
+    def fit(self) -> None:
+        self.require("lambda_b", (self.site.rows,))
+        self.require("lambda_d", (None,))
+        self.__dict__["owner"] = self
+
+    owner: VeRAAdapter
+
+    def _check_pair(self) -> None:
+        """Checks the owner's matrices against the layer."""
+        rank = self.require("lambda_d", (None,)).shape[0]
+        down, up = self.owner.require("A", (rank, None)), self.owner.require("B", (None, rank))
+        if down.shape[1] < self.site.cols or up.shape[0] < self.site.rows:
+            raise DoesNotFit(
+                f"VeRA at {self.site.path}: its layer ({self.site.rows} x {self.site.cols}) needs more than the shared "
+                f"A {tuple(down.shape)} and B {tuple(up.shape)} have"
+            )
+
+    @property
+    def dropout(self) -> float:
+        return float(self.config.dropout)  # type: ignore[attr-defined]
+
+    def _pair(self) -> tuple[Tensor, Tensor]:
+        return cast(Tensor, self._buffers["A"]), cast(Tensor, self._buffers["B"])
+
+    def _cut(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """``A`` ``(rank, cols)`` and ``B`` ``(rows, rank)`` of this layer."""
+        # through a call of the module where it is another one's, so that hooks of others (offloading) see it
+        down, up = self._pair() if self.owner is self else self.owner(VeRAAdapter._pair)
+        device = self._vector("lambda_d").device
+        return down[:, : self.site.cols].to(device, dtype), up[: self.site.rows].to(device, dtype)
+
+    def _vector(self, name: str) -> Tensor:
+        return cast(Tensor, self._parameters[name])
+
+    def delta(self, weight: Tensor, bias: Tensor | None) -> Delta:
+        lambda_b, lambda_d = self._vector("lambda_b"), self._vector("lambda_d")
+        down, up = self._cut(lambda_d.dtype)
+        return Delta(self.site.shaped((lambda_b[:, None] * up) @ (lambda_d[:, None] * down)))
+
+    def change(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        # the vectors multiply activations, not the frozen matrices: their gradients then cost no matrix product
+        site, dtype = self.site, y.dtype
+        down, up = self._cut(dtype)
+        h = site.lower(self.dropped(x), down.reshape(-1, *site.inner_shape))
+        h = h * site.over_rank(self._vector("lambda_d").to(dtype), h)
+        return site.raised(h, up) * site.over_outputs(self._vector("lambda_b").to(dtype))
+
+
+def _projection(config: VeRA, sites: list[Site]) -> dict[str, Tensor]:
+    """Draws ``A`` and ``B`` for the widest of the layers, as PEFT does: He's uniform distribution, ``A`` first."""
+    generator = torch.Generator().manual_seed(config.key)
+    shapes = {
+        "A": (config.rank, max(site.cols for site in sites)),
+        "B": (max(site.rows for site in sites), config.rank),
+    }
+    made = {}
+    for name, shape in shapes.items():
+        bound = math.sqrt(3.0) * (math.sqrt(2) / math.sqrt(shape[1]))
+        made[name] = torch.empty(shape).uniform_(-bound, bound, generator=generator)
+    return made
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in ("A", "B"):
+        digest.update(tensors[name].float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _without_projection(
+    config: VeRA, layers: Mapping[str, Mapping[str, Tensor]]
+) -> tuple[VeRA, dict[str, dict[str, Tensor]]]:
+    """Takes ``A`` and ``B`` out of what is saved, unless they are to be saved, and notes what they were."""
+    plain = {path: dict(tensors) for path, tensors in layers.items()}
+    if config.save_projection:
+        return dataclasses.replace(config, checksums=()), plain
+    owners = [tensors for tensors in plain.values() if "A" in tensors]
+    checksums = sorted(_checksum(tensors) for tensors in owners)
+    for tensors in owners:
+        del tensors["A"], tensors["B"]
+    return dataclasses.replace(config, checksums=tuple(checksums)), plain
+
+
+VeRA.adapter = VeRAAdapter

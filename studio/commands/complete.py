@@ -1,0 +1,112 @@
+"""``studio complete``: texts from prompts, with any blend of adapters."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from studio.commands.loading import load_adapter
+from studio.commands.options import device_option, example, output_options
+from studio.commands.show import Show
+from studio.commands.words import ADAPTER, AdapterWord
+from studio.errors import BadConfig
+
+__all__ = ["complete"]
+
+
+@click.command(
+    short_help="Write texts after prompts, with any blend of adapters.",
+    epilog=example(
+        'studio complete facts "What is the capital of Kenya?" --adapter runs/facts/adapter.safetensors',
+        'studio complete facts "Name a colour. <short:0.8>" "Name a colour. <long>" --adapter short=a.safetensors \\',
+        "    --adapter long=b.safetensors --temperature 0.7 --seed 3",
+    ),
+)
+@click.argument("base")
+@click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
+@click.option(
+    "--adapter",
+    "adapters",
+    type=ADAPTER,
+    multiple=True,
+    metavar="[NAME=]FILE[:STRENGTH]",
+    help="An adapter file with its strength (1 if left out) and the name that tags call it; repeatable.",
+)
+@click.option(
+    "--per-sample", is_flag=True, help="The first prompt with the first adapter, the second with the second..."
+)
+@click.option("--max-new-tokens", type=int, metavar="N", default=64, show_default=True, help="Tokens to write at most.")
+@click.option(
+    "--temperature", type=float, metavar="X", default=0.0, show_default=True,
+    help="0 takes the likeliest token each time; 1 draws as the model says.",
+)  # fmt: skip
+@click.option("--seed", type=int, metavar="N", default=0, show_default=True, help="What is drawn from.")
+@click.option(
+    "--chat/--raw", default=None,
+    help="Ask through the chat template, or go on from the plain text; else as the adapters were trained.",
+)  # fmt: skip
+@click.option(
+    "--batch-size", type=int, metavar="N", default=16, show_default=True, help="Prompts that are completed together."
+)
+@click.option("--allow-partial", is_flag=True, help="Load what fits of an adapter file, and name the rest.")
+@device_option
+@click.option("--dtype", metavar="NAME", help="Number format of the base: fp32, bf16, fp16.")
+@output_options
+def complete(
+    base: str,
+    prompts: tuple[str, ...],
+    adapters: tuple[AdapterWord, ...],
+    per_sample: bool,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    chat: bool | None,
+    batch_size: int,
+    allow_partial: bool,
+    device: str | None,
+    dtype: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Complete prompts with a language model.
+
+    BASE is an embedded language base (facts) or a transformers folder. A tag in a prompt, <short:0.8>, says which
+    adapters act on it; without one, all act together at the strength that --adapter gives them.
+    """
+    from studio.device import choose_device, choose_dtype
+    from studio.pipelines.text import TextPipeline
+
+    show = Show(as_json, quiet)
+    if per_sample and len(adapters) != len(prompts):
+        raise BadConfig(
+            f"--per-sample pairs prompts with adapters, and there are {len(prompts)} prompts and {len(adapters)} "
+            "adapters: give one --adapter for each prompt"
+        )
+    place = choose_device(device)
+    numbers = choose_dtype(dtype, place)
+    if numbers.note:
+        show.note(numbers.note)
+    pipe = TextPipeline.open(base, dtype=numbers.dtype, device=place)
+    used = [load_adapter(pipe, pipe.model, word, allow_partial, show) for word in adapters]
+    tagged = [prompt for prompt in prompts if pipe.read_tags(prompt).blend is not None]
+    if per_sample and tagged:
+        raise BadConfig(
+            f"the prompt {tagged[0]!r} has a tag, and --per-sample says which adapter acts: drop one of them"
+        )
+    for entry in used:
+        theirs = pipe.adapters[entry["name"]].metadata.get("base_hash")
+        if theirs is not None and theirs != pipe.base.hash:
+            of = pipe.adapters[entry["name"]].metadata.get("base", "another base")
+            show.note(f"{entry['name']} was trained on other weights ({of}) than those of {pipe.base.id}")
+    blend = [{entry["name"]: entry["strength"]} for entry in used] if per_sample else None
+    made = pipe.complete(
+        prompts, blend=blend, chat=chat, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
+        batch_size=batch_size,
+    )  # fmt: skip
+    for completion in made:
+        show.say(f"> {completion.prompt}\n{completion.text}\n" if len(made) > 1 else completion.text)
+    cut = sum(not completion.ended for completion in made)
+    if cut:
+        show.tell(f"{cut} of {len(made)} did not end within {max_new_tokens} tokens")
+    show.result({"completions": [asdict(completion) for completion in made], "adapters": used})

@@ -1,0 +1,75 @@
+"""What the commands that use adapters share: a file named on the command line, onto a pipeline."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from studio.commands.show import Show
+from studio.commands.words import AdapterWord
+from studio.errors import BadConfig, NoEffect, PartialLoad
+
+if TYPE_CHECKING:
+    from studio.pipelines import ImagePipeline
+    from studio.pipelines.text import TextPipeline
+
+__all__ = ["load_adapter"]
+
+
+def load_adapter(
+    pipe: ImagePipeline | TextPipeline, model: Any, word: AdapterWord, allow_partial: bool, show: Show
+) -> dict[str, Any]:
+    """Loads an adapter and says what was loaded.
+
+    Args:
+        pipe: loads it.
+        model: what carries its layers.
+        word: the file, with a strength and maybe a name.
+        allow_partial: load what fits, and name the rest.
+        show: takes lines for the user.
+
+    Returns:
+        What the JSON output says about it.
+
+    Raises:
+        BadConfig: its name is taken by another adapter of this call.
+        NoEffect: its tensors change nothing.
+        PartialLoad: a part of the file does not fit.
+    """
+    from studio.adapters.effect import has_effect
+    from studio.files import inspect
+
+    name = word.name or inspect(word.file).name or _stem(word.file)
+    if word.name is None and name in pipe.adapters:
+        name = _stem(word.file)
+    if name in pipe.adapters:
+        raise BadConfig(f"two adapters are called {name!r}: name one of them, --adapter other={word.file}")
+    try:
+        report = pipe.load(word.file, name=name, strength=word.strength, allow_partial=allow_partial)
+    except PartialLoad as error:
+        raise PartialLoad(str(error).replace("pass allow_partial=True", "give --allow-partial")) from None
+    if not has_effect(model, name):
+        raise NoEffect(
+            f"{word.file} changes nothing: in each of its {len(report.sites)} layers the change is zero, so what "
+            "is made would be the base's own; it was saved before it was trained, or its tensors were lost"
+        )
+    if word.strength == 0:
+        show.note(f"{name} has strength 0 and does not act, but where a prompt tags it")
+    for key, reason in list(report.ignored.items())[:5]:
+        show.note(f"{word.file.name}: {key} is not applied: {reason}")
+    if len(report.ignored) > 5:
+        show.note(f"{word.file.name}: and {len(report.ignored) - 5} more keys are not applied")
+    show.tell(f"{name}: {report.method} in {len(report.sites)} layers, strength {word.strength:g}, from {word.file}")
+    return {
+        "name": name, "file": word.file, "strength": word.strength, "method": report.method, "format": report.format,
+        "sites": len(report.sites), "ignored": dict(report.ignored),
+    }  # fmt: skip
+
+
+def _stem(file: Path) -> str:
+    """Returns a name for a file that records none: its stem, or its folder where the stem says nothing."""
+    plain = re.sub(r"[^\w-]+", "-", file.stem).strip("-")
+    if plain in ("adapter", "adapter_model", "pytorch_lora_weights", ""):
+        plain = re.sub(r"[^\w-]+", "-", file.resolve().parent.name).strip("-")
+    return plain or "default"

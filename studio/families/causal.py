@@ -1,0 +1,242 @@
+"""Opening a causal language base: a model and its tokenizer, by name or from a transformers folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from studio.errors import BadFile, DoesNotFit, UnknownName, nearest
+from studio.families.base import BASES, modules_hash, quietly
+
+__all__ = ["LANGUAGE_BASES", "PLAIN_TEMPLATE", "LanguageBase", "facts_file", "open_language_base"]
+
+LANGUAGE_BASES: Final[dict[str, Path]] = {"facts": Path(__file__).parent / "facts" / "model"}
+"""The embedded language bases: name -> transformers folder inside the package."""
+
+PLAIN_TEMPLATE: Final = (
+    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}"
+    "{{ eos_token if message['role'] == 'assistant' else '' }}\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+"""How conversations are written where a tokenizer has no chat template: ``User: ...``, ``Assistant: ...`` and the end
+token, a line per turn."""
+
+
+@dataclass
+class LanguageBase:
+    """A frozen causal language model with its tokenizer.
+
+    Args:
+        model: a transformers model with a language head.
+        tokenizer: its tokenizer.
+        id: the name in messages and in files: ``"facts"``, the folder's name, or the class of a model object.
+        folder: where it was opened from; ``None`` for objects.
+    """
+
+    model: Any
+    tokenizer: Any
+    id: str
+    folder: Path | None = field(default=None)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 (hex) over the weights, computed once; ask before anything is baked."""
+        return modules_hash({"": self.model})
+
+    @cached_property
+    def tokenizer_hash(self) -> str:
+        """SHA-256 (hex) over what turns text into numbers; how it pads and what its chat template says do not count."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:  # a tokenizer written in Python
+            content: Any = [self.tokenizer.get_vocab(), self.tokenizer.get_added_vocab(), type(self.tokenizer).__name__]
+        else:
+            content = json.loads(backend.to_str())
+            content = {name: part for name, part in content.items() if name not in ("padding", "truncation")}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def template(self) -> str:
+        """The chat template: the tokenizer's, else :data:`PLAIN_TEMPLATE`."""
+        return str(self.tokenizer.chat_template or PLAIN_TEMPLATE)
+
+    @property
+    def template_hash(self) -> str:
+        """SHA-256 (hex) of the chat template."""
+        return hashlib.sha256(self.template.encode()).hexdigest()
+
+    def write(self, messages: Sequence[Mapping[str, str]], *, asking: bool = False) -> str:
+        """Writes a conversation as one text.
+
+        Args:
+            messages: turns with a role and a content.
+            asking: end with what comes before an answer.
+
+        Raises:
+            DoesNotFit: a turn holds one of the tokenizer's own marks, or the chat template refuses the conversation.
+        """
+        for message in messages:
+            mark = next((mark for mark in self.tokenizer.all_special_tokens if mark in message["content"]), None)
+            if mark is not None:
+                raise DoesNotFit(
+                    f"the {message['role']}'s turn holds {mark!r}, which the tokenizer reads as one of its own marks; "
+                    "take it out, or give the whole conversation as plain text"
+                )
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages], chat_template=self.template, tokenize=False,
+                add_generation_prompt=asking,
+            )  # fmt: skip
+        except Exception as problem:  # a template raises jinja's errors or whatever it likes
+            raise DoesNotFit(f"the chat template of {self.id} refuses the conversation: {problem}") from problem
+        return str(text)
+
+    def tokens(self, text: str, *, chat: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """Returns the token numbers of a text and the characters ``(begin, end)`` that each stands for.
+
+        Args:
+            text: what :meth:`write` wrote, or plain text.
+            chat: whether the text has a template's own marks; plain text gets the beginning token of tokenizers that
+                put one there. No end token is added.
+        """
+        coded = self.tokenizer(text, add_special_tokens=not chat, return_offsets_mapping=True)
+        numbers, places = list(coded["input_ids"]), [(int(begin), int(end)) for begin, end in coded["offset_mapping"]]
+        if not chat and numbers and places[-1][0] == places[-1][1] and numbers[-1] in self.ends:
+            numbers, places = numbers[:-1], places[:-1]
+        return numbers, places
+
+    @property
+    def context(self) -> int:
+        """How many tokens the model reads at most."""
+        return int(getattr(self.model.config, "max_position_embeddings", 0) or self.tokenizer.model_max_length)
+
+    @property
+    def parameters(self) -> int:
+        """How many weights the base has."""
+        return sum(
+            parameter.numel() for name, parameter in self.model.named_parameters() if ".adapters." not in f".{name}"
+        )
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end an answer: the tokenizer's, and those of the model's generation config."""
+        named: Any = getattr(self.model.generation_config, "eos_token_id", None)
+        named = [named] if isinstance(named, int) else list(named or ())
+        first = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+        return tuple(dict.fromkeys([*first, *named]))
+
+
+def open_language_base(
+    base: str | Path | Any, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> LanguageBase:
+    """Opens a causal language base; never from the network.
+
+    Args:
+        base: the name of an embedded base (``"facts"``), a transformers folder, a pair of a model and its tokenizer, or
+            a :class:`LanguageBase`, which is returned as it is (moved if ``dtype`` or ``device`` say so).
+        dtype: the weights' type; ``None``: fp32 for what is read from disk, unchanged for objects.
+        device: where to; ``None``: the CPU for what is read from disk, unchanged for objects.
+
+    Returns:
+        The base, its model in evaluation mode.
+
+    Raises:
+        UnknownName: neither a known name nor a folder.
+        BadFile: the folder is not a whole transformers model with its tokenizer.
+        DoesNotFit: it is no causal language model.
+
+    Example:
+        >>> open_language_base("fact")
+        Traceback (most recent call last):
+        ...
+        studio.errors.UnknownName: no language base or folder is called 'fact'; did you mean 'facts'? (embedded language
+        bases: facts)
+    """
+    if isinstance(base, (str, Path)):
+        return _read(base, dtype, device)
+    if isinstance(base, LanguageBase):
+        found = base
+    elif isinstance(base, Sequence) and len(base) == 2:
+        found = LanguageBase(base[0], base[1], type(base[0]).__name__)
+    else:
+        raise DoesNotFit(
+            f"a language base is a name, a transformers folder or a pair of a model and its tokenizer, not a "
+            f"{type(base).__name__}"
+        )
+    if dtype is not None or device is not None:
+        found.model.to(*(wish for wish in (device, dtype) if wish is not None))
+    return found
+
+
+def facts_file(name: str) -> Path:
+    """Returns one of the question files that come with the base ``facts``: ``"train.jsonl"``, ``"held-out.jsonl"``."""
+    return LANGUAGE_BASES["facts"].parent / name
+
+
+def _read(base: str | Path, dtype: torch.dtype | None, device: torch.device | str | None) -> LanguageBase:
+    known = isinstance(base, str) and base in LANGUAGE_BASES
+    folder = LANGUAGE_BASES[str(base)] if known else Path(base).expanduser()
+    if not folder.is_dir():
+        if base in BASES:
+            raise DoesNotFit(f"{base!r} draws pictures; a language base is asked for ({', '.join(LANGUAGE_BASES)})")
+        if folder.is_file():
+            raise BadFile(f"{folder} is a single file; language bases are read from transformers folders")
+        close = nearest(str(base), LANGUAGE_BASES, 1)[0]
+        raise UnknownName(
+            f"no language base or folder is called {str(base)!r}; did you mean {close!r}? (embedded language bases: "
+            f"{', '.join(LANGUAGE_BASES)})"
+        )
+    kind = _kind(folder)
+    import transformers
+
+    try:
+        with quietly():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as problem:  # whatever a broken or missing tokenizer makes transformers raise
+        raise BadFile(f"{folder} has no tokenizer that can be opened: {_sentence(problem)}") from problem
+    try:
+        with quietly():
+            model, told = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype or torch.float32, local_files_only=True, output_loading_info=True
+            )
+    except Exception as problem:
+        raise BadFile(f"{folder} cannot be opened as a {kind} language model: {_sentence(problem)}") from problem
+    if told["missing_keys"]:  # transformers would go on with random numbers
+        some = ", ".join(sorted(told["missing_keys"])[:3])
+        raise BadFile(f"{folder} lacks {len(told['missing_keys'])} of the model's tensors ({some}); copy it again")
+    if not tokenizer.is_fast:
+        raise DoesNotFit(f"the tokenizer of {folder} cannot say which characters a token is of; save it as a fast one")
+    model.eval()
+    if device is not None:
+        model.to(device)
+    return LanguageBase(model, tokenizer, str(base) if known else folder.resolve().name, folder)
+
+
+def _kind(folder: Path) -> str:
+    """Returns the model type that ``config.json`` states, after a check that it is a causal language model's."""
+    if (folder / "model_index.json").is_file():
+        raise DoesNotFit(f"{folder} is a diffusers pipeline, which draws pictures; a language base is asked for")
+    config = folder / "config.json"
+    if not config.is_file():
+        found = ", ".join(sorted(file.name for file in folder.iterdir())[:5]) or "nothing"
+        raise BadFile(f"{folder} is no transformers model: it has no config.json (it holds {found})")
+    try:
+        kind = str(json.loads(config.read_text(encoding="utf-8"))["model_type"])
+    except (ValueError, KeyError, TypeError) as problem:
+        raise BadFile(f"{config} cannot be read as a transformers config ({problem!r}); copy it again") from None
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise DoesNotFit(f"{folder} is a {kind!r}, which transformers has no causal language model of")
+    return kind
+
+
+def _sentence(problem: Exception) -> str:
+    text = str(problem).strip()
+    return text.splitlines()[0] if text else repr(problem)

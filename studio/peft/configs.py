@@ -1,0 +1,209 @@
+"""What all of PEFT's configs have: the fields, ``adapter_config.json``, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+from studio.atomic import atomic_path
+from studio.errors import BadFile, nearest
+from studio.files.peft import CONFIG_FILE
+from studio.peft.kinds import VERSION, PeftType, TaskType, Wrong
+from studio.peft.places import folder_of
+
+__all__ = ["PEFT_TYPE_TO_CONFIG_MAPPING", "PeftConfig", "PromptLearningConfig", "config_for", "get_peft_config"]
+
+PEFT_TYPE_TO_CONFIG_MAPPING: Final[dict[PeftType, type[PeftConfig]]] = {}
+"""PEFT's word for a method -> its config class; filled by :mod:`studio.peft.method_configs`."""
+
+_NOT_SAVED: Final = ("runtime_config",)
+_OFF: Final[tuple[Any, ...]] = (None, False, 0, 0.0, "", "none", [], {})
+
+
+@dataclass(kw_only=True)
+class PeftConfig:
+    """Fields of every config of PEFT's.
+
+    Attributes:
+        task_type: what the model is for. peft_type: PEFT's word for the method.
+        inference_mode: whether the adapter is frozen.
+        base_model_name_or_path: which base it belongs to. revision: which version of that base.
+        auto_mapping: class and library of a base without a task type. peft_version: what wrote the file.
+    """
+
+    word: ClassVar[str] = ""
+
+    task_type: TaskType | str | None = None
+    peft_type: PeftType | str | None = None
+    auto_mapping: dict[str, Any] | None = None
+    peft_version: str | None = None
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    inference_mode: bool = False
+
+    def __post_init__(self) -> None:
+        known = [task.value for task in TaskType]
+        if self.task_type is not None and self.task_type not in known:
+            close = nearest(str(self.task_type), known, 1)[0]
+            raise Wrong(f"Invalid task type: '{self.task_type}'; did you mean '{close}'? (known: {', '.join(known)})")
+        if self.word:
+            self.peft_type = PeftType(self.word)
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name, None)
+            if value is not None and not isinstance(value, str):
+                setattr(self, name, set(value))
+
+    @property
+    def is_prompt_learning(self) -> bool:
+        """Whether the method adds virtual tokens."""
+        return False
+
+    @property
+    def is_adaption_prompt(self) -> bool:
+        """Whether the method is LLaMA-Adapter, which the studio does not have."""
+        return False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields by name."""
+        return {name: _plain(value) for name, value in dataclasses.asdict(self).items() if name not in _NOT_SAVED}
+
+    def save_pretrained(self, save_directory: str | Path, **fields: Any) -> None:
+        """Writes ``adapter_config.json``: sorted, the same bytes each time.
+
+        Args:
+            save_directory: the folder. fields: fields of the file that replace the config's own.
+        """
+        folder = Path(save_directory)
+        if folder.is_file():
+            raise Wrong(f"{folder} is a file; name a folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        auto = fields.pop("auto_mapping_dict", None)
+        content = {**self.to_dict(), "inference_mode": True, "peft_version": self.peft_version or VERSION, **fields}
+        if auto is not None:
+            content["auto_mapping"] = auto
+        with atomic_path(folder / CONFIG_FILE) as temporary:
+            temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_json_file(cls, path_json_file: str | Path, **kwargs: Any) -> dict[str, Any]:
+        """Returns the fields in a file.
+
+        Raises:
+            BadFile: it is no table in JSON.
+        """
+        try:
+            found = json.loads(Path(path_json_file).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise BadFile(f"{path_json_file} cannot be read as JSON ({error})") from None
+        if not isinstance(found, dict):
+            raise BadFile(f"{path_json_file} is not a table of fields")
+        return found
+
+    @classmethod
+    def from_peft_type(cls, **fields: Any) -> PeftConfig:
+        """Makes the config that ``peft_type`` names.
+
+        Raises:
+            Wrong: a method that the studio does not have, or a field that it does not know.
+        """
+        word = fields.pop("peft_type", None) or cls.word
+        kind = config_for(word)
+        known = {one.name for one in dataclasses.fields(kind) if one.init}
+        for name, value in list(fields.items()):
+            if name not in known:
+                if value not in _OFF:
+                    close = ", ".join(nearest(name, known, 3))
+                    raise Wrong(
+                        f"the field {name}={value!r} of a {word} config is not known here and may change what the "
+                        f"adapter computes; the nearest known fields are: {close}"
+                    )
+                del fields[name]
+        return kind(**fields)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, subfolder: str | None = None, **kwargs: Any
+    ) -> PeftConfig:
+        """Reads ``adapter_config.json`` from a folder, or from the Hub for a name that is no local path.
+
+        Raises:
+            BadFile: there is none. Wrong: a method or a field that the studio does not have.
+        """
+        places = {name: kwargs.pop(name) for name in ("revision", "cache_dir", "token") if name in kwargs}
+        folder = folder_of(pretrained_model_name_or_path, subfolder, (CONFIG_FILE,), **places)
+        return cls.from_peft_type(**{**cls.from_json_file(folder / CONFIG_FILE), **kwargs})
+
+
+@dataclass(kw_only=True)
+class PromptLearningConfig(PeftConfig):
+    """Fields of the methods that add virtual tokens.
+
+    Attributes:
+        num_virtual_tokens: how many tokens. The others are read from the model where they are None.
+    """
+
+    num_virtual_tokens: int | None = None
+    token_dim: int | None = None
+    num_transformer_submodules: int | None = None
+    num_attention_heads: int | None = None
+    num_layers: int | None = None
+    modules_to_save: list[str] | None = None
+
+    @property
+    def is_prompt_learning(self) -> bool:
+        return True
+
+
+@dataclass(kw_only=True)
+class TargetedConfig(PeftConfig):
+    """A config that names layers: by endings, by one expression that matches whole names, or "all-linear"."""
+
+    target_modules: Any = None
+    exclude_modules: Any = None
+    modules_to_save: list[str] | None = None
+
+
+@dataclass(kw_only=True)
+class LayeredConfig(TargetedConfig):
+    """A config that can be limited to some of a model's numbered layers."""
+
+    layers_to_transform: Any = None
+    layers_pattern: Any = None
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it; sets are sorted, so that two saves are alike."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, (set, frozenset)):
+        return sorted(_plain(one) for one in value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return value
+
+
+def config_for(word: PeftType | str | None) -> type[PeftConfig]:
+    """Returns the config class of a method by PEFT's word.
+
+    Raises:
+        Wrong: the studio does not have the method.
+    """
+    have = {kind.value: found for kind, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    text = word.value if isinstance(word, PeftType) else str(word)
+    if text not in have:
+        known = [kind.value for kind in PeftType]
+        what = "is a method of PEFT's that the studio does not have" if text in known else "is no method of PEFT's"
+        raise Wrong(f"peft_type={text!r} {what}; it has {', '.join(sorted(have))}")
+    return have[text]
+
+
+def get_peft_config(config_dict: dict[str, Any]) -> PeftConfig:
+    """Makes a config from its fields, ``peft_type`` among them."""
+    return PeftConfig.from_peft_type(**config_dict)

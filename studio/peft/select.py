@@ -1,0 +1,201 @@
+"""Which layers a config of PEFT's names, by PEFT's own rules; a name that fits nothing is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Final
+
+from torch import nn
+
+from studio.adapters.kinds import is_site, kind_of, site_for
+from studio.adapters.structure import read_structure
+from studio.errors import StudioError, nearest
+from studio.files.names import Names
+from studio.files.peft_parameters import names_of_parameters
+from studio.peft.defaults import default_targets, model_type
+from studio.peft.kinds import NoMatchingPeftModuleError, Wrong
+
+__all__ = ["ends_with", "modules_named", "names_in", "select"]
+
+ALL_LINEAR: Final = "all-linear"
+_HEADS: Final = ("score", "classifier")
+
+
+def ends_with(name: str, ending: str) -> bool:
+    """Says whether ``ending`` is the end of a dotted name, in whole words."""
+    return name == ending or name.endswith("." + ending)
+
+
+def names_in(model: nn.Module) -> dict[str, nn.Module]:
+    """Returns the modules of the base by name, without those that adapters brought."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if name and not {"adapters", "modules_to_save"} & set(name.split("."))
+    }
+
+
+def modules_named(model: nn.Module, endings: Iterable[str], what: str) -> dict[str, list[str]]:
+    """Finds the modules that each of ``endings`` names, exactly or in whole words at the end.
+
+    Raises:
+        NoMatchingPeftModuleError: one that names nothing, with the nearest that there are.
+    """
+    names = list(names_in(model))
+    found: dict[str, list[str]] = {}
+    for ending in endings:
+        found[ending] = [name for name in names if ends_with(name, ending)]
+        if not found[ending]:
+            raise NoMatchingPeftModuleError(f"{what} {ending!r} not found in the base model; {_hint(ending, names)}")
+    return found
+
+
+def _hint(asked: str, names: Iterable[str]) -> str:
+    words = asked.count(".") + 1
+    ends = {".".join(name.split(".")[-words:]): name for name in names}
+    return f"the nearest are: {', '.join(nearest(asked, ends))}"
+
+
+def select(model: nn.Module, config: Any, kinds: Collection[str] = ()) -> list[str]:
+    """Returns the paths of the layers that ``config`` adapts, in the order of the model.
+
+    Args:
+        model: the base. config: the config. kinds: the kinds of layers that its method covers.
+
+    Raises:
+        NoMatchingPeftModuleError: a target, or an excluded name, that fits nothing. Wrong: no targets and no default.
+        UnsupportedLayer: a target that is no layer which can be adapted.
+    """
+    modules = names_in(model)
+    targets = config.target_modules
+    bare = _bare_parameters(model, config)
+    if bare and not targets:
+        return bare
+    if targets is None:
+        targets = default_targets(model, str(config.word)) or _queries_and_values(model)
+        if not targets:
+            raise Wrong(
+                f"Please specify `target_modules` in `peft_config`: there is no default for the model type "
+                f"{model_type(model)!r}, and no attention was found in {type(model).__name__}"
+            )
+    saved = [name for names in modules_named(model, config.modules_to_save or (), "modules_to_save").values()
+             for name in names]  # fmt: skip
+    chosen = _all_linear(model, modules, config) if targets == ALL_LINEAR else _matching(modules, targets, kinds)
+    chosen = [name for name in chosen if not any(name == one or name.startswith(one + ".") for one in saved)]
+    chosen = _without(chosen, modules, config.exclude_modules)
+    if getattr(config, "layers_to_transform", None) is not None or getattr(config, "layers_pattern", None):
+        chosen = _numbered(chosen, targets, config.layers_to_transform, config.layers_pattern)
+    if not chosen:
+        raise NoMatchingPeftModuleError(
+            f"Target modules {_shown(targets)} not found in the base model once exclude_modules, modules_to_save and "
+            "layers_to_transform are taken off"
+        )
+    return chosen + bare
+
+
+def _bare_parameters(model: nn.Module, config: Any) -> list[str]:
+    """The parameters that ``target_parameters`` names; those of a layer count as the layer.
+
+    Raises:
+        DoesNotFit: a name that fits no parameter.
+    """
+    wanted = getattr(config, "target_parameters", None)
+    if not wanted:
+        return []
+    return list(names_of_parameters(Names(model), {"target_parameters": list(wanted)}).values())
+
+
+def _queries_and_values(model: nn.Module) -> set[str]:
+    """PEFT's usual targets, the projections of queries and values, for a model type that it has no row for."""
+    if model_type(model) is None:
+        return set()
+    return {path for one in read_structure(model).attentions for path in (*one.query, *one.value)}
+
+
+def _shown(targets: Any) -> str:
+    return repr(targets if isinstance(targets, str) else sorted(targets))
+
+
+def _matching(modules: Mapping[str, nn.Module], targets: str | Collection[str], kinds: Collection[str]) -> list[str]:
+    """The layers that targets name; each must name one, and all that are named must be layers."""
+    if isinstance(targets, str):
+        found = [name for name in modules if re.fullmatch(targets, name)]
+        if not found:
+            raise NoMatchingPeftModuleError(
+                f"Target modules {targets!r} not found in the base model: the expression matches no whole name; "
+                f"{_hint(targets, modules)}"
+            )
+    else:
+        for target in sorted(targets):
+            if not any(ends_with(name, target) for name in modules):
+                raise NoMatchingPeftModuleError(
+                    f"Target modules {target!r} not found in the base model; {_hint(target, modules)}"
+                )
+        found = [name for name in modules if any(ends_with(name, target) for target in targets)]
+    for name in found:
+        if not is_site(modules[name], kinds):
+            try:
+                site_for(name, modules[name], kinds)
+            except StudioError as error:
+                raise Wrong(f"Target module {name} is not supported: {error}") from None
+    return _with_attention_outputs(found, modules)
+
+
+def _with_attention_outputs(found: Collection[str], modules: Mapping[str, nn.Module]) -> list[str]:
+    """A target that is an attention of torch's is the whole attention, its output projection too."""
+    wanted = set(found) | {f"{name}.out_proj" for name in found if isinstance(modules[name], nn.MultiheadAttention)}
+    return [name for name in modules if name in wanted]
+
+
+def _all_linear(model: nn.Module, modules: Mapping[str, nn.Module], config: Any) -> list[str]:
+    """All layers that are a matrix, without the output embedding and a classifier's head."""
+    ask = getattr(model, "get_output_embeddings", None)
+    head = ask() if callable(ask) else None
+    return [
+        name
+        for name, module in modules.items()
+        if kind_of(module) in ("linear", "conv1d-gpt2")
+        and module is not head
+        and not (config.task_type == "SEQ_CLS" and name.rpartition(".")[2] in _HEADS)
+        and not isinstance(modules.get(name.rpartition(".")[0]), nn.MultiheadAttention)
+    ]
+
+
+def _without(chosen: list[str], modules: Mapping[str, nn.Module], exclude: Any) -> list[str]:
+    if exclude is None:
+        return chosen
+    if isinstance(exclude, str):
+        gone = {name for name in modules if re.fullmatch(exclude, name)}
+    else:
+        gone = {name for name in modules if any(ends_with(name, ending) for ending in exclude)}
+        stray = [ending for ending in sorted(exclude) if not any(ends_with(name, ending) for name in modules)]
+        if stray:
+            raise NoMatchingPeftModuleError(f"exclude_modules {stray[0]!r} names nothing; {_hint(stray[0], modules)}")
+    left = [name for name in chosen if name not in gone]
+    if not left:
+        raise NoMatchingPeftModuleError("All modules were excluded: exclude_modules names every target")
+    return left
+
+
+def _numbered(chosen: list[str], targets: Any, layers: Any, patterns: Any) -> list[str]:
+    """Those of the chosen layers that stand in certain numbered blocks."""
+    if isinstance(targets, str):
+        raise Wrong("layers_to_transform and layers_pattern need a list of target_modules, not an expression")
+    if layers is None:
+        raise Wrong("layers_pattern without layers_to_transform does nothing; give both, or neither")
+    wanted = {layers} if isinstance(layers, int) else set(layers)
+    words = [patterns] if isinstance(patterns, str) else list(patterns or [])
+    expressions = [rf"(?:^|.*?\.){word}\.(\d+)\." for word in words] or [r".*?\.[^.]*\.(\d+)\."]
+    found: dict[str, int] = {}
+    for name in chosen:
+        hits = [match for expression in expressions if (match := re.match(expression, name))]
+        if hits:
+            found[name] = int(hits[0].group(1))
+    missing = sorted(wanted - set(found.values()))
+    if missing:
+        have = ", ".join(map(str, sorted(set(found.values())))) or "no numbered layer"
+        raise NoMatchingPeftModuleError(
+            f"layers_to_transform={missing[0]} not found in the base model; the targets are in layers {have}"
+        )
+    return [name for name in chosen if found.get(name) in wanted]

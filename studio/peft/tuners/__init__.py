@@ -1,0 +1,47 @@
+"""``peft.tuners``."""
+
+from studio.peft.method_configs import (
+    AdaLoraConfig,
+    BeftConfig,
+    BOFTConfig,
+    CordaConfig,
+    EvaConfig,
+    HRAConfig,
+    IA3Config,
+    LNTuningConfig,
+    LoftQConfig,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    MultitaskPromptTuningConfig,
+    OFTConfig,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    TrainableTokensConfig,
+    VeraConfig,
+)
+from studio.peft.tuner import LoraModel
+
+__all__ = [
+    "AdaLoraConfig",
+    "BOFTConfig",
+    "BeftConfig",
+    "CordaConfig",
+    "EvaConfig",
+    "HRAConfig",
+    "IA3Config",
+    "LNTuningConfig",
+    "LoHaConfig",
+    "LoKrConfig",
+    "LoftQConfig",
+    "LoraConfig",
+    "LoraModel",
+    "MultitaskPromptTuningConfig",
+    "OFTConfig",
+    "PrefixTuningConfig",
+    "PromptEncoderConfig",
+    "PromptTuningConfig",
+    "TrainableTokensConfig",
+    "VeraConfig",
+]

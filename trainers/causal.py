@@ -1,0 +1,180 @@
+"""The lesson on causal language models: answers given questions, measured on held-out samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from studio.adapters import AdapterConfig
+from studio.families.causal import LanguageBase
+from studio.trainers.draws import Draws
+from studio.trainers.mode import checkpoint_gradients, checkpoints_gradients, evaluating
+from studio.trainers.plan import Plan
+from studio.trainers.task import Loss, Say
+from studio.trainers.texts import IGNORED, Encoded, batch, question
+
+if TYPE_CHECKING:
+    from studio.datasets.chat import Sample
+
+__all__ = ["Causal", "Shown"]
+
+EVALUATED: Final = 32  # held-out samples that are measured together
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A question that previews ask.
+
+    Args:
+        text: the question as the model reads it.
+        chat: whether it has a template's marks.
+        caption: what the report says above the answer.
+    """
+
+    text: str
+    chat: bool
+    caption: str
+
+
+@dataclass
+class Causal:
+    r"""An opened task on a causal language model (a :class:`~studio.trainers.task.Lesson`).
+
+    The loss of B samples is ``Σ −log p(token) / (B m)``, the sum over their learned tokens and ``m`` the mean number of
+    learned tokens per sample of the whole data set. All tokens weigh the same, whatever batch they are drawn in, and
+    accumulation gives the gradients of the larger batch.
+
+    Args:
+        base: the base.
+        adapter, name, plan, rates, settings, recorded, inputs, notes: see :class:`~studio.trainers.task.Lesson`.
+        samples: what is trained on.
+        held_out: what is measured on, in a fixed order.
+        previews: what previews ask.
+        answers: how many of the held-out samples are answered for the exact match.
+        preview_tokens: tokens of a preview's answer at most.
+        origin: what the adapter file says about its origin.
+    """
+
+    base: LanguageBase
+    adapter: AdapterConfig
+    name: str
+    plan: Plan
+    rates: Mapping[str, float]
+    settings: Mapping[str, Any]
+    recorded: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    samples: Sequence[Encoded]
+    held_out: Sequence[Encoded]
+    previews: Sequence[Shown]
+    answers: int
+    preview_tokens: int
+    origin: Mapping[str, str]
+    say: Say
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.model = self.base.model
+        self.draws = Draws(self.plan.seed)
+        self.mean_learned = sum(sum(sample.learned[1:]) for sample in self.samples) / len(self.samples)
+        self._required = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self._checkpointed: bool | None = None
+
+    def prepare(self, say: Say) -> None:
+        """Switches gradient checkpointing on where asked for."""
+        self._checkpointed = checkpoints_gradients(self.model)
+        if self.plan.gradient_checkpointing:
+            checkpoint_gradients(self.model, True)
+
+    def loss(self, numbers: Sequence[int]) -> Loss:
+        """Returns the loss of the drawn samples ``numbers``."""
+        rows = [self.samples[self.draws.item(n, len(self.samples))] for n in numbers]
+        total, _ = self._loss(rows)
+        return Loss(total / (len(rows) * self.mean_learned))
+
+    def after_step(self, step: int) -> None:
+        """Nothing: this task keeps nothing between steps."""
+
+    def measure(self) -> dict[str, float]:
+        """Returns the held-out loss per token, and which share of the held-out answers is exactly right.
+
+        The samples, their order and their batches are always the same, and answers take the likeliest token each time.
+        """
+        if not self.held_out:
+            return {}
+        total, count = 0.0, 0
+        with torch.no_grad(), evaluating([self.model]):
+            for begin in range(0, len(self.held_out), EVALUATED):
+                loss, tokens = self._loss(self.held_out[begin : begin + EVALUATED])
+                total, count = total + float(loss), count + tokens
+        found = {"held_out_loss": total / count}
+        if self.asked:
+            said = self._answers([(question(sample, self.base), sample.chat) for sample in self.asked], self.longest)
+            right = [text == sample.answer.strip() for text, sample in zip(said, self.asked, strict=True)]
+            found["exact_match"] = sum(right) / len(right)
+        self.say(", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in found.items()))
+        return found
+
+    def preview(self) -> list[str]:
+        """Answers the preview questions with the adapter as it is now, through the one path for texts."""
+        return self._answers([(shown.text, shown.chat) for shown in self.previews], self.preview_tokens)
+
+    def captions(self) -> list[str]:
+        """Returns one line for each text of :meth:`preview`."""
+        return [shown.caption for shown in self.previews]
+
+    def examples(self) -> list[Any]:
+        """Nothing: the report shows a sample among the notes."""
+        return []
+
+    def metadata(self) -> dict[str, str]:
+        """Returns what the adapter file tells about where it comes from."""
+        return dict(self.origin)
+
+    def close(self) -> None:
+        """Gives the base's model back as it was."""
+        if self._checkpointed is not None and checkpoints_gradients(self.model) != self._checkpointed:
+            checkpoint_gradients(self.model, self._checkpointed)
+        for parameter in self._required:
+            parameter.requires_grad_(True)
+
+    @cached_property
+    def asked(self) -> list[Sample]:
+        """The held-out samples that are answered for the exact match."""
+        return [row.sample for row in self.held_out if row.sample.asked and not row.lost][: self.answers]
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest of their answers, and a few more, so that an answer that goes on is seen to."""
+        return 4 + max(len(self.base.tokens(sample.answer, chat=True)[0]) for sample in self.asked)
+
+    def _loss(self, rows: Sequence[Encoded]) -> tuple[Tensor, int]:
+        """Returns the sum of the losses of the learned tokens, and their number."""
+        tokens, mask, labels = batch(rows, self._pad, self.model.device)
+        logits = self.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
+        # virtual tokens in front have logits too; the last T are those of the text
+        logits, wanted = logits[:, -tokens.shape[1] : -1], labels[:, 1:]
+        kept = wanted != IGNORED
+        return F.cross_entropy(logits[kept].float(), wanted[kept], reduction="sum"), int(kept.sum())
+
+    def _answers(self, questions: Sequence[tuple[str, bool]], most: int) -> list[str]:
+        from studio.pipelines.text import write
+
+        said = [""] * len(questions)
+        for chat in (True, False):
+            places = [place for place, (_, form) in enumerate(questions) if form is chat]
+            texts = [questions[place][0] for place in places]
+            made = write(self.base, texts, chat=chat, max_new_tokens=most, batch_size=EVALUATED)
+            for place, (text, _, _) in zip(places, made, strict=True):
+                said[place] = text
+        return said
+
+    @property
+    def _pad(self) -> int:
+        pad = self.base.tokenizer.pad_token_id
+        return int(pad if pad is not None else (self.base.ends or (0,))[0])

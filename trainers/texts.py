@@ -1,0 +1,137 @@
+"""Text samples as token numbers, with what is learned marked: the answers, each with its end token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Tensor
+
+from studio.errors import BadFile, DoesNotFit
+from studio.families.causal import LanguageBase
+
+if TYPE_CHECKING:
+    from studio.datasets.chat import Sample
+
+__all__ = ["IGNORED", "Encoded", "batch", "encode", "marked", "question", "render"]
+
+IGNORED: Final = -100
+"""The label of a token that does not count in the loss."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A sample as token numbers.
+
+    Args:
+        sample: what it is of.
+        tokens: the token numbers.
+        learned: for every token, whether it counts in the loss.
+        lost: how many tokens were cut off at the end.
+    """
+
+    sample: Sample
+    tokens: tuple[int, ...]
+    learned: tuple[bool, ...]
+    lost: int = 0
+
+
+def render(sample: Sample, base: LanguageBase) -> tuple[str, list[tuple[int, int]]]:
+    """Writes a sample as one text and marks what is learned: the answers, each with its end token.
+
+    Args:
+        sample: a conversation or plain text.
+        base: whose chat template writes.
+
+    Returns:
+        The text, and spans ``(begin, end)`` in characters.
+
+    Raises:
+        BadFile: the chat template refuses the conversation or writes its beginning otherwise than the whole, or a turn
+            holds one of the tokenizer's marks.
+    """
+    end = base.tokenizer.eos_token or ""
+    if not sample.chat:
+        text = f"{sample.prompt}{sample.completion}{end}"
+        return text, [(len(sample.prompt), len(text))]
+    messages = [{"role": role, "content": content} for role, content in sample.turns]
+    text, spans = _write(sample, base, messages, asking=False), []
+    for index, (role, content) in enumerate(sample.turns):
+        if role != "assistant":
+            continue
+        before = _write(sample, base, messages[:index], asking=True)
+        through = _write(sample, base, messages[: index + 1], asking=False)
+        found = through.find(content.strip(), len(before))
+        if not (text.startswith(before) and text.startswith(through) and found >= 0):
+            raise BadFile(
+                f"line {sample.line}: the chat template writes turn {index + 1} otherwise when more turns follow, or "
+                "leaves a part of it out, so that the answer cannot be found in the whole; split the conversation"
+            )
+        said = found + len(content.strip())
+        finish = through.find(end, said) if end else -1
+        spans.append((len(before), said if finish < 0 else finish + len(end)))
+    if end and not text[: spans[-1][1]].endswith(end):  # a template without an end: nothing would stop the answer
+        text = text[: spans[-1][1]] + end
+        spans[-1] = (spans[-1][0], len(text))
+    return text, spans
+
+
+def question(sample: Sample, base: LanguageBase) -> str:
+    """Returns what stands before the last answer: what a model is asked with."""
+    if not sample.chat:
+        return sample.prompt
+    messages = [{"role": role, "content": content} for role, content in sample.turns[:-1]]
+    return _write(sample, base, messages, asking=True)
+
+
+def encode(sample: Sample, base: LanguageBase, length: int) -> Encoded:
+    """Turns a sample into token numbers, at most ``length`` of them, with the learned ones marked.
+
+    A token counts in the loss if any of its characters does.
+
+    Raises:
+        BadFile: as :func:`render`.
+    """
+    text, spans = render(sample, base)
+    tokens, places = base.tokens(text, chat=sample.chat)
+    learned = [any(begin < stop and start < end for start, stop in spans) for begin, end in places]
+    return Encoded(sample, tuple(tokens[:length]), tuple(learned[:length]), max(len(tokens) - length, 0))
+
+
+def marked(sample: Sample, base: LanguageBase) -> str:
+    """Returns the text of a sample with ``⟦`` and ``⟧`` around what is learned."""
+    text, spans = render(sample, base)
+    for begin, end in reversed(spans):
+        text = f"{text[:begin]}⟦{text[begin:end]}⟧{text[end:]}"
+    return text
+
+
+def batch(rows: Sequence[Encoded], pad: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Puts samples into one batch, padded on the right whatever side the tokenizer pads on.
+
+    Args:
+        rows: the samples. pad: the token that fills up; it may be the end token, since labels go by place.
+        device: where to.
+
+    Returns:
+        Token numbers, attention mask and labels, each ``(B, T)``, int64; labels that do not count are
+        :data:`IGNORED`.
+    """
+    length = max(len(row.tokens) for row in rows)
+    tokens = torch.full((len(rows), length), pad)
+    mask = torch.zeros(len(rows), length, dtype=torch.int64)
+    labels = torch.full((len(rows), length), IGNORED)
+    for index, row in enumerate(rows):
+        numbers, size = torch.tensor(row.tokens), len(row.tokens)
+        tokens[index, :size], mask[index, :size] = numbers, 1
+        labels[index, :size] = torch.where(torch.tensor(row.learned), numbers, IGNORED)
+    return tokens.to(device), mask.to(device), labels.to(device)
+
+
+def _write(sample: Sample, base: LanguageBase, messages: Sequence[dict[str, str]], *, asking: bool) -> str:
+    try:
+        return base.write(messages, asking=asking)
+    except DoesNotFit as problem:
+        raise BadFile(f"line {sample.line}: {problem}") from problem
