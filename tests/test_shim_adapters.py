@@ -1,4 +1,4 @@
-"""Each of PEFT's verbs over the core: what it does to outputs, gradients, names and files. PEFT itself is the oracle."""
+"""Each of PEFT's verbs over the core: what it does to outputs, gradients, names and files; PEFT is the oracle."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def names_of_trained(model):
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-# -- names and shapes of attributes --------------------------------------------------------------------------------------
+# -- names and shapes of attributes ------------------------------------------------------------------------------------
 
 
 def test_a_wrapped_model_has_pefts_attributes():
@@ -138,7 +138,7 @@ def test_a_config_is_written_the_same_each_time_and_read_back(tmp_path):
     assert (tmp_path / "adapter_config.json").read_bytes() == first
 
 
-# -- which adapters act --------------------------------------------------------------------------------------------------
+# -- which adapters act ------------------------------------------------------------------------------------------------
 
 
 def test_set_adapter_changes_who_acts_and_who_is_trained():
@@ -188,7 +188,7 @@ def test_unload_gives_the_base_back_bit_for_bit():
     assert all(torch.equal(tensor, before[key]) for key, tensor in base.state_dict().items())
 
 
-# -- merging -------------------------------------------------------------------------------------------------------------
+# -- merging -----------------------------------------------------------------------------------------------------------
 
 
 def test_merge_unmerge_and_unload():
@@ -228,7 +228,7 @@ def test_a_safe_merge_refuses_nan_and_leaves_the_weights():
     assert model.base_model.model.lin0.weight is weight and not model.base_model.model.lin0.merged
 
 
-# -- weighted ------------------------------------------------------------------------------------------------------------
+# -- weighted ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["linear", "cat", "svd", "ties", "ties_svd", "magnitude_prune", "magnitude_prune_svd"])
@@ -283,7 +283,7 @@ def test_weighted_gains_are_summed():
     assert same(gains["c"], 0.3 * gains["a"] + 0.7 * gains["b"])
 
 
-# -- per sample ----------------------------------------------------------------------------------------------------------
+# -- per sample --------------------------------------------------------------------------------------------------------
 
 METHODS = {
     "lora": lambda: random(),
@@ -358,7 +358,7 @@ def test_adapter_names_in_generate(kind, beams):
     assert not base._forward_pre_hooks or len(base._forward_pre_hooks) == 1  # the core's own
 
 
-# -- what an adapter has beside its layers -------------------------------------------------------------------------------
+# -- what an adapter has beside its layers -----------------------------------------------------------------------------
 
 
 def test_modules_to_save_are_exact_per_adapter_saved_and_restored(tmp_path):
@@ -445,7 +445,7 @@ def test_bare_parameters_are_targets(tmp_path):
     assert same(ours.PeftModel.from_pretrained(Bare(), tmp_path)(x), model(x))
 
 
-# -- low level -----------------------------------------------------------------------------------------------------------
+# -- low level ---------------------------------------------------------------------------------------------------------
 
 
 def test_inject_and_state_dicts():
@@ -548,7 +548,7 @@ def test_starts_are_seeded_by_torch():
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-@pytest.mark.parametrize("start", ["pissa", "olora", "gaussian", "orthogonal"])
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "gaussian", "orthogonal"])
 def test_starts_that_take_from_the_weight_leave_the_base_and_save_plain(start, tmp_path):
     base = net()
     model = ours.get_peft_model(base, lora(r=2, init_lora_weights=start))
@@ -560,6 +560,22 @@ def test_starts_that_take_from_the_weight_leave_the_base_and_save_plain(start, t
     assert same(ours.PeftModel.from_pretrained(net(), tmp_path)(X), model(X))
 
 
+def test_starts_from_data(tmp_path):
+    """EVA gives the layers other ranks; what is saved says which, to PEFT as well."""
+    config = lora(r=3, init_lora_weights="eva", eva_config=ours.EvaConfig(rho=2.0))
+    model = ours.get_peft_model(net(), config, calibrate=[torch.randn(64, 10)])
+    assert same(model(X), net()(X))
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.lora_B["default"].weight.data.add_(0.2)
+    model.save_pretrained(tmp_path)
+    assert same(ours.PeftModel.from_pretrained(net(), tmp_path)(X), model(X))
+    peft = pytest.importorskip("peft")
+    assert same(peft.PeftModel.from_pretrained(net(), str(tmp_path))(X), model(X))
+    with pytest.raises(ValueError, match="whiten"):
+        ours.get_peft_model(net(), lora(init_lora_weights="eva", eva_config=ours.EvaConfig(whiten=True)))
+
+
 def test_copies_are_independent():
     model = two(random(modules_to_save=["head"]))
     other = copy.deepcopy(model)
@@ -568,7 +584,7 @@ def test_copies_are_independent():
     assert model.active_adapter == "a" and not same(other(X), model(X), 1e-4)
 
 
-# -- optimizers ----------------------------------------------------------------------------------------------------------
+# -- optimizers --------------------------------------------------------------------------------------------------------
 
 
 def test_lora_plus_has_a_larger_rate_for_up():

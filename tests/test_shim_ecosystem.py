@@ -1,4 +1,4 @@
-"""With ``sys.modules["peft"] = studio.peft``, diffusers and transformers do with our layers what they do with PEFT's."""
+"""With ``sys.modules["peft"] = studio.peft`` diffusers and transformers treat our layers as they treat PEFT's."""
 
 from __future__ import annotations
 
@@ -91,8 +91,9 @@ with torch.no_grad():
 from transformers import Trainer, TrainingArguments
 wrapped = get_peft_model(llama(), LoraConfig(r=4, task_type="CAUSAL_LM"))
 data = [{"input_ids": ids[0], "labels": ids[0]}] * 8
-arguments = TrainingArguments(folder + "/run", max_steps=4, learning_rate=1e-2, report_to=[], use_cpu=True, logging_steps=1,
-                              per_device_train_batch_size=2, save_steps=4, disable_tqdm=True, label_names=["labels"])
+arguments = TrainingArguments(folder + "/run", max_steps=4, learning_rate=1e-2, report_to=[], use_cpu=True,
+                              logging_steps=1, per_device_train_batch_size=2, save_steps=4, disable_tqdm=True,
+                              label_names=["labels"])
 trainer = Trainer(wrapped, arguments, train_dataset=data)
 trainer.train()
 losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

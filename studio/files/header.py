@@ -245,13 +245,18 @@ def _without_holes(file: Path, tensors: Mapping[str, TensorInfo], size: int) -> 
         raise BadFile(f"{file} is damaged: {size - place:,} bytes behind its tensors belong to nothing")
 
 
+ALIGNMENT: Final = 64
+"""Where torch puts a tensor of its own, in bytes. A file packs them tighter, and kernels that begin elsewhere round
+elsewhere: what was loaded would not compute the same bits as what was saved."""
+
+
 def _views(header: Header, buffer: bytearray) -> Iterator[tuple[str, Tensor]]:
     whole = torch.frombuffer(buffer, dtype=torch.uint8) if buffer else torch.empty(0, dtype=torch.uint8)
     for name, info in header.tensors.items():
         dtype = DTYPES[info.dtype]
         part = whole[info.begin : info.end]
-        if info.begin % dtype.itemsize:
-            part = part.clone()  # torch wants aligned views; files of others need not be
+        if part.data_ptr() % ALIGNMENT:
+            part = part.clone()
         yield name, part.view(dtype).view(info.shape)
 
 

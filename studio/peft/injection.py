@@ -87,14 +87,21 @@ class Injection:
     # -- coming and going ----------------------------------------------------------------------------------------------
 
     def add(
-        self, name: str, config: PeftConfig, *, autocast: bool = True, low_memory: bool = False, active: bool = True
+        self,
+        name: str,
+        config: PeftConfig,
+        *,
+        autocast: bool = True,
+        active: bool = True,
+        calibrate: Any = None,
+        original: Any = None,
     ) -> None:
         """Attaches a new adapter.
 
         Args:
             name: its name. config: its config. autocast: keep half-precision adapters in fp32.
-            low_memory: accepted for PEFT's sake; loading is all that it would speed up.
             active: whether it acts from now on, if no other does.
+            calibrate, original: what a start from data, or from a quantised base, is made from (:func:`studio.attach`).
         """
         with refusals():
             self.check_new(name, config)
@@ -104,7 +111,7 @@ class Injection:
             else:
                 kinds = METHODS[method_of(config)].adapter.kinds
                 ours = translate(config, self.model, select(self.model, config, kinds))
-            self._put(name, config, lambda: _attach(self.model, ours, name))
+            self._put(name, config, lambda: _attach(self.model, ours, name, calibrate, original))
             random_start_of(self, name)
             if config.is_prompt_learning:
                 note_sizes(self, name)
@@ -650,9 +657,9 @@ def random_start_of(injection: Injection, name: str) -> None:
         random_start(config, adapter.tensors(), adapter.trained)
 
 
-def _attach(model: nn.Module, config: AdapterConfig, name: str) -> None:
+def _attach(model: nn.Module, config: AdapterConfig, name: str, calibrate: Any, original: Any) -> None:
     with any_rank():
-        attach(model, config, name=name, seed=_seed())
+        attach(model, config, name=name, seed=_seed(), calibrate=calibrate, original=original)
 
 
 def _seed() -> int:

@@ -86,7 +86,7 @@ def translate(config: Any, model: nn.Module, paths: Sequence[str]) -> AdapterCon
     if isinstance(start, str):
         if "init" not in known:
             raise Wrong(f"{type(config).__name__}: the start {start!r} is not one that {method} has")
-        fields["init"] = _STARTS.get(start, start)
+        fields |= _start_fields(config, start)
     if paths:
         fields["targets"] = (exactly(paths),)
     if issubclass(kind, RankedConfig):
@@ -111,8 +111,45 @@ def _start_of(config: Any) -> bool | str:
     return True
 
 
+def _start_fields(config: Any, start: str) -> dict[str, Any]:
+    """The core's fields of a start that PEFT names by a word, and sometimes a config of its own."""
+    fast = re.fullmatch(r"pissa_niter_(\d+)", start)
+    if fast is not None:
+        return {"init": "pissa-fast", "iterations": int(fast.group(1))}
+    found: dict[str, Any] = {"init": _STARTS.get(start, start)}
+    name = f"{start}_config"
+    given = getattr(config, name, None)
+    if start not in _OWN_CONFIGS or not given:
+        return found
+    kind = type(given) if dataclasses.is_dataclass(given) else None
+    stated = dataclasses.asdict(given) if kind is not None else dict(given)
+    for field, value in stated.items():
+        if field == "rho" and start == "eva":
+            found["rho"] = float(value)
+        elif field == "corda_method" and start == "corda":
+            found["init"] = "corda-kpm" if value == "kpm" else "corda"
+        elif value != _OWN_CONFIGS[start].get(field):
+            raise Wrong(f"LoraConfig({name}={{{field!r}: {value!r}}}) is not implemented; leave it at its default")
+    return found
+
+
+_OWN_CONFIGS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "eva": {
+        "tau": 0.99, "use_label_mask": True, "label_mask_value": -100, "whiten": False, "adjust_scaling_factors": True,
+    },
+    "corda": {
+        "cache_file": None, "covariance_file": None, "verbose": False, "use_float16_for_covariance": False,
+        "prune_temporary_fields": True,
+    },
+    "loftq": {"loftq_bits": 4, "loftq_iter": 1},
+}  # fmt: skip
+"""Fields of the starts' own configs that have to be at their defaults."""
+
+
 def _check_fields(config: Any, foreign: Foreign) -> None:
-    used = _ELSEWHERE | set(foreign.peft_fields.values()) | set(foreign.peft_flags)
+    start = _start_of(config)
+    used = {f"{start}_config"} if start in _OWN_CONFIGS else set()
+    used |= _ELSEWHERE | set(foreign.peft_fields.values()) | set(foreign.peft_flags)
     used |= _SPECIAL.get(foreign.peft_type, (frozenset(), None))[0]
     for one in dataclasses.fields(config):
         if one.name in used:

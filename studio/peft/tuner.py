@@ -30,6 +30,7 @@ class BaseTuner(nn.Module):
     Args:
         model: the base. peft_config: a config, or name to config. adapter_name: the adapter's name.
         low_cpu_mem_usage: accepted for PEFT's sake. autocast: keep half-precision adapters in fp32.
+        calibrate, original: as in :func:`get_peft_model`.
     """
 
     word: ClassVar[str] = ""
@@ -43,13 +44,15 @@ class BaseTuner(nn.Module):
         low_cpu_mem_usage: bool = False,
         *,
         autocast: bool = True,
+        calibrate: Any = None,
+        original: Any = None,
     ) -> None:
         super().__init__()
         config = peft_config[adapter_name] if isinstance(peft_config, Mapping) else peft_config
         injection = model.__dict__.get(INJECTION)
         fresh = injection is None
         injection = Injection(model) if injection is None else injection
-        injection.add(adapter_name, config, autocast=autocast)
+        injection.add(adapter_name, config, autocast=autocast, calibrate=calibrate, original=original)
         if fresh and config.inference_mode:
             injection.require([adapter_name], False)
         self._take(model, injection)

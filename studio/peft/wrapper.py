@@ -49,7 +49,7 @@ class PeftModel(nn.Module):
     Args:
         model: the base; it is changed in place. peft_config: the first adapter's config.
         adapter_name: its name. autocast_adapter_dtype: keep half-precision adapters in fp32.
-        low_cpu_mem_usage: accepted for PEFT's sake.
+        low_cpu_mem_usage: accepted for PEFT's sake. calibrate, original: as in :func:`get_peft_model`.
 
     Attributes:
         base_model: the object between this one and the base (``LoraModel``); ``base_model.model`` is the base.
@@ -66,11 +66,17 @@ class PeftModel(nn.Module):
         adapter_name: str = "default",
         autocast_adapter_dtype: bool = True,
         low_cpu_mem_usage: bool = False,
+        *,
+        calibrate: Any = None,
+        original: Any = None,
     ) -> None:
         super().__init__()
         self._with_heads(model, peft_config)
         kind = tuner_for(str(peft_config.word))
-        self.base_model = kind(model, peft_config, adapter_name, low_cpu_mem_usage, autocast=autocast_adapter_dtype)
+        self.base_model = kind(
+            model, peft_config, adapter_name, low_cpu_mem_usage, autocast=autocast_adapter_dtype, calibrate=calibrate,
+            original=original,
+        )  # fmt: skip
         self._begin(peft_config)
 
     def _begin(self, config: PeftConfig) -> None:
@@ -301,6 +307,9 @@ class PeftModel(nn.Module):
         peft_config: PeftConfig,
         low_cpu_mem_usage: bool = False,
         autocast_adapter_dtype: bool = True,
+        *,
+        calibrate: Any = None,
+        original: Any = None,
     ) -> None:
         """Adds an adapter that does not act and is not trained until :meth:`set_adapter` names it.
 
@@ -315,7 +324,9 @@ class PeftModel(nn.Module):
         with refusals():
             self.injection.check_new(adapter_name, peft_config)
         self._with_heads(self.get_base_model(), peft_config)
-        self.injection.add(adapter_name, peft_config, autocast=autocast_adapter_dtype)
+        self.injection.add(
+            adapter_name, peft_config, autocast=autocast_adapter_dtype, calibrate=calibrate, original=original
+        )
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
         """Sets the adapter that acts; it is trained and no other is.
@@ -559,9 +570,10 @@ def saved_fields(injection: Injection, name: str) -> dict[str, Any]:
     stated = peft_fields(saved, saved.names.paths[next(iter(saved.sites))][0])
     fields: dict[str, Any] = {}
     start = getattr(config, "init_lora_weights", True)
-    if isinstance(start, str) and start not in ("gaussian", "orthogonal", "eva"):
-        fields = {key: stated[key] for key in ("r", "lora_alpha", "rank_pattern", "alpha_pattern") if key in stated}
-        fields["init_lora_weights"] = True
+    if isinstance(start, str) and start not in ("gaussian", "orthogonal"):
+        settled = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules")
+        fields = {key: stated[key] for key in settled if key in stated}
+        fields |= {"init_lora_weights": True, "eva_config": None, "corda_config": None, "loftq_config": {}}
     for key in ("decompose_factor", "target_modules"):
         if key in stated and getattr(config, key, None) is None:
             fields[key] = stated[key]
@@ -664,6 +676,9 @@ def get_peft_model(
     autocast_adapter_dtype: bool = True,
     revision: str | None = None,
     low_cpu_mem_usage: bool = False,
+    *,
+    calibrate: Any = None,
+    original: Any = None,
 ) -> PeftModel:
     """Puts a new adapter on a base and returns both as one model.
 
@@ -672,6 +687,9 @@ def get_peft_model(
         adapter_name: its name. mixed: allow adapters of other methods beside it.
         autocast_adapter_dtype: keep half-precision adapters in fp32. revision: the base's version, for the config.
         low_cpu_mem_usage: accepted for PEFT's sake.
+        calibrate: what a start from data ("eva", "corda") is made from: batches, or a function that is given the model
+            and runs it; PEFT has functions of its own for this.
+        original: what "loftq" makes up for: the same model before it was quantised.
 
     Raises:
         Wrong: a field or a method that the studio does not have. NoTargets: a target that fits nothing.
@@ -707,5 +725,11 @@ def get_peft_model(
         peft_config.revision = revision
     kind: type[PeftModel] = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(_text(peft_config.task_type)), PeftModel)
     return (PeftMixedModel if mixed else kind)(
-        model, peft_config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage
+        model,
+        peft_config,
+        adapter_name,
+        autocast_adapter_dtype,
+        low_cpu_mem_usage,
+        calibrate=calibrate,
+        original=original,
     )

@@ -38,6 +38,8 @@ class AdaLoRA(FactorConfig):
 
     Attributes:
         rank: the rank that every layer starts with. rank_pattern: another one for some layers.
+        alpha: numerator of the scale. The default makes it 8 at the usual rank: the values start at 0 between two small
+            factors, so that at LoRA's scale 1 the change would grow many times slower than LoRA's.
         target_rank: the rank that is left on average; None is two thirds of the one at the start, as in the paper.
         full_steps: steps before the first rank goes; None is a tenth of the training.
         final_steps: steps at its end in which no more go; None is three tenths.
@@ -62,6 +64,7 @@ class AdaLoRA(FactorConfig):
 
     method = "adalora"
     rank: int = 12
+    alpha: float | None = 96.0
     target_rank: int | None = None
     full_steps: int | None = None
     final_steps: int | None = None

@@ -142,15 +142,18 @@ class PrefixTuningAdapter(PrefixAdapter):
     def _columns(self, begin: int, end: int) -> Tensor:
         """The keys and values of one attention ``(m, 2·heads·size)``.
 
-        While it is trained, a network is run for each attention by itself: a layer that gradient checkpointing runs
-        again then makes all that it needs, and no graph is gone through twice.
+        A network is run for each attention by itself: a layer that gradient checkpointing runs again then makes all
+        that it needs, and no graph is gone through twice.
         """
         prefix = self._parameters.get("prefix")
         if prefix is not None:
             return prefix[:, begin:end]
-        t = self.tensors()
         if not self.trainable:
-            return self.remembered(self.made, *t.values())[:, begin:end]
+            return self.remembered(self.made, *self.tensors().values())[:, begin:end]
+        return self._computed(begin, end)
+
+    def _computed(self, begin: int, end: int) -> Tensor:
+        t = self.tensors()
         inner = torch.tanh(F.linear(t["embedding"], t["weight0"], t["bias0"]))
         return F.linear(inner, t["weight1"][begin:end], t["bias1"][begin:end])
 
@@ -159,8 +162,8 @@ class PrefixTuningAdapter(PrefixAdapter):
         prefix = self.tensor("prefix")
         if prefix is not None:
             return prefix
-        t = self.tensors()
-        return F.linear(torch.tanh(F.linear(t["embedding"], t["weight0"], t["bias0"])), t["weight1"], t["bias1"])
+        spans = [(begin, begin + 2 * attention.width) for begin, attention in self.spans.values()]
+        return torch.cat([self._computed(*span) for span in spans], dim=1)  # part by part: the bits of training
 
 
 def chosen_attentions(site: ModelSite, config: PrefixTuning) -> list[Attention]:
