@@ -119,6 +119,7 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
         "plain": {"block_size": 2},
         "butterfly": {"block_size": 2, "factors": 2, "outputs": True},
     },
+    "road": {"plain": {"group": 4}, "two": {"group": 2, "variant": 2}, "four": {"group": 4, "variant": 4}},
     "mora": {"rotation": {"rank": 2}, "sharing": {"rank": 2, "type": 1}, "small": {"rank": 1}},
     "lntuning": {"plain": {}},
     "bitfit": {"plain": {}},
@@ -398,6 +399,26 @@ def mora_formula(
     return w + torch.cat([y] * (-(-rows // y.shape[1])), dim=1)[:, :rows].t(), b
 
 
+def road_formula(
+    t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None, config: Any, layer: nn.Module
+) -> tuple[Tensor, Tensor | None]:
+    half, variant, r = config.group // 2, config.variant, torch.zeros(len(w), len(w), dtype=w.dtype)
+    for block in range(len(w) // config.group):
+        for place in range(half):
+            i = block * config.group + place
+            j = i + half
+            # numbers of the four entries of the pair's 2 x 2 matrix: the row's own output, and its partner's
+            at = {1: [block * half + place] * 4, 2: [i, i, j, j]}.get(variant) or [
+                block * config.group + k for k in (i, i + config.group, j, j + config.group)
+            ]
+            entries = [(t["alpha"][n], t["theta"][n]) for n in at]
+            r[i, i] = entries[0][0] * torch.cos(entries[0][1])
+            r[i, j] = -entries[1][0] * torch.sin(entries[1][1])
+            r[j, j] = entries[2][0] * torch.cos(entries[2][1])
+            r[j, i] = entries[3][0] * torch.sin(entries[3][1])
+    return r @ w, None if b is None else r @ b
+
+
 def qalora_formula(
     t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None, config: Any, layer: nn.Module
 ) -> tuple[Tensor, Tensor | None]:
@@ -423,13 +444,14 @@ FORMULAS = {
     "oft": oft_formula,
     "boft": boft_formula,
     "mora": mora_formula,
+    "road": road_formula,
     "lntuning": lntuning_formula,
     "bitfit": bitfit_formula,
     "tokenembedding": tokenembedding_formula,
 }
 
 
-BY_CONFIG = {"qalora", "hra", "oft", "boft", "mora"}  # formulas that also ask for the config and the layer
+BY_CONFIG = {"qalora", "hra", "oft", "boft", "mora", "road"}  # formulas that also ask for the config and the layer
 SHARED = ("A", "B")  # tensors that all layers share
 
 
