@@ -29,8 +29,8 @@ from studio.trainers.mode import training_mode
 from studio.trainers.optimizer import adamw, set_rates
 from studio.trainers.plan import Plan
 
-COMPARED: Final = ("lora", "ia3", "prompt_tuning", "prefix_tuning")
-"""The methods that are shown where none are asked for, if the registry has them."""
+COMPARED: Final = ("lora", "ia3", "prompttuning", "prefixtuning")
+"""The methods that are shown where none are asked for."""
 FULL_RATES: Final = (1e-4, 3e-4, 1e-3)
 """Learning rates of full fine-tuning that are tried; LoRA's 4e-3 would take the base apart."""
 
@@ -118,7 +118,7 @@ def machine() -> str:
 def main() -> None:
     """Runs all methods and seeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=[name for name in COMPARED if name in METHODS])
+    parser.add_argument("--methods", nargs="+", default=COMPARED, choices=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, default=None, help="None: the recipe's")
     parser.add_argument("--answers", type=int, default=200, help="held-out questions that are answered")

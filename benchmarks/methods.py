@@ -55,6 +55,7 @@ CASES: dict[str, Case] = {
     "oft": Case({"terms": 5}, "OFTConfig", {"oft_block_size": 32}),
     "boft": Case({}, "BOFTConfig", {"boft_block_size": 4}),
     "hra": Case(RANK, "HRAConfig", R),
+    "road": Case({}, "RoadConfig", {}),
     "bitfit": Case({}, "BeftConfig", {}),
     "lntuning": Case({}, "LNTuningConfig", {}, "norm"),
     "tokenembedding": Case({"tokens": (1, 5, 9)}, "TrainableTokensConfig", {"token_indices": [1, 5, 9]}, "embedding"),

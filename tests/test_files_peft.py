@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import studio
-from studio.errors import BadFile, DoesNotFit
+from studio.errors import BadConfig, BadFile, DoesNotFit
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -71,6 +71,9 @@ THEIRS = {
     "vera-key": lambda: peft.VeraConfig(r=30, projection_prng_key=5, d_initial=0.5, target_modules=["lin"]),
     "hra": lambda: peft.HRAConfig(r=4, target_modules=["lin", "conv", "point"]),
     "hra-orthogonal": lambda: peft.HRAConfig(r=3, apply_GS=True, init_weights=False, target_modules=["lin", "point"]),
+    "road": lambda: peft.RoadConfig(group_size=4, target_modules=["lin", "head"]),
+    "road-two": lambda: peft.RoadConfig(variant="road_2", group_size=10, target_modules=["lin"]),
+    "road-four": lambda: peft.RoadConfig(variant="road_4", group_size=2, target_modules=["lin", "head"]),
     "oft": lambda: peft.OFTConfig(oft_block_size=4, target_modules=["lin", "head", "point", "emb"]),
     "oft-exact": lambda: peft.OFTConfig(oft_block_size=4, use_cayley_neumann=False, target_modules=["lin", "point"]),
     "oft-two": lambda: peft.OFTConfig(oft_block_size=4, num_cayley_neumann_terms=2, target_modules=["lin"]),
@@ -108,6 +111,8 @@ OURS = {
     "vera-key": studio.VeRA(rank=30, key=5, targets=("lin",)),
     "hra": studio.HRA(rank=4, targets=("lin", "conv", "point")),
     "hra-orthogonal": studio.HRA(rank=3, orthogonal=True, targets=("lin", "point")),
+    "road": studio.RoAd(group=4, targets=("lin", "head")),
+    "road-four": studio.RoAd(variant=4, group=10, targets=("lin",)),
     "oft": studio.OFT(block_size=4, targets=("lin", "head", "point", "emb")),
     "oft-series": studio.OFT(block_size=4, terms=5, targets=("lin", "point")),
     "oft-two": studio.OFT(block_size=4, terms=2, targets=("lin", "point")),
@@ -375,3 +380,13 @@ def test_an_adapter_on_two_components_is_no_peft_folder(tmp_path, tiny_base):
     folder = studio.save(pipe, tmp_path / "a", format="peft")
     unet = peft.PeftModel.from_pretrained(copy.deepcopy(open_base(tiny_base).pipe.unet), folder)
     assert sum("lora_A" in name for name, _ in unet.named_parameters()) == 4 * 2
+
+
+def test_pairs_of_layers_with_other_sizes_are_refused(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 12))  # blocks of 8 and of 4
+    studio.attach(model, studio.RoAd(targets=("0", "1")))
+    with pytest.raises(DoesNotFit, match="these have 4, 8"):
+        studio.save(model, tmp_path / "a", format="peft")
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(BadConfig, match="an odd number has no pairs"):
+        studio.attach(nn.Sequential(nn.Linear(4, 5)), studio.RoAd(targets=("0",)))

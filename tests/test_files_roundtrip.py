@@ -49,6 +49,8 @@ METHODS = {
     "vera": studio.VeRA(rank=5, targets=("lin", "inner")),
     "vera-drawn": studio.VeRA(rank=5, key=3, save_projection=False, targets=("lin", "inner")),
     "vera-conv": studio.VeRA(rank=5, targets=("lin", "conv", "emb", "turned")),
+    "road": studio.RoAd(variant=2, group=4, targets=("lin",)),
+    "road-conv": studio.RoAd(variant=4, group=2, targets=("conv", "emb", "mha")),
     "hra": studio.HRA(rank=2, targets=("lin", "conv", "point")),
     "hra-embedding": studio.HRA(rank=3, orthogonal=True, targets=("emb", "turned")),
     "oft": studio.OFT(block_size=4, terms=5, dropout=0.1, targets=("lin", "point", "emb")),
@@ -68,9 +70,11 @@ UNSAYABLE = {("deltalora", "kohya"), ("deltalora", "peft")}
 UNSAYABLE |= {(m, "kohya") for m in ("lntuning", "bitfit", "bitfit-linear", "tokenembedding")}
 UNSAYABLE |= {(m, f) for m in ("bottleneck", "bottleneck-parallel") for f in ("kohya", "peft")}
 UNSAYABLE |= {("bitfit", "peft")}  # PEFT's BEFT knows Linear alone
-UNSAYABLE |= {(m, "kohya") for m in METHODS if m.startswith(("vera", "hra", "mora"))}
+UNSAYABLE |= {(m, "kohya") for m in METHODS if m.startswith(("vera", "hra", "mora", "road"))}
 UNSAYABLE |= {(m, "kohya") for m in ("oft", "oft-conv", "boft", "boft-butterfly")}  # LyCORIS turns outputs
-UNSAYABLE |= {(m, "peft") for m in ("vera-conv", "hra-embedding", "oft-conv", "oft-outputs", "boft-outputs")}
+UNSAYABLE |= {
+    (m, "peft") for m in ("vera-conv", "road-conv", "hra-embedding", "oft-conv", "oft-outputs", "boft-outputs")
+}
 UNSAYABLE |= {(m, "peft") for m in ("mora", "mora-sharing")}
 UNSAYABLE |= {("qalora-mean", "peft")}  # PEFT's QA-LoRA knows Linear alone
 # methods that a format states as another one, with the same change

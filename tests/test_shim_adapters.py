@@ -95,7 +95,7 @@ def test_parameters_and_state_dict_have_pefts_names():
     assert same(other(X), model(X), 0.0)
 
 
-@pytest.mark.parametrize("method", ["lora", "ia3", "lokr", "dora", "loha", "hra", "oft", "boft", "vera", "adalora"])
+@pytest.mark.parametrize("method", "lora ia3 lokr dora loha hra road oft boft vera adalora".split())
 def test_files_go_to_peft_and_come_from_peft(method, tmp_path):
     """The same config in both; what one saves the other loads, and the output is the same."""
     peft = pytest.importorskip("peft")
@@ -108,6 +108,9 @@ def test_files_go_to_peft_and_come_from_peft(method, tmp_path):
         "lokr": lambda lib: lib.LoKrConfig(r=2, alpha=3, target_modules=["lin0", "lin1"], init_weights=False),
         "loha": lambda lib: lib.LoHaConfig(r=2, alpha=3, target_modules=["lin0", "lin1"], init_weights=False),
         "hra": lambda lib: lib.HRAConfig(r=2, target_modules=["lin0", "lin1"], init_weights=False),
+        "road": lambda lib: lib.RoadConfig(
+            variant="road_4", group_size=2, target_modules=["lin0", "lin1"], init_weights=False
+        ),
         "oft": lambda lib: lib.OFTConfig(oft_block_size=2, target_modules=["lin0", "lin1"], init_weights=False),
         "boft": lambda lib: lib.BOFTConfig(boft_block_size=2, target_modules=["lin0", "lin1"], init_weights=False),
         "vera": lambda lib: lib.VeraConfig(r=4, target_modules=["lin0", "lin1"], init_weights=False),
@@ -293,6 +296,7 @@ METHODS = {
     "lokr": lambda: ours.LoKrConfig(r=2, target_modules=["lin0"], init_weights=False),
     "oft": lambda: ours.OFTConfig(oft_block_size=2, target_modules=["lin0"], init_weights=False),
     "hra": lambda: ours.HRAConfig(r=2, target_modules=["lin0"], init_weights=False),
+    "road": lambda: ours.RoadConfig(group_size=4, target_modules=["lin0"], init_weights=False),
     "vera": lambda: ours.VeraConfig(r=4, target_modules=["lin0"], init_weights=False),
 }
 

@@ -48,6 +48,7 @@ from studio.peft.method_configs import (
     PromptEncoderReparameterizationType,
     PromptTuningConfig,
     PromptTuningInit,
+    RoadConfig,
     TrainableTokensConfig,
     VeraConfig,
 )
@@ -121,6 +122,7 @@ __all__ = [
     "PromptLearningConfig",
     "PromptTuningConfig",
     "PromptTuningInit",
+    "RoadConfig",
     "TaskType",
     "TrainableTokensConfig",
     "VeraConfig",
@@ -165,7 +167,6 @@ _ABSENT: "Mapping[str, str]" = {
     "PsoftConfig": "PSOFT",
     "PveraConfig": "PVeRA",
     "RandLoraConfig": "RandLoRA",
-    "RoadConfig": "RoAd",
     "ShadowConfig": "Shadow",
     "ShiraConfig": "SHiRA",
     "SupertuningConfig": "Super-Tuning",

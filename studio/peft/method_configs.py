@@ -248,6 +248,22 @@ class VeraConfig(LayeredConfig):
     init_weights: bool = True
 
 
+@_of("ROAD")
+@dataclass(kw_only=True)
+class RoadConfig(TargetedConfig):
+    """RoAd."""
+
+    variant: str = "road_1"
+    group_size: int = 64
+    init_weights: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = ("road_1", "road_2", "road_4")
+        if self.variant not in known:
+            raise Wrong(f"Invalid variant {self.variant} specified. Please choose from {', '.join(known)}")
+
+
 @_of("LN_TUNING")
 @dataclass(kw_only=True)
 class LNTuningConfig(TargetedConfig):

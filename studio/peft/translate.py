@@ -210,6 +210,7 @@ _SPECIAL: Final[Mapping[str, tuple[frozenset[str], Any]]] = {
         ),
         _oft,
     ),
+    "ROAD": (frozenset({"variant", "group_size"}), lambda config, model, paths: {}),  # the method's own table reads it
     "BOFT": (frozenset({"boft_block_size", "boft_block_num", "boft_n_butterfly_factor"}), _boft),
 }
 """Methods with fields that no table can say: which they are, and what makes ours of them."""

@@ -237,6 +237,7 @@ PEFT_TYPE_TO_TUNER_MAPPING: Final[dict[PeftType, type[BaseTuner]]] = {
     PeftType("OFT"): _class("OFTModel", "OFT", "oft_"),
     PeftType("BOFT"): _class("BOFTModel", "BOFT", "boft_"),
     PeftType("HRA"): _class("HRAModel", "HRA", "hra_"),
+    PeftType("ROAD"): _class("RoadModel", "ROAD", "road_"),
     PeftType("VERA"): _class("VeraModel", "VERA", "vera_lambda_"),
     PeftType("LN_TUNING"): _class("LNTuningModel", "LN_TUNING", "ln_tuning_"),
     PeftType("BEFT"): _class("BeftModel", "BEFT", "beft_"),

@@ -18,6 +18,7 @@ from studio.peft.method_configs import (
     PrefixTuningConfig,
     PromptEncoderConfig,
     PromptTuningConfig,
+    RoadConfig,
     TrainableTokensConfig,
     VeraConfig,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "PrefixTuningConfig",
     "PromptEncoderConfig",
     "PromptTuningConfig",
+    "RoadConfig",
     "TrainableTokensConfig",
     "VeraConfig",
 ]
