@@ -24,21 +24,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import studio
+from studio.device import wait
 
 PEFT = importlib.util.find_spec("peft") is not None
+CPU = torch.device("cpu")
 Run = Callable[[], Any]
 
 
-def interleaved(runs: dict[str, Run], rounds: int, repeats: int) -> dict[str, float]:
-    """Median seconds of one call of each run, measured in turn."""
+def interleaved(runs: dict[str, Run], rounds: int, repeats: int, device: torch.device = CPU) -> dict[str, float]:
+    """Median seconds of one call of each run, measured in turn; ``device`` is where they compute."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()
     for _ in range(rounds):
         for name, run in runs.items():
+            wait(device)
             begin = time.perf_counter()
             for _ in range(repeats):
                 run()
+            wait(device)
             times[name].append((time.perf_counter() - begin) / repeats)
     return {name: statistics.median(values) for name, values in times.items()}
 

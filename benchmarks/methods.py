@@ -1,8 +1,9 @@
 """What each method costs, beside LoRA and beside ``peft``: ``python -m benchmarks.methods [--rounds N] [METHOD ...]``.
 
-One layer of 1024 x 1024 and 1,024 tokens (a norm of 1,024, an embedding of 8,192 x 1,024, a language model of four
-layers for the methods that need one). A forward pass without gradients, a training step (forward, backward), what is
-kept for backward, and the trained numbers; the two programs take turns (A B A B ...), medians over the rounds.
+One layer of 1024 x 1024 and 1,024 tokens, unless said otherwise (a norm of that width, an embedding of 8,192 rows, a
+language model of four layers for the methods that need one). A forward pass without gradients, a training step
+(forward, backward), what is kept for backward, and the trained numbers; the two programs take turns (A B A B ...),
+medians over the rounds.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ from torch import Tensor, nn
 
 import studio
 from benchmarks.layers import PEFT, Run, interleaved, kept_bytes, table
-
-WIDTH, TOKENS = 1024, 1024
+from studio.device import choose_device, choose_dtype
 
 
 @dataclass(frozen=True)
@@ -85,15 +85,15 @@ def language() -> nn.Module:
     return LlamaForCausalLM(LlamaConfig(vocab_size=1024, num_key_value_heads=4, **shape))
 
 
-def base_of(kind: str) -> tuple[nn.Module, Tensor]:
+def base_of(kind: str, width: int, tokens: int) -> tuple[nn.Module, Tensor]:
     """A model and an input for it."""
     if kind == "norm":
-        return Tower(nn.LayerNorm(WIDTH)), torch.randn(1, TOKENS, WIDTH)
+        return Tower(nn.LayerNorm(width)), torch.randn(1, tokens, width)
     if kind == "embedding":
-        return Tower(nn.Embedding(8192, WIDTH)), torch.randint(0, 8192, (1, TOKENS))
+        return Tower(nn.Embedding(8192, width)), torch.randint(0, 8192, (1, tokens))
     if kind == "language":
         return language(), torch.randint(0, 1024, (4, 128))
-    return Tower(nn.Linear(WIDTH, WIDTH)), torch.randn(1, TOKENS, WIDTH)
+    return Tower(nn.Linear(width, width)), torch.randn(1, tokens, width)
 
 
 def target_of(kind: str) -> dict[str, Any]:
@@ -135,11 +135,12 @@ def step(model: nn.Module, x: Tensor) -> None:
     x.grad = None
 
 
-def measured(method: str, rounds: int) -> dict[str, Any]:
+def measured(method: str, options: argparse.Namespace) -> dict[str, Any]:
     """One row of the table."""
-    case = CASES.get(method, Case())
-    base, x = base_of(case.base)
-    base.eval()
+    case, device = CASES.get(method, Case()), choose_device(options.device)
+    dtype = choose_dtype(options.dtype, device).dtype
+    base, x = base_of(case.base, options.width, options.tokens)
+    base, x = base.to(device, dtype).eval(), x.to(device, dtype if x.is_floating_point() else None)
     models: dict[str, nn.Module] = {}
     models["ours"], count = attached(method, case, base)
     if case.base == "linear":
@@ -155,7 +156,7 @@ def measured(method: str, rounds: int) -> dict[str, Any]:
             for parameter, trained in zip(model.parameters(), learns[id(model)], strict=True):
                 parameter.requires_grad_(trained and mode)  # evaluation is that of a loaded, frozen adapter
         runs: dict[str, Run] = {name: partial(run, model, given) for name, model in models.items()}
-        times = interleaved(runs, rounds, 2)
+        times = interleaved(runs, options.rounds, options.repeats, device)
         row[f"{title} ms"] = times["ours"] * 1e3
         row[f"{title} / lora"] = times["ours"] / times["lora"] if "lora" in times else "-"
         row[f"{title} / peft"] = times["ours"] / times["peft"] if "peft" in times else "-"
@@ -172,11 +173,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("methods", nargs="*", metavar="METHOD", help="the methods to measure; all without one")
     parser.add_argument("--rounds", type=int, default=15, help="rounds of each measurement; medians are printed")
+    parser.add_argument("--repeats", type=int, default=2, help="calls that are timed together")
+    parser.add_argument("--device", default="cpu", help="where to compute: a torch device, or auto")
+    parser.add_argument("--dtype", default="fp32", help="number format of the base and its input")
+    parser.add_argument("--width", type=int, default=1024, help="inputs and outputs of the layer")
+    parser.add_argument("--tokens", type=int, default=1024, help="rows of the input")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     torch.manual_seed(0)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {options.rounds} rounds")
-    rows = [measured(method, options.rounds) for method in options.methods or studio.METHODS]
+    print(
+        f"{options.width} x {options.width}, {options.tokens} tokens, {options.dtype}, {choose_device(options.device)}"
+    )
+    rows = [measured(method, options) for method in options.methods or studio.METHODS]
     table("what a method costs (ratios: below 1 is faster than LoRA, than peft)", rows)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2))

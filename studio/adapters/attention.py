@@ -32,11 +32,15 @@ def adapted(mount: Mount | None, weight: Tensor, bias: Tensor | None, row: int) 
         number = coefficient[row].to(weight) if isinstance(coefficient, Tensor) else coefficient
         delta = adapter(type(adapter).delta, weight, bias)
         if delta.weight is not None:
-            total = total + (delta.weight * number).to(weight.dtype)
+            total = total + _times(delta.weight, number).to(weight.dtype)
         if delta.bias is not None:
-            change = (delta.bias * number).to(weight.dtype)
+            change = _times(delta.bias, number).to(weight.dtype)
             shift = change if shift is None else shift + change
     return total, shift
+
+
+def _times(change: Tensor, number: float | Tensor) -> Tensor:
+    return change if isinstance(number, float) and number == 1.0 else change * number
 
 
 def attend(

@@ -5,9 +5,10 @@ active adapters change; name, parameters, hooks and ``isinstance`` stay as they 
 ``adapters`` of the layer, so that ``.to()``, ``state_dict()``, DDP and FSDP see them.
 
 How the forward lets them act is told by ``Site.hosting``: "layer" (one tensor in, one out), "attention"
-(MultiheadAttention, through its weights), "module" (any arguments; the first tensor of the output is changed), "owner"
-(a module that keeps bare parameters; adapters stand one level lower, by parameter: see :mod:`studio.adapters.owner`),
-"quantized" (a layer of others that would not multiply by a baked weight itself).
+(MultiheadAttention, through its weights), "norm" (its own forward with the adapted weight and bias), "module" (any
+arguments; the first tensor of the output is changed), "owner" (a module that keeps bare parameters; adapters stand one
+level lower, by parameter: see :mod:`studio.adapters.owner`), "quantized" (a layer of others that would not multiply by
+a baked weight itself).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from studio.adapters.adapter import Adapter, Factors
-from studio.adapters.attention import attend
+from studio.adapters.attention import adapted, attend
 from studio.adapters.language import ModelSite
 from studio.adapters.module import first_of, input_of, with_first
 from studio.adapters.owner import Owner
@@ -75,6 +76,7 @@ class Mount:
         self.others: list[tuple[Adapter, Coefficient]] = []
         self.movers: list[tuple[Adapter, Coefficient]] = []
         self.stack: Stack | None = None
+        self.tuned: tuple[Sources, tuple[Tensor, Tensor | None]] | None = None
 
     @property
     def adapters(self) -> Adapters:
@@ -137,6 +139,22 @@ class Mount:
                 coefficient = self.site.over_batch(self._checked(coefficient, x), x)
             moved = adapter(type(adapter).moved, moved, x, coefficient)
         return moved
+
+    def whole(self) -> tuple[Tensor, Tensor | None] | None:
+        """Returns the weight and bias under the blend; None where samples differ, and under ``torch.compile``."""
+        if torch.compiler.is_compiling():
+            return None
+        if self.version != self.assembly.version or self.drops:
+            self.prepare()
+        if any(isinstance(coefficient, Tensor) for _, coefficient in self.acting):
+            return None
+        if self.tuned is not None and self.tuned[0].hold(self.tuned[1][0]):
+            self.called = True
+            return self.tuned[1]
+        weight, bias = adapted(self, self.site.weight, self.site.bias, 0)
+        if not (weight.requires_grad or (bias is not None and bias.requires_grad)):
+            self.tuned = (Sources(self.site.module, *(adapter for adapter, _ in self.acting)), (weight, bias))
+        return weight, bias
 
     def act(self, x: Tensor, y: Tensor) -> Tensor:
         """Returns ``y + Σ s_i · change_i(x)`` for the output ``y`` of the base; a module's ``x`` is its main input."""
@@ -232,32 +250,42 @@ class Mount:
         return y
 
 
-class Stack:
-    """The factors of all frozen adapters of a layer, stacked and scaled once.
+class Sources:
+    """The tensors of frozen modules that something was made from."""
 
-    It is used only while the tensors that it was made from are the same and unchanged.
-    """
+    __slots__ = ("tensors",)
+
+    def __init__(self, *modules: nn.Module) -> None:
+        self.tensors = [
+            (table, name, tensor, _version(tensor))
+            for module in modules
+            for table in (module._parameters, module._buffers)
+            for name, tensor in table.items()
+            if tensor is not None
+        ]
+
+    def hold(self, made: Tensor) -> bool:
+        """Says whether they are the same tensors, unchanged and frozen, so that ``made`` still stands for them."""
+        if made.is_inference() and not torch.is_inference_mode_enabled():
+            return False
+        for table, name, tensor, version in self.tensors:
+            if table.get(name) is not tensor or tensor.requires_grad or _version(tensor) != version:
+                return False
+        return True
+
+
+class Stack:
+    """The factors of all frozen adapters of a layer, stacked and scaled once."""
 
     __slots__ = ("bias", "down", "sources", "up")
 
     def __init__(self, down: Tensor, up: Tensor, bias: Tensor | None, adapters: list[Adapter]) -> None:
         self.down, self.up, self.bias = down, up, bias
-        self.sources = [
-            (table, name, tensor, _version(tensor))
-            for adapter in adapters
-            for table in (adapter._parameters, adapter._buffers)
-            for name, tensor in table.items()
-            if tensor is not None
-        ]
+        self.sources = Sources(*adapters)
 
     def holds(self, dtype: torch.dtype) -> bool:
         """Says whether the stack still stands for its sources, in ``dtype``."""
-        if self.up.dtype != dtype or (self.up.is_inference() and not torch.is_inference_mode_enabled()):
-            return False
-        for table, name, tensor, version in self.sources:
-            if table.get(name) is not tensor or tensor.requires_grad or _version(tensor) != version:
-                return False
-        return True
+        return self.up.dtype == dtype and self.sources.hold(self.up)
 
 
 def _factors(adapter: Adapter) -> Factors:
@@ -324,6 +352,17 @@ def _module_forward(base_forward: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
+def _norm_forward(base_forward: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        mount = self.__dict__[MOUNT]
+        whole = mount.whole() if mount.site.stateless else None
+        if whole is None:
+            return cast(Tensor, mount.act(x, base_forward(self, x)))
+        return cast(Tensor, mount.site.computed(x, *whole))
+
+    return forward
+
+
 def _owner_forward(base_forward: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
@@ -362,6 +401,7 @@ _FORWARDS: Final[dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]]] 
     "layer": _layer_forward,
     "attention": _attention_forward,
     "module": _module_forward,
+    "norm": _norm_forward,
     "quantized": _quantized_forward,
     "owner": _owner_forward,
 }

@@ -108,6 +108,11 @@ class Stack:
 class ModelSite(TransposedSite):
     """A language model, by its table of embeddings: ``rows`` is the width of a token, ``cols`` the vocabulary.
 
+    Attributes:
+        stacks: its encoder and decoder, or the one that it is. wiring: the hooks, while it carries virtual tokens.
+        reserved: positions that RoBERTa and its kin keep for padding.
+        context: the longest sequence that the model has positions for; None where positions are relative.
+
     Raises:
         UnsupportedLayer: a module that embeds no token ids (a diffusion UNet), or does so in a way that virtual tokens
             cannot join.
@@ -116,7 +121,7 @@ class ModelSite(TransposedSite):
     kind = "model"
     hosting = "hooks"
     bias_name = None
-    __slots__ = ("stacks", "wiring")
+    __slots__ = ("context", "reserved", "stacks", "wiring")
 
     def __init__(self, path: str, module: nn.Module) -> None:
         if not is_language_model(module):
@@ -125,6 +130,10 @@ class ModelSite(TransposedSite):
         super().__init__(path, module, embedding.embedding_dim, (embedding.num_embeddings,))
         self.stacks = _stacks(module)
         self.wiring: Any = None
+        table = next((m for path, m in module.named_modules() if path.endswith("position_embeddings")), None)
+        padding = getattr(table, "padding_idx", None)
+        self.reserved = 0 if padding is None else int(padding) + 1
+        self.context = self._context()
 
     @property
     def holder(self) -> nn.Module:
@@ -144,22 +153,13 @@ class ModelSite(TransposedSite):
         """Whether the model has an encoder and a decoder."""
         return len(self.stacks) == 2
 
-    @property
-    def context(self) -> int | None:
-        """The longest sequence that the model has positions for; None where positions are relative."""
+    def _context(self) -> int | None:
         config = self.config
         for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
             value = getattr(config, name, None)
             if isinstance(value, int) and value > 0 and not hasattr(config, "relative_attention_num_buckets"):
                 return value - self.reserved
         return None
-
-    @property
-    def reserved(self) -> int:
-        """Positions that RoBERTa and its kin keep for padding."""
-        table = next((m for path, m in self.module.named_modules() if path.endswith("position_embeddings")), None)
-        padding = getattr(table, "padding_idx", None)
-        return 0 if padding is None else int(padding) + 1
 
     def attentions(self) -> list[Attention]:
         """Returns the attentions that can read a prefix, by stack and layer.

@@ -62,6 +62,7 @@ class NormSite(Site):
     """
 
     kind = "norm"
+    hosting = "norm"
     __slots__ = ("base", "bias_name", "channels_first", "offset", "shape")
 
     def __init__(self, path: str, module: nn.Module) -> None:
@@ -72,6 +73,11 @@ class NormSite(Site):
         self.channels_first, self.offset = isinstance(module, (nn.GroupNorm, _BatchNorm)), 0.0
         if self.base.forward not in _FORMULAS:
             self._probe()
+
+    @property
+    def stateless(self) -> bool:
+        """Whether a call leaves the layer as it was; a batch norm in training counts what it has seen."""
+        return not (isinstance(self.module, _BatchNorm) and self.module.training)
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -85,14 +91,14 @@ class NormSite(Site):
         return weight.reshape(self.rows, 1)
 
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return self._computed(x, weight - self.offset if self.offset else weight, bias)
+        return self.computed(x, weight - self.offset if self.offset else weight, bias)
 
     def spread(self, bias: Tensor, y: Tensor) -> Tensor:
         if self.channels_first:
             bias = bias.reshape(-1, *(1,) * (y.dim() - 2))
         return bias.expand_as(y)
 
-    def _computed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def computed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's own output of ``x`` with another weight and bias."""
         formula = _FORMULAS.get(self.base.forward)
         if formula is not None:
@@ -134,9 +140,9 @@ class NormSite(Site):
         weight, bias = (torch.randn(self.shape, generator=draw) for _ in range(2))
         known = bias if self.bias_name else None
         for offset in (0.0, 1.0):
-            zero = self._computed(x, torch.full(self.shape, -offset), None)
+            zero = self.computed(x, torch.full(self.shape, -offset), None)
             if zero.shape == x.shape and not zero.count_nonzero():
-                once = self._computed(x, weight - offset, known)
-                twice = self._computed(x, 2 * weight - offset, None if known is None else 2 * known)
+                once = self.computed(x, weight - offset, known)
+                twice = self.computed(x, 2 * weight - offset, None if known is None else 2 * known)
                 return offset if torch.allclose(2 * once, twice, atol=1e-5) else None
         return None

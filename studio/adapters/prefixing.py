@@ -41,19 +41,12 @@ class AttentionWire:
             raise DoesNotFit(f"{attention.path} was taken for {attention.place} attention and is called otherwise")
         parts = [adapter(type(adapter).at, attention.path) for _, adapter, _ in prefixes]
         batch = states.shape[0]
-        keys, values = (torch.cat([part[i] for part in parts], dim=2).expand(batch, -1, -1, -1) for i in (0, 1))
+        both = parts[0] if len(parts) == 1 else (torch.cat([part[i] for part in parts], dim=2) for i in (0, 1))
+        keys, values = (tensor.expand(batch, -1, -1, -1) for tensor in both)
         numbers = [self._strength(name) for name, _, _ in prefixes]
-        found = torch.cat(
-            [torch.as_tensor(number).reshape(-1) for number in numbers]
-        )  # on the CPU: asking costs nothing
-        levels = torch.cat(
-            [
-                self.wiring.rows(number, batch, states.device)[:, None].expand(batch, adapter.count)
-                for number, (_, adapter, _) in zip(numbers, prefixes, strict=True)
-            ],
-            dim=1,
-        )
-        if bool((found == 0).any()):  # those that are off stand first: nothing comes between the others and the text
+        found = set().union(*(n.tolist() if isinstance(n, Tensor) else (n,) for n in numbers))  # on the CPU: no waiting
+        levels = self._levels(numbers, [adapter.count for _, adapter, _ in prefixes], batch, states.device)
+        if 0 in found:  # those that are off stand first: nothing comes between the others and the text
             order = (levels != 0).long().argsort(dim=1, stable=True)
             index = order[:, None, :, None].expand_as(keys)
             keys, values, levels = keys.gather(2, index), values.gather(2, index), levels.gather(1, order)
@@ -67,6 +60,17 @@ class AttentionWire:
         given[name] = self._widened(given.get(name), levels, found, past, states, length, given.get("position_ids"))
         return (), given
 
+    def _levels(self, numbers: list[float | Tensor], counts: list[int], batch: int, device: torch.device) -> Tensor:
+        """The strength of each virtual token ``(1, m)``, or by row ``(B, m)`` where samples have their own."""
+        if not any(isinstance(number, Tensor) for number in numbers):
+            flat = [number for number, count in zip(numbers, counts, strict=True) for _ in range(count)]
+            return self.wiring.kept((*flat, device), lambda: torch.tensor([flat], device=device))
+        columns = [
+            self.wiring.rows(number, batch, device)[:, None].expand(batch, count)
+            for number, count in zip(numbers, counts, strict=True)
+        ]
+        return torch.cat(columns, dim=1)
+
     def _strength(self, name: str) -> float | Tensor:
         """The strength of one prefix here: a number, or one per sample, on the CPU."""
         return self.wiring.mount.assembly.coefficient(name, self.attention.path)
@@ -78,7 +82,7 @@ class AttentionWire:
         return "attention_mask" if "attention_mask" in names else "mask"
 
     def _widened(
-        self, mask: Any, levels: Tensor, found: Tensor, past: Any, states: Tensor, length: int, positions: Any
+        self, mask: Any, levels: Tensor, found: set[float], past: Any, states: Tensor, length: int, positions: Any
     ) -> Tensor | None:
         """The mask with columns for the prefix; None where everything is read and nothing is causal."""
         module: Any = self.attention.module
@@ -87,25 +91,36 @@ class AttentionWire:
             raise DoesNotFit(
                 f"a prefix needs attn_implementation 'sdpa' or 'eager'; {type(module).__name__} runs with {how!r}"
             )
-        asked, device = states.shape[1], states.device
-        layer, seen, offset, width = module.layer_idx, 0, 0, length
+        asked, layer, seen, offset, width = states.shape[1], module.layer_idx, 0, 0, length
         if past is not None:
             seen = int(past.get_seq_length(layer))
             width, offset = past.get_mask_sizes(asked, layer)
         reach = self._reach(seen, asked, levels, positions)
-        plain = bool((found == 1).all()) and reach is None
+        plain = found == {1} and reach is None
         causal = bool(getattr(module, "is_causal", False)) and self.attention.place == "decoder"
+        if mask is None and plain and (asked == 1 or not causal):
+            return None
+        key = (id(mask), id(levels), seen, asked, width, offset, causal, _dtype(states))
+        if reach is not None:
+            return self._joined(mask, levels, found, reach, states, key[2:-1])
+        # the attentions of a place are called with the same mask
+        return self.wiring.kept(key, lambda: self._joined(mask, levels, found, None, states, key[2:-1]), mask, levels)
+
+    @staticmethod
+    def _joined(
+        mask: Any, levels: Tensor, found: set[float], reach: Tensor | None, states: Tensor, sizes: Any
+    ) -> Tensor:
+        """The columns of the prefix, and those of the text."""
+        (seen, asked, width, offset, causal), device = sizes, states.device
         if mask is None:
-            if plain and (asked == 1 or not causal):
-                return None
             mask = torch.ones(1, 1, asked, width, dtype=torch.bool, device=device)
             if causal:
                 rows = torch.arange(asked, device=device)[:, None] + seen
                 mask = (torch.arange(width, device=device) + offset <= rows)[None, None]
         read = (levels != 0)[:, None, None, :]
         read = read if reach is None else read & reach[:, None]
-        shape = (max(mask.shape[0], levels.shape[0]), mask.shape[1], asked, -1)
-        if mask.dtype == torch.bool and bool(((found == 0) | (found == 1)).all()):
+        shape = (max(mask.shape[0], read.shape[0]), mask.shape[1], asked, -1)
+        if mask.dtype == torch.bool and found <= {0, 1}:
             return torch.cat([read.expand(*shape[:3], -1), mask.expand(*shape[:3], -1)], dim=-1)
         scores = _dtype(states) if mask.dtype == torch.bool else mask.dtype
         least = torch.full((), torch.finfo(scores).min, dtype=scores, device=device)

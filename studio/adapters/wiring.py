@@ -8,7 +8,7 @@ runs. So generation, beam search, padding and gradient checkpointing (which runs
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
@@ -64,6 +64,7 @@ class Wiring:
         self.tasks: Tensor | None = None
         self.chosen_tasks: Tensor | None = None
         self.generating = False
+        self._kept: dict[tuple[Any, ...], tuple[Tensor, tuple[Any, ...]]] = {}
         root = site.module
         self.handles = [root.register_forward_pre_hook(self._begin, with_kwargs=True)]
         for stack in site.stacks:
@@ -88,12 +89,28 @@ class Wiring:
             root.__dict__["generate"] = self.own_generate
 
     def _begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        self.forget()
         given = kwargs.get("task_ids")
         if not self.generating:
             self.tasks = self.chosen_tasks if given is None else torch.as_tensor(given)
         if "task_ids" in kwargs:
             return args, {name: value for name, value in kwargs.items() if name != "task_ids"}
         return None
+
+    def forget(self) -> None:
+        """Drops what attentions shared in an earlier call."""
+        self._kept.clear()
+
+    def kept(self, key: tuple[Any, ...], make: Callable[[], Tensor], *alive: Any) -> Tensor:
+        """Returns ``make()``, once for all attentions that ask under the same key while the model runs.
+
+        Args:
+            key: what the tensor depends on; of a tensor its ``id``. make: makes it.
+            alive: the tensors whose ids are in the key, which then belong to nothing else meanwhile.
+        """
+        if key not in self._kept:
+            self._kept[key] = (make(), alive)
+        return self._kept[key][0]
 
     def acting(self) -> Acting:
         """Name, adapter and strength of all that is on."""
@@ -176,6 +193,7 @@ class StackWire:
     def before(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Changes what the stack is called with."""
         self.layout, self.tag, self.cache = None, None, None
+        self.wiring.forget()
         given = named(self.stack.names, args, kwargs)
         self._check_cache(given)
         changed = self._prepend(given)

@@ -20,7 +20,9 @@ from studio.adapters.assembly import assemblies, check_known, module_at
 from studio.adapters.host import is_hosted
 from studio.adapters.ranked import any_rank
 from studio.adapters.training import on_step
-from studio.errors import nearest
+from studio.errors import DoesNotFit, nearest
+from studio.files.format import FORMATS
+from studio.files.save import spelled
 from studio.peft.configs import PeftConfig
 from studio.peft.kinds import PeftWarning, Unknown, Wrong, refusals
 from studio.peft.layers import INJECTION, dress
@@ -115,6 +117,8 @@ class Injection:
             random_start_of(self, name)
             if config.is_prompt_learning:
                 note_sizes(self, name)
+            else:
+                _warn_unsavable(self.model, name)
             if not autocast:
                 self._cast_down(name)
             self._settle_after_add(name, config, active)
@@ -151,11 +155,7 @@ class Injection:
         self._active_at.clear()
         self.sync()
         for one in self.peft_config:
-            wanted = one in self.active and (not self.peft_config[one].inference_mode)
-            if one == name or not wanted:
-                self._require(one, wanted)
-            else:
-                self._require(one, wanted)
+            self._require(one, one in self.active and not self.peft_config[one].inference_mode)
 
     def check_new(self, name: str, config: PeftConfig) -> None:
         """Checks that an adapter can be added."""
@@ -660,6 +660,19 @@ def random_start_of(injection: Injection, name: str) -> None:
 def _attach(model: nn.Module, config: AdapterConfig, name: str, calibrate: Any, original: Any) -> None:
     with any_rank():
         attach(model, config, name=name, seed=_seed(), calibrate=calibrate, original=original)
+
+
+def _warn_unsavable(model: nn.Module, name: str) -> None:
+    """Says before a training, and not after it, that its adapter is none that PEFT could read."""
+    try:
+        spelled(model, name, FORMATS["peft"])
+    except DoesNotFit as reason:
+        warnings.warn(
+            f"save_pretrained will refuse this adapter ({reason}); what is trained can be saved with "
+            f"studio.save(model.get_base_model(), 'adapter.safetensors', name={name!r})",
+            PeftWarning,
+            stacklevel=6,
+        )
 
 
 def _seed() -> int:
