@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import studio
 from studio import peft
 from studio.errors import BadFile, DoesNotFit, NoTargets, PartialLoad, UnknownName, UsageError
 from studio.peft import LoraConfig, PeftModel, get_peft_model
@@ -164,3 +165,28 @@ def test_a_folder_without_an_adapter_says_where_one_is(tmp_path):
 def test_peft_is_never_imported():
     code = "import sys, studio.peft; assert 'peft' not in sys.modules and 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_no_peft_folder_can_hold_is_said_before_the_training(tmp_path):
+    """PEFT computes something else on a grouped convolution; a night of training should not end in a refusal."""
+
+    class Grouped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(4, 8, 3, groups=2)
+
+        def forward(self, x):
+            return self.conv(x)
+
+    with pytest.warns(peft.kinds.PeftWarning, match=r"save_pretrained will refuse.*grouped convolution.*studio\.save"):
+        model = get_peft_model(Grouped(), lora(target_modules=["conv"], init_lora_weights="gaussian"))
+    with pytest.raises(DoesNotFit, match="grouped convolution"):
+        model.save_pretrained(tmp_path / "folder")
+    assert not (tmp_path / "folder" / "adapter_model.safetensors").exists()
+    torch.nn.init.normal_(model.base_model.model.conv.lora_B["default"].weight)
+    x = torch.randn(2, 4, 5, 5)
+    file = studio.save(model.get_base_model(), tmp_path / "conv.safetensors", name="default")  # as the warning says
+    other = Grouped()
+    other.load_state_dict(model.get_base_model().state_dict(), strict=False)
+    studio.load(other, file)
+    assert torch.equal(other(x), model(x))

@@ -75,8 +75,9 @@ class DoRAAdapter(Adapter):
 
     @classmethod
     def start(cls, site: Site, config: DoRA, given: Given) -> dict[str, Tensor]:
-        tensors = start_pair(site, checked_rank(site, config), config.init, given.generator)
         matrix = given.weight()
+        drawn = start_pair(site, checked_rank(site, config), config.init, given.generator)
+        tensors = {name: tensor.to(matrix.device) for name, tensor in drawn.items()}
         norm = _row_norms(matrix, tensors["down"].flatten(1), tensors["up"], config.scale_at(site.path))
         return {**tensors, "magnitude": norm}
 
