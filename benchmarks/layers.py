@@ -1,7 +1,7 @@
 """What an adapter costs, layer by layer, beside ``peft``: ``python -m benchmarks.layers [--rounds N] [--json FILE]``.
 
 Every figure is a ratio of two things measured in turn in one run (A B A B …), so that a drift of the machine's speed
-falls on both; medians over the rounds. Without ``peft`` its columns are left out.
+falls on both: the median over the rounds of the ratio within a round. Without ``peft`` its columns are left out.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,20 +32,43 @@ CPU = torch.device("cpu")
 Run = Callable[[], Any]
 
 
-def interleaved(runs: dict[str, Run], rounds: int, repeats: int, device: torch.device = CPU) -> dict[str, float]:
-    """Median seconds of one call of each run, measured in turn; ``device`` is where they compute."""
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one call of each run, round by round."""
+
+    rounds: dict[str, list[float]]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.rounds
+
+    def seconds(self, name: str) -> float:
+        """The median of a run."""
+        return statistics.median(self.rounds[name])
+
+    def ratio(self, name: str, other: str) -> float:
+        """The median of ``name / other`` within a round: what slows the machine for a while falls on both."""
+        return statistics.median(a / b for a, b in zip(self.rounds[name], self.rounds[other], strict=True))
+
+
+def interleaved(runs: dict[str, Run], rounds: int, repeats: int, device: torch.device = CPU) -> Times:
+    """Times the runs in turn, ``repeats`` calls together; ``device`` is where they compute.
+
+    Each round begins with another run, so that none always finds the caches as the same other one left them.
+    """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()
+    order = list(runs)
     for _ in range(rounds):
-        for name, run in runs.items():
+        order.append(order.pop(0))
+        for name in order:
             wait(device)
             begin = time.perf_counter()
             for _ in range(repeats):
-                run()
+                runs[name]()
             wait(device)
             times[name].append((time.perf_counter() - begin) / repeats)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return Times(times)
 
 
 def peft_lora(model: nn.Module, targets: list[str], names: tuple[str, ...] = ("default",)) -> nn.Module:
@@ -103,9 +127,9 @@ def forward_overhead(rounds: int) -> list[dict[str, Any]]:
             other = peft_lora(nn.Sequential(copy.deepcopy(layer)), ["0"]).base_model.model[0]
             runs["peft"] = partial(other, x)
         times = interleaved(runs, rounds, repeats)
-        row = {"case": title, "ideal_us": times["ideal"] * 1e6, "ours / ideal": times["ours"] / times["ideal"]}
+        row = {"case": title, "ideal_us": times.seconds("ideal") * 1e6, "ours / ideal": times.ratio("ours", "ideal")}
         if PEFT:
-            row["peft / ideal"] = times["peft"] / times["ideal"]
+            row["peft / ideal"] = times.ratio("peft", "ideal")
         rows.append(row)
     return rows
 
@@ -131,7 +155,7 @@ def many_adapters(rounds: int) -> list[dict[str, Any]]:
         times = interleaved(runs, rounds, repeats)
         for who in ("ours", *(["peft"] if PEFT else [])):
             row: dict[str, Any] = {"case": f"{who}: {title}"}
-            row |= {f"{count} / 1": times[f"{who} {count}"] / times[f"{who} 1"] for count in (2, 4, 8)}
+            row |= {f"{count} / 1": times.ratio(f"{who} {count}", f"{who} 1") for count in (2, 4, 8)}
             rows.append(row)
     return rows
 
@@ -168,7 +192,7 @@ def strengths(rounds: int) -> list[dict[str, Any]]:
     times = interleaved(runs, rounds, 1)
     with torch.no_grad():
         model(x)
-    return [{"case": "252 layers x 4 adapters", **{f"{name} ms": seconds * 1e3 for name, seconds in times.items()}}]
+    return [{"case": "252 layers x 4 adapters", **{f"{name} ms": times.seconds(name) * 1e3 for name in runs}}]
 
 
 def kept_bytes(run: Run, base: nn.Module) -> int:
@@ -261,25 +285,25 @@ def loading(rounds: int) -> list[dict[str, Any]]:
             def load_theirs(peer: Any = peer, file: Path = file, prefix: str | None = prefix) -> None:
                 peer.load_lora_adapter(str(file), prefix=prefix, adapter_name="default")
 
-            times: dict[str, list[float]] = {"ours": [], "diffusers + peft": []}
+            times = Times({"ours": [], "diffusers + peft": []})
             for _ in range(rounds):
                 gc.collect()
                 file.read_bytes()
                 begin = time.perf_counter()
                 load_ours()
-                times["ours"].append(time.perf_counter() - begin)
+                times.rounds["ours"].append(time.perf_counter() - begin)
                 studio.detach(model)
                 if PEFT:
                     gc.collect()
                     begin = time.perf_counter()
                     load_theirs()
-                    times["diffusers + peft"].append(time.perf_counter() - begin)
+                    times.rounds["diffusers + peft"].append(time.perf_counter() - begin)
                     peer.delete_adapters("default")
                     peer.unload_lora()
-        row: dict[str, Any] = {"case": f"{len(sites)} sites", "ours s": statistics.median(times["ours"])}
+        row: dict[str, Any] = {"case": f"{len(sites)} sites", "ours s": times.seconds("ours")}
         if PEFT:
-            row["diffusers + peft s"] = statistics.median(times["diffusers + peft"])
-            row["faster"] = row["diffusers + peft s"] / row["ours s"]
+            row["diffusers + peft s"] = times.seconds("diffusers + peft")
+            row["faster"] = times.ratio("diffusers + peft", "ours")
         rows.append(row)
     return rows
 
@@ -291,10 +315,17 @@ def table(title: str, rows: list[dict[str, Any]]) -> None:
 
     shown = Table(title=title, title_justify="left")
     for column in rows[0]:
-        shown.add_column(column, justify="left" if column == "case" else "right")
+        shown.add_column(column, justify="left" if column == "case" else "right", no_wrap=column == "case")
     for row in rows:
-        shown.add_row(*(value if isinstance(value, str) else f"{value:,.3g}" for value in row.values()))
+        shown.add_row(*map(printed, row.values()))
     Console(width=120).print(shown)
+
+
+def printed(value: Any) -> str:
+    """A figure as a table shows it: three digits, whole numbers in full."""
+    if isinstance(value, str):
+        return value
+    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 100 else f"{value:,.3g}"
 
 
 def main() -> None:

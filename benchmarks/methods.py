@@ -2,8 +2,8 @@
 
 One layer of 1024 x 1024 and 1,024 tokens, unless said otherwise (a norm of that width, an embedding of 8,192 rows, a
 language model of four layers for the methods that need one). A forward pass without gradients, a training step
-(forward, backward), what is kept for backward, and the trained numbers; the two programs take turns (A B A B ...),
-medians over the rounds.
+(forward, backward), what is kept for backward, and the trained numbers; the programs take turns (A B A B ...), and a
+ratio is the median over the rounds of the ratio within a round.
 """
 
 from __future__ import annotations
@@ -157,9 +157,9 @@ def measured(method: str, options: argparse.Namespace) -> dict[str, Any]:
                 parameter.requires_grad_(trained and mode)  # evaluation is that of a loaded, frozen adapter
         runs: dict[str, Run] = {name: partial(run, model, given) for name, model in models.items()}
         times = interleaved(runs, options.rounds, options.repeats, device)
-        row[f"{title} ms"] = times["ours"] * 1e3
-        row[f"{title} / lora"] = times["ours"] / times["lora"] if "lora" in times else "-"
-        row[f"{title} / peft"] = times["ours"] / times["peft"] if "peft" in times else "-"
+        row[f"{title} ms"] = times.seconds("ours") * 1e3
+        row[f"{title} / lora"] = times.ratio("ours", "lora") if "lora" in times else "-"
+        row[f"{title} / peft"] = times.ratio("ours", "peft") if "peft" in times else "-"
     given = x.clone().requires_grad_(x.is_floating_point())
     held: list[Any] = []
     for name in ("ours", "peft"):

@@ -102,7 +102,7 @@ class DeltaLoRAAdapter(Adapter):
     def change(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         down, up, accumulated = (self._tensor(name).to(y.dtype) for name in ("down", "up", "accumulated"))
         moved = self.site.apply(x, accumulated, None)
-        return self.site.add_raised(moved, self.site.lower(x, down), up * self.scale)
+        return self.site.add_raised(moved, self.site.lower(x, down), up * self.scale, own=True)
 
     @classmethod
     def on_step(cls, adapters: Mapping[str, Any], step: int, steps: int) -> None:

@@ -133,7 +133,7 @@ class DoRAAdapter(Adapter):
         else:  # (y - b) f + b
             total = torch.addcmul(self.site.over_outputs((-more * bias).to(y.dtype)), y, factor)
         down, up = self._scaled(gain * (self.scale * strength), y.dtype)
-        return self.site.add_raised(total, self.site.lower(self.dropped(x), down), up)
+        return self.site.add_raised(total, self.site.lower(self.dropped(x), down), up, own=True)
 
     def _scaled(self, scale: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         down, up = self._parameters["down"], self._parameters["up"]

@@ -104,15 +104,15 @@ class RoAdAdapter(Adapter):
         config = cast(RoAd, self.config)
         for name in self.trained:
             self.require(name, (self.site.rows * config.variant // 2,))
-        self.__dict__["half"] = config.group_at(self.site) // 2
+        self.__dict__["pairs"] = config.group_at(self.site) // 2
 
-    half: int
+    pairs: int
 
     def _entries(self) -> Tensor:
         """``(2, blocks, 2, group / 2)``: what multiplies an output itself, and what multiplies its partner."""
         theta, alpha = (cast(Tensor, self._parameters[name]) for name in self.trained)
         config = cast(RoAd, self.config)
-        shape = (-1, 2 if config.variant == 4 else 1, 1 if config.variant == 1 else 2, self.half)
+        shape = (-1, 2 if config.variant == 4 else 1, 1 if config.variant == 1 else 2, self.pairs)
 
         def make() -> Tensor:
             angles, scales = (tensor.view(shape).expand(-1, -1, 2, -1) for tensor in (theta, alpha))
