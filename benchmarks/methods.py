@@ -33,12 +33,14 @@ class Case:
         ours: settings of our config. peft: name of PEFT's config class, "" where it has no such method.
         theirs: its settings, for the same function.
         base: "linear", "norm", "embedding" or "language".
+        call: what both are given beside the input.
     """
 
     ours: Mapping[str, Any] = field(default_factory=dict)
     peft: str = ""
     theirs: Mapping[str, Any] = field(default_factory=dict)
     base: str = "linear"
+    call: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 RANK: dict[str, Any] = {"rank": 8}
@@ -62,7 +64,13 @@ CASES: dict[str, Case] = {
     "prompttuning": Case({}, "PromptTuningConfig", {"num_virtual_tokens": 20}, "language"),
     "ptuning": Case({}, "PromptEncoderConfig", {"num_virtual_tokens": 20, "encoder_hidden_size": 128}, "language"),
     "prefixtuning": Case({}, "PrefixTuningConfig", {"num_virtual_tokens": 20}, "language"),
-    "multitaskprompt": Case({}, "", {}, "language"),
+    "multitaskprompt": Case(
+        {"tasks": 3},
+        "MultitaskPromptTuningConfig",
+        {"num_virtual_tokens": 20, "num_tasks": 3},
+        "language",
+        {"task_ids": torch.tensor([0, 1, 2, 0])},
+    ),
 }
 """Methods that need other settings than their defaults, or that ``peft`` has too."""
 
@@ -123,13 +131,13 @@ def first(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output[0] if isinstance(output, tuple) else output.logits
 
 
-def forward(model: nn.Module, x: Tensor) -> None:
+def forward(model: nn.Module, x: Tensor, **call: Tensor) -> None:
     with torch.no_grad():
-        model(x)
+        model(x, **call)
 
 
-def step(model: nn.Module, x: Tensor) -> None:
-    first(model(x)).sum().backward()
+def step(model: nn.Module, x: Tensor, **call: Tensor) -> None:
+    first(model(x, **call)).sum().backward()
     for parameter in model.parameters():
         parameter.grad = None
     x.grad = None
@@ -141,6 +149,7 @@ def measured(method: str, options: argparse.Namespace) -> dict[str, Any]:
     dtype = choose_dtype(options.dtype, device).dtype
     base, x = base_of(case.base, options.width, options.tokens)
     base, x = base.to(device, dtype).eval(), x.to(device, dtype if x.is_floating_point() else None)
+    call = {name: value.to(device) for name, value in case.call.items()}
     models: dict[str, nn.Module] = {}
     models["ours"], count = attached(method, case, base)
     if case.base == "linear":
@@ -155,7 +164,7 @@ def measured(method: str, options: argparse.Namespace) -> dict[str, Any]:
             model.train(mode)
             for parameter, trained in zip(model.parameters(), learns[id(model)], strict=True):
                 parameter.requires_grad_(trained and mode)  # evaluation is that of a loaded, frozen adapter
-        runs: dict[str, Run] = {name: partial(run, model, given) for name, model in models.items()}
+        runs: dict[str, Run] = {name: partial(run, model, given, **call) for name, model in models.items()}
         times = interleaved(runs, options.rounds, options.repeats, device)
         row[f"{title} ms"] = times.seconds("ours") * 1e3
         row[f"{title} / lora"] = times.ratio("ours", "lora") if "lora" in times else "-"
@@ -163,8 +172,8 @@ def measured(method: str, options: argparse.Namespace) -> dict[str, Any]:
     given = x.clone().requires_grad_(x.is_floating_point())
     held: list[Any] = []
     for name in ("ours", "peft"):
-        call: Callable[[], None] = lambda name=name: held.append(models[name](given))  # noqa: E731
-        row[f"{name} KiB"] = kept_bytes(call, models[name]) / 1024 if name in models else "-"
+        run_once: Callable[[], None] = lambda name=name: held.append(models[name](given, **call))  # noqa: E731
+        row[f"{name} KiB"] = kept_bytes(run_once, models[name]) / 1024 if name in models else "-"
     return row
 
 
