@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -120,7 +121,7 @@ def coverage(method: str) -> list[Coverage]:
 
 def _refusal(config: type[AdapterConfig], make: Callable[[], nn.Module]) -> str:
     with torch.random.fork_rng(devices=[]):
-        model = nn.Sequential(make())
+        model = _alone(make())
     try:
         attach(model, config(**_here(config)))
     except StudioError as refused:
@@ -129,14 +130,19 @@ def _refusal(config: type[AdapterConfig], make: Callable[[], nn.Module]) -> str:
     return ""
 
 
+def _alone(layer: nn.Module) -> nn.Module:
+    """A model of one layer, which is called ``layer``."""
+    return nn.Sequential(OrderedDict(layer=layer))
+
+
 def _here(config: type[AdapterConfig]) -> dict[str, Any]:
     """Settings for a model of one layer: its path, and what a config has no default for."""
-    return {"targets": ("0",), **config.needed}
+    return {"targets": ("layer",), **config.needed}
 
 
 def _parameters(config: type[AdapterConfig]) -> int | None:
     for make in (partial(nn.Linear, WIDTH, WIDTH), partial(nn.LayerNorm, WIDTH)):
-        model = nn.Sequential(torch.nn.utils.skip_init(make.func, *make.args))
+        model = _alone(torch.nn.utils.skip_init(make.func, *make.args))
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.fill_(0.01)

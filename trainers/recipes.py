@@ -21,7 +21,7 @@ million), others *full*."""
 
 RATE_FACTORS: Final = {
     "lora": 1.0, "dora": 1.0, "lokr": 1.0, "qalora": 1.0, "adalora": 1.0, "deltalora": 1.0, "ia3": 3.0, "loha": 3.0,
-    "vera": 5.0, "hra": 5.0, "oft": 0.5, "boft": 1.0, "mora": 0.3,
+    "vera": 5.0, "hra": 5.0, "road": 5.0, "oft": 0.5, "boft": 1.0, "mora": 0.3,
     "prompttuning": 30.0, "multitaskprompt": 30.0, "prefixtuning": 10.0, "ptuning": 3.0,
 }  # fmt: skip
 """What a recipe's rates, which are LoRA's, are multiplied by for another method."""

@@ -262,7 +262,7 @@ class Adapter(nn.Module, ABC):
         super().__init__()
         if site.kind not in self.kinds:
             raise UnsupportedLayer(
-                f"{type(self).__name__} cannot act on {site.path or 'the model'}, which is of kind {site.kind!r}; "
+                f"{type(config).__name__} cannot act on {site.path or 'the model'}, which is of kind {site.kind!r}; "
                 f"it covers {', '.join(self.kinds)}"
             )
         self.__dict__["site"] = site

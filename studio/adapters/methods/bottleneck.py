@@ -41,7 +41,8 @@ class Bottleneck(AdapterConfig):
     Attributes:
         targets: where they sit; ``"placement"`` stands for what the placement's paper has: the presets
             "attention-output+mlp-output" (houlsby), "mlp-output" (pfeiffer), "mlp" (parallel). Any layer or
-            module can be named whose output is a tensor or begins with one.
+            module can be named whose output is a tensor or begins with one, but ``nn.MultiheadAttention``: name what
+            holds it.
         placement: ``"houlsby"``, ``"pfeiffer"`` or ``"parallel"``.
         size: width of the bottleneck; None: the width of ``z`` divided by ``reduction``.
         reduction: that divisor.
