@@ -313,9 +313,12 @@ def saved(tmp_path):
         ({"use_qalora": True}, "use_qalora=True"),
         ({"use_dora": True}, "use_dora=True"),
         ({"peft_type": "ADALORA"}, "peft_type='ADALORA'"),
+        ({"peft_type": "FOURIERFT"}, "peft_type='FOURIERFT', a method that is not among"),
+        ({"peft_type": ["LORA"]}, r"peft_type=\['LORA'\], a method"),
         ({"bias": "all"}, "bias='all'"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
         ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
+        ({"use_wonder": {"depth": 2}}, "use_wonder={'depth': 2}, which is not known here"),
     ],
 )
 def test_what_peft_would_compute_differently_is_refused(tmp_path, fields, says):
@@ -324,6 +327,22 @@ def test_what_peft_would_compute_differently_is_refused(tmp_path, fields, says):
     with pytest.raises(DoesNotFit, match=says):
         studio.load(base, folder)
     assert studio.adapters(base) == {}
+
+
+@pytest.mark.parametrize("fields", [{"r": 3}, {"r": -2}, {"rank_pattern": {"conv": 1}}])
+def test_a_rank_that_the_tensors_do_not_have_is_refused(tmp_path, fields):
+    folder, base = saved(tmp_path)
+    edited(folder, **fields)
+    with pytest.raises(BadFile, match=r"says rank .* and its tensors have rank 2"):
+        studio.load(base, folder)
+    assert studio.adapters(base) == {}
+
+
+@pytest.mark.parametrize("fields", [{"qalora_group_size": 64}, {"some_future_field": None}, {"another": False}])
+def test_a_field_that_changes_nothing_is_no_obstacle(tmp_path, fields):
+    folder, base = saved(tmp_path)
+    edited(folder, **fields)
+    assert studio.load(base, folder).notes == ()
 
 
 def test_a_config_without_sense_is_refused(tmp_path):

@@ -188,7 +188,7 @@ def test_files_that_do_not_fit_are_refused_and_leave_no_trace(language_model, tm
         studio.load(model, rewritten({**tensors, "stray": torch.zeros(2)}))
     config = json.loads((folder / "adapter_config.json").read_text())
     for change, error, match in (
-        ({"peft_type": "CARTRIDGE"}, BadFile, "virtual tokens of a peft_type that is not known"),
+        ({"peft_type": "CARTRIDGE"}, DoesNotFit, "peft_type='CARTRIDGE', a method that is not among"),
         ({"mystery": 3}, DoesNotFit, "mystery=3"),
         ({"num_virtual_tokens": "many"}, BadFile, "cannot be read"),
         ({"peft_type": "MULTITASK_PROMPT_TUNING"}, BadFile, "lacks the tensor prefix_task_cols"),

@@ -79,6 +79,7 @@ class Way:
     """How another program has a method, where names and shapes do not say it.
 
     Attributes:
+        fields: names of its config fields that ``config`` or ``read`` takes into account.
         limit: says why the program has no such layer, or computes something else there; "" where it does the same.
         config: fields of its config (PEFT), or numbers beside the tensors (LyCORIS' alpha) -> fields of ours. It raises
             DoesNotFit for what cannot be said here.
@@ -87,6 +88,7 @@ class Way:
             cannot be said there.
     """
 
+    fields: tuple[str, ...] = ()
     limit: Callable[[Site], str] = lambda site: ""
     config: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda fields: {}
     read: Callable[[Mapping[str, Any], Site, dict[str, Tensor]], dict[str, Tensor]] = lambda fields, site, tensors: (

@@ -27,7 +27,7 @@ _STRANGERS: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
         (r"^bundle_emb\.", "a text embedding that is bundled with the file"),
         (r"^(emb_params|clip_l|clip_g|t5xxl|string_to_param)$", "a text embedding (textual inversion)"),
         (r"_custom_diffusion\.weight$", "Custom Diffusion"),
-        (r"^prompt_embeddings$", "virtual tokens of a peft_type that is not known (adapter_config.json states it)"),
+        (r"^prompt_embeddings$", "virtual tokens of a PEFT method that only its adapter_config.json names"),
         (r"^(unet|text_encoder):\d+:(up|down)$", "cloneofsimo's first format"),
         (r"\.(qkv|proj)_lora[12]?\.(down|up)\.weight$", "XLabs' Flux format"),
         (r"\.(query|key)_norm\.scale$", "a Flux control LoRA"),

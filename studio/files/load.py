@@ -16,7 +16,8 @@ from studio.files.detect import Sorted, guess_family, sort_keys
 from studio.files.format import Source
 from studio.files.metadata import Own, facts_of, own_entry
 from studio.files.names import Names
-from studio.files.peft_settings import flagged_method
+from studio.files.peft import CONFIG_FILE
+from studio.files.peft_settings import flagged_method, refuse_unknown_type
 from studio.files.reading import Reading, read_layers
 from studio.files.report import LoadReport
 from studio.files.soft import FORMAT as SOFT
@@ -99,6 +100,8 @@ def load_source(
 ) -> LoadReport:
     """Attaches what an opened file holds; see :func:`load`."""
     own = own_entry(source.metadata)
+    if source.peft is not None:
+        refuse_unknown_type(source.peft, f"{CONFIG_FILE} of {source.file}")
     soft = soft_method(source, own)
     if soft:
         return _load_soft(model, source, own, soft, name, strength, allow_partial, trainable)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from studio.adapters import METHODS
@@ -11,7 +11,7 @@ from studio.errors import BadFile, DoesNotFit
 from studio.files.peft_adalora import as_patterns
 from studio.files.scale import Seen, root_or_rank
 
-__all__ = ["PeftSettings", "flagged_method"]
+__all__ = ["PeftSettings", "flagged_method", "refuse_unknown", "refuse_unknown_type"]
 
 # Fields with which PEFT computes something else than the tensors say by themselves, and what they may be.
 _CHANGES_FUNCTION: Final[Mapping[str, tuple[Any, ...]]] = {
@@ -27,6 +27,47 @@ _CHANGES_FUNCTION: Final[Mapping[str, tuple[Any, ...]]] = {
     "use_mora": (None, False),
     "use_qalora": (None, False),
 }
+
+# Fields that say where an adapter sits or how it was begun and trained, or what its tensors show by themselves.
+_BESIDE_FUNCTION: Final = frozenset(
+    "auto_mapping base_model_name_or_path inference_mode modules_to_save peft_type peft_version revision task_type "
+    "target_modules target_parameters exclude_modules layers_to_transform layers_pattern fan_in_fan_out "
+    "feedforward_modules init_weights init_ia3_weights rank_pattern alpha_pattern lora_bias rank_dropout module_dropout "
+    "rank_dropout_scale use_effective_conv2d megatron_config megatron_core loftq_config eva_config corda_config "
+    "lora_ga_config velora_config qalora_group_size runtime_config ensure_weight_tying".split()
+)
+
+
+def refuse_unknown(fields: Mapping[str, Any], known: Collection[str], where: str) -> None:
+    """Refuses a field that may change what the tensors mean.
+
+    Args:
+        fields: PEFT's config. known: the fields of the method. where: what the config is called in the message.
+
+    Raises:
+        DoesNotFit: a field is set that is neither of the method nor one of those that change nothing.
+    """
+    for name, value in fields.items():
+        if name not in known and name not in _BESIDE_FUNCTION and value not in (None, False, [], {}, ""):
+            raise DoesNotFit(
+                f"{where} says {name}={value!r}, which is not known here and may change what the tensors mean; if it "
+                "does not, take it out there"
+            )
+
+
+def refuse_unknown_type(fields: Mapping[str, Any], where: str) -> None:
+    """Refuses a config of a method that the studio does not have.
+
+    Raises:
+        DoesNotFit: its ``peft_type`` is of no registered method.
+    """
+    known = sorted({config.adapter.foreign.peft_type for config in METHODS.values()} - {""})
+    stated = fields.get("peft_type")
+    if stated is not None and stated not in known:
+        raise DoesNotFit(
+            f"{where} says peft_type={stated!r}, a method that is not among those that can be read: "
+            f"{', '.join(known)}"
+        )
 
 
 def flagged_method(fields: Mapping[str, Any] | None) -> str:
@@ -65,11 +106,15 @@ class PeftSettings:
                     f"{where} says {name}={fields[name]!r}, and the tensors beside it are those of {method}"
                 )
         names = self._foreign.peft_fields
+        known = {*names.values(), *self._foreign.peft_flags, *self._foreign.peft_way.fields, *_CHANGES_FUNCTION}
+        refuse_unknown(fields, known, where)
+        self._where = where
         self._ranked = "alpha" in names
         try:
             if self._foreign.peft_type == "ADALORA":
                 fields = as_patterns(fields)
-            self._rank = int(fields.get(names.get("rank", ""), 8))
+            self._rank_field = names.get("rank", "")
+            self._rank = int(fields.get(self._rank_field, 8))
             self._alpha = float(fields.get(names.get("alpha", ""), 8))
             self._stabilized = bool(fields.get(names.get("rank_stabilized", ""), False))
             self._alphas = _Patterns(fields.get("alpha_pattern") or {})
@@ -78,11 +123,20 @@ class PeftSettings:
             raise BadFile(f"{where} cannot be read as a PEFT config: {error}") from None
 
     def seen(self, module: str, rank: int | None) -> Seen:
-        """Returns the rank and the scale that the config states for ``module``, whose tensors have rank ``rank``."""
-        stated = int(self._ranks.first(module, self._rank))
-        rank = stated if rank is None else rank  # the tensor is what multiplies
+        """Returns the rank and the scale that the config states for ``module``, whose tensors have rank ``rank``.
+
+        Raises:
+            BadFile: the tensors have another rank than the config says, and so the scale could be either's.
+        """
         if not self._ranked:
             return Seen(None, None)
+        stated = self._ranks.first(module, self._rank)
+        rank = int(stated) if rank is None else rank
+        if rank != stated and self._rank_field in self._fields:
+            raise BadFile(
+                f"{self._where} says rank {stated:g} for {module}, and its tensors have rank {rank}; one of them is of "
+                f"another adapter: correct {self._rank_field} or rank_pattern there"
+            )
         return Seen(rank, self._alphas.first(module, self._alpha) / root_or_rank(rank, self._stabilized))
 
     def fields(self) -> dict[str, Any]:

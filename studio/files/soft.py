@@ -29,6 +29,7 @@ from studio.files.format import Format, Source
 from studio.files.header import payload_hash, write_tensors
 from studio.files.metadata import Own, write_metadata
 from studio.files.peft import CONFIG_FILE, TENSOR_FILE
+from studio.files.peft_settings import refuse_unknown
 from studio.files.reading import Reading
 
 __all__ = ["FORMAT", "peft_form", "read_soft", "save_soft", "soft_config", "soft_method"]
@@ -43,14 +44,13 @@ _TASKS: Final = {
     "ForTokenClassification": "TOKEN_CLS",
     "ForQuestionAnswering": "QUESTION_ANS",
 }
-_HARMLESS: Final = frozenset(
-    "auto_mapping base_model_name_or_path inference_mode modules_to_save num_attention_heads num_layers "
-    "num_transformer_submodules num_virtual_tokens peft_type peft_version revision task_type token_dim "
+_FIELDS: Final = frozenset(
+    "num_attention_heads num_layers num_transformer_submodules num_virtual_tokens token_dim "
     "prompt_tuning_init prompt_tuning_init_text tokenizer_name_or_path tokenizer_kwargs prompt_tuning_init_task "
     "prompt_tuning_init_state_dict_path num_tasks num_ranks encoder_reparameterization_type encoder_hidden_size "
-    "encoder_num_layers encoder_dropout init_weights prefix_projection".split()
+    "encoder_num_layers encoder_dropout prefix_projection".split()
 )
-"""PEFT's fields that are read, or that do not change what its tensors mean."""
+"""PEFT's fields of virtual tokens: they are read, or do not change what its tensors mean."""
 _HEADS: Final = {
     "SEQ_CLS": ("classifier", "score"),
     "TOKEN_CLS": ("classifier", "score"),
@@ -155,11 +155,7 @@ def soft_config(fields: Mapping[str, Any], *, encodes_first: bool = False) -> To
     Raises:
         BadFile: a field has an impossible value. DoesNotFit: a field asks for what the studio does not do.
     """
-    unknown = [
-        name for name, value in fields.items() if name not in _HARMLESS and value not in (None, False, [], {}, "")
-    ]
-    if unknown:
-        raise DoesNotFit(f"{CONFIG_FILE} says {unknown[0]}={fields[unknown[0]]!r}, which is not known here")
+    refuse_unknown(fields, _FIELDS, CONFIG_FILE)
     kind = peft_types()[fields["peft_type"]]
     try:
         known: dict[str, Any] = {"tokens": int(fields["num_virtual_tokens"])}

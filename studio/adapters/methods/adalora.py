@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, Delta, Factors, Foreign, Given, finite
+from studio.adapters.adapter import METHODS, Adapter, Delta, Factors, Foreign, Given, Way, finite
 from studio.adapters.methods.lora import LoRA
 from studio.adapters.ranked import FactorConfig, checked_rank
 from studio.adapters.site import Site
@@ -148,6 +148,7 @@ class AdaLoRAAdapter(Adapter):
         layouts={"down": ("flat", "inner")},
         needs=("down", "up", "values"),
         ranks=("down",),
+        peft_way=Way(fields=("r", "total_step", "use_rslora")),  # those of LoRA that it does not look at, its own end
         fold=lambda config, layers: _without_pruned(config, layers),
         lycoris_form=lambda config, layers: _as_lora(config, layers),
     )

@@ -88,6 +88,7 @@ class BOFTAdapter(Rotation):
         peft_tensors={"skew": "boft_R", "gain": "boft_s"},
         peft_fields={"dropout": "boft_dropout"},
         peft_way=Way(
+            fields=("boft_block_size", "boft_block_num", "boft_n_butterfly_factor"),
             limit=lambda site: peft_conv(site),
             read=lambda fields, site, tensors: _from_peft(tensors),
             write=lambda config, sites, layers: _to_peft(config, sites, layers),

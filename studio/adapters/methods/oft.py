@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ from studio.adapters.site import Site
 from studio.errors import DoesNotFit
 
 __all__ = ["OFT", "OFTAdapter"]
+
+NEUMANN: Final = "use_cayley_neumann"
+TERMS: Final = "num_cayley_neumann_terms"
 
 
 @METHODS.register("oft")
@@ -97,6 +100,7 @@ class OFTAdapter(Rotation):
         peft_embedding={"skew": "oft_embedding_R.weight", "gain": "oft_gain"},
         peft_fields={"share": "block_share", "dropout": "module_dropout"},
         peft_way=Way(
+            fields=("r", "oft_block_size", "coft", "eps", NEUMANN, TERMS),
             limit=lambda site: peft_pointwise(site),
             config=lambda fields: _config_of_peft(fields),
             read=lambda fields, site, tensors: _from_peft(fields, tensors),
@@ -186,8 +190,6 @@ def _shown(layers: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
 
 # -- PEFT: its exact rotation is the inverse of its series, and its series has other terms than it says ----------------
 
-NEUMANN = "use_cayley_neumann"
-TERMS = "num_cayley_neumann_terms"
 _FACTORS = {2: 2.0}  # PEFT's two terms are I + 2Q, ours I + Q
 
 

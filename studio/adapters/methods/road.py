@@ -84,6 +84,7 @@ class RoAdAdapter(Adapter):
         peft_type="ROAD",
         peft_tensors={"theta": "road_theta", "alpha": "road_alpha"},
         peft_way=Way(
+            fields=("variant", "group_size"),
             limit=lambda site: "" if is_free_linear(site.module) else "PEFT's covers Linear layers alone",
             config=lambda fields: {
                 "variant": int(str(fields.get("variant", "road_1")).rpartition("_")[2]),
