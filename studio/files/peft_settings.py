@@ -32,9 +32,9 @@ _CHANGES_FUNCTION: Final[Mapping[str, tuple[Any, ...]]] = {
 _BESIDE_FUNCTION: Final = frozenset(
     "auto_mapping base_model_name_or_path inference_mode modules_to_save peft_type peft_version revision task_type "
     "target_modules target_parameters exclude_modules layers_to_transform layers_pattern fan_in_fan_out "
-    "feedforward_modules init_weights init_ia3_weights rank_pattern alpha_pattern lora_bias rank_dropout module_dropout "
-    "rank_dropout_scale use_effective_conv2d megatron_config megatron_core loftq_config eva_config corda_config "
-    "lora_ga_config velora_config qalora_group_size runtime_config ensure_weight_tying".split()
+    "feedforward_modules init_weights init_ia3_weights rank_pattern alpha_pattern lora_bias rank_dropout "
+    "module_dropout rank_dropout_scale use_effective_conv2d megatron_config megatron_core loftq_config eva_config "
+    "corda_config lora_ga_config velora_config qalora_group_size runtime_config ensure_weight_tying".split()
 )
 
 
