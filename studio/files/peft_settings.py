@@ -65,8 +65,7 @@ def refuse_unknown_type(fields: Mapping[str, Any], where: str) -> None:
     stated = fields.get("peft_type")
     if stated is not None and stated not in known:
         raise DoesNotFit(
-            f"{where} says peft_type={stated!r}, a method that is not among those that can be read: "
-            f"{', '.join(known)}"
+            f"{where} says peft_type={stated!r}, a method that is not among those that can be read: {', '.join(known)}"
         )
 
 
