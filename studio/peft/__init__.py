@@ -25,7 +25,9 @@ from studio.peft.contexts import (
     set_base_model_state_dict,
     set_peft_model_state_dict,
 )
+from studio.peft.folder import load_peft_weights
 from studio.peft.kinds import VERSION, NoMatchingPeftModuleError, PeftError, PeftType, PeftWarning, TaskType
+from studio.peft.mapping_func import get_peft_model
 from studio.peft.method_configs import (
     AdaLoraConfig,
     BeftConfig,
@@ -64,8 +66,6 @@ from studio.peft.wrapper import (
     PeftModelForSeq2SeqLM,
     PeftModelForSequenceClassification,
     PeftModelForTokenClassification,
-    get_peft_model,
-    load_peft_weights,
 )
 
 if TYPE_CHECKING:

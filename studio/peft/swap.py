@@ -15,11 +15,11 @@ from studio.adapters import Adapter, detach, install
 from studio.adapters.ranked import RankedConfig
 from studio.peft.configs import PeftConfig
 from studio.peft.contexts import base_of
+from studio.peft.folder import load_peft_weights
 from studio.peft.injection import Injection, injection_of
 from studio.peft.kinds import PeftWarning, Wrong, refusals
 from studio.peft.tensors import read_into
 from studio.peft.translate import exactly
-from studio.peft.wrapper import load_peft_weights
 
 __all__ = [
     "check_hotswap_configs_compatible",

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final, cast
 
-import torch
 from torch import Tensor, nn
 
 from studio.adapters import Adapter, blended, sample_rows, trainable
-from studio.files.header import read_tensors, write_tensors
-from studio.files.peft import TENSOR_FILE
-from studio.files.source import open_source
 from studio.peft.card import write_card
 from studio.peft.configs import PeftConfig
+from studio.peft.folder import load_peft_weights, write_folder
 from studio.peft.injection import Injection
-from studio.peft.kinds import PeftWarning, Wrong, refusals
-from studio.peft.layers import BaseTunerLayer, peft_name
-from studio.peft.places import folder_of
+from studio.peft.kinds import Wrong, refusals
+from studio.peft.layers import peft_name
 from studio.peft.status import TunerLayerStatus, TunerModelStatus, get_layer_status, get_model_status
-from studio.peft.tensors import Keys, adapts_embeddings, get_state, install_state
+from studio.peft.tensors import Keys, install_state
 from studio.peft.tuner import tuner_for
 
 __all__ = [
@@ -36,10 +31,8 @@ __all__ = [
     "PeftModelForSeq2SeqLM",
     "PeftModelForSequenceClassification",
     "PeftModelForTokenClassification",
-    "get_peft_model",
 ]
 
-_BIN: Final = "adapter_model.bin"
 _BATCHES: Final = ("input_ids", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds", "pixel_values", "X")
 
 
@@ -429,9 +422,7 @@ class PeftModel(nn.Module):
                 raise Wrong(f"The input config must be a PeftConfig, got {type(config).__name__}")
         if isinstance(model, PeftModel):
             model = model.get_base_model()
-        kind = cls
-        if cls is PeftModel:
-            kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(_text(config.task_type)), PeftModel)
+        kind = model_class(config) if cls is PeftModel else cls
         made = kind.__new__(kind)
         nn.Module.__init__(made)
         made._with_heads(model, config)
@@ -484,39 +475,8 @@ class PeftModel(nn.Module):
         for name in names:
             folder = Path(save_directory) if name == "default" else Path(save_directory, name)
             folder.mkdir(parents=True, exist_ok=True)
-            self._save_one(name, folder, safe_serialization, save_embedding_layers)
+            write_folder(self.injection, name, folder, safe=safe_serialization, embeddings=save_embedding_layers)
         write_card(self, Path(save_directory))
-
-    def _save_one(self, name: str, folder: Path, safe: bool, embeddings: str | bool) -> None:
-        base = self.get_base_model()
-        if embeddings == "auto":
-            embeddings = adapts_embeddings(base, name)
-            if embeddings:
-                warnings.warn(
-                    "Setting `save_embedding_layers` to `True` as embedding layers found in `target_modules`.",
-                    PeftWarning,
-                    stacklevel=3,
-                )
-        tensors = {
-            key: tensor.detach().contiguous().cpu()
-            for key, tensor in get_state(base, name, embeddings=bool(embeddings)).items()
-        }
-        if safe:
-            write_tensors(folder / TENSOR_FILE, tensors, {"format": "pt"})
-        else:
-            torch.save(tensors, folder / _BIN)
-        config = self.peft_config[name]
-        fields = saved_fields(self.injection, name)
-        if config.base_model_name_or_path is None:
-            where = getattr(base, "name_or_path", None) or getattr(getattr(base, "config", None), "_name_or_path", None)
-            fields["base_model_name_or_path"] = where
-        if config.task_type is None:
-            kind = type(base)
-            fields["auto_mapping"] = {
-                "base_model_class": kind.__name__,
-                "parent_library": kind.__module__,
-            }
-        config.save_pretrained(folder, **fields)
 
     # -- merging -------------------------------------------------------------------------------------------------------
 
@@ -555,58 +515,6 @@ def _wrapped(base: nn.Module, adapter: Adapter, name: str) -> str:
     held = cast(Any, site.module._modules["adapters"])._modules
     beside = [one for one in site.module._parameters if one in held and name in held[one]._modules]
     return ".".join(["base_layer"] * (len(beside) - 1 - beside.index(site.weight_name)))
-
-
-def saved_fields(injection: Injection, name: str) -> dict[str, Any]:
-    """The fields of a saved config that differ from the config in memory, because the tensors say something else."""
-    from studio.files.format import FORMATS
-    from studio.files.peft import peft_fields
-    from studio.files.save import spelled
-
-    config: Any = injection.peft_config[name]
-    if config.is_prompt_learning or not injection.cores(name):
-        return {}
-    saved, _ = spelled(injection.model, name, FORMATS["peft"])
-    stated = peft_fields(saved, saved.names.paths[next(iter(saved.sites))][0])
-    fields: dict[str, Any] = {}
-    start = getattr(config, "init_lora_weights", True)
-    if isinstance(start, str) and start not in ("gaussian", "orthogonal"):
-        settled = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules")
-        fields = {key: stated[key] for key in settled if key in stated}
-        fields |= {"init_lora_weights": True, "eva_config": None, "corda_config": None, "loftq_config": {}}
-    for key in ("decompose_factor", "target_modules"):
-        if key in stated and getattr(config, key, None) is None:
-            fields[key] = stated[key]
-    return fields
-
-
-def load_peft_weights(
-    model_id: str | Path, device: str | None = None, key_mapping: Mapping[str, str] | None = None, **hub: Any
-) -> dict[str, Tensor]:
-    """Returns the tensors of an adapter's file.
-
-    Args:
-        model_id: a folder, or a name on the Hub. device: where to; None: the CPU.
-        key_mapping: expression -> replacement, for keys. hub: subfolder, revision, cache_dir, token.
-
-    Raises:
-        BadFile: there is none.
-    """
-    import re
-
-    with refusals():
-        folder = folder_of(model_id, hub.pop("subfolder", None), (TENSOR_FILE, _BIN), **hub)
-        if (folder / TENSOR_FILE).is_file():
-            tensors = dict(read_tensors(folder / TENSOR_FILE)[1])
-        else:
-            tensors = dict(open_source(folder / _BIN, pickled=True).tensors)
-    for pattern, replacement in (key_mapping or {}).items():
-        tensors = {re.sub(pattern, replacement, key): tensor for key, tensor in tensors.items()}
-    return tensors if device is None else {key: tensor.to(device) for key, tensor in tensors.items()}
-
-
-def _text(task: Any) -> str | None:
-    return getattr(task, "value", task)
 
 
 def _refuse(kwargs: Mapping[str, Any], harmless: Sequence[str]) -> None:
@@ -666,70 +574,10 @@ MODEL_TYPE_TO_PEFT_MODEL_MAPPING: Final[dict[str, type[PeftModel]]] = {
     "QUESTION_ANS": PeftModelForQuestionAnswering,
     "FEATURE_EXTRACTION": PeftModelForFeatureExtraction,
 }
+"""Task -> the class that a model with adapters is of."""
 
 
-def get_peft_model(
-    model: nn.Module,
-    peft_config: PeftConfig,
-    adapter_name: str = "default",
-    mixed: bool = False,
-    autocast_adapter_dtype: bool = True,
-    revision: str | None = None,
-    low_cpu_mem_usage: bool = False,
-    *,
-    calibrate: Any = None,
-    original: Any = None,
-) -> PeftModel:
-    """Puts a new adapter on a base and returns both as one model.
-
-    Args:
-        model: any module; it is changed in place. peft_config: the adapter's config.
-        adapter_name: its name. mixed: allow adapters of other methods beside it.
-        autocast_adapter_dtype: keep half-precision adapters in fp32. revision: the base's version, for the config.
-        low_cpu_mem_usage: accepted for PEFT's sake.
-        calibrate: what a start from data ("eva", "corda") is made from: batches, or a function that is given the model
-            and runs it; PEFT has functions of its own for this.
-        original: what "loftq" makes up for: the same model before it was quantised.
-
-    Raises:
-        Wrong: a field or a method that the studio does not have. NoTargets: a target that fits nothing.
-        UnsupportedLayer: a layer that the method cannot change.
-
-    Example:
-        >>> import torch
-        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 8))
-        >>> from studio.peft import LoraConfig, get_peft_model
-        >>> get_peft_model(net, LoraConfig(r=2, target_modules=["0"])).print_trainable_parameters()
-        trainable params: 32 || all params: 104 || trainable%: 30.7692
-    """
-    if isinstance(model, PeftModel):
-        raise Wrong("the model is a PeftModel already; use add_adapter for another adapter")
-    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-        warnings.warn(
-            "You are trying to modify a model with PEFT for a second time. If you want to reload the model with a "
-            "different config, make sure to call `.unload()` before.",
-            PeftWarning,
-            stacklevel=2,
-        )
-    where = getattr(getattr(model, "config", None), "_name_or_path", None) or getattr(model, "name_or_path", None)
-    if where is not None:
-        peft_config.base_model_name_or_path = where
-    if revision is not None:
-        if peft_config.revision not in (None, revision):
-            warnings.warn(
-                f"peft config has already set base model revision to {peft_config.revision}, overwriting with "
-                f"revision {revision}",
-                PeftWarning,
-                stacklevel=2,
-            )
-        peft_config.revision = revision
-    kind: type[PeftModel] = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(_text(peft_config.task_type)), PeftModel)
-    return (PeftMixedModel if mixed else kind)(
-        model,
-        peft_config,
-        adapter_name,
-        autocast_adapter_dtype,
-        low_cpu_mem_usage,
-        calibrate=calibrate,
-        original=original,
-    )
+def model_class(config: PeftConfig) -> type[PeftModel]:
+    """Returns the class of a model whose adapter is for the task of ``config``."""
+    task = getattr(config.task_type, "value", config.task_type)
+    return MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(task), PeftModel)

@@ -10,10 +10,10 @@ from studio.peft.contexts import (
     set_base_model_state_dict,
     set_peft_model_state_dict,
 )
+from studio.peft.folder import load_peft_weights
 from studio.peft.kinds import PeftType, TaskType
 from studio.peft.modules import TrainableTokensWrapper, _get_submodules, fsdp_auto_wrap_policy, infer_device, transpose
 from studio.peft.saved_modules import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
-from studio.peft.wrapper import load_peft_weights
 
 __all__ = [
     "AuxiliaryTrainingWrapper",

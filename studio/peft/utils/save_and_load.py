@@ -6,7 +6,7 @@ from studio.peft.contexts import (
     set_base_model_state_dict,
     set_peft_model_state_dict,
 )
-from studio.peft.wrapper import load_peft_weights
+from studio.peft.folder import load_peft_weights
 
 __all__ = [
     "get_base_model_state_dict",
