@@ -103,6 +103,7 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
         "plain": {"rank": 1},
         "whole": {"rank": 6, "alpha": 3.0},
         "both": {"rank": 1, "alpha": 2.0, "factor": 4, "decompose_both": True},
+        "tucker": {"rank": 1, "tucker": True},
     },
     "adalora": {"plain": {"rank": 3}, "alpha": {"rank": 3, "alpha": 2.0, "rank_stabilized": True, "target_rank": 1}},
     "deltalora": {"plain": {"rank": 2}, "alpha": {"rank": 2, "alpha": 3.0}},
@@ -267,7 +268,10 @@ def ia3_formula(t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None)
 
 def lokr_formula(t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
     w1 = t["w1"] if "w1" in t else t["w1_a"] @ t["w1_b"]
-    w2 = t["w2"].flatten(1) if "w2" in t else t["w2_a"] @ t["w2_b"]
+    if "w2_t" in t:
+        w2 = torch.einsum("ij...,ip,jq->pq...", t["w2_t"], t["w2_a"], t["w2_b"]).flatten(1)
+    else:
+        w2 = t["w2"].flatten(1) if "w2" in t else t["w2_a"] @ t["w2_b"]
     blocks = [[w1[i, j] * w2 for j in range(w1.shape[1])] for i in range(w1.shape[0])]
     return w + scale * torch.cat([torch.cat(row, dim=1) for row in blocks]), b
 

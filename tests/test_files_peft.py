@@ -100,6 +100,7 @@ OURS = {
     "dora": studio.DoRA(rank=2, alpha=3, targets=("lin", "conv", "point", "emb")),
     "ia3": studio.IA3(targets=("lin", "conv", "point", "head"), feedforward=("point", "head", "re:lin")),
     "lokr": studio.LoKr(rank=1, alpha=3, targets=("lin", "conv", "point")),
+    "lokr-tucker": studio.LoKr(rank=1, alpha=3, tucker=True, targets=("lin", "conv", "point")),
     "lntuning": studio.LNTuning(targets=("norm", "lin", "conv", "emb")),
     "bitfit": studio.BitFit(targets=("lin", "head")),
     "tokenembedding": studio.TokenEmbedding(tokens=(4, 1), targets=("emb",)),
@@ -271,6 +272,8 @@ def test_the_output_projection_is_what_its_tensors_say(tmp_path):
     report = studio.load(base, tmp_path)
     assert relative(base(x), formula(x)) <= 1e-5
     assert any("twice" in note for note in report.notes)
+    with pytest.warns(UserWarning, match=r"adds the change of mha\.out_proj twice"):
+        studio.save(base, tmp_path / "ours", format="peft")
 
 
 def test_the_text_model_level_is_optional(tmp_path):

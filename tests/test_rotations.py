@@ -151,9 +151,11 @@ def test_constrained_oft_stays_within_its_bound() -> None:
         studio.BOFT(block_size=4, factors=2, dropout=0.5, targets=("0",)),
         studio.LoHa(rank=2, rank_dropout=0.5, targets=("0",)),
         studio.LoHa(rank=2, module_dropout=0.5, targets=("0",)),
+        studio.LoKr(rank=2, rank_dropout=0.5, rank_dropout_scale=False, targets=("0",)),
+        studio.LoKr(rank=2, module_dropout=0.5, targets=("0",)),
         studio.MoRA(rank=2, dropout=0.5, targets=("0",)),
     ],
-    ids=["oft", "oft-outputs", "boft", "loha-rank", "loha-module", "mora"],
+    ids=["oft", "oft-outputs", "boft", "loha-rank", "loha-module", "lokr-rank", "lokr-module", "mora"],
 )
 def test_dropout_acts_in_training_alone(config) -> None:
     model = net().eval()
@@ -198,6 +200,7 @@ def test_sizes_that_do_not_divide_are_refused_with_those_that_do(config, says) -
         ("oft", {"block_size": 1}), ("oft", {"terms": 1}), ("oft", {"eps": 0.0}), ("oft", {"dropout": 1.0}),
         ("oft", {"block_pattern": {"a": 0}}), ("boft", {"factors": 0}), ("boft", {"block_size": 2.5}),
         ("hra", {"rank": 0}), ("mora", {"type": 2}), ("mora", {"rank": 0}), ("loha", {"rank_dropout": 1.0}),
+        ("lokr", {"module_dropout": -0.1}), ("lokr", {"rank_dropout": float("nan")}),
     ],
 )  # fmt: skip
 def test_impossible_settings(method, settings) -> None:
@@ -293,7 +296,6 @@ def test_series_that_are_not_read(tmp_path, peft, fields, says) -> None:
         ("HRAConfig", {"r": 2}, nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"), "zero padding"),
         ("BOFTConfig", {"boft_block_size": 4}, nn.Conv2d(4, 6, 2, stride=(1, 2)), "one kernel size, stride"),
         ("HRAConfig", {"r": 2}, nn.Conv2d(4, 6, 2, dilation=2), "neither dilation"),
-        ("LoHaConfig", {"r": 2}, nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), "zeros only"),
     ],
 )
 def test_layers_on_which_peft_computes_something_else_are_refused(tmp_path, peft, name, fields, layer, says) -> None:

@@ -44,7 +44,7 @@ def lora(**fields):
         (lambda: lora(bias="some"), UsageError, "bias='some'"),
         (lambda: lora(trainable_token_indices={"emb": [1]}), NoTargets, "emb"),
         (lambda: lora(target_parameters=["weigth"]), UsageError, "weigth"),
-        (lambda: peft.LoKrConfig(target_modules=["0"], rank_dropout=0.5), UsageError, "rank_dropout"),
+        (lambda: peft.LoraConfig(target_modules=["0"], use_bdlora={"a": 1}), UsageError, "use_bdlora"),
         (lambda: peft.IA3Config(target_modules=["0"], feedforward_modules=["2"]), UsageError, "subset"),
         (lambda: peft.PromptTuningConfig(num_virtual_tokens=3), UsageError, "language model"),
         (lambda: peft.AdaLoraConfig(target_modules=["0"]), UsageError, "total_step"),

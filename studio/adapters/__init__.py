@@ -8,7 +8,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Delta, Factors, Foreign
+from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Delta, Factors
 from studio.adapters.attach import (
     AdapterInfo,
     AttachReport,
@@ -23,6 +23,7 @@ from studio.adapters.attach import (
 )
 from studio.adapters.bake import bake, unbake
 from studio.adapters.blend import blend, blended, current_blend, sample_rows
+from studio.adapters.foreign import Foreign
 from studio.adapters.grow import grow
 from studio.adapters.methods import *  # noqa: F403  (the configs of all methods)
 from studio.adapters.quantize import QuantizeReport, quantize

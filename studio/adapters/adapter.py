@@ -14,13 +14,14 @@ import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from studio.adapters.calibration import Gauge
+from studio.adapters.foreign import Foreign
 from studio.adapters.site import LAYERS, Site
 from studio.errors import BadConfig, DoesNotFit, UnsupportedLayer
 from studio.registry import Registry
@@ -28,12 +29,9 @@ from studio.registry import Registry
 if TYPE_CHECKING:
     from studio.adapters.strength import Strength
 
-__all__ = ["METHODS", "Adapter", "AdapterConfig", "Delta", "Factors", "Foreign", "Given", "Way", "generator_for"]
+__all__ = ["METHODS", "Adapter", "AdapterConfig", "Delta", "Factors", "Given", "generator_for"]
 
 R = TypeVar("R")
-Tables = dict[str, dict[str, Tensor]]
-Reform = Callable[[Any, Mapping[str, Mapping[str, Tensor]]], tuple[Any, Tables]]
-"""Makes another config, and the tensors of all layers, path -> name -> tensor, of the present ones."""
 
 
 class Delta(NamedTuple):
@@ -72,80 +70,6 @@ class Given:
     inputs: Any = None
     original: Callable[[], Tensor] | None = None
     bias: Callable[[], Tensor | None] = lambda: None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Way:
-    """How another program has a method, where names and shapes do not say it.
-
-    Attributes:
-        fields: names of its config fields that ``config`` or ``read`` takes into account.
-        limit: says why the program has no such layer, or computes something else there; "" where it does the same.
-        config: fields of its config (PEFT), or numbers beside the tensors (LyCORIS' alpha) -> fields of ours. It raises
-            DoesNotFit for what cannot be said here.
-        read: those fields, the site, tensors as they are stored under our names -> ours.
-        write: config, sites, layers -> its fields, and the tensors as it stores them. It raises DoesNotFit for what
-            cannot be said there.
-    """
-
-    fields: tuple[str, ...] = ()
-    limit: Callable[[Site], str] = lambda site: ""
-    config: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda fields: {}
-    read: Callable[[Mapping[str, Any], Site, dict[str, Tensor]], dict[str, Tensor]] = lambda fields, site, tensors: (
-        tensors
-    )
-    write: Callable[[Any, Mapping[str, Site], Mapping[str, dict[str, Tensor]]], tuple[dict[str, Any], Tables]] = (
-        lambda config, sites, layers: ({}, dict(layers))
-    )
-
-
-SAME_WAY: Final = Way()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Foreign:
-    """The names that other programs use for a method; reading and writing files needs nothing else about it.
-
-    Attributes:
-        peft_type: PEFT's word for the method.
-        peft_tensors: our tensor -> PEFT's. peft_embedding: where PEFT spells the tensors of an Embedding differently.
-        peft_shared: tensors that PEFT stores once for the model, under these names; ours are with the first layer.
-        peft_fields: our config field -> PEFT's. peft_flags: PEFT's fields that tell the method from others of its type.
-        lycoris_tensors: our tensor -> kohya's or LyCORIS'. lycoris_algo: LyCORIS' word, "" for kohya's own network.
-        layouts: our tensor -> its shape in PEFT and in LyCORIS, in the words of :mod:`studio.files.layout`.
-        needs: tensors without which a layer is not of this method.
-        ranks: tensors whose first axis is the rank; the first that is there counts.
-        lycoris_minus: what LyCORIS subtracts from a tensor before storing it.
-        lycoris_scaled: tensors that LyCORIS stores multiplied by the scale.
-        unranked: the tensor that takes the scale where no tensor has a rank, because LyCORIS applies none there.
-        inputs: our config field that names the layers with the second of two tensors of one foreign name, and the
-            LyCORIS tensor that says so.
-        fold: brings a config and the tensors of a layer to a form that other programs know.
-        lycoris_form: brings them to those of another method, where kohya's tools and LyCORIS have only that one.
-        shows: fields of our config that the tensors of all layers show (path -> name -> tensor).
-        peft_way, lycoris_way: what is left to say about their forms of the method.
-    """
-
-    peft_type: str
-    peft_tensors: Mapping[str, str]
-    peft_embedding: Mapping[str, str] = field(default_factory=dict)
-    peft_shared: Mapping[str, str] = field(default_factory=dict)
-    peft_fields: Mapping[str, str] = field(default_factory=dict)
-    peft_flags: Mapping[str, Any] = field(default_factory=dict)
-    lycoris_tensors: Mapping[str, str] = field(default_factory=dict)
-    lycoris_algo: str = ""
-    layouts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    needs: tuple[str, ...] = ()
-    ranks: tuple[str, ...] = ()
-    lycoris_minus: Mapping[str, float] = field(default_factory=dict)
-    lycoris_scaled: tuple[str, ...] = ()
-    unranked: str = ""
-    inputs: tuple[str, str] | None = None
-    fold: Reform | None = None
-    lycoris_form: Reform | None = None
-    shows: Callable[[Mapping[str, Mapping[str, Tensor]]], dict[str, Any]] = lambda layers: {}
-    peft_way: Way = SAME_WAY
-    lycoris_way: Way = SAME_WAY
 
 
 @dataclass(frozen=True, kw_only=True)

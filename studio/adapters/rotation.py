@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from studio.adapters.adapter import Adapter, AdapterConfig, Delta
-from studio.adapters.site import ConvSite, Site, is_free_linear
+from studio.adapters.foreign import peft_covers
+from studio.adapters.site import ConvSite, Site
 from studio.adapters.targets import matches
 from studio.errors import BadConfig, DoesNotFit
 
@@ -231,10 +232,9 @@ def packed(matrix: Tensor) -> Tensor:
 def peft_conv(site: Site) -> str:
     """Says where PEFT's HRA and BOFT do not act, or compute something else than the turned weight."""
     module: Any = site.module
-    if is_free_linear(module):
-        return ""
-    if not isinstance(module, nn.Conv2d):
-        return f"PEFT's covers Linear and Conv2d, no layer of kind {site.kind!r}"
+    missing = peft_covers(site, "Linear", "Conv2d")
+    if missing or not isinstance(module, nn.Conv2d):
+        return missing
     uneven = [len(set(module.kernel_size)), len(set(module.stride)), len(set(module.padding))] != [1, 1, 1]
     if uneven or module.padding_mode != "zeros" or set(module.dilation) != {1} or module.groups != 1:
         return "on a convolution PEFT's knows one kernel size, stride and zero padding, and neither dilation nor groups"
@@ -244,10 +244,9 @@ def peft_conv(site: Site) -> str:
 def peft_pointwise(site: Site) -> str:
     """Says where PEFT's OFT does not act, or computes something that is no turned weight."""
     module: Any = site.module
-    if is_free_linear(module) or isinstance(module, nn.Embedding):
-        return ""
-    if not isinstance(module, nn.Conv2d):
-        return f"PEFT's covers Linear, Embedding and Conv2d, no layer of kind {site.kind!r}"
+    missing = peft_covers(site, "Linear", "Embedding", "Conv2d")
+    if missing or not isinstance(module, nn.Conv2d):
+        return missing
     if set(module.kernel_size) != {1} or module.groups != 1 or set(module.dilation) != {1}:
         return (
             "on a convolution wider than 1 x 1 PEFT's adds up overlapping patches, which is no rotation of the weight"

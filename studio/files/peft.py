@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -29,7 +30,7 @@ from studio.files.peft_parameters import wrapped
 from studio.files.peft_settings import PeftSettings
 from studio.files.spelling import part_of
 
-__all__ = ["CONFIG_FILE", "PEFT", "TENSOR_FILE", "peft_fields"]
+__all__ = ["CONFIG_FILE", "PEFT", "TENSOR_FILE", "peft_fields", "warn_doubled"]
 
 CONFIG_FILE: Final = "adapter_config.json"
 TENSOR_FILE: Final = "adapter_model.safetensors"
@@ -179,11 +180,6 @@ def _check(saved: Saved) -> None:
             "format='diffusers', or attach one adapter to each component"
         )
     for path, site in saved.sites.items():
-        if getattr(site.module, "groups", 1) != 1:
-            raise DoesNotFit(
-                f"PEFT computes something else for the grouped convolution {path}; save with format='diffusers' or "
-                "'kohya'"
-            )
         if site.kind in BARE and saved.config.method != "lora":
             raise DoesNotFit(f"PEFT adapts parameters with LoRA alone, and {path} is one; save with format='diffusers'")
         if site.kind in BARE and (len(site.weight_shape) == 1 or "." not in saved.names.paths[path][1]):
@@ -197,7 +193,22 @@ def _check(saved: Saved) -> None:
             raise DoesNotFit("PEFT cannot adapt a model that is one single layer; save with format='diffusers'")
 
 
+def warn_doubled(saved: Saved) -> None:
+    """Warns where PEFT would let an adapter act more strongly than it does here.
+
+    Args:
+        saved: the adapter that is written.
+    """
+    for path, tensors in saved.layers.items():
+        if _is_attention_output(saved.sites[path].module) and "up" in tensors and bool(tensors["up"].any()):
+            warnings.warn(
+                f"PEFT 0.21 adds the change of {path} twice unless it is merged, so there it is stronger than here",
+                stacklevel=2,
+            )
+
+
 def _write(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], saved: Saved) -> None:
+    warn_doubled(saved)
     fields = {
         "auto_mapping": None,
         "base_model_name_or_path": None,

@@ -26,10 +26,8 @@ def allocated(config: RankedConfig, sites: Mapping[str, Site]) -> dict[str, Any]
         config: the config; its patterns say the rank of every layer. sites: PEFT's module name -> layer.
 
     Raises:
-        DoesNotFit: a layer that PEFT's AdaLoRA cannot adapt, or a scale that it cannot have.
+        DoesNotFit: a scale that PEFT's AdaLoRA cannot have.
     """
-    for module, site in sites.items():
-        _check_kind(module, site)
     ranks = {module: config.rank_at(module) for module in sites}
     scales = {module: config.scale_at(module) for module in sites}
     most = max(ranks.values())
@@ -53,16 +51,6 @@ def _phases(config: Any) -> dict[str, int]:
     """The phases of a training, of which PEFT wants whole numbers, one step of pruning among them."""
     full, final = config.full_steps or 0, config.final_steps or 0
     return {"target_r": config.target_rank or 1, "tinit": full, "tfinal": final, "total_step": full + final + 1}
-
-
-def _check_kind(module: str, site: Site) -> None:
-    if site.kind == "conv" and len(site.inner_shape) == 3 and getattr(site.module, "padding_mode", "") == "zeros":
-        return
-    if site.kind not in ("linear", "conv1d-gpt2"):
-        raise DoesNotFit(
-            f"PEFT's AdaLoRA can adapt Linear, Conv1D and Conv2d (padded with zeros), and {module} is a "
-            f"{type(site.module).__name__}; save with format='diffusers'"
-        )
 
 
 def as_patterns(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ def decompose_factor(saved: Saved) -> int:
     """
     config: Any = saved.config
     rows = {path: _rows_of_w1(tensors) for path, tensors in saved.layers.items()}
+    cored = bool(saved.stated.get("use_effective_conv2d"))
     small = {min(saved.sites[path].rows // count, count) for path, count in rows.items()}
     wrong = ""
     for factor in (config.factor, -1, *sorted(small)):
@@ -33,7 +34,7 @@ def decompose_factor(saved: Saved) -> int:
             (
                 path
                 for path, tensors in saved.layers.items()
-                if _peft_shapes(config, saved.sites[path], factor)
+                if _peft_shapes(config, saved.sites[path], factor, cored)
                 != {name: tuple(tensor.shape) for name, tensor in tensors.items()}
             ),
             "",
@@ -50,16 +51,20 @@ def _rows_of_w1(tensors: Mapping[str, Tensor]) -> int:
     return int(tensors["w1" if "w1" in tensors else "w1_a"].shape[0])
 
 
-def _peft_shapes(config: Any, site: Site, factor: int) -> dict[str, tuple[int, ...]]:
+def _peft_shapes(config: Any, site: Site, factor: int, cored: bool) -> dict[str, tuple[int, ...]]:
     """The tensors that PEFT makes at a site."""
     kernel, rank = site.inner_shape[1:], config.rank_at(site.path)
+    taps = math.prod(kernel)
     (a, c), (b, d) = peft_split(site.rows, factor), peft_split(site.inner_shape[0], factor)
     shapes: dict[str, tuple[int, ...]] = {"w1": (a, b)}
     if config.decompose_both and rank < max(a, b) / 2:
         shapes = {"w1_a": (a, rank), "w1_b": (rank, b)}
-    if rank < max(c, d) / 2:
-        return shapes | {"w2_a": (c, rank), "w2_b": (rank, d * math.prod(kernel))}
-    return shapes | {"w2": (c, d, *kernel)}
+    if rank >= max(c, d) / 2:
+        return shapes | {"w2": (c, d, *kernel)}
+    if cored and taps > 1:
+        core = (rank, rank, *kernel, 1) if len(kernel) == 1 else (rank, rank, *kernel)
+        return shapes | {"w2_t": core, "w2_a": (rank, c), "w2_b": (rank, d)}
+    return shapes | {"w2_a": (c, rank), "w2_b": (rank, d * taps)}
 
 
 def peft_split(size: int, factor: int) -> tuple[int, int]:

@@ -97,6 +97,7 @@ def read_layers(names: Names, source: Source, found: Sorted, method: str, own: O
     names.also = names_of_parameters(names, source.peft or {})
     seen: dict[str, Seen] = {}
     zero: list[str] = []
+    differing: dict[str, list[str]] = {}
     foreign = METHODS[method].adapter.foreign
     ranked = issubclass(METHODS[method], RankedConfig)
     for layer in found.layers.values():
@@ -129,6 +130,9 @@ def read_layers(names: Names, source: Source, found: Sorted, method: str, own: O
             reading.ignored |= dict.fromkeys(keys, reason)
             continue
         reading.layers[path], reading.keys[path] = tensors, keys
+        difference = layer.format.way(foreign).differs(site)
+        if difference:
+            differing.setdefault(difference, []).append(path)
         if said.scale == 0.0:
             zero.append(path)
     _share(reading, names, source, found, foreign)
@@ -141,6 +145,9 @@ def read_layers(names: Names, source: Source, found: Sorted, method: str, own: O
     reading.notes += [note for settings in scales.all() for note in settings.notes]
     if zero:
         reading.notes.append(f"alpha is 0 at {zero[0]} and {len(zero) - 1} more layers: they change nothing")
+    for difference, paths in differing.items():
+        others = f" and {len(paths) - 1} more layers" if len(paths) > 1 else ""
+        reading.notes.append(f"{difference} ({paths[0]}{others}); here it acts as the layer does")
     if any("base_layer.out_proj" in layer.module for layer in found.layers.values()):
         reading.notes.append("PEFT 0.21 adds the change of an attention's out_proj twice; here it acts once, as saved")
     reading.config = settle(config, seen)

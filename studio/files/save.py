@@ -164,7 +164,7 @@ def _as_stored(saved: Saved, format: Format) -> Saved:
     """The adapter as the format's own program has the method."""
     way = format.way(saved.config.adapter.foreign)
     for path, site in saved.sites.items():
-        reason = way.limit(site)
+        reason = way.limit(site) or way.differs(site)
         if reason:
             raise DoesNotFit(
                 f"a {format.title} cannot hold {type(saved.config).__name__} on {path}: {reason}; save with "

@@ -14,7 +14,7 @@ from torch import Tensor
 from studio.atomic import atomic_path
 from studio.files.format import FORMATS
 from studio.files.header import read_tensors, write_tensors
-from studio.files.peft import TENSOR_FILE, peft_fields
+from studio.files.peft import TENSOR_FILE, peft_fields, warn_doubled
 from studio.files.save import spelled
 from studio.files.source import open_source
 from studio.peft.injection import Injection
@@ -72,6 +72,7 @@ def _settled(injection: Injection, name: str) -> dict[str, Any]:
     if config.is_prompt_learning or not injection.cores(name):
         return {}
     saved, _ = spelled(injection.model, name, FORMATS["peft"])
+    warn_doubled(saved)
     stated = peft_fields(saved, saved.names.paths[next(iter(saved.sites))][0])
     fields: dict[str, Any] = {}
     start = getattr(config, "init_lora_weights", True)

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, Delta, Factors, Foreign, Given, Way, finite
+from studio.adapters.adapter import METHODS, Adapter, Delta, Factors, Given, finite
+from studio.adapters.foreign import Foreign, Way, peft_covers, peft_pads, peft_ungrouped
 from studio.adapters.methods.lora import LoRA
 from studio.adapters.ranked import FactorConfig, checked_rank
 from studio.adapters.site import Site
@@ -148,7 +149,11 @@ class AdaLoRAAdapter(Adapter):
         layouts={"down": ("flat", "inner")},
         needs=("down", "up", "values"),
         ranks=("down",),
-        peft_way=Way(fields=("r", "total_step", "use_rslora")),  # those of LoRA that it does not look at, its own end
+        peft_way=Way(
+            fields=("r", "total_step", "use_rslora"),  # those of LoRA that it does not look at, its own end
+            limit=lambda site: peft_covers(site, "Linear", "Conv1D", "Conv2d") or peft_ungrouped(site),
+            differs=peft_pads,
+        ),
         fold=lambda config, layers: _without_pruned(config, layers),
         lycoris_form=lambda config, layers: _as_lora(config, layers),
     )

@@ -8,7 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Delta, Foreign, Given, Way
+from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Delta, Given
+from studio.adapters.foreign import Foreign, Way
 from studio.adapters.site import Site
 from studio.errors import UnsupportedLayer
 

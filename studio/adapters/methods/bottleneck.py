@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Foreign, Given, finite
+from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Given, finite
+from studio.adapters.foreign import Foreign
 from studio.adapters.site import Site
 from studio.errors import DoesNotFit, UnsupportedLayer
 

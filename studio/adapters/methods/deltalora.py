@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, Delta, Foreign, Given, finite
+from studio.adapters.adapter import METHODS, Adapter, Delta, Given, finite
+from studio.adapters.foreign import Foreign
 from studio.adapters.methods.lora import start_pair
 from studio.adapters.ranked import RankedConfig, checked_rank
 from studio.adapters.site import Site

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, Delta, Foreign, Given
+from studio.adapters.adapter import METHODS, Adapter, Delta, Given
+from studio.adapters.foreign import Foreign, Way, peft_convolves, peft_covers, peft_ungrouped
 from studio.adapters.methods.lora import RANDOM_STARTS, start_pair
 from studio.adapters.ranked import FactorConfig, checked_rank
 from studio.adapters.site import Site
@@ -62,6 +63,7 @@ class DoRAAdapter(Adapter):
             "magnitude": "lora_magnitude_vector",
         },
         peft_fields={"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "rank_stabilized": "use_rslora"},
+        peft_way=Way(limit=lambda site: _limit(site), differs=peft_convolves),
         lycoris_tensors={"down": "lora_down.weight", "up": "lora_up.weight", "magnitude": "dora_scale"},
         lycoris_algo="locon",
         layouts={
@@ -152,6 +154,12 @@ def _row_norms(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor
     square = torch.linalg.vector_norm(weight, dim=1, dtype=up.dtype).square()
     square = square + 2 * (up * cross).sum(1) + ((up @ (down @ down.t())) * up).sum(1)
     return square.clamp_min(torch.finfo(up.dtype).tiny).sqrt()
+
+
+def _limit(site: Site) -> str:
+    """Where PEFT has no DoRA, or one that is no change of the weight."""
+    covered = peft_covers(site, "Linear", "Conv1D", "Embedding", "Conv1d", "Conv2d", "Conv3d")
+    return covered or peft_ungrouped(site)
 
 
 DoRA.adapter = DoRAAdapter

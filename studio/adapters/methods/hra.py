@@ -10,7 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, AdapterConfig, Foreign, Given, Way
+from studio.adapters.adapter import METHODS, AdapterConfig, Given
+from studio.adapters.foreign import Foreign, Way
 from studio.adapters.rotation import Rotation, peft_conv
 from studio.adapters.site import Site
 from studio.errors import BadConfig

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Delta, Foreign, Given
+from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Delta, Given
+from studio.adapters.foreign import Foreign, Way, peft_covers
 from studio.adapters.site import Site
 from studio.adapters.targets import matches
 from studio.errors import DoesNotFit, UnsupportedLayer
@@ -59,6 +60,7 @@ class IA3Adapter(Adapter):
         layouts={"gain": ("column|row", "vector|row"), "gain_in": ("row|row", "vector|row")},
         lycoris_minus={"gain": 1.0, "gain_in": 1.0},
         inputs=("feedforward", "on_input"),
+        peft_way=Way(limit=lambda site: peft_covers(site, "Linear", "Conv1D", "Conv2d", "Conv3d")),
     )
 
     @classmethod

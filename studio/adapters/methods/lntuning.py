@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Delta, Foreign, Given, Way
+from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Delta, Given
+from studio.adapters.foreign import Foreign, Way
 from studio.adapters.site import LAYERS, Site
 from studio.errors import DoesNotFit
 

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, Delta, Factors, Foreign, Given, Way, finite
-from studio.adapters.ranked import RankedConfig, checked_rank
-from studio.adapters.site import Site, is_free_linear
+from studio.adapters.adapter import METHODS, Delta, Factors, Given
+from studio.adapters.foreign import Foreign, Way, peft_covers, peft_pads
+from studio.adapters.lycoris import (
+    LycorisAdapter,
+    LycorisConfig,
+    drawn,
+    peft_cores_read,
+    peft_cores_written,
+    through_core,
+)
+from studio.adapters.ranked import checked_rank
+from studio.adapters.site import Site
 from studio.errors import DoesNotFit
 
 __all__ = ["LoHa", "LoHaAdapter"]
@@ -20,18 +29,11 @@ __all__ = ["LoHa", "LoHaAdapter"]
 
 @METHODS.register("loha")
 @dataclass(frozen=True, kw_only=True)
-class LoHa(RankedConfig):
+class LoHa(LycorisConfig):
     r"""LoHa changes the weight by a Hadamard product: ``W' = W + s · (w1_a @ w1_b) ∘ (w2_a @ w2_b)``.
 
     The scale is ``s = alpha / rank``. The change has a rank of up to ``rank²``, from twice the numbers of a LoRA of
     rank ``rank``.
-
-    Attributes:
-        tucker: give the two products of a convolution a core ``t`` ``(rank, rank, *kernel)`` each, so that the kernel
-            costs ``rank²`` numbers per position; pointwise convolutions and matrices need none.
-        rank_dropout: probability in [0, 1) with which an output of the change is dropped while training; the others are
-            divided by ``1 - rank_dropout``.
-        module_dropout: probability in [0, 1) with which a layer goes without its change in a training step.
 
     Raises:
         BadConfig: a field with an impossible value.
@@ -50,18 +52,9 @@ class LoHa(RankedConfig):
     """
 
     method = "loha"
-    tucker: bool = False
-    rank_dropout: float = 0.0
-    module_dropout: float = 0.0
-
-    def check(self) -> None:
-        super().check()
-        for name in ("rank_dropout", "module_dropout"):
-            value = getattr(self, name)
-            self.require(finite(value) and 0.0 <= value < 1.0, name, "a probability in [0, 1)")
 
 
-class LoHaAdapter(Adapter):
+class LoHaAdapter(LycorisAdapter):
     """LoHa on one site: ``w1_a`` ``(rows, r)``, ``w1_b`` ``(r, cols)``, and the same for ``w2``.
 
     With a core ``t1`` ``(r, r, *kernel)`` a product is ``Σ_ij t1[i,j] w1_a[i] w1_b[j]`` with ``w1_a`` ``(r, rows)`` and
@@ -87,9 +80,10 @@ class LoHaAdapter(Adapter):
             "tucker": "use_effective_conv2d",
         },
         peft_way=Way(
-            limit=lambda site: _limit(site),
-            read=lambda fields, site, tensors: _from_peft(site, tensors),
-            write=lambda config, sites, layers: _to_peft(sites, layers),
+            limit=lambda site: peft_covers(site, "Linear", "Conv1d", "Conv2d"),
+            differs=peft_pads,
+            read=lambda fields, site, tensors: peft_cores_read(site, tensors, ("t1", "t2")),
+            write=lambda config, sites, layers: peft_cores_written(sites, layers, ("t1", "t2")),
         ),
         lycoris_tensors={
             "w1_a": "hada_w1_a",
@@ -108,11 +102,7 @@ class LoHaAdapter(Adapter):
     @classmethod
     def start(cls, site: Site, config: LoHa, given: Given) -> dict[str, Tensor]:
         rank, kernel = checked_rank(site, config), site.inner_shape[1:]
-
-        def filled(*shape: int) -> Tensor:
-            bound = 1 / math.sqrt(math.prod(shape[1:]))
-            return torch.empty(*shape).uniform_(-bound, bound, generator=given.generator)
-
+        filled = partial(drawn, given.generator)
         if not config.tucker or math.prod(kernel) == 1:
             tensors = {
                 "w1_a": filled(site.rows, rank),
@@ -148,17 +138,12 @@ class LoHaAdapter(Adapter):
 
     scale: float
 
-    @property
-    def dropout(self) -> float:
-        config: Any = self.config
-        return float(max(config.rank_dropout, config.module_dropout))
-
     def _pairs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns ``a1`` ``(rows, r)``, ``b1`` ``(r, cols)``, ``a2`` and ``b2``."""
         p: Any = self._parameters
         if p.get("t1") is None:
             return p["w1_a"], p["w1_b"], p["w2_a"], p["w2_b"]
-        b1, b2 = (torch.einsum("ij...,jq->iq...", p[f"t{n}"], p[f"w{n}_b"]).flatten(1) for n in "12")
+        b1, b2 = (through_core(p[f"t{n}"], p[f"w{n}_b"]) for n in "12")
         return p["w1_a"].t(), b1, p["w2_a"].t(), b2
 
     def factors(self) -> Factors:
@@ -177,12 +162,7 @@ class LoHaAdapter(Adapter):
             change = self.site.low_rank(x, down.to(y.dtype), (up * scale).to(y.dtype))
         else:
             change = super().change(x, y, weight, bias)
-        if not (self.dropout and self.training and self.trainable):
-            return change
-        config: Any = self.config
-        kept = torch.dropout(torch.ones(self.site.rows), config.rank_dropout, True)
-        kept = kept * (torch.rand(1) >= config.module_dropout)
-        return change * self.site.over_outputs(kept.to(change))
+        return self.thinned(change)
 
 
 class _Hadamard(torch.autograd.Function):
@@ -198,40 +178,6 @@ class _Hadamard(torch.autograd.Function):
         a1, b1, a2, b2 = ctx.saved_tensors
         first, second = gradient * (a2 @ b2), gradient * (a1 @ b1)
         return first @ b1.t(), a1.t() @ first, second @ b2.t(), a2.t() @ second
-
-
-def _limit(site: Site) -> str:
-    """Where PEFT's LoHa does not act, or computes something else."""
-    if is_free_linear(site.module):
-        return ""
-    if not isinstance(site.module, (nn.Conv1d, nn.Conv2d)):
-        return f"PEFT's covers Linear, Conv1d and Conv2d, no layer of kind {site.kind!r}"
-    return "" if site.module.padding_mode == "zeros" else "PEFT's pads a convolution with zeros only"
-
-
-def _from_peft(site: Site, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Takes the axis off that PEFT adds to the core of a Conv1d."""
-    cores = {name: tensors[name] for name in ("t1", "t2") if name in tensors}
-    fits = {name: core for name, core in cores.items() if core[0, 0].numel() == math.prod(site.inner_shape[1:])}
-    return {**tensors, **{name: core.reshape(*core.shape[:2], *site.inner_shape[1:]) for name, core in fits.items()}}
-
-
-def _to_peft(
-    sites: Mapping[str, Site], layers: Mapping[str, Mapping[str, Tensor]]
-) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    wide = {path: "t1" in tensors for path, tensors in layers.items() if math.prod(sites[path].inner_shape[1:]) > 1}
-    tucker = any("t1" in tensors for tensors in layers.values())
-    if tucker and not all(wide.get(path, "t1" not in tensors) for path, tensors in layers.items()):
-        raise DoesNotFit(
-            "PEFT gives a core to all convolutions wider than 1, or to none, and here some have one; save with "
-            "format='diffusers' or 'kohya'"
-        )
-    made = {path: dict(tensors) for path, tensors in layers.items()}
-    for tensors in made.values():
-        tensors |= {
-            name: tensors[name][..., None] for name in ("t1", "t2") if name in tensors and tensors[name].dim() == 3
-        }
-    return {"use_effective_conv2d": tucker}, made
 
 
 LoHa.adapter = LoHaAdapter

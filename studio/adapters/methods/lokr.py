@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, Delta, Foreign, Given
-from studio.adapters.ranked import RankedConfig
+from studio.adapters.adapter import METHODS, Delta, Given
+from studio.adapters.foreign import Foreign, Way, peft_covers, peft_pads
+from studio.adapters.lycoris import (
+    LycorisAdapter,
+    LycorisConfig,
+    drawn,
+    peft_cores_read,
+    peft_cores_written,
+    through_core,
+)
 from studio.adapters.site import Site
 from studio.errors import DoesNotFit
 
@@ -20,7 +30,7 @@ __all__ = ["LoKr", "LoKrAdapter", "factorize"]
 
 @METHODS.register("lokr")
 @dataclass(frozen=True, kw_only=True)
-class LoKr(RankedConfig):
+class LoKr(LycorisConfig):
     r"""LoKr changes the weight by a Kronecker product: ``W' = W + s · kron(w1, w2)`` with ``s = alpha / rank``.
 
     ``rows = a·c`` and ``cols = b·d`` are split as evenly as ``factor`` asks: ``w1`` ``(a, b)``, ``w2`` ``(c, d)``.
@@ -54,7 +64,7 @@ class LoKr(RankedConfig):
         self.require(self.factor == -1 or self.factor >= 1, "factor", "-1, or a whole number of at least 1")
 
 
-class LoKrAdapter(Adapter):
+class LoKrAdapter(LycorisAdapter):
     """LoKr on one site: ``w1`` or ``w1_a @ w1_b``, and ``w2``, ``w2_a @ w2_b`` or the Tucker form with ``w2_t``.
 
     In convolutions ``w2`` carries the kernel: ``(c, d, kh, kw)``, factorised ``w2_a (c, r)``, ``w2_b (r, d·kh·kw)``,
@@ -73,7 +83,22 @@ class LoKrAdapter(Adapter):
             "w2_a": "lokr_w2_a",
             "w2_b": "lokr_w2_b",
         },
-        peft_fields={"rank": "r", "alpha": "alpha", "factor": "decompose_factor", "decompose_both": "decompose_both"},
+        peft_fields={
+            "rank": "r",
+            "alpha": "alpha",
+            "factor": "decompose_factor",
+            "decompose_both": "decompose_both",
+            "tucker": "use_effective_conv2d",
+            "rank_dropout": "rank_dropout",
+            "rank_dropout_scale": "rank_dropout_scale",
+            "module_dropout": "module_dropout",
+        },
+        peft_way=Way(
+            limit=lambda site: peft_covers(site, "Linear", "Conv1d", "Conv2d"),
+            differs=peft_pads,
+            read=lambda fields, site, tensors: peft_cores_read(site, _shuffled_by_peft(site, tensors), ("w2_t",)),
+            write=lambda config, sites, layers: _to_peft(sites, layers),
+        ),
         lycoris_tensors={
             "w1": "lokr_w1",
             "w1_a": "lokr_w1_a",
@@ -86,6 +111,7 @@ class LoKrAdapter(Adapter):
         lycoris_algo="lokr",
         ranks=("w2_b", "w1_b"),
         unranked="w1",
+        shows=lambda layers: {"tucker": any("w2_t" in tensors for tensors in layers.values())},
     )
 
     @classmethod
@@ -94,20 +120,17 @@ class LoKrAdapter(Adapter):
         inner, kernel = site.inner_shape[0], site.inner_shape[1:]
         a, c = factorize(site.rows, config.factor)
         b, d = factorize(inner, config.factor)
-        taps = math.prod(kernel)
-
-        def filled(*shape: int) -> Tensor:
-            bound = 1 / math.sqrt(math.prod(shape[1:]))
-            return torch.empty(*shape).uniform_(-bound, bound, generator=given.generator)
-
+        taps, filled = math.prod(kernel), partial(drawn, given.generator)
         tensors: dict[str, Tensor] = {}
         if config.decompose_both and rank < max(a, b) / 2:
             tensors |= {"w1_a": torch.zeros(a, rank), "w1_b": filled(rank, b)}
         else:
             tensors["w1"] = torch.zeros(a, b)
-        if rank < max(c, d) / 2:  # the kernel does not count, as in PEFT and LyCORIS
-            return tensors | {"w2_a": filled(c, rank), "w2_b": filled(rank, d * taps)}
-        return tensors | {"w2": filled(c, d, *kernel)}
+        if rank >= max(c, d) / 2:  # the kernel does not count, as in PEFT and LyCORIS
+            return tensors | {"w2": filled(c, d, *kernel)}
+        if config.tucker and taps > 1:
+            return tensors | {"w2_t": filled(rank, rank, *kernel), "w2_a": filled(rank, c), "w2_b": filled(rank, d)}
+        return tensors | {"w2_a": filled(c, rank), "w2_b": filled(rank, d * taps)}
 
     def fit(self) -> None:
         (a, b), (c, d) = self._part("w1"), self._part("w2")
@@ -130,7 +153,7 @@ class LoKrAdapter(Adapter):
         if whole is None and left is not None and right is not None and left.dim() == right.dim() == 2:
             if core is None and left.shape[1] == right.shape[0]:
                 return left.shape[0], right.shape[1]
-            if core is not None and core.shape[:2] == (left.shape[0], right.shape[0]):
+            if core is not None and core.shape == (left.shape[0], right.shape[0], *self.site.inner_shape[1:]):
                 return left.shape[1], right.shape[1] * math.prod(core.shape[2:])
         shapes = {part: tuple(tensor.shape) for part, tensor in self.tensors().items() if part.startswith(name)}
         raise DoesNotFit(
@@ -146,7 +169,7 @@ class LoKrAdapter(Adapter):
             return first, w2.flatten(1)
         if p.get("w2_t") is None:
             return first, p["w2_a"] @ p["w2_b"]  # type: ignore[operator]
-        return first, torch.einsum("ij...,ip,jq->pq...", p["w2_t"], p["w2_a"], p["w2_b"]).flatten(1)
+        return first, p["w2_a"].t() @ through_core(p["w2_t"], p["w2_b"])  # type: ignore[operator,union-attr,arg-type]
 
     def delta(self, weight: Tensor, bias: Tensor | None) -> Delta:
         w1, w2 = self.parts()
@@ -154,13 +177,13 @@ class LoKrAdapter(Adapter):
 
     def change(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.site.kind not in ("linear", "conv1d-gpt2"):
-            return super().change(x, y, weight, bias)
+            return self.thinned(super().change(x, y, weight, bias))
         w1, w2 = self.parts()
         (a, b), (c, d) = w1.shape, w2.shape
         # on matrices: with more axes, torch's order of sums depends on whether gradients are wanted
         parts = F.linear(x.reshape(-1, d), w2.to(x.dtype)).view(-1, b, c).mT.reshape(-1, b)
         change = F.linear(parts, (w1 * self.scale).to(x.dtype)).view(-1, c, a).mT
-        return change.reshape(*x.shape[:-1], a * c)
+        return self.thinned(change.reshape(*x.shape[:-1], a * c))
 
 
 def factorize(size: int, factor: int = -1) -> tuple[int, int]:
@@ -177,6 +200,31 @@ def factorize(size: int, factor: int = -1) -> tuple[int, int]:
     most = math.isqrt(size) if factor == -1 else min(factor, math.isqrt(size))
     small = next(part for part in range(most, 0, -1) if size % part == 0)
     return small, size // small
+
+
+# -- PEFT --------------------------------------------------------------------------------------------------------------
+
+
+def _shuffled_by_peft(site: Site, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Refuses what PEFT's product of ``w1`` ``(a, b)`` and a whole ``w2`` ``(c, d, k)`` of a Conv1d is not.
+
+    It takes the axes from the right, ``b`` with ``k`` and ``a`` with ``d``, and then reshapes: the weight has its
+    numbers in another order than the Kronecker product.
+    """
+    if "w2" in tensors and tensors["w2"].dim() == 3:
+        raise DoesNotFit(
+            f"PEFT's LoKr multiplies a whole w2 of the Conv1d {site.path} along other axes than a Kronecker product; "
+            "take a rank at which w2 is factorised, or a file of the format diffusers"
+        )
+    return tensors
+
+
+def _to_peft(
+    sites: Mapping[str, Site], layers: Mapping[str, Mapping[str, Tensor]]
+) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    for path, tensors in layers.items():
+        _shuffled_by_peft(sites[path], dict(tensors))
+    return peft_cores_written(sites, layers, ("w2_t",), whole="w2")
 
 
 LoKr.adapter = LoKrAdapter

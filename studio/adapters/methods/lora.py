@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, Delta, Factors, Foreign, Given, finite
+from studio.adapters.adapter import METHODS, Adapter, Delta, Factors, Given, finite
 from studio.adapters.calibration import Components, Covariance, Gauge
+from studio.adapters.foreign import Foreign, Way, peft_convolves, peft_ungrouped
 from studio.adapters.ranked import FactorConfig, checked_rank
 from studio.adapters.site import LAYERS, Site
 from studio.adapters.starts import (
@@ -133,6 +134,7 @@ class LoRAAdapter(Adapter):
             "rank_stabilized": "use_rslora",
             "use_bias": "lora_bias",
         },
+        peft_way=Way(limit=peft_ungrouped, differs=peft_convolves),
         lycoris_tensors={"down": "lora_down.weight", "up": "lora_up.weight", "bias": "diff_b"},
         layouts={"down": ("inner", "inner"), "up": ("spread", "spread"), "bias": ("vector", "vector")},
         needs=("down", "up"),

@@ -9,7 +9,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Delta, Foreign, Given, finite
+from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Delta, Given, finite
+from studio.adapters.foreign import Foreign
 from studio.adapters.rotation import FLAT
 from studio.adapters.site import Site
 from studio.errors import DoesNotFit

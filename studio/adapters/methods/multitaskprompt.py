@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Foreign, Given
+from studio.adapters.adapter import METHODS, Given
+from studio.adapters.foreign import Foreign
 from studio.adapters.methods.prompttuning import StartedConfig
 from studio.adapters.site import Site
 from studio.adapters.tokens import PromptAdapter, started_rows

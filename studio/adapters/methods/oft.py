@@ -9,7 +9,8 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, AdapterConfig, Foreign, Given, Way, finite
+from studio.adapters.adapter import METHODS, AdapterConfig, Given, finite
+from studio.adapters.foreign import Foreign, Way
 from studio.adapters.rotation import (
     FLAT,
     Rotation,

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Foreign, Given
+from studio.adapters.adapter import METHODS, Given
+from studio.adapters.foreign import Foreign
 from studio.adapters.language import Attention, ModelSite
 from studio.adapters.site import Site
 from studio.adapters.tokens import PrefixAdapter, TokenConfig

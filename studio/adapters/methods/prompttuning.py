@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Foreign, Given
+from studio.adapters.adapter import METHODS, Given
+from studio.adapters.foreign import Foreign
 from studio.adapters.site import Site
 from studio.adapters.tokens import STARTS, PromptAdapter, PromptConfig, started_rows, text_tokens
 

@@ -11,7 +11,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Factors, Foreign, Given, Way
+from studio.adapters.adapter import METHODS, Factors, Given
+from studio.adapters.foreign import Foreign, Way
 from studio.adapters.methods.lora import LoRA, LoRAAdapter
 from studio.adapters.ranked import FactorConfig
 from studio.adapters.site import LAYERS, Site

@@ -10,8 +10,9 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Delta, Foreign, Given, Way
-from studio.adapters.site import ConvSite, Site, is_free_linear
+from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Delta, Given
+from studio.adapters.foreign import Foreign, Way, peft_covers
+from studio.adapters.site import ConvSite, Site
 from studio.errors import BadConfig, DoesNotFit
 
 __all__ = ["RoAd", "RoAdAdapter"]
@@ -85,7 +86,7 @@ class RoAdAdapter(Adapter):
         peft_tensors={"theta": "road_theta", "alpha": "road_alpha"},
         peft_way=Way(
             fields=("variant", "group_size"),
-            limit=lambda site: "" if is_free_linear(site.module) else "PEFT's covers Linear layers alone",
+            limit=lambda site: peft_covers(site, "Linear"),
             config=lambda fields: {
                 "variant": int(str(fields.get("variant", "road_1")).rpartition("_")[2]),
                 "group": int(fields.get("group_size", LARGEST)),

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Delta, Foreign, Given
+from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Delta, Given
+from studio.adapters.foreign import Foreign, Way
 from studio.adapters.site import Site
 from studio.errors import BadConfig, DoesNotFit
 
@@ -77,6 +78,7 @@ class TokenEmbeddingAdapter(Adapter):
         peft_tensors={"rows": "trainable_tokens_delta"},  # absolute values, whatever its name says
         peft_fields={"tokens": "token_indices"},
         needs=("rows",),
+        peft_way=Way(differs=lambda site: _without_bias(site)),
     )
 
     @classmethod
@@ -177,6 +179,11 @@ def _check_vocabulary(site: Site, tokens: Sequence[int]) -> None:
             f"TokenEmbedding(tokens=...) names the token {max(tokens)}, and {site.path or 'the model'} has {size} of "
             f"them, 0 to {size - 1}; make room for new tokens first (resize_token_embeddings)"
         )
+
+
+def _without_bias(site: Site) -> str:
+    """Where PEFT's trainable tokens leave something out."""
+    return "PEFT's leaves out the bias of a Linear" if site.kind == "linear" and site.bias is not None else ""
 
 
 TokenEmbedding.adapter = TokenEmbeddingAdapter

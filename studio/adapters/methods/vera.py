@@ -12,8 +12,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Delta, Foreign, Given, Way, finite
-from studio.adapters.site import Site, is_free_linear
+from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Delta, Given, finite
+from studio.adapters.foreign import Foreign, Way, peft_covers
+from studio.adapters.site import Site
 from studio.errors import DoesNotFit
 
 __all__ = ["VeRA", "VeRAAdapter"]
@@ -83,13 +84,7 @@ class VeRAAdapter(Adapter):
             "key": "projection_prng_key",
             "save_projection": "save_projection",
         },
-        peft_way=Way(
-            limit=lambda site: (
-                ""
-                if is_free_linear(site.module) or site.kind == "conv1d-gpt2"
-                else f"PEFT's covers Linear and Conv1D, no layer of kind {site.kind!r}"
-            )
-        ),
+        peft_way=Way(limit=lambda site: peft_covers(site, "Linear", "Conv1D")),
         needs=("lambda_b", "lambda_d"),
         ranks=("lambda_d",),
         shows=lambda layers: {"rank": next(iter(layers.values()))["lambda_d"].shape[0]},
