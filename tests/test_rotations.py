@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import studio
@@ -293,7 +293,6 @@ def test_series_that_are_not_read(tmp_path, peft, fields, says) -> None:
     ("name", "fields", "layer", "says"),
     [
         ("OFTConfig", {"oft_block_size": 4}, nn.Conv2d(4, 6, 2), "overlapping patches"),
-        ("HRAConfig", {"r": 2}, nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"), "zero padding"),
         ("BOFTConfig", {"boft_block_size": 4}, nn.Conv2d(4, 6, 2, stride=(1, 2)), "one kernel size, stride"),
         ("HRAConfig", {"r": 2}, nn.Conv2d(4, 6, 2, dilation=2), "neither dilation"),
     ],
@@ -334,6 +333,22 @@ def test_loha_of_peft_on_a_conv1d_with_a_core(tmp_path, peft) -> None:
     folder = studio.save(base, tmp_path / "ours", format="peft")
     studio.detach(base)
     assert relative(peft.PeftModel.from_pretrained(base, folder)(x), theirs(x)) <= 1e-5
+
+
+@pytest.mark.parametrize("core", [torch.ones(2), torch.ones(2, 2), torch.ones(2, 2, 4, 1), torch.ones(0)], ids=str)
+@pytest.mark.parametrize("name", ["LoHaConfig", "LoKrConfig"])
+def test_a_core_of_another_shape_is_refused(tmp_path, peft, name, core) -> None:
+    model = nn.Sequential(nn.Conv1d(8, 6, 3))
+    config = getattr(peft, name)(r=1, use_effective_conv2d=True, target_modules=["0"])
+    peft.get_peft_model(model, config).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    assert any("_t" in key for key in tensors)
+    save_file({key: core.clone() if "_t" in key else tensor for key, tensor in tensors.items()}, file)
+    fresh = nn.Sequential(nn.Conv1d(8, 6, 3))
+    with pytest.raises((DoesNotFit, PartialLoad), match="0"):
+        studio.load(fresh, tmp_path)
+    assert studio.adapters(fresh) == {}
 
 
 # -- LyCORIS -----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-from studio.adapters.site import Site, is_free_linear
+from studio.adapters.site import Site, is_attention_output, is_free_linear
 
 __all__ = ["SAME_WAY", "Foreign", "Reform", "Way", "peft_covers", "peft_convolves", "peft_pads", "peft_ungrouped"]
 
@@ -125,7 +125,7 @@ def _peft_word(site: Site) -> str:
         return "Embedding"
     if is_free_linear(module):
         return "Linear"
-    if isinstance(module, (nn.MultiheadAttention, nn.modules.linear.NonDynamicallyQuantizableLinear)):
+    if isinstance(module, nn.MultiheadAttention) or is_attention_output(module):
         return "MultiheadAttention"
     return next((word for word, kind in _CONVOLUTIONS.items() if isinstance(module, kind)), type(module).__name__)
 
@@ -133,7 +133,7 @@ def _peft_word(site: Site) -> str:
 def peft_pads(site: Site) -> str:
     """Says that a convolution is padded with something else than zeros, which PEFT's change always is, or ""."""
     module: Any = site.module
-    if getattr(module, "padding_mode", "zeros") == "zeros" or not any(module._reversed_padding_repeated_twice):
+    if site.kind != "conv" or module.padding_mode == "zeros" or not any(module._reversed_padding_repeated_twice):
         return ""
     return f"PEFT's change pads the convolution with zeros, not in its mode {module.padding_mode!r}"
 
@@ -141,14 +141,16 @@ def peft_pads(site: Site) -> str:
 def peft_convolves(site: Site) -> str:
     """Says how the convolution that PEFT's LoRA makes beside a convolution differs from it, or ""."""
     module: Any = site.module
-    pairs = zip(getattr(module, "kernel_size", ()), getattr(module, "dilation", ()), strict=True)
-    if any(size > 1 and step > 1 for size, step in pairs):
+    if site.kind != "conv":
+        return ""
+    if any(size > 1 and step > 1 for size, step in zip(module.kernel_size, module.dilation, strict=True)):
         return "PEFT's change leaves out the convolution's dilation"
     return peft_pads(site)
 
 
 def peft_ungrouped(site: Site) -> str:
     """Says that a convolution is grouped, where the pair of PEFT's LoRA is not, or ""."""
-    if getattr(site.module, "groups", 1) == 1:
+    module: Any = site.module
+    if site.kind != "conv" or module.groups == 1:
         return ""
     return "PEFT lets each output of a grouped convolution see all inputs, which is no change of its weight"

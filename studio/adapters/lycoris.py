@@ -83,9 +83,9 @@ def through_core(core: Tensor, right: Tensor) -> Tensor:
 
 def peft_cores_read(site: Site, tensors: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
     """Takes the axis off that PEFT adds to the core of a Conv1d."""
-    cores = {name: tensors[name] for name in names if name in tensors}
-    fits = {name: core for name, core in cores.items() if core[0, 0].numel() == math.prod(site.inner_shape[1:])}
-    return {**tensors, **{name: core.reshape(*core.shape[:2], *site.inner_shape[1:]) for name, core in fits.items()}}
+    kernel, cores = site.inner_shape[1:], {name: tensors[name] for name in names if name in tensors}
+    fits = {name: core for name, core in cores.items() if math.prod(core.shape[2:]) == math.prod(kernel)}
+    return {**tensors, **{name: core.reshape(*core.shape[:2], *kernel) for name, core in fits.items()}}
 
 
 def peft_cores_written(

@@ -236,8 +236,8 @@ def peft_conv(site: Site) -> str:
     if missing or not isinstance(module, nn.Conv2d):
         return missing
     uneven = [len(set(module.kernel_size)), len(set(module.stride)), len(set(module.padding))] != [1, 1, 1]
-    if uneven or module.padding_mode != "zeros" or set(module.dilation) != {1} or module.groups != 1:
-        return "on a convolution PEFT's knows one kernel size, stride and zero padding, and neither dilation nor groups"
+    if uneven or set(module.dilation) != {1} or module.groups != 1:
+        return "on a convolution PEFT's knows one kernel size, stride and padding, and neither dilation nor groups"
     return ""
 
 

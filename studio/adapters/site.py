@@ -21,7 +21,17 @@ from torch import Tensor, nn
 
 from studio.errors import UnsupportedLayer
 
-__all__ = ["LAYERS", "AttentionSite", "ConvSite", "EmbeddingSite", "GPT2Site", "LinearSite", "Site", "is_free_linear"]
+__all__ = [
+    "LAYERS",
+    "AttentionSite",
+    "ConvSite",
+    "EmbeddingSite",
+    "GPT2Site",
+    "LinearSite",
+    "Site",
+    "is_attention_output",
+    "is_free_linear",
+]
 
 LAYERS: Final = ("linear", "conv", "conv1d-gpt2", "embedding", "attention")
 """Kinds of the ordinary layers."""
@@ -354,4 +364,9 @@ class AttentionSite(Site):
 
 def is_free_linear(module: nn.Module) -> bool:
     """Says whether ``module`` is a Linear, and not one that an attention reads without calling it."""
-    return isinstance(module, nn.Linear) and not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+    return isinstance(module, nn.Linear) and not is_attention_output(module)
+
+
+def is_attention_output(module: nn.Module) -> bool:
+    """Says whether ``module`` is the output projection of an ``nn.MultiheadAttention``, which reads its weight."""
+    return isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)

@@ -14,11 +14,12 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from studio.adapters import Site
 from studio.adapters.parameter import BARE
 from studio.adapters.ranked import RankedConfig
+from studio.adapters.site import is_attention_output
 from studio.atomic import atomic_folder, atomic_path
 from studio.errors import DoesNotFit
 from studio.files.format import FORMATS, Format, Saved, Source
@@ -107,11 +108,7 @@ def _whole(value: float) -> float:
 
 def _outer(name: str, site: Site) -> str:
     """PEFT adapts an attention as a whole: its output projection is named by the attention."""
-    return name.removesuffix(".out_proj") if _is_attention_output(site.module) else name
-
-
-def _is_attention_output(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+    return name.removesuffix(".out_proj") if is_attention_output(site.module) else name
 
 
 def _endings(chosen: Iterable[str], among: Iterable[str]) -> list[str] | str:
@@ -161,7 +158,7 @@ def _spell(names: Names, path: str) -> str:
     name = names.paths[path][1]
     if path in names.owners:
         return f"{_PREFIX}{wrapped(names, path)}"
-    if _is_attention_output(names.module(path)):
+    if is_attention_output(names.module(path)):
         name = name.removesuffix("out_proj") + "base_layer.out_proj"
     return f"{_PREFIX}{name}"
 
@@ -200,7 +197,7 @@ def warn_doubled(saved: Saved) -> None:
         saved: the adapter that is written.
     """
     for path, tensors in saved.layers.items():
-        if _is_attention_output(saved.sites[path].module) and "up" in tensors and bool(tensors["up"].any()):
+        if is_attention_output(saved.sites[path].module) and "up" in tensors and bool(tensors["up"].any()):
             warnings.warn(
                 f"PEFT 0.21 adds the change of {path} twice unless it is merged, so there it is stronger than here",
                 stacklevel=2,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from studio.adapters.adapter import METHODS, AdapterConfig, Given, finite
-from studio.adapters.foreign import Foreign, Way
+from studio.adapters.foreign import Foreign, Way, peft_pads
 from studio.adapters.rotation import (
     Rotation,
     block_size_at,
@@ -91,6 +91,7 @@ class BOFTAdapter(Rotation):
         peft_way=Way(
             fields=("boft_block_size", "boft_block_num", "boft_n_butterfly_factor"),
             limit=lambda site: peft_conv(site),
+            differs=peft_pads,
             read=lambda fields, site, tensors: _from_peft(tensors),
             write=lambda config, sites, layers: _to_peft(config, sites, layers),
         ),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from studio.adapters.adapter import METHODS, AdapterConfig, Given
-from studio.adapters.foreign import Foreign, Way
+from studio.adapters.foreign import Foreign, Way, peft_pads
 from studio.adapters.rotation import Rotation, peft_conv
 from studio.adapters.site import Site
 from studio.errors import BadConfig
@@ -66,6 +66,7 @@ class HRAAdapter(Rotation):
         peft_fields={"rank": "r", "orthogonal": "apply_GS"},
         peft_way=Way(
             limit=lambda site: peft_conv(site),
+            differs=peft_pads,
             # an odd rank has no start of pairs, about which PEFT warns even when it reads a file
             write=lambda config, sites, layers: ({"init_weights": config.rank % 2 == 0}, dict(layers)),
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -54,6 +54,16 @@ class LoHa(LycorisConfig):
     method = "loha"
 
 
+_NAMES: Final = {
+    "w1_a": "hada_w1_a",
+    "w1_b": "hada_w1_b",
+    "w2_a": "hada_w2_a",
+    "w2_b": "hada_w2_b",
+    "t1": "hada_t1",
+    "t2": "hada_t2",
+}
+
+
 class LoHaAdapter(LycorisAdapter):
     """LoHa on one site: ``w1_a`` ``(rows, r)``, ``w1_b`` ``(r, cols)``, and the same for ``w2``.
 
@@ -64,14 +74,7 @@ class LoHaAdapter(LycorisAdapter):
     trained = ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")
     foreign = Foreign(
         peft_type="LOHA",
-        peft_tensors={
-            "w1_a": "hada_w1_a",
-            "w1_b": "hada_w1_b",
-            "w2_a": "hada_w2_a",
-            "w2_b": "hada_w2_b",
-            "t1": "hada_t1",
-            "t2": "hada_t2",
-        },
+        peft_tensors=_NAMES,
         peft_fields={
             "rank": "r",
             "alpha": "alpha",
@@ -85,14 +88,7 @@ class LoHaAdapter(LycorisAdapter):
             read=lambda fields, site, tensors: peft_cores_read(site, tensors, ("t1", "t2")),
             write=lambda config, sites, layers: peft_cores_written(sites, layers, ("t1", "t2")),
         ),
-        lycoris_tensors={
-            "w1_a": "hada_w1_a",
-            "w1_b": "hada_w1_b",
-            "w2_a": "hada_w2_a",
-            "w2_b": "hada_w2_b",
-            "t1": "hada_t1",
-            "t2": "hada_t2",
-        },
+        lycoris_tensors=_NAMES,
         lycoris_algo="loha",
         needs=("w1_a", "w1_b", "w2_a", "w2_b"),
         ranks=("w1_b",),

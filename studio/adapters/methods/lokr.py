@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +64,17 @@ class LoKr(LycorisConfig):
         self.require(self.factor == -1 or self.factor >= 1, "factor", "-1, or a whole number of at least 1")
 
 
+_NAMES: Final = {
+    "w1": "lokr_w1",
+    "w1_a": "lokr_w1_a",
+    "w1_b": "lokr_w1_b",
+    "w2": "lokr_w2",
+    "w2_t": "lokr_t2",
+    "w2_a": "lokr_w2_a",
+    "w2_b": "lokr_w2_b",
+}
+
+
 class LoKrAdapter(LycorisAdapter):
     """LoKr on one site: ``w1`` or ``w1_a @ w1_b``, and ``w2``, ``w2_a @ w2_b`` or the Tucker form with ``w2_t``.
 
@@ -74,15 +85,7 @@ class LoKrAdapter(LycorisAdapter):
     trained = ("w1", "w1_a", "w1_b", "w2", "w2_t", "w2_a", "w2_b")
     foreign = Foreign(
         peft_type="LOKR",
-        peft_tensors={
-            "w1": "lokr_w1",
-            "w1_a": "lokr_w1_a",
-            "w1_b": "lokr_w1_b",
-            "w2": "lokr_w2",
-            "w2_t": "lokr_t2",
-            "w2_a": "lokr_w2_a",
-            "w2_b": "lokr_w2_b",
-        },
+        peft_tensors=_NAMES,
         peft_fields={
             "rank": "r",
             "alpha": "alpha",
@@ -99,15 +102,7 @@ class LoKrAdapter(LycorisAdapter):
             read=lambda fields, site, tensors: peft_cores_read(site, _shuffled_by_peft(site, tensors), ("w2_t",)),
             write=lambda config, sites, layers: _to_peft(sites, layers),
         ),
-        lycoris_tensors={
-            "w1": "lokr_w1",
-            "w1_a": "lokr_w1_a",
-            "w1_b": "lokr_w1_b",
-            "w2": "lokr_w2",
-            "w2_t": "lokr_t2",
-            "w2_a": "lokr_w2_a",
-            "w2_b": "lokr_w2_b",
-        },
+        lycoris_tensors=_NAMES,
         lycoris_algo="lokr",
         ranks=("w2_b", "w1_b"),
         unranked="w1",
@@ -214,7 +209,7 @@ def _shuffled_by_peft(site: Site, tensors: dict[str, Tensor]) -> dict[str, Tenso
     if "w2" in tensors and tensors["w2"].dim() == 3:
         raise DoesNotFit(
             f"PEFT's LoKr multiplies a whole w2 of the Conv1d {site.path} along other axes than a Kronecker product; "
-            "take a rank at which w2 is factorised, or a file of the format diffusers"
+            "a rank at which w2 is factorised, or format='diffusers', has none of this"
         )
     return tensors
 
