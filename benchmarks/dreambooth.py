@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from studio import fidelity
-from studio.adapters.targets import find_targets
+from studio.adapters.targets.find import find_targets
 from studio.families import components
 from studio.pipelines import ImagePipeline, contact_sheet
 from studio.trainers import DreamBooth, train

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from studio.adapters.structure import Structure, ends_of, is_attention_name, read_structure
+from studio.adapters.targets.structure import Structure, ends_of, is_attention_name, read_structure
 
 SECONDS = 60
 

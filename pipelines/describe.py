@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import studio
 from studio.adapters import adapters
-from studio.adapters.strength import as_strength
+from studio.adapters.contract.strength import as_strength
 from studio.families import Base
 from studio.pipelines.metadata import AdapterUse, parameters_text, strength_to_json, to_json
 from studio.pipelines.sample import Request
 from studio.pipelines.schedulers import Sampler
 from studio.pipelines.sources import Source, state_hash
+from studio.version import __version__
 
 __all__ = ["describe"]
 
@@ -45,7 +45,7 @@ def describe(
     fields |= {"CFG scale": request.guidance, "Seed": request.seed, "Size": f"{request.width}x{request.height}"}
     if digest:
         fields["Model hash"] = digest[:10]
-    fields |= {"Model": base.id, "Version": f"adapter-studio {studio.__version__}"}
+    fields |= {"Model": base.id, "Version": f"adapter-studio {__version__}"}
     parameters = parameters_text(
         text=request.prompt,
         negative=request.negative,
@@ -56,7 +56,7 @@ def describe(
     )
     dtype = str(base.pipe.components[family.denoiser].dtype).removeprefix("torch.")
     content = to_json(
-        version=studio.__version__,
+        version=__version__,
         base={"id": base.id, "family": family.name, "hash": digest, "dtype": dtype},
         request={
             "prompt": prompt,

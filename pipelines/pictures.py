@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from studio.adapters import Strength
-from studio.adapters.strength import StrengthLike, as_strength
+from studio.adapters.contract.strength import StrengthLike, as_strength
 from studio.errors import BadConfig
 
 __all__ = ["BlendLike", "blends_of_pictures"]

@@ -13,8 +13,8 @@ from torch import Tensor
 
 import studio.adapters as core
 from studio.adapters import AdapterInfo, Strength, blended
-from studio.adapters.strength import as_strength
-from studio.adapters.tokens import TokenConfig
+from studio.adapters.contract.strength import as_strength
+from studio.adapters.tokens.contract import TokenConfig
 from studio.errors import BadConfig, DoesNotFit
 from studio.families.causal import LanguageBase, open_language_base
 from studio.pipelines.pictures import BlendLike, blends_of_pictures

@@ -17,6 +17,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from studio.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from studio import adapters as adapters  # a module that one can call: adapters(model)
     from studio.adapters import (
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
     from studio.adapters.methods import *  # noqa: F403  (the configs: LoRA, DoRA, ...)
     from studio.errors import StudioError
     from studio.files import inspect, load, save
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "studio.adapters": (

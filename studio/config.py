@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import sys
 import types
 import typing
@@ -23,7 +24,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["assignments", "build", "check", "differences", "plain", "read_toml", "to_toml"]
+__all__ = ["assignments", "build", "check", "differences", "finite", "plain", "read_toml", "to_toml"]
 
 C = TypeVar("C")
 
@@ -237,6 +238,11 @@ def _nested(values: Mapping[str, Any], title: str) -> dict[str, Any]:
                 raise BadConfig(f"{title}.{head} is given both as a whole and by its fields")
             result[head] = {**inner, rest: value}
     return result
+
+
+def finite(value: float) -> bool:
+    """Says whether ``value`` is a number that is neither infinite nor NaN."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class _Mismatch(Exception):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from studio.adapters import AdapterConfig
-from studio.adapters.tokens import TokenConfig
+from studio.adapters.tokens.contract import TokenConfig
 from studio.config import check
 from studio.device import choose_device, choose_dtype
 from studio.errors import BadConfig, BadFile, DoesNotFit

@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import generator_for
+from studio.adapters.contract.adapter import generator_for
 from studio.errors import BadConfig
 
 __all__ = ["Draws", "sample_numbers"]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from studio.adapters import AdapterConfig, adapters, attach, detach, grow, state
+from studio.adapters.contract.starts import padded
 from studio.adapters.grow import rehearse_growth
-from studio.adapters.starts import padded
 from studio.adapters.training import layers, on_step, penalty, scratch
 from studio.errors import DoesNotFit
 from studio.families import components

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from studio.adapters.adapter import generator_for
+from studio.adapters.contract.adapter import generator_for
 from studio.errors import DoesNotFit
 
 __all__ = ["accelerator_for", "chance", "checkpoint_gradients", "checkpoints_gradients", "evaluating", "training_mode"]

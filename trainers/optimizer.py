@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from studio.adapters import Adapter
-from studio.adapters.starts import padded
+from studio.adapters.contract.starts import padded
 from studio.errors import UnsupportedLayer
 from studio.trainers.plan import Plan
 

@@ -8,7 +8,6 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Delta, Factors
 from studio.adapters.attach import (
     AdapterInfo,
     AttachReport,
@@ -23,14 +22,15 @@ from studio.adapters.attach import (
 )
 from studio.adapters.bake import bake, unbake
 from studio.adapters.blend import blend, blended, current_blend, sample_rows
-from studio.adapters.foreign import Foreign
+from studio.adapters.contract.adapter import METHODS, Adapter, AdapterConfig, Delta, Factors
+from studio.adapters.contract.foreign import Foreign
+from studio.adapters.contract.strength import Strength
 from studio.adapters.grow import grow
 from studio.adapters.methods import *  # noqa: F403  (the configs of all methods)
 from studio.adapters.quantize import QuantizeReport, quantize
-from studio.adapters.quantized import GroupQuantizedLinear
-from studio.adapters.site import Site
-from studio.adapters.strength import Strength
-from studio.adapters.wiring import for_tasks
+from studio.adapters.sites.quantized import GroupQuantizedLinear
+from studio.adapters.sites.site import Site
+from studio.adapters.tokens.wiring import for_tasks
 
 __all__ = [
     "METHODS",

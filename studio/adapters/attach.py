@@ -12,8 +12,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from studio.adapters.adapter import Adapter, AdapterConfig, Given, generator_for
-from studio.adapters.assembly import (
+from studio.adapters.bake import unbake
+from studio.adapters.contract.adapter import Adapter, AdapterConfig, Given, generator_for
+from studio.adapters.contract.calibration import Calibrate, Gauge, measured
+from studio.adapters.contract.pattern import matches
+from studio.adapters.contract.strength import Strength, StrengthLike, as_strength
+from studio.adapters.hosting.assembly import (
     Assembly,
     Record,
     assemblies,
@@ -24,12 +28,9 @@ from studio.adapters.assembly import (
     read_bias,
     read_weight,
 )
-from studio.adapters.bake import unbake
-from studio.adapters.calibration import Calibrate, Gauge, measured
-from studio.adapters.quantized import GroupQuantizedLinear
-from studio.adapters.site import Site
-from studio.adapters.strength import Strength, StrengthLike, as_strength
-from studio.adapters.targets import find_targets, matches
+from studio.adapters.sites.quantized import GroupQuantizedLinear
+from studio.adapters.sites.site import Site
+from studio.adapters.targets.find import find_targets
 from studio.errors import BadConfig, DoesNotFit
 from studio.families import components as components_of
 

@@ -8,12 +8,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from studio.adapters.adapter import Adapter
-from studio.adapters.assembly import Assembly, assemblies, check_unbaked
 from studio.adapters.blend import current_blend, read_blend
-from studio.adapters.gridsite import GridSite
-from studio.adapters.host import Mount
-from studio.adapters.strength import Strength, StrengthLike
+from studio.adapters.contract.adapter import Adapter
+from studio.adapters.contract.strength import Strength, StrengthLike
+from studio.adapters.hosting.assembly import Assembly, assemblies, check_unbaked
+from studio.adapters.hosting.host import Mount
+from studio.adapters.sites.gridsite import GridSite
 from studio.errors import DoesNotFit
 
 __all__ = ["bake", "unbake"]

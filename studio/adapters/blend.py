@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from studio.adapters.assembly import assemblies, check_known, check_unbaked, known_names, rows_of
-from studio.adapters.strength import Strength, StrengthLike, as_strength
+from studio.adapters.contract.strength import Strength, StrengthLike, as_strength
+from studio.adapters.hosting.assembly import assemblies, check_known, check_unbaked, known_names, rows_of
 from studio.errors import BadConfig
 
 __all__ = ["blend", "blended", "current_blend", "read_blend", "sample_rows"]

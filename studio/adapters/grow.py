@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import Adapter, AdapterConfig, generator_for
-from studio.adapters.assembly import Assembly, assemblies, check_known, check_unbaked
 from studio.adapters.attach import AttachReport
-from studio.adapters.ranked import RankedConfig
-from studio.adapters.starts import padded
+from studio.adapters.contract.adapter import Adapter, AdapterConfig, generator_for
+from studio.adapters.contract.ranked import RankedConfig
+from studio.adapters.contract.starts import padded
+from studio.adapters.hosting.assembly import Assembly, assemblies, check_known, check_unbaked
 from studio.errors import BadConfig
 
 __all__ = ["grow", "rehearse_growth"]

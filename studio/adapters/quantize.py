@@ -9,12 +9,12 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from studio.adapters.assembly import assemblies, module_at, read_weight
-from studio.adapters.kinds import site_for
-from studio.adapters.quantized import Grid, GroupQuantizedLinear, to_grid
-from studio.adapters.site import GPT2Site, LinearSite, Site
-from studio.adapters.starts import best_pair
-from studio.adapters.targets import PRESETS, find_targets
+from studio.adapters.contract.starts import best_pair
+from studio.adapters.hosting.assembly import assemblies, module_at, read_weight
+from studio.adapters.sites.kinds import site_for
+from studio.adapters.sites.quantized import Grid, GroupQuantizedLinear, to_grid
+from studio.adapters.sites.site import GPT2Site, LinearSite, Site
+from studio.adapters.targets.find import PRESETS, find_targets
 from studio.errors import BadConfig, DoesNotFit, UnsupportedLayer
 from studio.families import components
 

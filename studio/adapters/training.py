@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from studio.adapters.adapter import Adapter
-from studio.adapters.assembly import Assembly, assemblies, check_known
+from studio.adapters.contract.adapter import Adapter
+from studio.adapters.hosting.assembly import Assembly, assemblies, check_known
 
 __all__ = ["layers", "on_step", "penalty", "scratch"]
 

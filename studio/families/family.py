@@ -77,8 +77,8 @@ class Family:
         downscale: image pixels per latent cell, along one side.
         multiple: image sides are divisible by it, in pixels.
         native: the usual side in pixels (the one of a given base is ``Base.native``).
-        presets: preset -> component -> target patterns (:mod:`studio.adapters.targets` has their syntax). A component
-            that a preset does not name is not adapted by it.
+        presets: preset -> component -> target patterns (:func:`studio.adapters.contract.pattern.matches` has their
+            syntax). A component that a preset does not name is not adapted by it.
         kohya: component -> the flat prefix of its keys in kohya files, ``"lora_unet"``.
         file_prefix: component -> path levels that *files* carry and the module may lack, ``"text_model."``. Since
             transformers 5 a ``CLIPTextModel`` has no ``text_model`` level (``encoder.layers.0.self_attn.q_proj``) while

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 from torch import Tensor
 
 from studio.adapters import AdapterConfig, Foreign, Site
-from studio.adapters.foreign import SAME_WAY, Way
+from studio.adapters.contract.foreign import SAME_WAY, Way
 from studio.files.header import TensorInfo
 from studio.files.names import Names
 from studio.files.scale import Seen

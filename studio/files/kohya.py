@@ -15,7 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from studio.adapters.parameter import BARE
+from studio.adapters.sites.parameter import BARE
 from studio.errors import DoesNotFit
 from studio.files.format import FORMATS, Format, Saved, Source
 from studio.files.header import write_tensors

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from studio.adapters import METHODS, install
-from studio.adapters.strength import StrengthLike
+from studio.adapters.contract.strength import StrengthLike
 from studio.errors import BadFile, DoesNotFit, PartialLoad, StudioError
 from studio.families import components
 from studio.files.detect import Sorted, guess_family, sort_keys

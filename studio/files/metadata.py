@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import studio
 from studio import config as configs
 from studio.adapters import METHODS, AdapterConfig
-from studio.adapters.ranked import RankedConfig
+from studio.adapters.contract.ranked import RankedConfig
 from studio.errors import BadConfig, StudioError
 from studio.families import Family
+from studio.version import __version__
 
 __all__ = ["Own", "facts_of", "own_entry", "write_metadata"]
 
@@ -136,7 +136,7 @@ def write_metadata(
         "family": "" if family is None else family.name,
         "method": config.method,
         "name": name,
-        "tool": f"adapter-studio {studio.__version__}",
+        "tool": f"adapter-studio {__version__}",
     }
     algorithm = config.adapter.foreign.lycoris_algo
     metadata = {

@@ -10,9 +10,9 @@ from typing import Any, Final
 from torch import nn
 
 from studio.adapters import Site
-from studio.adapters.assembly import Assembly, assembly_at
-from studio.adapters.kinds import is_site
-from studio.adapters.parameter import bare_parameters
+from studio.adapters.hosting.assembly import Assembly, assembly_at
+from studio.adapters.sites.kinds import is_site
+from studio.adapters.sites.parameter import bare_parameters
 from studio.errors import nearest
 from studio.families import components, family_of
 

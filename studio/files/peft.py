@@ -17,9 +17,9 @@ from typing import Any, Final
 from torch import Tensor
 
 from studio.adapters import Site
-from studio.adapters.parameter import BARE
-from studio.adapters.ranked import RankedConfig
-from studio.adapters.site import is_attention_output
+from studio.adapters.contract.ranked import RankedConfig
+from studio.adapters.sites.parameter import BARE
+from studio.adapters.sites.site import is_attention_output
 from studio.atomic import atomic_folder, atomic_path
 from studio.errors import DoesNotFit
 from studio.files.format import FORMATS, Format, Saved, Source

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from studio.adapters import Site
-from studio.adapters.ranked import RankedConfig
+from studio.adapters.contract.ranked import RankedConfig
 from studio.errors import DoesNotFit
 
 __all__ = ["allocated", "as_patterns"]

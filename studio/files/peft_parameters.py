@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from studio.adapters.kinds import has_own_forward, kind_of
+from studio.adapters.sites.kinds import has_own_forward, kind_of
 from studio.errors import DoesNotFit, nearest
 from studio.files.names import Names
 

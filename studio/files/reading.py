@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from studio.adapters import METHODS, AdapterConfig, Foreign, Site
-from studio.adapters.ranked import RankedConfig
-from studio.adapters.targets import matches
+from studio.adapters.contract.pattern import matches
+from studio.adapters.contract.ranked import RankedConfig
 from studio.errors import BadConfig, DoesNotFit, UnsupportedLayer
 from studio.files.detect import Layer, Sorted
 from studio.files.format import Settings, Source

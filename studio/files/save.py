@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from studio.adapters import AdapterConfig, Foreign, Site, adapters, state
-from studio.adapters.assembly import check_known, check_unbaked
-from studio.adapters.ranked import RankedConfig
-from studio.adapters.tokens import TokenConfig
+from studio.adapters.contract.ranked import RankedConfig
+from studio.adapters.hosting.assembly import check_known, check_unbaked
+from studio.adapters.tokens.contract import TokenConfig
 from studio.errors import BadConfig, DoesNotFit
 from studio.families import is_pipeline
 from studio.files.format import FORMATS, Format, Saved

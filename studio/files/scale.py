@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from studio.adapters import AdapterConfig
-from studio.adapters.ranked import FactorConfig, RankedConfig
+from studio.adapters.contract.ranked import FactorConfig, RankedConfig
 from studio.files.names import shortest_endings
 
 __all__ = ["Seen", "root_or_rank", "settle"]

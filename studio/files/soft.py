@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from studio.adapters import METHODS, AdapterConfig
-from studio.adapters.assembly import assemblies
-from studio.adapters.language import ModelSite
+from studio.adapters.hosting.assembly import assemblies
 from studio.adapters.methods.multitaskprompt import MultitaskPrompt
 from studio.adapters.methods.prefixtuning import PrefixTuning, PrefixTuningAdapter
 from studio.adapters.methods.prompttuning import PromptTuning
 from studio.adapters.methods.ptuning import PTuning, PTuningAdapter
-from studio.adapters.tokens import TokenAdapter, TokenConfig
+from studio.adapters.sites.language import ModelSite
+from studio.adapters.tokens.contract import TokenAdapter, TokenConfig
 from studio.atomic import atomic_folder, atomic_path
 from studio.errors import BadFile, DoesNotFit
 from studio.families import family_of

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from studio.adapters import METHODS, Adapter, AdapterConfig, Site, Strength, attach, bake, blend, detach, state, unbake
-from studio.adapters.assembly import assemblies, check_known, module_at
-from studio.adapters.host import is_hosted
-from studio.adapters.ranked import any_rank
+from studio.adapters.contract.ranked import any_rank
+from studio.adapters.hosting.assembly import assemblies, check_known, module_at
+from studio.adapters.hosting.host import is_hosted
 from studio.adapters.training import on_step
 from studio.errors import DoesNotFit, nearest
 from studio.files.format import FORMATS

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from studio.adapters import Adapter
-from studio.adapters.host import hosted_class, is_hosted, mount_of
-from studio.adapters.ranked import RankedConfig
-from studio.adapters.site import Site
+from studio.adapters.contract.ranked import RankedConfig
+from studio.adapters.hosting.host import hosted_class, is_hosted, mount_of
+from studio.adapters.sites.site import Site
 from studio.files.layout import to_file
 from studio.peft.saved_modules import plain_view
 

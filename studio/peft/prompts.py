@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from studio.adapters import AdapterConfig
-from studio.adapters.language import ModelSite, is_language_model
-from studio.adapters.tokens import TokenAdapter, refusal, text_tokens
+from studio.adapters.sites.language import ModelSite, is_language_model
+from studio.adapters.tokens.contract import TokenAdapter, refusal, text_tokens
 from studio.errors import UnsupportedLayer
 from studio.files.soft import peft_form, soft_config
 from studio.peft.kinds import Wrong

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from torch import nn
 
-from studio.adapters.kinds import is_site, kind_of, site_for
-from studio.adapters.structure import read_structure
+from studio.adapters.sites.kinds import is_site, kind_of, site_for
+from studio.adapters.targets.structure import read_structure
 from studio.errors import StudioError, nearest
 from studio.files.names import Names
 from studio.files.peft_parameters import names_of_parameters

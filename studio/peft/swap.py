@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from studio.adapters import Adapter, detach, install
-from studio.adapters.ranked import RankedConfig
+from studio.adapters.contract.ranked import RankedConfig
 from studio.peft.configs import PeftConfig
 from studio.peft.contexts import base_of
 from studio.peft.folder import load_peft_weights

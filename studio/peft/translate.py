@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from studio.adapters import METHODS, AdapterConfig, Foreign, Site, site_of
-from studio.adapters.ranked import RankedConfig
+from studio.adapters.contract.ranked import RankedConfig
 from studio.errors import nearest
 from studio.peft.configs import PeftConfig, PromptLearningConfig
 from studio.peft.defaults import default_feedforward, default_targets

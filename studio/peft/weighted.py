@@ -12,7 +12,7 @@ from torch import Tensor
 
 from studio.adapters import Adapter, LoRA, install
 from studio.adapters.combination import COMBINERS, truncated
-from studio.adapters.ranked import RankedConfig
+from studio.adapters.contract.ranked import RankedConfig
 from studio.peft.kinds import Wrong, refusals
 from studio.peft.translate import exactly
 

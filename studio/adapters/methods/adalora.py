@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, Delta, Factors, Given, finite
-from studio.adapters.foreign import Foreign, Way, peft_covers, peft_pads, peft_ungrouped
+from studio.adapters.contract.adapter import METHODS, Adapter, Delta, Factors, Given
+from studio.adapters.contract.foreign import Foreign, Way, peft_covers, peft_pads, peft_ungrouped
+from studio.adapters.contract.ranked import FactorConfig, checked_rank
+from studio.adapters.contract.starts import padded
 from studio.adapters.methods.lora import LoRA
-from studio.adapters.ranked import FactorConfig, checked_rank
-from studio.adapters.site import Site
-from studio.adapters.starts import padded
+from studio.adapters.sites.site import Site
+from studio.config import finite
 from studio.errors import BadConfig
 
 __all__ = ["AdaLoRA", "AdaLoRAAdapter", "Schedule"]

@@ -8,9 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Delta, Given
-from studio.adapters.foreign import Foreign, Way
-from studio.adapters.site import Site
+from studio.adapters.contract.adapter import METHODS, Adapter, AdapterConfig, Delta, Given
+from studio.adapters.contract.foreign import Foreign, Way
+from studio.adapters.sites.site import Site
 from studio.errors import UnsupportedLayer
 
 __all__ = ["BitFit", "BitFitAdapter"]

@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, AdapterConfig, Given, finite
-from studio.adapters.foreign import Foreign, Way, peft_pads
-from studio.adapters.rotation import (
+from studio.adapters.contract.adapter import METHODS, AdapterConfig, Given
+from studio.adapters.contract.foreign import Foreign, Way, peft_pads
+from studio.adapters.contract.rotation import (
     Rotation,
     block_size_at,
     cayley,
@@ -24,7 +24,8 @@ from studio.adapters.rotation import (
     to_lycoris,
     turn_blocks,
 )
-from studio.adapters.site import Site
+from studio.adapters.sites.site import Site
+from studio.config import finite
 from studio.errors import BadConfig, DoesNotFit
 
 __all__ = ["BOFT", "BOFTAdapter"]

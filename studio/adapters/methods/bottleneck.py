@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Given, finite
-from studio.adapters.foreign import Foreign
-from studio.adapters.site import Site
+from studio.adapters.contract.adapter import METHODS, Adapter, AdapterConfig, Given
+from studio.adapters.contract.foreign import Foreign
+from studio.adapters.sites.site import Site
+from studio.config import finite
 from studio.errors import DoesNotFit, UnsupportedLayer
 
 __all__ = ["Bottleneck", "BottleneckAdapter"]

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, Delta, Given, finite
-from studio.adapters.foreign import Foreign
+from studio.adapters.contract.adapter import METHODS, Adapter, Delta, Given
+from studio.adapters.contract.foreign import Foreign
+from studio.adapters.contract.ranked import RankedConfig, checked_rank
 from studio.adapters.methods.lora import start_pair
-from studio.adapters.ranked import RankedConfig, checked_rank
-from studio.adapters.site import Site
+from studio.adapters.sites.site import Site
+from studio.config import finite
 
 __all__ = ["DeltaLoRA", "DeltaLoRAAdapter"]
 

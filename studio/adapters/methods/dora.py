@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, Delta, Given
-from studio.adapters.foreign import Foreign, Way, peft_convolves, peft_covers, peft_ungrouped
+from studio.adapters.contract.adapter import METHODS, Adapter, Delta, Given
+from studio.adapters.contract.foreign import Foreign, Way, peft_convolves, peft_covers, peft_ungrouped
+from studio.adapters.contract.ranked import FactorConfig, checked_rank
+from studio.adapters.contract.starts import grown_pair
 from studio.adapters.methods.lora import RANDOM_STARTS, start_pair
-from studio.adapters.ranked import FactorConfig, checked_rank
-from studio.adapters.site import Site
-from studio.adapters.starts import grown_pair
+from studio.adapters.sites.site import Site
 
 __all__ = ["DoRA", "DoRAAdapter"]
 

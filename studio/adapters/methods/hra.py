@@ -10,10 +10,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, AdapterConfig, Given
-from studio.adapters.foreign import Foreign, Way, peft_pads
-from studio.adapters.rotation import Rotation, peft_conv
-from studio.adapters.site import Site
+from studio.adapters.contract.adapter import METHODS, AdapterConfig, Given
+from studio.adapters.contract.foreign import Foreign, Way, peft_pads
+from studio.adapters.contract.rotation import Rotation, peft_conv
+from studio.adapters.sites.site import Site
 from studio.errors import BadConfig
 
 __all__ = ["HRA", "HRAAdapter"]

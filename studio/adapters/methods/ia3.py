@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Delta, Given
-from studio.adapters.foreign import Foreign, Way, peft_covers
-from studio.adapters.site import Site
-from studio.adapters.targets import matches
+from studio.adapters.contract.adapter import METHODS, Adapter, AdapterConfig, Delta, Given
+from studio.adapters.contract.foreign import Foreign, Way, peft_covers
+from studio.adapters.contract.pattern import matches
+from studio.adapters.sites.site import Site
 from studio.errors import DoesNotFit, UnsupportedLayer
 
 __all__ = ["IA3", "IA3Adapter"]

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Delta, Given
-from studio.adapters.foreign import Foreign, Way
-from studio.adapters.site import LAYERS, Site
+from studio.adapters.contract.adapter import METHODS, Adapter, AdapterConfig, Delta, Given
+from studio.adapters.contract.foreign import Foreign, Way
+from studio.adapters.sites.site import LAYERS, Site
 from studio.errors import DoesNotFit
 
 __all__ = ["LNTuning", "LNTuningAdapter"]

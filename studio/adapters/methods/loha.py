@@ -10,9 +10,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Delta, Factors, Given
-from studio.adapters.foreign import Foreign, Way, peft_covers, peft_pads
-from studio.adapters.lycoris import (
+from studio.adapters.contract.adapter import METHODS, Delta, Factors, Given
+from studio.adapters.contract.foreign import Foreign, Way, peft_covers, peft_pads
+from studio.adapters.contract.lycoris import (
     LycorisAdapter,
     LycorisConfig,
     drawn,
@@ -20,8 +20,8 @@ from studio.adapters.lycoris import (
     peft_cores_written,
     through_core,
 )
-from studio.adapters.ranked import checked_rank
-from studio.adapters.site import Site
+from studio.adapters.contract.ranked import checked_rank
+from studio.adapters.sites.site import Site
 from studio.errors import DoesNotFit
 
 __all__ = ["LoHa", "LoHaAdapter"]

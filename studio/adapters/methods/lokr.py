@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Delta, Given
-from studio.adapters.foreign import Foreign, Way, peft_covers, peft_pads
-from studio.adapters.lycoris import (
+from studio.adapters.contract.adapter import METHODS, Delta, Given
+from studio.adapters.contract.foreign import Foreign, Way, peft_covers, peft_pads
+from studio.adapters.contract.lycoris import (
     LycorisAdapter,
     LycorisConfig,
     drawn,
@@ -22,7 +22,7 @@ from studio.adapters.lycoris import (
     peft_cores_written,
     through_core,
 )
-from studio.adapters.site import Site
+from studio.adapters.sites.site import Site
 from studio.errors import DoesNotFit
 
 __all__ = ["LoKr", "LoKrAdapter", "factorize"]

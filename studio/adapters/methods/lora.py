@@ -11,12 +11,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, Delta, Factors, Given, finite
-from studio.adapters.calibration import Components, Covariance, Gauge
-from studio.adapters.foreign import Foreign, Way, peft_convolves, peft_ungrouped
-from studio.adapters.ranked import FactorConfig, checked_rank
-from studio.adapters.site import LAYERS, Site
-from studio.adapters.starts import (
+from studio.adapters.contract.adapter import METHODS, Adapter, Delta, Factors, Given
+from studio.adapters.contract.calibration import Components, Covariance, Gauge
+from studio.adapters.contract.foreign import Foreign, Way, peft_convolves, peft_ungrouped
+from studio.adapters.contract.ranked import FactorConfig, checked_rank
+from studio.adapters.contract.starts import (
     DATA_STARTS,
     RANDOM_STARTS,
     WEIGHT_STARTS,
@@ -26,6 +25,8 @@ from studio.adapters.starts import (
     start_pair,
     taken_pair,
 )
+from studio.adapters.sites.site import LAYERS, Site
+from studio.config import finite
 from studio.errors import BadConfig, UnsupportedLayer, nearest
 
 __all__ = ["RANDOM_STARTS", "LoRA", "LoRAAdapter", "fold_start", "start_pair"]

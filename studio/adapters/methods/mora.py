@@ -9,10 +9,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Delta, Given, finite
-from studio.adapters.foreign import Foreign
-from studio.adapters.rotation import FLAT
-from studio.adapters.site import Site
+from studio.adapters.contract.adapter import METHODS, Adapter, AdapterConfig, Delta, Given
+from studio.adapters.contract.foreign import Foreign
+from studio.adapters.contract.rotation import FLAT
+from studio.adapters.sites.site import Site
+from studio.config import finite
 from studio.errors import DoesNotFit
 
 __all__ = ["MoRA", "MoRAAdapter"]

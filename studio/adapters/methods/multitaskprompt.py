@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Given
-from studio.adapters.foreign import Foreign
+from studio.adapters.contract.adapter import METHODS, Given
+from studio.adapters.contract.foreign import Foreign
 from studio.adapters.methods.prompttuning import StartedConfig
-from studio.adapters.site import Site
-from studio.adapters.tokens import PromptAdapter, started_rows
+from studio.adapters.sites.site import Site
+from studio.adapters.tokens.contract import PromptAdapter, started_rows
 from studio.errors import DoesNotFit
 
 __all__ = ["MultitaskPrompt", "MultitaskPromptAdapter"]

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Given
-from studio.adapters.foreign import Foreign
-from studio.adapters.language import Attention, ModelSite
-from studio.adapters.site import Site
-from studio.adapters.tokens import PrefixAdapter, TokenConfig
+from studio.adapters.contract.adapter import METHODS, Given
+from studio.adapters.contract.foreign import Foreign
+from studio.adapters.sites.language import Attention, ModelSite
+from studio.adapters.sites.site import Site
+from studio.adapters.tokens.contract import PrefixAdapter, TokenConfig
 from studio.errors import DoesNotFit, UnsupportedLayer
 
 __all__ = ["PrefixTuning", "PrefixTuningAdapter"]

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Given
-from studio.adapters.foreign import Foreign
-from studio.adapters.site import Site
-from studio.adapters.tokens import STARTS, PromptAdapter, PromptConfig, started_rows, text_tokens
+from studio.adapters.contract.adapter import METHODS, Given
+from studio.adapters.contract.foreign import Foreign
+from studio.adapters.sites.site import Site
+from studio.adapters.tokens.contract import STARTS, PromptAdapter, PromptConfig, started_rows, text_tokens
 
 __all__ = ["PromptTuning", "PromptTuningAdapter", "StartedConfig"]
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Given
-from studio.adapters.foreign import Foreign
-from studio.adapters.site import Site
-from studio.adapters.tokens import PromptAdapter, PromptConfig
+from studio.adapters.contract.adapter import METHODS, Given
+from studio.adapters.contract.foreign import Foreign
+from studio.adapters.sites.site import Site
+from studio.adapters.tokens.contract import PromptAdapter, PromptConfig
 from studio.errors import DoesNotFit
 
 __all__ = ["PTuning", "PTuningAdapter"]

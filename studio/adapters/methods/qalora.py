@@ -11,11 +11,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Factors, Given
-from studio.adapters.foreign import Foreign, Way
+from studio.adapters.contract.adapter import METHODS, Factors, Given
+from studio.adapters.contract.foreign import Foreign, Way
+from studio.adapters.contract.ranked import FactorConfig
 from studio.adapters.methods.lora import LoRA, LoRAAdapter
-from studio.adapters.ranked import FactorConfig
-from studio.adapters.site import LAYERS, Site
+from studio.adapters.sites.site import LAYERS, Site
 from studio.errors import BadConfig, UnsupportedLayer, nearest
 
 __all__ = ["QALoRA", "QALoRAAdapter"]

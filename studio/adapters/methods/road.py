@@ -10,9 +10,9 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Delta, Given
-from studio.adapters.foreign import Foreign, Way, peft_covers
-from studio.adapters.site import ConvSite, Site
+from studio.adapters.contract.adapter import METHODS, Adapter, AdapterConfig, Delta, Given
+from studio.adapters.contract.foreign import Foreign, Way, peft_covers
+from studio.adapters.sites.site import ConvSite, Site
 from studio.errors import BadConfig, DoesNotFit
 
 __all__ = ["RoAd", "RoAdAdapter"]

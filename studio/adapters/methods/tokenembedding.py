@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Delta, Given
-from studio.adapters.foreign import Foreign, Way
-from studio.adapters.site import Site
+from studio.adapters.contract.adapter import METHODS, Adapter, AdapterConfig, Delta, Given
+from studio.adapters.contract.foreign import Foreign, Way
+from studio.adapters.sites.site import Site
 from studio.errors import BadConfig, DoesNotFit
 
 __all__ = ["TokenEmbedding", "TokenEmbeddingAdapter"]

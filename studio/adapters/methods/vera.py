@@ -12,9 +12,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from studio.adapters.adapter import METHODS, Adapter, AdapterConfig, Delta, Given, finite
-from studio.adapters.foreign import Foreign, Way, peft_covers
-from studio.adapters.site import Site
+from studio.adapters.contract.adapter import METHODS, Adapter, AdapterConfig, Delta, Given
+from studio.adapters.contract.foreign import Foreign, Way, peft_covers
+from studio.adapters.sites.site import Site
+from studio.config import finite
 from studio.errors import DoesNotFit
 
 __all__ = ["VeRA", "VeRAAdapter"]

@@ -1,0 +1,114 @@
+"""What LoHa and LoKr share: a core for the kernel of a convolution, and dropping of outputs or whole layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from studio.adapters.contract.adapter import Adapter
+from studio.adapters.contract.ranked import RankedConfig
+from studio.adapters.sites.site import Site
+from studio.config import finite
+from studio.errors import DoesNotFit
+
+__all__ = ["LycorisAdapter", "LycorisConfig", "drawn", "peft_cores_read", "peft_cores_written", "through_core"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LycorisConfig(RankedConfig):
+    """A config with the choices of LyCORIS.
+
+    Attributes:
+        tucker: give a factorised product of a convolution a core ``(rank, rank, *kernel)``, so that the kernel costs
+            ``rank²`` numbers per position; pointwise convolutions and matrices need none.
+        rank_dropout: probability in [0, 1) with which an output of the change is dropped while training.
+        rank_dropout_scale: divide the outputs that are kept by ``1 - rank_dropout``.
+        module_dropout: probability in [0, 1) with which a layer goes without its change in a training step.
+    """
+
+    tucker: bool = False
+    rank_dropout: float = 0.0
+    rank_dropout_scale: bool = True
+    module_dropout: float = 0.0
+
+    def check(self) -> None:
+        super().check()
+        for name in ("rank_dropout", "module_dropout"):
+            value = getattr(self, name)
+            self.require(finite(value) and 0.0 <= value < 1.0, name, "a probability in [0, 1)")
+
+
+class LycorisAdapter(Adapter):
+    """An adapter that may drop outputs of its change, or all of it, while it is trained."""
+
+    @property
+    def dropout(self) -> float:
+        config: Any = self.config
+        return float(max(config.rank_dropout, config.module_dropout))
+
+    def thinned(self, change: Tensor) -> Tensor:
+        """Returns ``change`` with outputs dropped while this adapter is trained."""
+        if not (self.dropout and self.training and self.trainable):
+            return change
+        config: Any = self.config
+        kept = (torch.rand(self.site.rows) >= config.rank_dropout) * (torch.rand(1) >= config.module_dropout)
+        gain = 1 / (1 - config.rank_dropout) if config.rank_dropout_scale else 1.0
+        return change * self.site.over_outputs((kept * gain).to(change))
+
+
+def drawn(generator: torch.Generator, *shape: int) -> Tensor:
+    """Draws numbers in ``±1 / sqrt(fan_in)``, where the fan-in is the product of all axes but the first."""
+    bound = 1 / math.sqrt(math.prod(shape[1:]))
+    return torch.empty(*shape).uniform_(-bound, bound, generator=generator)
+
+
+def through_core(core: Tensor, right: Tensor) -> Tensor:
+    """Computes ``Σ_j core[i, j] right[j, q]`` as a matrix ``(r, q · kernel)``: the right factor of a pair.
+
+    Shapes: ``core`` ``(r, r, *kernel)``, ``right`` ``(r, q)``.
+
+    Example:
+        >>> through_core(torch.ones(2, 2, 3), torch.ones(2, 4)).shape
+        torch.Size([2, 12])
+    """
+    return torch.einsum("ij...,jq->iq...", core, right).flatten(1)
+
+
+# -- PEFT --------------------------------------------------------------------------------------------------------------
+
+
+def peft_cores_read(site: Site, tensors: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """Takes the axis off that PEFT adds to the core of a Conv1d."""
+    kernel, cores = site.inner_shape[1:], {name: tensors[name] for name in names if name in tensors}
+    fits = {name: core for name, core in cores.items() if math.prod(core.shape[2:]) == math.prod(kernel)}
+    return {**tensors, **{name: core.reshape(*core.shape[:2], *kernel) for name, core in fits.items()}}
+
+
+def peft_cores_written(
+    sites: Mapping[str, Site], layers: Mapping[str, Mapping[str, Tensor]], names: Sequence[str], whole: str = ""
+) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """Says to PEFT whether there are cores, and gives those of a Conv1d the axis that it expects.
+
+    Args:
+        sites: path -> layer. layers: path -> tensors. names: which of them are cores.
+        whole: the tensor that a layer has where it is not factorised, and so has no core.
+
+    Raises:
+        DoesNotFit: some convolutions have a core and some have none.
+    """
+    wide = [path for path, site in sites.items() if math.prod(site.inner_shape[1:]) > 1 and whole not in layers[path]]
+    cored = [path for path, tensors in layers.items() if names[0] in tensors]
+    if cored and sorted(cored) != sorted(wide):
+        raise DoesNotFit(
+            "PEFT gives a core to all convolutions wider than 1, or to none, and here some have one; save with "
+            "format='diffusers' or 'kohya'"
+        )
+    made = {path: dict(tensors) for path, tensors in layers.items()}
+    for tensors in made.values():
+        tensors |= {name: tensors[name][..., None] for name in names if name in tensors and tensors[name].dim() == 3}
+    return {"use_effective_conv2d": bool(cored)}, made

@@ -1,0 +1,216 @@
+"""Starts of a low-rank pair: drawn, taken out of the weight, or made from the data that the layer sees."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Final, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from studio.adapters.contract.adapter import Adapter, Given
+from studio.adapters.contract.calibration import Covariance
+from studio.adapters.contract.ranked import RankedConfig, checked_rank
+from studio.adapters.sites.site import Site
+from studio.errors import BadConfig, DoesNotFit
+
+__all__ = [
+    "DATA_STARTS",
+    "RANDOM_STARTS",
+    "WEIGHT_STARTS",
+    "grown_pair",
+    "loftq",
+    "padded",
+    "redistributed",
+    "start_pair",
+    "taken_pair",
+]
+
+Pair: TypeAlias = tuple[Tensor, Tensor]
+
+C = TypeVar("C", bound=RankedConfig)
+
+DAMPING: Final = 0.01
+"""What CorDA adds to the diagonal of a covariance whose mean is one."""
+
+OVERSAMPLED: Final = 8
+"""Directions that a randomised SVD looks at beyond those that are asked for."""
+
+
+# -- drawn -----------------------------------------------------------------------------------------------------------
+
+
+def _kaiming(site: Site, rank: int, generator: torch.Generator) -> Pair:
+    bound = 1 / math.sqrt(site.cols)
+    down = torch.empty(rank, site.cols).uniform_(-bound, bound, generator=generator)
+    return down, torch.zeros(site.rows, rank)
+
+
+def _gaussian(site: Site, rank: int, generator: torch.Generator) -> Pair:
+    down = torch.empty(rank, site.cols).normal_(std=1 / rank, generator=generator)
+    return down, torch.zeros(site.rows, rank)
+
+
+def _orthogonal(site: Site, rank: int, generator: torch.Generator) -> Pair:
+    """Two factors that are both non-zero, with ``up @ down = 0`` because they use different orthogonal directions."""
+    basis = torch.linalg.qr(torch.randn(rank, rank, generator=generator)).Q
+    half = rank // 2
+    down = (torch.randn(site.cols, half, generator=generator) @ basis[:half]).t() / 10
+    up = torch.randn(site.rows, rank - half, generator=generator) @ basis[half:] / 10
+    return down, up
+
+
+RANDOM_STARTS: Final = {"kaiming": _kaiming, "gaussian": _gaussian, "orthogonal": _orthogonal}
+"""Starts that change nothing: ``up @ down = 0`` exactly or within rounding."""
+
+
+def start_pair(site: Site, rank: int, init: str, generator: torch.Generator) -> dict[str, Tensor]:
+    """Draws ``down`` and ``up`` of a random start, in the shapes that files have; experts each draw their own."""
+    pairs = [RANDOM_STARTS[init](site, rank, generator) for _ in range(math.prod(site.lead))]
+    down, up = (torch.stack(tensors) if site.lead else tensors[0] for tensors in zip(*pairs, strict=True))
+    return {"down": down.reshape(*site.lead, rank, *site.inner_shape).contiguous(), "up": up.contiguous()}
+
+
+# -- taken out of the weight -----------------------------------------------------------------------------------------
+
+WEIGHT_STARTS: Final = ("pissa", "pissa-fast", "olora", "corda", "corda-kpm")
+"""Starts that take the factors out of the weight; what they take is subtracted again by a second, frozen pair."""
+
+DATA_STARTS: Final = ("eva", "corda", "corda-kpm")
+"""Starts that need data."""
+
+
+def taken_pair(site: Site, config: Any, rank: int, given: Given) -> Pair:
+    """Takes a pair out of the weight: ``down`` ``(r, cols)`` and ``up`` ``(rows, r)``, scale not considered.
+
+    Args:
+        site: the layer. config: a config whose ``init`` is one of :data:`WEIGHT_STARTS`.
+        rank: of the pair. given: the weight, the generator and, for CorDA, the covariance of the inputs.
+    """
+    weight = given.weight()
+    if config.init == "pissa":
+        return best_pair(weight, rank)
+    if config.init == "pissa-fast":
+        return _nearly_best_pair(weight, rank, 4 if config.iterations is None else config.iterations, given.generator)
+    if config.init == "olora":
+        q, r = torch.linalg.qr(weight)
+        return r[:rank], q[:, :rank]
+    return _corda(site, weight, rank, given.inputs, config.init == "corda-kpm")
+
+
+def best_pair(matrix: Tensor, rank: int) -> Pair:
+    """The best pair of rank ``rank``: ``U_r √S_r`` and ``√S_r V_rᵀ``."""
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    root = s[:rank].sqrt()
+    return root[:, None] * vh[:rank], u[:, :rank] * root
+
+
+def _nearly_best_pair(matrix: Tensor, rank: int, iterations: int, generator: torch.Generator) -> Pair:
+    """Nearly the best pair, by subspace iteration from random directions (Halko et al., 2011, algorithm 4.4)."""
+    width = min(rank + OVERSAMPLED, *matrix.shape)
+    directions = torch.randn(matrix.shape[1], width, generator=generator).to(matrix)
+    basis = torch.linalg.qr(matrix @ directions).Q
+    for _ in range(iterations):
+        basis = torch.linalg.qr(matrix.t() @ basis).Q
+        basis = torch.linalg.qr(matrix @ basis).Q
+    down, up = best_pair(basis.t() @ matrix, rank)
+    return down, basis @ up
+
+
+def _corda(site: Site, weight: Tensor, rank: int, inputs: Covariance, lowest: bool) -> Pair:
+    """Singular directions of ``W C``, brought back by ``C⁻¹``: those that the data uses most, or least.
+
+    ``C`` is scaled to a mean diagonal of one, so that the size of the inputs does not matter; for white inputs this is
+    PiSSA.
+    """
+    covariance = inputs.matrix().to(weight)
+    level = covariance.diagonal().mean()
+    if not level > 0 or not math.isfinite(level):
+        raise DoesNotFit(f"the inputs of {site.path} while calibrating were all zero, or not finite")
+    damped = covariance / level + DAMPING * torch.eye(site.cols).to(covariance)
+    u, s, vh = torch.linalg.svd(weight @ damped, full_matrices=False)
+    part = slice(len(s) - rank, None) if lowest else slice(rank)
+    u, s, vh = u[:, part], s[part], vh[part]
+    vh = torch.linalg.solve(damped.double(), vh.double(), left=False).to(vh)
+    root = s.sqrt()
+    return root[:, None] * vh, u * root
+
+
+def loftq(site: Site, weight: Tensor, original: Tensor, rank: int) -> Pair:
+    """Finds the pair that best makes up for what quantisation took: ``up @ down ≈ original − weight``."""
+    if original.shape != weight.shape:
+        raise DoesNotFit(
+            f"the original's layer {site.path} is {tuple(original.shape)}, the quantised one {tuple(weight.shape)}; "
+            "give the model that was quantised as original"
+        )
+    return best_pair(original.to(weight) - weight, rank)
+
+
+# -- ranks from data -------------------------------------------------------------------------------------------------
+
+
+def redistributed(sites: Mapping[str, Site], config: C, given: Mapping[str, Given], rho: float) -> C:
+    """Spends the budget ``Σ rank`` on the directions that explain most, over all layers together (EVA).
+
+    A layer gets at most ``rho`` times its rank, and may get none: it is left out then. Its alpha follows its rank, so
+    that ``alpha / rank`` stays what it was.
+
+    Args:
+        sites: path -> layer. config: the config as given. given: path -> measured inputs.
+        rho: bound of a layer's rank, as a multiple of its rank in ``config``.
+
+    Raises:
+        DoesNotFit: the inputs vary in too few directions. BadConfig: two components have a layer of the same path.
+    """
+    paths = [site.path for site in sites.values()]
+    double = next((path for path, count in Counter(paths).items() if count > 1), None)
+    if double is not None:
+        raise BadConfig(
+            f"two components have a layer {double!r}, and ranks are named by the layer: attach one adapter to each "
+            "component, or set rho=1 to keep all ranks"
+        )
+    shares: list[tuple[float, str]] = []
+    budget = 0
+    for whole, site in sites.items():
+        rank, inputs = checked_rank(site, config), given[whole].inputs
+        inputs.directions(rank, site.path)
+        most = min(round(rank * rho), site.rows, site.cols)
+        shares += [(share, site.path) for share in inputs.ratios()[:most].tolist()]
+        budget += rank
+    shares.sort(key=lambda share: -share[0])
+    ranks = dict(Counter(path for _, path in shares[:budget]))
+    scales = {
+        path: config.alpha_at(path) * rank / config.rank_at(path) / config.divisor(rank) for path, rank in ranks.items()
+    }
+    left_out = [f"re:{re.escape(path)}" for path in paths if path not in ranks]
+    return dataclasses.replace(config.regraded(ranks, scales), exclude=(*config.exclude, *left_out))
+
+
+# -- more ranks for a pair that is there -----------------------------------------------------------------------------
+
+
+def grown_pair(adapter: Adapter, rank: int, generator: torch.Generator) -> tuple[Any, dict[str, Tensor]]:
+    """Gives the pair of an adapter a higher rank: new rows of ``down`` as in the kaiming start, ``up`` zero there."""
+    config: Any = adapter.config
+    path, tensors = adapter.site.path, adapter.tensors()
+    wider = config.regraded({path: rank}, {path: config.scale_at(path)})
+    row, up = tensors["down"][0], tensors["up"]
+    bound = 1 / math.sqrt(row.numel())
+    down = torch.empty(checked_rank(adapter.site, wider), *row.shape).uniform_(-bound, bound, generator=generator)
+    return wider, {**tensors, "down": padded(tensors["down"], down), "up": padded(up, up.new_zeros(len(up), rank))}
+
+
+def padded(old: Tensor, new: Tensor) -> Tensor:
+    """Returns ``new`` with ``old`` in the place of its first entries along every axis, in the dtype of ``old``.
+
+    Example:
+        >>> padded(torch.ones(1, 2), torch.zeros(2, 2)).tolist()
+        [[1.0, 1.0], [0.0, 0.0]]
+    """
+    result = new.detach().to(old, copy=True)
+    result[tuple(slice(size) for size in old.shape)] = old.detach()
+    return result

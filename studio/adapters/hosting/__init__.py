@@ -1,0 +1,1 @@
+"""Hosting: how a layer lets adapters act, how strongly, and whether it was called at all."""

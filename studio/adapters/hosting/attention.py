@@ -1,0 +1,137 @@
+"""``nn.MultiheadAttention`` with adapters.
+
+The layer reads ``in_proj_weight`` and ``out_proj.weight`` itself and calls no sublayer, so adapters act through the
+weight: ``W + Σ s_i ΔW_i`` takes the place of ``W`` in the same attention function that torch uses. Where samples have
+strengths of their own, every row of the batch is computed with its own weight.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from studio.adapters.hosting.host import Mount
+
+__all__ = ["adapted", "attend"]
+
+Pair = tuple[Tensor, Tensor | None]
+
+
+def adapted(mount: Mount | None, weight: Tensor, bias: Tensor | None, row: int) -> Pair:
+    """The weight and bias under the current blend, for one row where strengths differ by sample."""
+    if mount is None:
+        return weight, bias
+    mount.called = True
+    mount.prepare()
+    total, shift = weight, bias
+    for adapter, coefficient in mount.acting:
+        number = coefficient[row].to(weight) if isinstance(coefficient, Tensor) else coefficient
+        delta = adapter(type(adapter).delta, weight, bias)
+        if delta.weight is not None:
+            total = total + _times(delta.weight, number).to(weight.dtype)
+        if delta.bias is not None:
+            change = _times(delta.bias, number).to(weight.dtype)
+            shift = change if shift is None else shift + change
+    return total, shift
+
+
+def _times(change: Tensor, number: float | Tensor) -> Tensor:
+    return change if isinstance(number, float) and number == 1.0 else change * number
+
+
+def attend(
+    layer: nn.MultiheadAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Computes the attention of ``layer`` with its adapters; arguments and results are those of torch's layer."""
+    own = cast("Mount", layer.__dict__["_mount"])
+    out = cast("Mount | None", layer.out_proj.__dict__.get("_mount"))
+    batched = query.dim() == 3
+    if layer.batch_first and batched:
+        # contiguous: on a view, torch's order of sums depends on whether the weight requires gradients
+        query, key, value = (tensor.transpose(0, 1).contiguous() for tensor in (query, key, value))
+    options = {"need_weights": need_weights, "average_attn_weights": average_attn_weights, "is_causal": is_causal}
+    rows = _rows(own, out)
+    if rows is None or not batched:
+        result, weights = _attention(layer, own, out, 0, query, key, value, key_padding_mask, attn_mask, options)
+    else:
+        count = own._checked(rows, query.transpose(0, 1)).shape[0]
+        parts = []
+        for row in range(count):
+            one = slice(row, row + 1)
+            padding = None if key_padding_mask is None else key_padding_mask[one]
+            heads = slice(row * layer.num_heads, (row + 1) * layer.num_heads)
+            mask = attn_mask[heads] if attn_mask is not None and attn_mask.dim() == 3 else attn_mask
+            sequences = (query[:, one], key[:, one], value[:, one])
+            parts.append(_attention(layer, own, out, row, *sequences, padding, mask, options))
+        result = torch.cat([part for part, _ in parts], dim=1)
+        weights = torch.cat([cast(Tensor, part) for _, part in parts]) if need_weights else None
+    return (result.transpose(0, 1) if layer.batch_first and batched else result), weights
+
+
+def _rows(own: Mount, out: Mount | None) -> Tensor | None:
+    """Coefficients that differ by sample, if any."""
+    for mount in (own, out):
+        if mount is not None:
+            mount.prepare()
+            for _, coefficient in mount.acting:
+                if isinstance(coefficient, Tensor):
+                    return coefficient
+    return None
+
+
+def _attention(
+    layer: nn.MultiheadAttention,
+    own: Mount,
+    out: Mount | None,
+    row: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None,
+    attn_mask: Tensor | None,
+    options: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    separate: dict[str, Any] = {}
+    if layer.in_proj_weight is None:  # kdim or vdim of its own: only the output projection can be adapted
+        in_weight, in_bias = None, layer.in_proj_bias
+        separate = {
+            "use_separate_proj_weight": True,
+            "q_proj_weight": layer.q_proj_weight,
+            "k_proj_weight": layer.k_proj_weight,
+            "v_proj_weight": layer.v_proj_weight,
+        }
+    else:
+        in_weight, in_bias = adapted(own, layer.in_proj_weight, layer.in_proj_bias, row)
+    out_weight, out_bias = adapted(out, layer.out_proj.weight, layer.out_proj.bias, row)
+    return F.multi_head_attention_forward(
+        query,
+        key,
+        value,
+        layer.embed_dim,
+        layer.num_heads,
+        in_weight,
+        in_bias,
+        layer.bias_k,
+        layer.bias_v,
+        layer.add_zero_attn,
+        layer.dropout,
+        out_weight,
+        cast(Tensor, out_bias),
+        training=layer.training,
+        key_padding_mask=key_padding_mask,
+        attn_mask=attn_mask,
+        **separate,
+        **options,
+    )

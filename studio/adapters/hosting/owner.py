@@ -1,0 +1,95 @@
+"""The module that keeps bare parameters, with adapters on them.
+
+Its class is changed in place as that of any layer that carries adapters; the new class has a property for each of its
+parameters. Whoever asks the module for an adapted parameter, in its forward or elsewhere, gets ``W + Σ s_i ΔW_i``; its
+table of parameters, ``state_dict()`` and ``parameters()`` keep ``W``. The adapters of the parameter ``w`` are under
+``<module>.adapters.w.<name>``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from studio.adapters.hosting.attention import adapted
+from studio.errors import DoesNotFit
+
+if TYPE_CHECKING:
+    from studio.adapters.hosting.assembly import Assembly
+    from studio.adapters.hosting.host import Mount
+    from studio.adapters.sites.site import Site
+
+__all__ = ["Owner"]
+
+
+class Owner:
+    """What the hosted module keeps: the mount of each adapted parameter, and what it read while its forward runs."""
+
+    def __init__(self) -> None:
+        self.mounts: dict[str, Mount] = {}
+        self.depth = 0
+        self.read: dict[tuple[str, bool], Tensor] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"mounts": self.mounts, "depth": 0, "read": {}}
+
+    @property
+    def site(self) -> Site:
+        """The first of its adapted parameters."""
+        return next(iter(self.mounts.values())).site
+
+    @property
+    def assembly(self) -> Assembly:
+        """Whose blend they follow."""
+        return next(iter(self.mounts.values())).assembly
+
+    def forget(self) -> None:
+        """Drops all plans and tensors made from them."""
+        self.read.clear()
+        for mount in self.mounts.values():
+            mount.forget()
+
+    def enter(self) -> None:
+        """Notes that the module's forward begins; a parameter that it reads in a loop is then made once."""
+        self.depth += 1
+
+    def leave(self) -> None:
+        """Notes that it ended, by an exception too."""
+        self.depth -= 1
+        if not self.depth:
+            self.read.clear()
+
+    def tensor(self, module: nn.Module, name: str) -> Tensor:
+        """Returns what the parameter ``name`` of ``module`` is under the current blend.
+
+        Raises:
+            DoesNotFit: strengths differ by sample.
+        """
+        parameter = cast(Tensor, module._parameters[name])
+        mount = self.mounts.get(name)
+        away = parameter.device.type == "meta" and not self.depth  # offloading asks for what it has put away
+        if mount is None or away:
+            return parameter
+        mount.called = True
+        if torch.compiler.is_compiling():
+            return self._made(mount, parameter)
+        if not mount.acts():
+            return parameter
+        key = (name, torch.is_grad_enabled())
+        found = self.read.get(key)
+        if found is None:
+            found = self._made(mount, parameter)
+            if self.depth:
+                self.read[key] = found
+        return found
+
+    def _made(self, mount: Mount, parameter: Tensor) -> Tensor:
+        if any(isinstance(coefficient, Tensor) for _, coefficient in mount.acting):
+            raise DoesNotFit(
+                f"strengths that differ by sample cannot act on {mount.site.path}: it is a bare parameter, which its "
+                "module uses for all samples at once; give one strength for all"
+            )
+        total, _ = adapted(mount, parameter, None, 0)
+        return total

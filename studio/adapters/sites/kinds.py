@@ -1,0 +1,124 @@
+"""Which module of a base is a site, and of which kind.
+
+Methods look at the ordinary layers (:data:`~studio.adapters.sites.site.LAYERS`) and at the further kinds that they
+cover: norms, and any module by its output. So a pattern of LoRA's names the same layers whatever other methods can do.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection
+from typing import cast
+
+from torch import nn
+
+from studio.adapters.sites.gridsite import GroupSite, QuantoSite, linear_site, quanto_layer
+from studio.adapters.sites.language import ModelSite
+from studio.adapters.sites.module import ModuleSite
+from studio.adapters.sites.norm import NormSite, is_norm
+from studio.adapters.sites.quantized import GroupQuantizedLinear
+from studio.adapters.sites.site import LAYERS, AttentionSite, ConvSite, EmbeddingSite, GPT2Site, Site
+from studio.adapters.sites.subclass import ScaledEmbeddingSite, computes_linear
+from studio.errors import UnsupportedLayer
+
+__all__ = ["has_own_forward", "is_site", "kind_of", "site_for"]
+
+
+def _gpt2_layer() -> type[nn.Module] | None:
+    """GPT-2's Conv1D where transformers has been imported; a model that holds one has done so."""
+    module = sys.modules.get("transformers.pytorch_utils")
+    return None if module is None else cast("type[nn.Module]", module.Conv1D)
+
+
+def _layers() -> list[tuple[type[nn.Module], Callable[[str, nn.Module], Site], str]]:
+    kinds: list[tuple[type[nn.Module], Callable[..., Site], str]] = [
+        (nn.Linear, linear_site, "linear"),
+        (nn.Conv2d, ConvSite, "conv"),
+        (nn.Embedding, EmbeddingSite, "embedding"),
+        (nn.Conv1d, ConvSite, "conv"),
+        (nn.Conv3d, ConvSite, "conv"),
+        (nn.MultiheadAttention, AttentionSite, "attention"),
+        (GroupQuantizedLinear, GroupSite, "linear"),
+    ]
+    quanto = quanto_layer()
+    if quanto is not None:  # a subclass of Linear
+        kinds.insert(0, (quanto, QuantoSite, "linear"))
+    gpt2 = _gpt2_layer()
+    if gpt2 is not None:
+        kinds.append((gpt2, GPT2Site, "conv1d-gpt2"))
+    return kinds
+
+
+def kind_of(module: nn.Module) -> str | None:
+    """Returns the kind of site that ``module`` is, or None for what has no forward (a ModuleList).
+
+    Example:
+        >>> [kind_of(module) for module in (nn.Linear(2, 2), nn.LayerNorm(2), nn.Sequential(), nn.ModuleList())]
+        ['linear', 'norm', 'module', None]
+    """
+    for layer, _, kind in _layers():
+        if isinstance(module, layer):
+            return kind
+    if is_norm(module):
+        return "norm"
+    return None if type(module).forward is nn.Module.forward else "module"
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Says whether a layer is of a class that computes something else than its torch class."""
+    own = vars(type(module)).get("hosts", type(module))
+    return any(isinstance(module, layer) and own.forward is not layer.forward for layer, _, _ in _layers())
+
+
+def is_site(module: nn.Module, kinds: Collection[str] = ()) -> bool:
+    """Says whether ``module`` is an ordinary layer, or of one of the further ``kinds``.
+
+    Example:
+        >>> is_site(nn.Linear(2, 2)), is_site(nn.LayerNorm(2)), is_site(nn.LayerNorm(2), ("norm",))
+        (True, False, True)
+    """
+    kind = kind_of(module)
+    return kind in LAYERS or kind in kinds
+
+
+def site_for(path: str, module: nn.Module, kinds: Collection[str] = ()) -> Site:
+    """Describes ``module`` as a site.
+
+    Args:
+        path: where the module stands in its model, for messages.
+        module: the layer.
+        kinds: kinds that it may be besides an ordinary layer.
+
+    Raises:
+        UnsupportedLayer: a class that the studio cannot adapt, or a subclass with a forward of its own, whose
+            function is not known.
+
+    Example:
+        >>> site_for("net.0", nn.Conv2d(4, 8, 3, groups=2))
+        <conv site net.0: 8x18>
+        >>> site_for("net.1", nn.LayerNorm(4), ("norm",))
+        <norm site net.1: 4x1>
+    """
+    if "model" in kinds:
+        return ModelSite(path, module)
+    for layer, make, _ in _layers():
+        if isinstance(module, layer):
+            if type(module).forward is layer.forward:
+                return make(path, module)
+            if "module" in kinds:
+                return ModuleSite(path, module)
+            if isinstance(module, nn.Embedding):
+                return ScaledEmbeddingSite(path, module)
+            if isinstance(module, nn.Linear) and computes_linear(module):
+                return make(path, module)
+            raise UnsupportedLayer(
+                f"{path or 'the model'} is a {type(module).__name__}, a {layer.__name__} with a forward of its own; "
+                "what an adapter would have to change in it is not known (exclude it, or use its parts)"
+            )
+    kind = kind_of(module)
+    if kind == "norm" and kind in kinds:
+        return NormSite(path, module)
+    if kind == "module" and kind in kinds:
+        return ModuleSite(path, module)
+    known = ", ".join(layer.__name__ for layer, _, _ in _layers())
+    raise UnsupportedLayer(f"{path or 'the model'} is a {type(module).__name__}; adapters can act on: {known}")

@@ -1,0 +1,1 @@
+"""Targets: which layers of a model a pattern or a preset names."""
