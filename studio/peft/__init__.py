@@ -16,19 +16,8 @@ from studio.peft.automatic import (
     AutoPeftModelForSequenceClassification,
     AutoPeftModelForTokenClassification,
 )
-from studio.peft.configs import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PromptLearningConfig, get_peft_config
-from studio.peft.contexts import (
-    cast_mixed_precision_params,
-    get_base_model_state_dict,
-    get_peft_model_state_dict,
-    prepare_model_for_kbit_training,
-    set_base_model_state_dict,
-    set_peft_model_state_dict,
-)
-from studio.peft.folder import load_peft_weights
-from studio.peft.kinds import VERSION, NoMatchingPeftModuleError, PeftError, PeftType, PeftWarning, TaskType
-from studio.peft.mapping_func import get_peft_model
-from studio.peft.method_configs import (
+from studio.peft.configs.config import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PromptLearningConfig, get_peft_config
+from studio.peft.configs.methods import (
     AdaLoraConfig,
     BeftConfig,
     BOFTConfig,
@@ -54,6 +43,17 @@ from studio.peft.method_configs import (
     TrainableTokensConfig,
     VeraConfig,
 )
+from studio.peft.contexts import (
+    cast_mixed_precision_params,
+    get_base_model_state_dict,
+    get_peft_model_state_dict,
+    prepare_model_for_kbit_training,
+    set_base_model_state_dict,
+    set_peft_model_state_dict,
+)
+from studio.peft.folder import load_peft_weights
+from studio.peft.kinds import VERSION, NoMatchingPeftModuleError, PeftError, PeftType, PeftWarning, TaskType
+from studio.peft.mapping_func import get_peft_model
 from studio.peft.status import get_layer_status, get_model_status
 from studio.peft.tuner import PEFT_TYPE_TO_TUNER_MAPPING, BaseTuner, LoraModel, inject_adapter_in_model
 from studio.peft.wrapper import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from studio.adapters import METHODS
-from studio.peft.configs import PeftConfig
+from studio.peft.configs.config import PeftConfig
 from studio.peft.kinds import Wrong
 
 __all__ = ["absent"]

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from studio.peft.configs import PeftConfig
+from studio.peft.configs.config import PeftConfig
 from studio.peft.kinds import Wrong, refusals
 from studio.peft.wrapper import PeftModel
 

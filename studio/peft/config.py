@@ -1,5 +1,5 @@
 """``peft.config``."""
 
-from studio.peft.configs import PeftConfig, PromptLearningConfig
+from studio.peft.configs.config import PeftConfig, PromptLearningConfig
 
 __all__ = ["PeftConfig", "PromptLearningConfig"]

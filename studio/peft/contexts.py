@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from studio.errors import BadFile
-from studio.peft.configs import PeftConfig
+from studio.peft.configs.config import PeftConfig
 from studio.peft.injection import Injection
 from studio.peft.kinds import PeftWarning, Unknown, Wrong
 from studio.peft.layers import INJECTION

@@ -23,14 +23,14 @@ from studio.adapters.training import on_step
 from studio.errors import DoesNotFit, nearest
 from studio.files.format import FORMATS
 from studio.files.save import spelled
-from studio.peft.configs import PeftConfig
+from studio.peft.configs.config import PeftConfig
+from studio.peft.configs.prompts import note_sizes, prompt_config
+from studio.peft.configs.select import modules_named, names_in, select
+from studio.peft.configs.translate import method_of, random_start, translate
 from studio.peft.kinds import PeftWarning, Unknown, Wrong, refusals
 from studio.peft.layers import INJECTION, dress
-from studio.peft.prompts import note_sizes, prompt_config
 from studio.peft.saved_modules import drop_copy, give_copy
-from studio.peft.select import modules_named, names_in, select
 from studio.peft.tokens import TOKENS, add_tokens
-from studio.peft.translate import method_of, random_start, translate
 
 __all__ = ["Injection", "injection_of"]
 
@@ -116,7 +116,7 @@ class Injection:
             self._put(name, config, lambda: _attach(self.model, ours, name, calibrate, original))
             random_start_of(self, name)
             if config.is_prompt_learning:
-                note_sizes(self, name)
+                note_sizes(config, self.layers_of(name))
             else:
                 _warn_unsavable(self.model, name)
             if not autocast:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from studio.peft.configs import PeftConfig
+from studio.peft.configs.config import PeftConfig
 from studio.peft.kinds import PeftWarning, Wrong
 from studio.peft.layers import BaseTunerLayer
 from studio.peft.wrapper import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftMixedModel, PeftModel, model_class

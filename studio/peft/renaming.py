@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from studio.peft.configs.translate import foreign_of, method_of
 from studio.peft.kinds import Wrong
-from studio.peft.translate import foreign_of, method_of
 
 __all__ = ["build_peft_weight_mapping"]
 

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from studio.adapters import Adapter, detach, install
 from studio.adapters.contract.ranked import RankedConfig
-from studio.peft.configs import PeftConfig
+from studio.peft.configs.config import PeftConfig
+from studio.peft.configs.translate import exactly
 from studio.peft.contexts import base_of
 from studio.peft.folder import load_peft_weights
 from studio.peft.injection import Injection, injection_of
 from studio.peft.kinds import PeftWarning, Wrong, refusals
 from studio.peft.tensors import read_into
-from studio.peft.translate import exactly
 
 __all__ = [
     "check_hotswap_configs_compatible",

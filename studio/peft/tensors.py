@@ -20,12 +20,12 @@ from studio.files.peft import CONFIG_FILE
 from studio.files.reading import Reading, read_layers
 from studio.files.save import spelled
 from studio.files.soft import read_soft
+from studio.peft.configs.prompts import prompt_state
+from studio.peft.configs.select import ends_with, names_in
+from studio.peft.configs.translate import method_of
 from studio.peft.injection import Injection, injection_of
 from studio.peft.kinds import VERSION, refusals
-from studio.peft.prompts import prompt_state
-from studio.peft.select import ends_with, names_in
 from studio.peft.tokens import TOKEN_KEY, fill_tokens
-from studio.peft.translate import method_of
 
 __all__ = ["Keys", "adapts_embeddings", "get_state", "install_state", "read_into", "set_state"]
 
@@ -58,7 +58,7 @@ def get_state(model: nn.Module, name: str, *, prefix: str = PREFIX, embeddings: 
         injection.check(name)
         injection.bound()
         if injection.peft_config[name].is_prompt_learning:
-            return prompt_state(injection, name)
+            return prompt_state(injection.layers_of(name), name)
         found: dict[str, Tensor] = {}
         for core in injection.cores(name):
             _, tensors = spelled(model, core, FORMATS["peft"])

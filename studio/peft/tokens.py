@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from studio.adapters import METHODS, attach
+from studio.peft.configs.select import modules_named, names_in
+from studio.peft.configs.translate import exactly
 from studio.peft.kinds import Wrong
-from studio.peft.select import modules_named, names_in
-from studio.peft.translate import exactly
 
 if TYPE_CHECKING:
     from studio.peft.injection import Injection

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Final, cast
 from torch import nn
 
 from studio.adapters.training import on_step, penalty
-from studio.peft.configs import PeftConfig, config_for
+from studio.peft.configs.config import PeftConfig, config_for
 from studio.peft.injection import Injection
 from studio.peft.kinds import PeftType, Wrong
 from studio.peft.layers import INJECTION

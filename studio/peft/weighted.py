@@ -13,8 +13,8 @@ from torch import Tensor
 from studio.adapters import Adapter, LoRA, install
 from studio.adapters.combination import COMBINERS, truncated
 from studio.adapters.contract.ranked import RankedConfig
+from studio.peft.configs.translate import exactly
 from studio.peft.kinds import Wrong, refusals
-from studio.peft.translate import exactly
 
 if TYPE_CHECKING:
     from studio.peft.injection import Injection

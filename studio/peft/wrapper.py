@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from studio.adapters import Adapter, blended, sample_rows, trainable
 from studio.peft.card import write_card
-from studio.peft.configs import PeftConfig
+from studio.peft.configs.config import PeftConfig
 from studio.peft.folder import load_peft_weights, write_folder
 from studio.peft.injection import Injection
 from studio.peft.kinds import Wrong, refusals

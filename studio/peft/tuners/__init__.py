@@ -1,6 +1,6 @@
 """``peft.tuners``."""
 
-from studio.peft.method_configs import (
+from studio.peft.configs.methods import (
     AdaLoraConfig,
     BeftConfig,
     BOFTConfig,

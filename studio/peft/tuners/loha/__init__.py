@@ -1,6 +1,6 @@
 """``peft.tuners.loha``."""
 
+from studio.peft.configs.methods import LoHaConfig
 from studio.peft.layers import LoHaLayer
-from studio.peft.method_configs import LoHaConfig
 
 __all__ = ["LoHaConfig", "LoHaLayer"]

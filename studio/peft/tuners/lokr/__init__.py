@@ -1,6 +1,6 @@
 """``peft.tuners.lokr``."""
 
+from studio.peft.configs.methods import LoKrConfig
 from studio.peft.layers import LoKrLayer
-from studio.peft.method_configs import LoKrConfig
 
 __all__ = ["LoKrConfig", "LoKrLayer"]

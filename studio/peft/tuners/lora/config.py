@@ -1,5 +1,5 @@
 """``peft.tuners.lora.config``."""
 
-from studio.peft.method_configs import CordaConfig, EvaConfig, LoftQConfig, LoraConfig, LoraRuntimeConfig
+from studio.peft.configs.methods import CordaConfig, EvaConfig, LoftQConfig, LoraConfig, LoraRuntimeConfig
 
 __all__ = ["CordaConfig", "EvaConfig", "LoftQConfig", "LoraConfig", "LoraRuntimeConfig"]

@@ -19,7 +19,7 @@ from studio.peft.places import folder_of
 __all__ = ["PEFT_TYPE_TO_CONFIG_MAPPING", "PeftConfig", "PromptLearningConfig", "config_for", "get_peft_config"]
 
 PEFT_TYPE_TO_CONFIG_MAPPING: Final[dict[PeftType, type[PeftConfig]]] = {}
-"""PEFT's word for a method -> its config class; filled by :mod:`studio.peft.method_configs`."""
+"""PEFT's word for a method -> its config class; filled by :mod:`studio.peft.configs.methods`."""
 
 _NOT_SAVED: Final = ("runtime_config",)
 _OFF: Final[tuple[Any, ...]] = (None, False, 0, 0.0, "", "none", [], {})

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, TypeVar
 
-from studio.peft.configs import (
+from studio.peft.configs.config import (
     PEFT_TYPE_TO_CONFIG_MAPPING,
     LayeredConfig,
     PeftConfig,

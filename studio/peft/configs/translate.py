@@ -14,10 +14,10 @@ from torch import nn
 from studio.adapters import METHODS, AdapterConfig, Foreign, Site, site_of
 from studio.adapters.contract.ranked import RankedConfig
 from studio.errors import nearest
-from studio.peft.configs import PeftConfig, PromptLearningConfig
-from studio.peft.defaults import default_feedforward, default_targets
+from studio.peft.configs.config import PeftConfig, PromptLearningConfig
+from studio.peft.configs.defaults import default_feedforward, default_targets
+from studio.peft.configs.select import ends_with
 from studio.peft.kinds import PeftWarning, Wrong
-from studio.peft.select import ends_with
 
 __all__ = ["INIT_FIELDS", "foreign_of", "method_of", "random_start", "translate"]
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor, nn
 
-from studio.adapters import AdapterConfig
+from studio.adapters import Adapter, AdapterConfig
 from studio.adapters.sites.language import ModelSite, is_language_model
 from studio.adapters.tokens.contract import TokenAdapter, refusal, text_tokens
 from studio.errors import UnsupportedLayer
 from studio.files.soft import peft_form, soft_config
 from studio.peft.kinds import Wrong
 
-if TYPE_CHECKING:
-    from studio.peft.injection import Injection
-
-__all__ = ["prompt_config", "prompt_state"]
+__all__ = ["note_sizes", "prompt_config", "prompt_state"]
 
 
 def prompt_config(config: Any, model: nn.Module) -> AdapterConfig:
@@ -60,21 +58,28 @@ def _start(config: Any, model: nn.Module) -> dict[str, Any]:
     raise Wrong(f"prompt_tuning_init={word!r} starts from another task's file; load that adapter instead")
 
 
-def note_sizes(injection: Injection, name: str) -> None:
-    """Writes into the config what PEFT reads off the model: width, heads, layers."""
-    for _, adapter in injection.layers_of(name):
+def note_sizes(config: Any, adapters: Iterable[tuple[str, Adapter]]) -> None:
+    """Writes into a config what PEFT reads off the model: width, heads, layers.
+
+    Args:
+        config: PEFT's. adapters: path -> adapter, those of the config.
+    """
+    for _, adapter in adapters:
         assert isinstance(adapter, TokenAdapter)
         site = adapter.site
-        config: Any = injection.peft_config[name]
         config.token_dim = site.rows
         config.num_attention_heads = int(getattr(site.config, "num_attention_heads", 1))
         config.num_layers = int(getattr(site.config, "num_hidden_layers", 1))
         config.num_transformer_submodules = 2 if getattr(adapter.config, "decoder", False) else 1
 
 
-def prompt_state(injection: Injection, name: str) -> dict[str, Tensor]:
-    """Returns an adapter's tensors under PEFT's names."""
-    for _, adapter in injection.layers_of(name):
+def prompt_state(adapters: Iterable[tuple[str, Adapter]], name: str) -> dict[str, Tensor]:
+    """Returns an adapter's tensors under PEFT's names.
+
+    Raises:
+        Wrong: it has no virtual tokens.
+    """
+    for _, adapter in adapters:
         assert isinstance(adapter, TokenAdapter)
         return peft_form(adapter)[1]
     raise Wrong(f"{name!r} has no virtual tokens")
