@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import doctest
 import importlib
-import os
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from product import SOURCES
+
+NAMES = [name for name, file in SOURCES.items() if ">>> " in file.read_text(encoding="utf-8")]
 
 
-def modules() -> list[str]:
-    found = []
-    for folder in ("studio", "trainers", "pipelines", "datasets"):
-        package = folder if folder == "studio" else f"studio.{folder}"
-        for place, _, names in os.walk(ROOT / folder):
-            for name in names:
-                file = Path(place, name)
-                if file.suffix == ".py" and ">>> " in file.read_text(encoding="utf-8"):
-                    parts = file.relative_to(ROOT / folder).with_suffix("").parts
-                    found.append(".".join([package, *(part for part in parts if part != "__init__")]))
-    return sorted(found)
-
-
-@pytest.mark.parametrize("name", modules())
+@pytest.mark.parametrize("name", [*NAMES, "arrows"])
 def test_examples_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # what an example writes, it writes here
     module = importlib.import_module(name)
