@@ -12,7 +12,7 @@ from product import SOURCES
 NAMES = [name for name, file in SOURCES.items() if ">>> " in file.read_text(encoding="utf-8")]
 
 
-@pytest.mark.parametrize("name", [*NAMES, "arrows"])
+@pytest.mark.parametrize("name", [*NAMES, "arrows", "ratchet"])
 def test_examples_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # what an example writes, it writes here
     module = importlib.import_module(name)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from arrows import arrows_of, circles, draw
-from product import LINKED, ROOT, SOURCES, TREES
+from product import LINKED, ROOT, SOURCES, TREES, listed
 from studio.packages import EXTRAS
 
 if sys.version_info >= (3, 11):
@@ -258,13 +258,8 @@ def public_names() -> list[tuple[str, str, ast.AST]]:
     """Functions, classes and their public methods that a module lists in ``__all__``."""
     found = []
     for name, tree in TREES.items():
-        listed: set[str] = set()
         for node in tree.body:
-            targets = node.targets if isinstance(node, ast.Assign) else []
-            if any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets):
-                listed = {item.value for item in getattr(node.value, "elts", []) if isinstance(item, ast.Constant)}
-        for node in tree.body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in listed:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in listed(tree):
                 found.append((name, node.name, node))
     return found
 

@@ -6,7 +6,7 @@ import ast
 import os
 from pathlib import Path
 
-__all__ = ["LINKED", "ROOT", "SOURCES", "TREES"]
+__all__ = ["LINKED", "ROOT", "SOURCES", "TREES", "listed"]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LINKED = ("trainers", "pipelines", "datasets")
@@ -28,3 +28,12 @@ SOURCES = _sources()
 """Import name -> file, of every module."""
 TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in SOURCES.items()}
 """Import name -> syntax tree."""
+
+
+def listed(tree: ast.Module) -> set[str]:
+    """Returns the names in a module's ``__all__``."""
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets):
+            return {item.value for item in getattr(node.value, "elts", []) if isinstance(item, ast.Constant)}
+    return set()
