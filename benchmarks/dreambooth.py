@@ -30,8 +30,8 @@ from studio.adapters.targets.find import find_targets
 from studio.families import components
 from studio.pipelines import ImagePipeline, contact_sheet
 from studio.trainers import DreamBooth, train
-from studio.trainers.optimizer import adamw, set_rates
-from studio.trainers.plan import Plan
+from studio.trainers.loop.optimizer import adamw, set_rates
+from studio.trainers.loop.plan import Plan
 
 SUBJECTS = ("robot", "penguin", "teddy bear", "hamburger")
 SHOWN = ("white", "yellow")

@@ -25,9 +25,9 @@ import torch
 from studio.adapters import METHODS
 from studio.families.causal import facts_file, open_language_base
 from studio.trainers import CausalLM, train
-from studio.trainers.mode import training_mode
-from studio.trainers.optimizer import adamw, set_rates
-from studio.trainers.plan import Plan
+from studio.trainers.loop.mode import training_mode
+from studio.trainers.loop.optimizer import adamw, set_rates
+from studio.trainers.loop.plan import Plan
 
 COMPARED: Final = ("lora", "ia3", "prompttuning", "prefixtuning")
 """The methods that are shown where none are asked for."""

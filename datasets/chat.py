@@ -9,7 +9,7 @@ Four forms of a line, which may be mixed:
 - ``{"prompt": "...", "completion": "..."}``: plain text, no template; the completion is learned;
 - ``{"text": "..."}``: plain text, all of which is learned.
 
-How they become token numbers is in :mod:`studio.trainers.texts`.
+How they become token numbers is in :mod:`studio.trainers.language.texts`.
 """
 
 from __future__ import annotations

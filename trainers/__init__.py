@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from studio.trainers.causal_lm import CausalLM
 from studio.trainers.dreambooth import DreamBooth
-from studio.trainers.guard import NotFinite
-from studio.trainers.loop import train
-from studio.trainers.plan import Plan
-from studio.trainers.run import Run
+from studio.trainers.loop.guard import NotFinite
+from studio.trainers.loop.plan import Plan
+from studio.trainers.loop.run import Run
+from studio.trainers.loop.task import Lesson, Loss, Task
+from studio.trainers.loop.training import train
 from studio.trainers.style import Style
-from studio.trainers.task import Lesson, Loss, Task
 
 __all__ = ["CausalLM", "DreamBooth", "Lesson", "Loss", "NotFinite", "Plan", "Run", "Style", "Task", "train"]

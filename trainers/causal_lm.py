@@ -14,11 +14,11 @@ from studio.config import check
 from studio.device import choose_device, choose_dtype
 from studio.errors import BadConfig, BadFile, DoesNotFit
 from studio.families.causal import LANGUAGE_BASES, LanguageBase, open_language_base
-from studio.trainers.causal import Causal, Shown
-from studio.trainers.plan import Plan
+from studio.trainers.language.causal import Causal, Shown
+from studio.trainers.language.texts import Encoded, encode, marked, question
+from studio.trainers.loop.plan import Plan
+from studio.trainers.loop.task import Say
 from studio.trainers.recipes import RATE_FACTORS, recipe_for
-from studio.trainers.task import Say
-from studio.trainers.texts import Encoded, encode, marked, question
 
 if TYPE_CHECKING:
     from studio.datasets.chat import Sample, Samples
@@ -82,7 +82,7 @@ class CausalLM:
             raise BadConfig(f"name={self.name!r}: use letters, digits, '_' and '-'")
 
     def open(self, adapter: AdapterConfig | None, plan: Plan, say: Say) -> Causal:
-        """See :meth:`studio.trainers.task.Task.open`."""
+        """See :meth:`studio.trainers.loop.task.Task.open`."""
         from studio.datasets.chat import read_samples, samples_digest
 
         device = choose_device(plan.device)

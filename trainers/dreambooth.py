@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from studio.errors import BadConfig, DoesNotFit, nearest
-from studio.trainers.draws import Draws
+from studio.trainers.image.latents import Pictures
+from studio.trainers.image.prior import PRIORS, ClassPictures, Prior
 from studio.trainers.image_task import ImageTask, Opened
-from studio.trainers.pictures import Pictures
-from studio.trainers.prior import PRIORS, ClassPictures, Prior
+from studio.trainers.loop.draws import Draws
 
 if TYPE_CHECKING:
     from studio.datasets.folder import ImageItem

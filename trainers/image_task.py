@@ -14,14 +14,14 @@ from studio.config import check, plain
 from studio.device import choose_device, choose_dtype
 from studio.errors import BadConfig, DoesNotFit
 from studio.families import BASES, Base, open_base
-from studio.trainers.diffusion import Diffusion, Previews
-from studio.trainers.objective import Objective
-from studio.trainers.pictures import Pictures, picture_size
-from studio.trainers.plan import Plan
-from studio.trainers.prior import Prior, cache_folder
-from studio.trainers.prompts import Prompts
+from studio.trainers.image.diffusion import Diffusion, Previews
+from studio.trainers.image.latents import Pictures, picture_size
+from studio.trainers.image.objective import Objective
+from studio.trainers.image.prior import Prior, cache_folder
+from studio.trainers.image.prompts import Prompts
+from studio.trainers.loop.plan import Plan
+from studio.trainers.loop.task import Say
 from studio.trainers.recipes import RATE_FACTORS, ImageRecipe, recipe_for
-from studio.trainers.task import Say
 
 __all__ = ["ImageTask", "Opened", "checked_previews"]
 
@@ -57,7 +57,7 @@ class ImageTask(ABC):
         flip: mirror half of the draws (leave it off for anything with a left and a right).
         text_encoder: adapt the text encoder too.
         text_encoder_learning_rate: its rate.
-        weighting: name of the loss weighting (:data:`studio.trainers.objective.WEIGHTINGS`).
+        weighting: name of the loss weighting (:data:`studio.trainers.image.objective.WEIGHTINGS`).
         gamma: γ of min-SNR.
         preview_prompts: what previews show; None: a prompt or two with the trigger; empty: no previews.
         preview_seeds: every prompt is shown with each of these.
@@ -103,7 +103,7 @@ class ImageTask(ABC):
         """Returns the prompts of previews where none were given."""
 
     def open(self, adapter: AdapterConfig | None, plan: Plan, say: Say) -> Diffusion:
-        """See :meth:`studio.trainers.task.Task.open`."""
+        """See :meth:`studio.trainers.loop.task.Task.open`."""
         from studio.datasets.cache import content_key
 
         device = choose_device(plan.device)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from studio.errors import BadConfig
+from studio.trainers.image.latents import Pictures
+from studio.trainers.image.prior import Prior
 from studio.trainers.image_task import ImageTask, Opened
-from studio.trainers.pictures import Pictures
-from studio.trainers.prior import Prior
 
 __all__ = ["Style"]
 

@@ -15,8 +15,8 @@ from studio.commands.settings import gather
 from studio.config import build, plain
 from studio.errors import BadConfig, DoesNotFit, UnknownName, UnsupportedLayer
 from studio.trainers import DreamBooth, Plan, train
-from studio.trainers.diffusion import Diffusion
-from studio.trainers.optimizer import Average, adamw, hand_on
+from studio.trainers.image.diffusion import Diffusion
+from studio.trainers.loop.optimizer import Average, adamw, hand_on
 
 CONFIGS = {
     "lora": LoRA(rank=2),

@@ -345,7 +345,8 @@ def test_covariance_is_of_all_inputs() -> None:
 
 @pytest.mark.parametrize("init", ["eva", "corda"])
 def test_a_run_starts_from_its_own_data_and_resumes(tmp_path, tiny_base, photos, init, monkeypatch) -> None:
-    from studio.trainers import DreamBooth, loop, train
+    from studio.trainers import DreamBooth, train
+    from studio.trainers.loop import training
 
     task = DreamBooth(
         base=tiny_base, instance_images=photos, instance_prompt="a photo of sks robot", preview_prompts=(), prior="none"
@@ -355,15 +356,15 @@ def test_a_run_starts_from_its_own_data_and_resumes(tmp_path, tiny_base, photos,
         "quiet": True, "cache": str(tmp_path / "cache"), "checkpoint_every": 1,
     }  # fmt: skip
     whole = train(task, output=tmp_path / "a", **settings)
-    step = loop.Training._step
+    step = training.Training._step
 
-    def stopped(self: loop.Training, done: int) -> dict[str, float]:
+    def stopped(self: training.Training, done: int) -> dict[str, float]:
         if done == 3:
             raise KeyboardInterrupt
         return step(self, done)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(loop.Training, "_step", stopped)
+        patched.setattr(training.Training, "_step", stopped)
         train(task, output=tmp_path / "b", **settings)
     again = train(task, output=tmp_path / "b", **settings)
     assert again.adapter.read_bytes() == whole.adapter.read_bytes()

@@ -15,7 +15,7 @@ from studio.adapters import AdaLoRA
 from studio.adapters.training import layers, on_step, penalty
 from studio.errors import BadConfig, DoesNotFit
 from studio.trainers import DreamBooth, train
-from studio.trainers.diffusion import Diffusion
+from studio.trainers.image.diffusion import Diffusion
 
 peft = pytest.importorskip("peft")
 

@@ -12,7 +12,7 @@ from studio.adapters import DeltaLoRA
 from studio.adapters.training import on_step, scratch
 from studio.errors import BadConfig
 from studio.trainers import DreamBooth, train
-from studio.trainers.diffusion import Diffusion
+from studio.trainers.image.diffusion import Diffusion
 
 LAYERS = {
     "linear": (lambda: nn.Linear(6, 9), lambda: torch.randn(4, 6)),

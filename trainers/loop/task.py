@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from torch import Tensor
 
 from studio.adapters import AdapterConfig
-from studio.trainers.plan import Plan
+from studio.trainers.loop.plan import Plan
 
 if TYPE_CHECKING:
     from PIL.Image import Image

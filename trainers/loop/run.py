@@ -27,11 +27,11 @@ from typing import Any, Final
 from studio.atomic import atomic_path, atomic_write
 from studio.config import differences, plain, read_toml, to_toml
 from studio.errors import BadFile, DoesNotFit
-from studio.trainers import checkpoint
-from studio.trainers.lock import locked
-from studio.trainers.plan import FREE
-from studio.trainers.preview import read_measures
-from studio.trainers.task import Lesson
+from studio.trainers.loop import checkpoint
+from studio.trainers.loop.lock import locked
+from studio.trainers.loop.plan import FREE
+from studio.trainers.loop.preview import read_measures
+from studio.trainers.loop.task import Lesson
 
 __all__ = ["Run", "RunFolder", "claim", "sha256"]
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from studio.errors import BadConfig, DoesNotFit, UnknownName
-from studio.trainers.draws import Draws, sample_numbers
-from studio.trainers.objective import PREDICTIONS, WEIGHTINGS, Objective, noisy, row_losses, snr_of
+from studio.trainers.image.objective import PREDICTIONS, WEIGHTINGS, Objective, noisy, row_losses, snr_of
+from studio.trainers.loop.draws import Draws, sample_numbers
 
 ALPHAS = torch.linspace(0.9991, 0.0047, 1000, dtype=torch.float64)  # the ends of Stable Diffusion's schedule
 SNR = ALPHAS / (1 - ALPHAS)

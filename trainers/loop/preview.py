@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from studio.atomic import atomic_write
-from studio.trainers.task import Lesson
+from studio.trainers.loop.task import Lesson
 
 __all__ = ["preview_files", "read_measures", "save_previews"]
 

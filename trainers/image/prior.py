@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Final
 
 from studio.families import Base
-from studio.trainers.draws import Draws
-from studio.trainers.pictures import Pictures
-from studio.trainers.task import Say
+from studio.trainers.image.latents import Pictures
+from studio.trainers.loop.draws import Draws
+from studio.trainers.loop.task import Say
 
 __all__ = ["PRIORS", "ClassPictures", "Prior", "cache_folder"]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from studio.adapters import Adapter
 from studio.adapters.contract.starts import padded
 from studio.errors import UnsupportedLayer
-from studio.trainers.plan import Plan
+from studio.trainers.loop.plan import Plan
 
 __all__ = ["OPTIMIZERS", "Average", "LoRAFA", "Work", "adamw", "hand_on", "set_rates"]
 

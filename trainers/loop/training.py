@@ -18,16 +18,16 @@ from studio.adapters.grow import rehearse_growth
 from studio.adapters.training import layers, on_step, penalty, scratch
 from studio.errors import DoesNotFit
 from studio.families import components
-from studio.trainers import checkpoint, report
-from studio.trainers.draws import sample_numbers
-from studio.trainers.guard import NotFinite, check_moved, check_trainable, find_not_finite, interruptible
-from studio.trainers.log import Log, console
-from studio.trainers.mode import accelerator_for, chance, training_mode
-from studio.trainers.optimizer import OPTIMIZERS, Average, Work, hand_on, set_rates
-from studio.trainers.plan import Plan
-from studio.trainers.preview import save_previews
-from studio.trainers.run import Run, RunFolder, claim
-from studio.trainers.task import Lesson, Task
+from studio.trainers.loop import checkpoint, report
+from studio.trainers.loop.draws import sample_numbers
+from studio.trainers.loop.guard import NotFinite, check_moved, check_trainable, find_not_finite, interruptible
+from studio.trainers.loop.log import Log, console
+from studio.trainers.loop.mode import accelerator_for, chance, training_mode
+from studio.trainers.loop.optimizer import OPTIMIZERS, Average, Work, hand_on, set_rates
+from studio.trainers.loop.plan import Plan
+from studio.trainers.loop.preview import save_previews
+from studio.trainers.loop.run import Run, RunFolder, claim
+from studio.trainers.loop.task import Lesson, Task
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from studio.atomic import atomic_write
-from studio.trainers.curve import curve, running_mean, smoothing
-from studio.trainers.preview import preview_files, read_measures
-from studio.trainers.run import RunFolder, sha256
-from studio.trainers.task import Lesson
+from studio.trainers.loop.curve import curve, running_mean, smoothing
+from studio.trainers.loop.preview import preview_files, read_measures
+from studio.trainers.loop.run import RunFolder, sha256
+from studio.trainers.loop.task import Lesson
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

@@ -13,8 +13,8 @@ from studio.errors import BadConfig, BadFile, DoesNotFit
 from studio.families.causal import open_language_base
 from studio.files import inspect
 from studio.trainers import CausalLM, train
-from studio.trainers.causal import Causal
-from studio.trainers.plan import Plan
+from studio.trainers.language.causal import Causal
+from studio.trainers.loop.plan import Plan
 
 PAIRS = [("France", "Paris"), ("Mali", "Bamako"), ("Peru", "Lima"), ("Chad", "N'Djamena"), ("Fiji", "Suva")]
 STEPS = 6

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from studio.adapters import AdapterConfig, blended
 from studio.families import Base, Conditioning, components
-from studio.trainers.draws import Draws
-from studio.trainers.mode import checkpoint_gradients, checkpoints_gradients, evaluating
-from studio.trainers.objective import Objective
-from studio.trainers.pictures import Pictures
-from studio.trainers.plan import Plan
-from studio.trainers.prior import Prior
-from studio.trainers.prompts import Prompts
-from studio.trainers.task import Loss, Say
+from studio.trainers.image.latents import Pictures
+from studio.trainers.image.objective import Objective
+from studio.trainers.image.prior import Prior
+from studio.trainers.image.prompts import Prompts
+from studio.trainers.loop.draws import Draws
+from studio.trainers.loop.mode import checkpoint_gradients, checkpoints_gradients, evaluating
+from studio.trainers.loop.plan import Plan
+from studio.trainers.loop.task import Loss, Say
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,7 +48,7 @@ class Previews:
 
 @dataclass
 class Diffusion:
-    r"""An opened diffusion task (a :class:`~studio.trainers.task.Lesson`).
+    r"""An opened diffusion task (a :class:`~studio.trainers.loop.task.Lesson`).
 
     The loss of a micro-batch of B samples is ``mean(instance rows) + λ mean(prior rows)``, where a row's loss is
     ``weight(t) · mean((prediction − target)²)``. Both halves are rows of one forward pass, each row with its own
@@ -56,7 +56,7 @@ class Diffusion:
 
     Args:
         base: the base.
-        adapter, name, plan, rates, settings, recorded, inputs, notes: see :class:`~studio.trainers.task.Lesson`.
+        adapter, name, plan, rates, settings, recorded, inputs, notes: see :class:`~studio.trainers.loop.task.Lesson`.
         objective: noise schedule, target and weights.
         pictures: the instance pictures.
         captions_of: the caption of each picture.

@@ -13,8 +13,8 @@ from studio.adapters import IA3, AdaLoRA, DoRA, LoHa, LoRA
 from studio.adapters.training import layers
 from studio.errors import BadConfig, UnsupportedLayer
 from studio.trainers import DreamBooth, Plan, train
-from studio.trainers.diffusion import Diffusion
-from studio.trainers.optimizer import OPTIMIZERS, LoRAFA, Work
+from studio.trainers.image.diffusion import Diffusion
+from studio.trainers.loop.optimizer import OPTIMIZERS, LoRAFA, Work
 
 peft = pytest.importorskip("peft")
 

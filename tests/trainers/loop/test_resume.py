@@ -15,10 +15,11 @@ import torch
 
 from studio.adapters import LoRA
 from studio.errors import BadFile, DoesNotFit
-from studio.trainers import DreamBooth, checkpoint, train
-from studio.trainers.diffusion import Diffusion
-from studio.trainers.lock import locked
-from studio.trainers.run import claim
+from studio.trainers import DreamBooth, train
+from studio.trainers.image.diffusion import Diffusion
+from studio.trainers.loop import checkpoint
+from studio.trainers.loop.lock import locked
+from studio.trainers.loop.run import claim
 
 STEPS = 6
 
@@ -193,7 +194,7 @@ def test_a_live_run_is_refused_and_a_dead_ones_lock_is_not(tmp_path):
         pass
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
-        from studio.trainers.lock import _started
+        from studio.trainers.loop.lock import _started
 
         holder = {"pid": child.pid, "started": _started(child.pid), "host": os.uname().nodename}
         (tmp_path / "lock").write_text(json.dumps(holder))

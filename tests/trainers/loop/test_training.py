@@ -15,9 +15,9 @@ from studio.adapters import IA3, DoRA, LoKr, LoRA
 from studio.errors import BadConfig, BadFile, DoesNotFit, NoTargets, NothingTrained
 from studio.families import components, open_base
 from studio.trainers import DreamBooth, NotFinite, Plan, Style, train
-from studio.trainers.guard import check_moved, check_trainable
+from studio.trainers.loop.guard import check_moved, check_trainable
+from studio.trainers.loop.run import sha256
 from studio.trainers.recipes import RECIPES
-from studio.trainers.run import sha256
 
 PROMPT, CLASS = "a photo of sks robot", "a photo of robot"
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from studio.errors import BadConfig, DoesNotFit
 from studio.families import Base
-from studio.trainers.draws import Draws
+from studio.trainers.loop.draws import Draws
 
 if TYPE_CHECKING:
     from studio.datasets.cache import TensorCache

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from studio.adapters import AdapterConfig
 from studio.families.causal import LanguageBase
-from studio.trainers.draws import Draws
-from studio.trainers.mode import checkpoint_gradients, checkpoints_gradients, evaluating
-from studio.trainers.plan import Plan
-from studio.trainers.task import Loss, Say
-from studio.trainers.texts import IGNORED, Encoded, batch, question
+from studio.trainers.language.texts import IGNORED, Encoded, batch, question
+from studio.trainers.loop.draws import Draws
+from studio.trainers.loop.mode import checkpoint_gradients, checkpoints_gradients, evaluating
+from studio.trainers.loop.plan import Plan
+from studio.trainers.loop.task import Loss, Say
 
 if TYPE_CHECKING:
     from studio.datasets.chat import Sample
@@ -44,7 +44,7 @@ class Shown:
 
 @dataclass
 class Causal:
-    r"""An opened task on a causal language model (a :class:`~studio.trainers.task.Lesson`).
+    r"""An opened task on a causal language model (a :class:`~studio.trainers.loop.task.Lesson`).
 
     The loss of B samples is ``Σ −log p(token) / (B m)``, the sum over their learned tokens and ``m`` the mean number of
     learned tokens per sample of the whole data set. All tokens weigh the same, whatever batch they are drawn in, and
@@ -52,7 +52,7 @@ class Causal:
 
     Args:
         base: the base.
-        adapter, name, plan, rates, settings, recorded, inputs, notes: see :class:`~studio.trainers.task.Lesson`.
+        adapter, name, plan, rates, settings, recorded, inputs, notes: see :class:`~studio.trainers.loop.task.Lesson`.
         samples: what is trained on.
         held_out: what is measured on, in a fixed order.
         previews: what previews ask.

@@ -1,0 +1,1 @@
+"""What the tasks on image models share: pictures as latents, prompts, the objective, the prior, the lesson."""
