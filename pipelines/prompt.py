@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,25 +97,29 @@ class _Reader:
             raise self._unknown(name)
         values = [part.strip() for value in values for part in value.split(",")]
         numbers = [value for value in values if "=" not in value]
-        named = [value for value in values if "=" in value]
         if len(numbers) > (2 if a1111 else 1):
             hint = f"<{name}:{self.denoiser}=0.8,{self.encoders[0]}=0.3>" if self.encoders else f"<{name}:0.8>"
             raise self.malformed(inside, f"it has too many numbers; per component it is {hint}")
-        strengths = [self._number(inside, number) for number in numbers]
-        components: dict[str, Any] = {}
-        if len(strengths) == 2:
-            components = {**dict.fromkeys(self.encoders, strengths[0]), self.denoiser: strengths[1]}
-        for pair in named:
-            key, _, number = pair.partition("=")
-            for component in self._components(inside, key.strip()):
-                components[component] = self._number(inside, number)
-        value = strengths[0] if len(strengths) == 1 else 1.0
-        if not components:
-            return name, value
-        if a1111 and len(strengths) == 1:  # there, a part named replaces the number instead of multiplying it
-            components = {part: components.get(part, value) for part in (*self.encoders, self.denoiser)}
+        named = [value for value in values if "=" in value]
+        return name, self._strength([self._number(inside, n) for n in numbers], self._named(inside, named), a1111)
+
+    def _named(self, inside: str, pairs: Iterable[str]) -> dict[str, Any]:
+        """Component -> number, of ``unet=0.8``, ``te=0.3``."""
+        found: dict[str, Any] = {}
+        for key, _, number in (pair.partition("=") for pair in pairs):
+            found |= dict.fromkeys(self._components(inside, key.strip()), self._number(inside, number))
+        return found
+
+    def _strength(self, numbers: Sequence[float], named: Mapping[str, Any], a1111: bool) -> float | Strength:
+        if len(numbers) == 2:  # text encoders, then denoiser
+            named = {**dict.fromkeys(self.encoders, numbers[0]), self.denoiser: numbers[1], **named}
+        value = numbers[0] if len(numbers) == 1 else 1.0
+        if not named:
+            return value
+        if a1111 and len(numbers) == 1:  # there, a part named replaces the number instead of multiplying it
+            named = {part: named.get(part, value) for part in (*self.encoders, self.denoiser)}
             value = 1.0
-        return name, Strength(value, **components)
+        return Strength(value, **named)
 
     def _components(self, inside: str, key: str) -> tuple[str, ...]:
         if key == "te":

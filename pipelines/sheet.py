@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from studio.errors import BadConfig
+from studio.pipelines.lettering import line_height, text_width, typeface, wrap, write
 
 __all__ = ["before_after", "contact_sheet"]
 
@@ -124,47 +125,102 @@ class _Sheet:
     title: str
     subtitle: str
 
+    @cached_property
+    def rows(self) -> list[range]:
+        """The indices of the pictures of each row."""
+        count = len(self.images)
+        return [range(first, min(first + self.columns, count)) for first in range(0, count, self.columns)]
+
+    @cached_property
+    def widths(self) -> list[int]:
+        return [max(image.width for image in self.images[column :: self.columns]) for column in range(self.columns)]
+
+    @cached_property
+    def heights(self) -> list[int]:
+        return [max(self.images[index].height for index in row) for row in self.rows]
+
+    @cached_property
+    def fonts(self) -> tuple[Any, Any, Any]:
+        """Of labels, of the labels of rows, of the title; they grow with the pictures."""
+        size = max(15, min(min(self.widths) // 12, 30))
+        return typeface(size), typeface(round(size * 1.1)), typeface(round(size * 1.6))
+
+    @cached_property
+    def gap(self) -> int:
+        return max(10, min(self.widths) // 16)
+
+    @cached_property
+    def margin(self) -> int:
+        return max(24, min(self.widths) // 8)
+
+    @cached_property
+    def below(self) -> list[list[str]]:
+        """The lines below each picture."""
+        return [wrap(label, self.fonts[0], self.widths[n % self.columns]) for n, label in enumerate(self.labels)]
+
+    @cached_property
+    def above(self) -> list[list[str]]:
+        """The lines above each column."""
+        return [wrap(text, self.fonts[0], w) for text, w in zip(self.column_labels, self.widths, strict=False)]
+
+    @cached_property
+    def beside(self) -> list[list[str]]:
+        """The lines left of each row."""
+        return [wrap(label, self.fonts[1], max(min(self.widths), 120)) for label in self.row_labels]
+
+    @cached_property
+    def lefts(self) -> list[int]:
+        """Where each column begins."""
+        band = max((text_width(self.fonts[1], part) for lines in self.beside for part in lines), default=0)
+        left = self.margin + (band + round(self.gap * 1.5) if self.beside else 0)
+        return [left + sum(self.widths[:column]) + column * self.gap for column in range(self.columns)]
+
+    @cached_property
+    def width(self) -> int:
+        return self.lefts[-1] + self.widths[-1] + self.margin
+
+    @cached_property
+    def head(self) -> tuple[list[str], list[str]]:
+        """The lines of the title and of the subtitle."""
+        room = self.width - 2 * self.margin
+        return wrap(self.title, self.fonts[2], room), wrap(self.subtitle, self.fonts[0], room)
+
+    @cached_property
+    def tops(self) -> list[int]:
+        """Where each row's pictures begin, and where the next row would."""
+        text, _, large = self.fonts
+        head = len(self.head[0]) * line_height(large) + len(self.head[1]) * line_height(text)
+        band = max((len(lines) for lines in self.above), default=0) * line_height(text)
+        tops = [self.margin + (head + self.gap if head else 0) + (band + self.gap // 2 if band else 0)]
+        for row, height in zip(self.rows, self.heights, strict=True):
+            band = max((len(self.below[index]) for index in row if self.below), default=0) * line_height(text)
+            tops.append(tops[-1] + height + (band + self.gap // 2 if band else 0) + self.gap)
+        return tops
+
     def draw(self) -> Image.Image:
-        count = self.columns
-        rows = [range(first, min(first + count, len(self.images))) for first in range(0, len(self.images), count)]
-        widths = [max(image.width for image in self.images[column::count]) for column in range(count)]
-        heights = [max(self.images[index].height for index in row) for row in rows]
-        size = max(15, min(min(widths) // 12, 30))
-        text, strong, head = _font(size), _font(round(size * 1.1)), _font(round(size * 1.6))
-        gap, margin, line = max(10, min(widths) // 16), max(24, min(widths) // 8), _line(text)
-
-        labels = [_wrap(label, text, widths[index % count]) for index, label in enumerate(self.labels)]
-        tops = [_wrap(label, text, width) for label, width in zip(self.column_labels, widths, strict=False)]
-        sides = [_wrap(label, strong, max(min(widths), 120)) for label in self.row_labels]
-        below = [max((len(labels[index]) for index in row if labels), default=0) * line for row in rows]
-        top_band = max((len(lines) for lines in tops), default=0) * line
-        side_band = max((_width(strong, part) for lines in sides for part in lines), default=0)
-        left = margin + (side_band + round(gap * 1.5) if sides else 0)
-        lefts = [left + sum(widths[:column]) + column * gap for column in range(count)]
-        whole = lefts[-1] + widths[-1] + margin
-        titles = _wrap(self.title, head, whole - 2 * margin)
-        subtitles = _wrap(self.subtitle, text, whole - 2 * margin)
-        title_band = len(titles) * _line(head) + len(subtitles) * line
-        top = margin + (title_band + gap if title_band else 0) + (top_band + gap // 2 if top_band else 0)
-        steps = [height + (band + gap // 2 if band else 0) + gap for height, band in zip(heights, below, strict=True)]
-        sheet = Image.new("RGB", (whole, top + sum(steps) - gap + margin), PAPER)
+        sheet = Image.new("RGB", (self.width, self.tops[-1] - self.gap + self.margin), PAPER)
         pen = ImageDraw.Draw(sheet)
-
-        y = _write(pen, margin, margin, titles, head, INK)
-        _write(pen, margin, y, subtitles, text, QUIET)
-        for column, lines in enumerate(tops):
-            y = top - gap // 2 - len(lines) * line
-            _write(pen, lefts[column], y, lines, text, INK, centre=widths[column])
-        for number, row in enumerate(rows):
-            y, height = top + sum(steps[:number]), heights[number]
-            if sides:
-                _write(pen, margin, y + (height - len(sides[number]) * _line(strong)) // 2, sides[number], strong, INK)
-            for index in row:
-                x, width = lefts[index % count], widths[index % count]
-                _put(sheet, pen, self.images[index], x + width // 2, y + height // 2)
-                if labels:
-                    _write(pen, x, y + height + gap // 2, labels[index], text, QUIET, centre=width)
+        text, _, large = self.fonts
+        y = write(pen, self.margin, self.margin, self.head[0], large, INK)
+        write(pen, self.margin, y, self.head[1], text, QUIET)
+        for column, lines in enumerate(self.above):
+            y = self.tops[0] - self.gap // 2 - len(lines) * line_height(text)
+            write(pen, self.lefts[column], y, lines, text, INK, centre=self.widths[column])
+        for number in range(len(self.rows)):
+            self._draw_row(sheet, pen, number)
         return sheet
+
+    def _draw_row(self, sheet: Image.Image, pen: ImageDraw.ImageDraw, number: int) -> None:
+        y, height = self.tops[number], self.heights[number]
+        text, strong, _ = self.fonts
+        if self.beside:
+            lines = self.beside[number]
+            write(pen, self.margin, y + (height - len(lines) * line_height(strong)) // 2, lines, strong, INK)
+        for index in self.rows[number]:
+            x, width = self.lefts[index % self.columns], self.widths[index % self.columns]
+            _put(sheet, pen, self.images[index], x + width // 2, y + height // 2)
+            if self.below:
+                write(pen, x, y + height + self.gap // 2, self.below[index], text, QUIET, centre=width)
 
 
 def _put(sheet: Image.Image, pen: ImageDraw.ImageDraw, image: Image.Image, x: int, y: int) -> None:
@@ -186,66 +242,3 @@ def _enlarged(images: Sequence[Image.Image]) -> tuple[Image.Image, ...]:
         image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
         for image in images
     )
-
-
-@lru_cache(maxsize=16)
-def _font(size: int) -> Any:
-    return ImageFont.load_default(size)  # it comes with Pillow: a sheet looks alike on every machine
-
-
-def _line(font: Any) -> int:
-    ascent, descent = font.getmetrics()
-    return round((ascent + descent) * 1.15)
-
-
-def _width(font: Any, text: str) -> int:
-    return round(font.getlength(text))
-
-
-def _wrap(text: str, font: Any, width: int) -> list[str]:
-    """Lines no wider than ``width``, as few as possible and then as even as possible."""
-    lines = _fill(text, font, width)
-    for narrower in range(width, 0, -max(1, width // 24)):
-        evener = _fill(text, font, narrower)
-        if len(evener) > len(lines):
-            break
-        lines = evener
-    return lines
-
-
-def _fill(text: str, font: Any, width: int) -> list[str]:
-    """Lines no wider than ``width``; a word that is wider is cut."""
-    lines: list[str] = []
-    for paragraph in text.splitlines():
-        line = ""
-        for word in paragraph.split():
-            while _width(font, word) > width and len(word) > 1:
-                cut = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or _width(font, word[:n]) <= width)
-                lines += [line, word[:cut]] if line else [word[:cut]]
-                line, word = "", word[cut:]
-            longer = f"{line} {word}".strip()
-            if line and _width(font, longer) > width:
-                lines.append(line)
-                line = word
-            else:
-                line = longer
-        lines.append(line)
-    return lines
-
-
-def _write(
-    pen: ImageDraw.ImageDraw,
-    x: int,
-    y: int,
-    lines: Sequence[str],
-    font: Any,
-    colour: tuple[int, int, int],
-    *,
-    centre: int | None = None,
-) -> int:
-    """Writes lines from ``(x, y)`` downwards, centred in ``centre`` pixels if asked; returns the next y."""
-    for line in lines:
-        shift = 0 if centre is None else (centre - _width(font, line)) // 2
-        pen.text((x + shift, y), line, font=font, fill=colour)
-        y += _line(font)
-    return y

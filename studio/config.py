@@ -265,21 +265,25 @@ def _as(value: Any, kind: Any, where: str) -> Any:
         return value
     if origin is Union or origin is types.UnionType:
         return _as_one_of(value, arguments, where)
-    if kind is None or kind is type(None):
-        if value is None:
-            return None
-        raise _Mismatch
     if origin is Literal:
-        if any(value == choice and type(value) is type(choice) for choice in arguments):
-            return value
-        raise _Mismatch
+        return _as_choice(value, arguments)
     if origin is tuple:
         return _as_tuple(value, arguments, where)
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        if not isinstance(value, Mapping):
-            raise _Mismatch
-        return {_as(key, arguments[0], where): _as(entry, arguments[1], where) for key, entry in value.items()}
-    return _as_plain(value, origin or kind, where)
+        return _as_table(value, arguments, where)
+    return _as_plain(value, type(None) if kind is None else origin or kind, where)
+
+
+def _as_choice(value: Any, choices: Sequence[Any]) -> Any:
+    if any(value == choice and type(value) is type(choice) for choice in choices):
+        return value
+    raise _Mismatch
+
+
+def _as_table(value: Any, kinds: Sequence[Any], where: str) -> dict[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise _Mismatch
+    return {_as(key, kinds[0], where): _as(entry, kinds[1], where) for key, entry in value.items()}
 
 
 def _as_plain(value: Any, kind: Any, where: str) -> Any:

@@ -1,0 +1,82 @@
+"""Text on pictures: lines that fit a width, in the typeface that comes with Pillow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from PIL import ImageDraw, ImageFont
+
+__all__ = ["line_height", "text_width", "typeface", "wrap", "write"]
+
+
+@lru_cache(maxsize=16)
+def typeface(size: int) -> Any:
+    """Returns Pillow's own typeface in a size in pixels: a sheet looks alike on every machine."""
+    return ImageFont.load_default(size)
+
+
+def line_height(font: Any) -> int:
+    """Returns the pixels from one line to the next."""
+    ascent, descent = font.getmetrics()
+    return round((ascent + descent) * 1.15)
+
+
+def text_width(font: Any, text: str) -> int:
+    """Returns the pixels that a line of text takes."""
+    return round(font.getlength(text))
+
+
+def wrap(text: str, font: Any, width: int) -> list[str]:
+    """Breaks a text into lines no wider than ``width`` pixels, as few as possible and then as even as possible.
+
+    Example:
+        >>> wrap("one two three four", typeface(15), 100)
+        ['one two', 'three four']
+    """
+    lines = _fill(text, font, width)
+    for narrower in range(width, 0, -max(1, width // 24)):
+        evener = _fill(text, font, narrower)
+        if len(evener) > len(lines):
+            break
+        lines = evener
+    return lines
+
+
+def _fill(text: str, font: Any, width: int) -> list[str]:
+    """Lines no wider than ``width``; a word that is wider is cut."""
+    lines: list[str] = []
+    for paragraph in text.splitlines():
+        line = ""
+        for word in paragraph.split():
+            while text_width(font, word) > width and len(word) > 1:
+                cut = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or text_width(font, word[:n]) <= width)
+                lines += [line, word[:cut]] if line else [word[:cut]]
+                line, word = "", word[cut:]
+            longer = f"{line} {word}".strip()
+            if line and text_width(font, longer) > width:
+                lines.append(line)
+                line = word
+            else:
+                line = longer
+        lines.append(line)
+    return lines
+
+
+def write(
+    pen: ImageDraw.ImageDraw,
+    x: int,
+    y: int,
+    lines: Sequence[str],
+    font: Any,
+    colour: tuple[int, int, int],
+    *,
+    centre: int | None = None,
+) -> int:
+    """Writes lines from ``(x, y)`` downwards, centred in ``centre`` pixels if asked; returns the next y."""
+    for line in lines:
+        shift = 0 if centre is None else (centre - text_width(font, line)) // 2
+        pen.text((x + shift, y), line, font=font, fill=colour)
+        y += line_height(font)
+    return y
