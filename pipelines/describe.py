@@ -37,19 +37,11 @@ def describe(
         prompt: the prompt as it was written, tags included.
         negative: the negative prompt as it was written.
     """
-    family, uses = base.family, _uses(base, sources, request)
-    digest = _base_hash(base)
-    fields: dict[str, str | int | float] = {"Steps": request.steps, "Sampler": sampler.title}
-    if sampler.schedule:
-        fields["Schedule type"] = sampler.schedule
-    fields |= {"CFG scale": request.guidance, "Seed": request.seed, "Size": f"{request.width}x{request.height}"}
-    if digest:
-        fields["Model hash"] = digest[:10]
-    fields |= {"Model": base.id, "Version": f"adapter-studio {__version__}"}
+    family, uses, digest = base.family, _uses(base, sources, request), _base_hash(base)
     parameters = parameters_text(
         text=request.prompt,
         negative=request.negative,
-        fields=fields,
+        fields=_fields(base, digest, request, sampler),
         adapters=uses,
         encoders=family.encoders,
         denoiser=family.denoiser,
@@ -73,6 +65,23 @@ def describe(
         adapters=uses,
     )
     return {"parameters": parameters, "studio": content}
+
+
+def _fields(base: Base, digest: str | None, request: Request, sampler: Sampler) -> dict[str, str | int | float]:
+    """What stands behind the prompts in A1111's text, in its order."""
+    schedule = {"Schedule type": sampler.schedule} if sampler.schedule else {}
+    model = {"Model hash": digest[:10]} if digest else {}
+    return {
+        "Steps": request.steps,
+        "Sampler": sampler.title,
+        **schedule,
+        "CFG scale": request.guidance,
+        "Seed": request.seed,
+        "Size": f"{request.width}x{request.height}",
+        **model,
+        "Model": base.id,
+        "Version": f"adapter-studio {__version__}",
+    }
 
 
 def _base_hash(base: Base) -> str | None:

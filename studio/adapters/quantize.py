@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from studio.adapters.contract.starts import best_pair
-from studio.adapters.hosting.assembly import assemblies, module_at, read_weight
+from studio.adapters.hosting.attached import assemblies
 from studio.adapters.sites.kinds import site_for
 from studio.adapters.sites.quantized import Grid, GroupQuantizedLinear, to_grid
+from studio.adapters.sites.read import module_at, read_weight
 from studio.adapters.sites.site import GPT2Site, LinearSite, Site
 from studio.adapters.targets.find import PRESETS, find_targets
 from studio.errors import BadConfig, DoesNotFit, UnsupportedLayer
@@ -97,9 +98,8 @@ def quantize(
         raise DoesNotFit("adapters are attached to the model: quantise the base first, then attach")
     modules = components(model)
     preset = isinstance(targets, str) and targets in PRESETS
-    made: dict[tuple[str, str], GroupQuantizedLinear] = {}
+    made: dict[tuple[str, str], _Made] = {}
     kept: list[str] = []
-    before, after, off, norm = 0, 0, 0.0, 0.0
     for component, paths in find_targets(modules, targets, exclude).items():
         for path in paths:
             name = f"{component}.{path}".strip(".")
@@ -108,19 +108,36 @@ def quantize(
                 kept.append(name)
                 continue
             _check(site, modules[component], path, name, group)
-            weight = read_weight(site)
-            grid = _rounded(weight, bits, group, rank, iterations)
-            layer = GroupQuantizedLinear.of(site.weight, cast("nn.Parameter | None", site.bias), bits=bits, grid=grid)
-            made[component, path] = layer.train(site.module.training)
-            before += site.weight.nbytes
-            after += layer.codes.nbytes + layer.scales.nbytes + layer.zeros.nbytes
-            off += float((weight - grid.weight()).square().sum())
-            norm += float(weight.square().sum())
-    for (component, path), layer in made.items():
+            made[component, path] = _made(site, bits, group, rank, iterations)
+    for (component, path), one in made.items():
         above, _, last = path.rpartition(".")
-        cast(nn.Module, module_at(modules[component], above))._modules[last] = layer
-    sites = tuple(f"{component}.{path}".strip(".") for component, path in made)
-    return QuantizeReport(sites, tuple(kept), before, after, (off / norm) ** 0.5 if norm else 0.0)
+        cast(nn.Module, module_at(modules[component], above))._modules[last] = one.layer
+    off, norm = sum(one.off for one in made.values()), sum(one.norm for one in made.values())
+    return QuantizeReport(
+        sites=tuple(f"{component}.{path}".strip(".") for component, path in made),
+        kept=tuple(kept),
+        before=sum(one.before for one in made.values()),
+        after=sum(one.layer.codes.nbytes + one.layer.scales.nbytes + one.layer.zeros.nbytes for one in made.values()),
+        error=(off / norm) ** 0.5 if norm else 0.0,
+    )
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A quantised layer, the bytes of the weight that it stands for, ``‖W − Q‖²`` and ``‖W‖²``."""
+
+    layer: GroupQuantizedLinear
+    before: int
+    off: float
+    norm: float
+
+
+def _made(site: Site, bits: int, group: int, rank: int, iterations: int) -> _Made:
+    weight = read_weight(site)
+    grid = _rounded(weight, bits, group, rank, iterations)
+    layer = GroupQuantizedLinear.of(site.weight, cast("nn.Parameter | None", site.bias), bits=bits, grid=grid)
+    off = float((weight - grid.weight()).square().sum())
+    return _Made(layer.train(site.module.training), site.weight.nbytes, off, float(weight.square().sum()))
 
 
 def _rounded(weight: torch.Tensor, bits: int, group: int, rank: int, iterations: int) -> Grid:

@@ -15,7 +15,7 @@ from studio.adapters.sites.kinds import is_site, kind_of
 from studio.adapters.sites.parameter import BARE, bare_parameters
 from studio.adapters.targets.presets import PRESETS, resolve
 from studio.errors import NoTargets, UnsupportedLayer, nearest
-from studio.families import family_of
+from studio.families import Family, family_of
 
 __all__ = ["PRESETS", "find_targets"]
 
@@ -175,31 +175,38 @@ def _preset(
     found: dict[str, list[str]] = {}
     nothing: NoTargets | None = None
     for component in looked:
-        name, module = component.name, component.module
-        family = family_of(module)
-        label = name or ("" if family is None else _component_of(family.encoders, family.denoiser, module))
-        patterns = None if family is None else family.presets.get(preset, {}).get(label)
-        if chosen is None and name and family is not None and name != family.denoiser:
+        family = family_of(component.module)
+        if chosen is None and component.name and family is not None and component.name != family.denoiser:
             continue  # a preset means the denoiser; encoders are adapted when they are asked for
-        if patterns is not None:
-            paths = [path for path in component.layers if any(matches(pattern, path) for pattern in patterns)]
-        else:
-            try:
-                paths = resolve(preset, module)
-            except NoTargets as error:
-                nothing, paths = nothing or error, []
-        for path in paths:
-            if path not in component.layers and component.bare.get(path) not in component.kinds:
-                kind = component.bare.get(path) or kind_of(module.get_submodule(path)) or "module"
-                raise _unable(path, kind, method)
+        try:
+            paths = _preset_paths(preset, component, family)
+        except NoTargets as error:
+            nothing, paths = nothing or error, []
+        _check_able(component, paths, method)
         if paths:
-            found[name] = component.ordered(paths)
+            found[component.name] = component.ordered(paths)
         elif chosen is not None:
-            raise NoTargets(f"the preset {preset!r} matches no layer of {name or 'the model'}; name patterns instead")
+            what = component.name or "the model"
+            raise NoTargets(f"the preset {preset!r} matches no layer of {what}; name patterns instead")
     if not found:
         raise nothing or NoTargets(f"the preset {preset!r} matches no layer of the model; name patterns instead")
     return found
 
 
-def _component_of(encoders: Sequence[str], denoiser: str, module: nn.Module) -> str:
-    return encoders[0] if encoders and "Text" in type(module).__name__ else denoiser
+def _preset_paths(preset: str, component: _Component, family: Family | None) -> list[str]:
+    """What the preset names in a component: by its family's own patterns, or by its structure."""
+    if family is not None:
+        encoder = bool(family.encoders) and "Text" in type(component.module).__name__
+        name = component.name or (family.encoders[0] if encoder else family.denoiser)
+        patterns = family.presets.get(preset, {}).get(name)
+        if patterns is not None:
+            return [path for path in component.layers if any(matches(pattern, path) for pattern in patterns)]
+    return resolve(preset, component.module)
+
+
+def _check_able(component: _Component, paths: Iterable[str], method: str) -> None:
+    """Refuses layers that a preset names and the method does not look at."""
+    for path in paths:
+        if path not in component.layers and component.bare.get(path) not in component.kinds:
+            kind = component.bare.get(path) or kind_of(component.module.get_submodule(path)) or "module"
+            raise _unable(path, kind, method)
