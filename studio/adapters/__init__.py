@@ -8,24 +8,14 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from studio.adapters.attach import (
-    AdapterInfo,
-    AttachReport,
-    TrainableReport,
-    adapters,
-    attach,
-    detach,
-    install,
-    site_of,
-    state,
-    trainable,
-)
+from studio.adapters.attach import AttachReport, attach, detach, install
 from studio.adapters.bake import bake, unbake
 from studio.adapters.blend import blend, blended, current_blend, sample_rows
 from studio.adapters.contract.adapter import METHODS, Adapter, AdapterConfig, Delta, Factors
 from studio.adapters.contract.foreign import Foreign
 from studio.adapters.contract.strength import Strength
 from studio.adapters.grow import grow
+from studio.adapters.info import AdapterInfo, TrainableReport, adapters, site_of, state, trainable
 from studio.adapters.methods import *  # noqa: F403  (the configs of all methods)
 from studio.adapters.quantize import QuantizeReport, quantize
 from studio.adapters.sites.quantized import GroupQuantizedLinear

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from studio.adapters.blend import current_blend, read_blend
 from studio.adapters.contract.adapter import Adapter
 from studio.adapters.contract.strength import Strength, StrengthLike
-from studio.adapters.hosting.assembly import Assembly, assemblies, check_unbaked
-from studio.adapters.hosting.host import Mount
+from studio.adapters.hosting.assembly import Assembly
+from studio.adapters.hosting.attached import assemblies, check_unbaked
+from studio.adapters.hosting.mount import Mount
 from studio.adapters.sites.gridsite import GridSite
 from studio.errors import DoesNotFit
 
@@ -61,9 +62,9 @@ def bake(model: Any, blend: Mapping[str, StrengthLike] | str | None = None) -> N
 
 
 def _bake_one(assembly: Assembly, strengths: dict[str, Strength]) -> None:
-    assembly.baked = {}
+    assembly.levels.baked = {}
     for path, mount in assembly.mounts.items():
-        acting = [(name, strength.at(assembly.component, path)) for name, strength in strengths.items()]
+        acting = [(name, assembly.levels.number(name, strength, path)) for name, strength in strengths.items()]
         acting = [(name, number) for name, number in acting if number and name in mount.adapters.names()]
         if not acting:
             continue
@@ -79,8 +80,8 @@ def _bake_one(assembly: Assembly, strengths: dict[str, Strength]) -> None:
         assembly.originals[path] = [("_parameters", name, table.get(name)) for name in made]
         for name, tensor in made.items():
             table[name] = nn.Parameter(tensor, requires_grad=False)
-    assembly.baked = strengths
-    assembly.touch()
+    assembly.levels.baked = strengths
+    assembly.levels.touch()
 
 
 @torch.no_grad()
@@ -129,8 +130,8 @@ def _restore(assembly: Assembly) -> None:
         for table, name, tensor in held:
             getattr(module, table)[name] = tensor
     assembly.originals.clear()
-    assembly.baked = None
-    assembly.touch()
+    assembly.levels.baked = None
+    assembly.levels.touch()
 
 
 def unbake(model: Any) -> None:

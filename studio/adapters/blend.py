@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from studio.adapters.contract.strength import Strength, StrengthLike, as_strength
-from studio.adapters.hosting.assembly import assemblies, check_known, check_unbaked, known_names, rows_of
+from studio.adapters.hosting.attached import assemblies, check_known, check_unbaked, known_names, rows_of
 from studio.errors import BadConfig
 
 __all__ = ["blend", "blended", "current_blend", "read_blend", "sample_rows"]
@@ -63,7 +63,7 @@ def current_blend(model: Any) -> dict[str, Strength]:
     """Returns the current blend: the strengths of the adapters that act."""
     found: dict[str, Strength] = {}
     for assembly in assemblies(model).values():
-        found.update(assembly.strengths)
+        found.update(assembly.levels.strengths)
     return {name: found[name] for name in known_names(model) if name in found}
 
 

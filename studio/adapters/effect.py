@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from studio.adapters.hosting.assembly import assemblies, check_known
+from studio.adapters.hosting.attached import assemblies, check_known
 
 __all__ = ["has_effect"]
 

@@ -11,7 +11,8 @@ from studio.adapters.attach import AttachReport
 from studio.adapters.contract.adapter import Adapter, AdapterConfig, generator_for
 from studio.adapters.contract.ranked import RankedConfig
 from studio.adapters.contract.starts import padded
-from studio.adapters.hosting.assembly import Assembly, assemblies, check_known, check_unbaked
+from studio.adapters.hosting.assembly import Assembly
+from studio.adapters.hosting.attached import assemblies, check_known, check_unbaked, whole_path
 from studio.errors import BadConfig
 
 __all__ = ["grow", "rehearse_growth"]
@@ -54,11 +55,11 @@ def grow(model: Any, name: str, rank: int, *, seed: int = 0) -> AttachReport:
         for path, adapter in assembly.adapters(name):
             if path in fresh:
                 _take(adapter, fresh[path])
-                sites.append(".".join(part for part in (assembly.component, path) if part))
+                sites.append(whole_path(assembly.component, path))
             adapter.__dict__["config"] = config
             count += sum(parameter.numel() for parameter in adapter.parameters() if parameter.requires_grad)
         assembly.records[name].config = config
-        assembly.touch()
+        assembly.levels.touch()
     return AttachReport(tuple(sites), count)
 
 
@@ -85,7 +86,7 @@ def _built(model: Any, name: str, rank: int, seed: int) -> list[Grown]:
         for path, adapter in assembly.adapters(name):
             config = adapter.config
             if not isinstance(config, RankedConfig) or config.rank_at(path) < rank:
-                whole = ".".join(part for part in (assembly.component, path) if part)
+                whole = whole_path(assembly.component, path)
                 config, tensors = adapter.grown(rank, generator_for(seed, "grow", rank, whole))
                 fresh[path] = _like(adapter, config, tensors)
             ranks[path], scales[path] = config.rank_at(path), config.scale_at(path)

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from studio.adapters.contract.adapter import Adapter
-from studio.adapters.hosting.assembly import Assembly, assemblies, check_known
+from studio.adapters.hosting.assembly import Assembly
+from studio.adapters.hosting.attached import assemblies, check_known, whole_path
 
 __all__ = ["layers", "on_step", "penalty", "scratch"]
 
@@ -57,7 +58,7 @@ def layers(model: Any, name: str = "default") -> dict[str, Adapter]:
         UnknownName: no adapter has that name.
     """
     return {
-        ".".join(part for part in (assembly.component, path) if part): adapter
+        whole_path(assembly.component, path): adapter
         for assembly in _holding(model, name)
         for path, adapter in assembly.adapters(name)
     }
@@ -75,5 +76,5 @@ def scratch(model: Any, name: str = "default") -> dict[str, Tensor]:
             for key in adapter.scratch:
                 tensor = adapter._buffers.get(key)
                 if tensor is not None:
-                    found[".".join(part for part in (assembly.component, path, key) if part)] = tensor
+                    found[whole_path(assembly.component, path, key)] = tensor
     return dict(sorted(found.items()))

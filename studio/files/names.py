@@ -10,7 +10,7 @@ from typing import Any, Final
 from torch import nn
 
 from studio.adapters import Site
-from studio.adapters.hosting.assembly import Assembly, assembly_at
+from studio.adapters.hosting.assembly import site_at
 from studio.adapters.sites.kinds import is_site
 from studio.adapters.sites.parameter import bare_parameters
 from studio.errors import nearest
@@ -73,7 +73,6 @@ class Names:
                     self.paths[path], self.owners[path] = (component, name), owner
         self.chosen: frozenset[str] = frozenset()
         self.also: dict[str, str] = {}
-        self._assemblies = {name: assembly_at(root) or Assembly(root, name) for name, root in self.modules.items()}
         self._asked = 0
         self._levels = {} if self.family is None else self.family.file_prefix
 
@@ -90,7 +89,7 @@ class Names:
             UnsupportedLayer: it cannot be adapted.
         """
         component, name = self.paths[path]
-        return self._assemblies[component].site(name, kinds)
+        return site_at(self.modules[component], name, kinds)
 
     def module(self, path: str) -> nn.Module:
         """Returns the module at ``path``, or the one that keeps the parameter at ``path``."""

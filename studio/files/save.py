@@ -12,7 +12,7 @@ from torch import Tensor
 
 from studio.adapters import AdapterConfig, Foreign, Site, adapters, state
 from studio.adapters.contract.ranked import RankedConfig
-from studio.adapters.hosting.assembly import check_known, check_unbaked
+from studio.adapters.hosting.attached import check_known, check_unbaked
 from studio.adapters.tokens.contract import TokenConfig
 from studio.errors import BadConfig, DoesNotFit
 from studio.families import is_pipeline

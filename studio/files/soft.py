@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from studio.adapters import METHODS, AdapterConfig
-from studio.adapters.hosting.assembly import assemblies
+from studio.adapters.hosting.attached import assemblies
 from studio.adapters.methods.multitaskprompt import MultitaskPrompt
 from studio.adapters.methods.prefixtuning import PrefixTuning, PrefixTuningAdapter
 from studio.adapters.methods.prompttuning import PromptTuning

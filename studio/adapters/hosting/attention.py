@@ -7,40 +7,19 @@ strengths of their own, every row of the batch is computed with its own weight.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from studio.adapters.hosting.host import Mount
+from studio.adapters.hosting.mount import MOUNT, Mount, Pair
 
-__all__ = ["adapted", "attend"]
-
-Pair = tuple[Tensor, Tensor | None]
+__all__ = ["attend"]
 
 
-def adapted(mount: Mount | None, weight: Tensor, bias: Tensor | None, row: int) -> Pair:
-    """The weight and bias under the current blend, for one row where strengths differ by sample."""
-    if mount is None:
-        return weight, bias
-    mount.called = True
-    mount.prepare()
-    total, shift = weight, bias
-    for adapter, coefficient in mount.acting:
-        number = coefficient[row].to(weight) if isinstance(coefficient, Tensor) else coefficient
-        delta = adapter(type(adapter).delta, weight, bias)
-        if delta.weight is not None:
-            total = total + _times(delta.weight, number).to(weight.dtype)
-        if delta.bias is not None:
-            change = _times(delta.bias, number).to(weight.dtype)
-            shift = change if shift is None else shift + change
-    return total, shift
-
-
-def _times(change: Tensor, number: float | Tensor) -> Tensor:
-    return change if isinstance(number, float) and number == 1.0 else change * number
+def _tensors(mount: Mount | None, weight: Tensor, bias: Tensor | None, row: int) -> Pair:
+    return (weight, bias) if mount is None else mount.adapted(weight, bias, row)
 
 
 def attend(
@@ -55,18 +34,18 @@ def attend(
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Computes the attention of ``layer`` with its adapters; arguments and results are those of torch's layer."""
-    own = cast("Mount", layer.__dict__["_mount"])
-    out = cast("Mount | None", layer.out_proj.__dict__.get("_mount"))
+    own = cast(Mount, layer.__dict__[MOUNT])
+    out = cast("Mount | None", layer.out_proj.__dict__.get(MOUNT))
     batched = query.dim() == 3
     if layer.batch_first and batched:
         # contiguous: on a view, torch's order of sums depends on whether the weight requires gradients
         query, key, value = (tensor.transpose(0, 1).contiguous() for tensor in (query, key, value))
     options = {"need_weights": need_weights, "average_attn_weights": average_attn_weights, "is_causal": is_causal}
-    rows = _rows(own, out)
+    rows = own.rows() if out is None or own.rows() is not None else out.rows()
     if rows is None or not batched:
         result, weights = _attention(layer, own, out, 0, query, key, value, key_padding_mask, attn_mask, options)
     else:
-        count = own._checked(rows, query.transpose(0, 1)).shape[0]
+        count = own.checked(rows, query.transpose(0, 1)).shape[0]
         parts = []
         for row in range(count):
             one = slice(row, row + 1)
@@ -78,17 +57,6 @@ def attend(
         result = torch.cat([part for part, _ in parts], dim=1)
         weights = torch.cat([cast(Tensor, part) for _, part in parts]) if need_weights else None
     return (result.transpose(0, 1) if layer.batch_first and batched else result), weights
-
-
-def _rows(own: Mount, out: Mount | None) -> Tensor | None:
-    """Coefficients that differ by sample, if any."""
-    for mount in (own, out):
-        if mount is not None:
-            mount.prepare()
-            for _, coefficient in mount.acting:
-                if isinstance(coefficient, Tensor):
-                    return coefficient
-    return None
 
 
 def _attention(
@@ -113,8 +81,8 @@ def _attention(
             "v_proj_weight": layer.v_proj_weight,
         }
     else:
-        in_weight, in_bias = adapted(own, layer.in_proj_weight, layer.in_proj_bias, row)
-    out_weight, out_bias = adapted(out, layer.out_proj.weight, layer.out_proj.bias, row)
+        in_weight, in_bias = _tensors(own, layer.in_proj_weight, layer.in_proj_bias, row)
+    out_weight, out_bias = _tensors(out, layer.out_proj.weight, layer.out_proj.bias, row)
     return F.multi_head_attention_forward(
         query,
         key,

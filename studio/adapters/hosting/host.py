@@ -4,366 +4,103 @@ The layer's class is changed in place to a generated subclass (one per class of 
 active adapters change; name, parameters, hooks and ``isinstance`` stay as they were. The adapters are a submodule
 ``adapters`` of the layer, so that ``.to()``, ``state_dict()``, DDP and FSDP see them.
 
-How the forward lets them act is told by ``Site.hosting``: "layer" (one tensor in, one out), "attention"
-(MultiheadAttention, through its weights), "norm" (its own forward with the adapted weight and bias), "module" (any
-arguments; the first tensor of the output is changed), "owner" (a module that keeps bare parameters; adapters stand one
-level lower, by parameter: see :mod:`studio.adapters.hosting.owner`), "quantized" (a layer of others that would not
-multiply by a baked weight itself).
+How adapters act there is told by ``Site.hosting``: a row of :data:`FORWARDS`, which makes the new forward from that of
+the base, or, for what is no layer but a whole model, a row of :data:`HOOKS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from types import MethodType
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import Any, Final, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
-from studio.adapters.contract.adapter import Adapter, Factors
-from studio.adapters.hosting.attention import adapted, attend
+from studio.adapters.hosting.attention import attend
+from studio.adapters.hosting.levels import Levels
+from studio.adapters.hosting.mount import MOUNT, Adapters, Mount
 from studio.adapters.hosting.owner import Owner
-from studio.adapters.sites.language import ModelSite
 from studio.adapters.sites.module import first_of, input_of, with_first
 from studio.adapters.sites.site import Site
 from studio.errors import DoesNotFit, UnsupportedLayer
 
-if TYPE_CHECKING:
-    from studio.adapters.hosting.assembly import Assembly
+__all__ = ["FORWARDS", "HOOKS", "Hooks", "check_removable", "host", "hosted_class", "is_hosted", "mount_of", "unhost"]
 
-__all__ = ["Adapters", "Mount", "host", "hosted_class", "is_hosted", "mount_of", "unhost"]
-
-MOUNT: Final = "_mount"
-Coefficient: TypeAlias = "float | Tensor"
+Forward: TypeAlias = Callable[..., Any]
 
 
-class Adapters(nn.Module):
-    """The adapters of one layer, by name; any name is allowed, ``keys`` and ``forward`` too."""
+class Hooks(Protocol):
+    """What lets adapters act on a model as a whole, without another class: hooks on the model and parts of it."""
 
-    def add(self, name: str, adapter: Adapter) -> None:
-        """Puts ``adapter`` under ``name``."""
-        self._modules[name] = adapter
-
-    def get(self, name: str) -> Adapter | None:
-        """Returns the adapter ``name``, or None where this layer does not have it."""
-        return cast("Adapter | None", self._modules.get(name))
-
-    def remove(self, name: str) -> None:
-        """Takes the adapter ``name`` out."""
-        del self._modules[name]
-
-    def names(self) -> list[str]:
-        """Returns the names of the adapters on this layer."""
-        return list(self._modules)
+    def remove(self) -> None:
+        """Takes all hooks off."""
 
 
-class Mount:
-    """What a hosted layer keeps beside its adapters: its site, whose blend it follows, and the plan made from it."""
-
-    def __init__(self, site: Site, assembly: Assembly) -> None:
-        self.site = site
-        self.assembly = assembly
-        self.called = False
-        self.seen = False  # whether it was ever called
-        self.forget()
-
-    def forget(self) -> None:
-        """Drops the plan and all stacked tensors."""
-        self.version = -1
-        self.training = False
-        self.drops = False
-        self.fused: list[tuple[Adapter, Coefficient]] = []
-        self.others: list[tuple[Adapter, Coefficient]] = []
-        self.movers: list[tuple[Adapter, Coefficient]] = []
-        self.stack: Stack | None = None
-        self.tuned: tuple[Sources, tuple[Tensor, Tensor | None]] | None = None
-
-    @property
-    def adapters(self) -> Adapters:
-        """The adapters on the layer."""
-        found = cast(Adapters, self.site.module._modules["adapters"])
-        return cast(Adapters, found._modules[self.site.weight_name]) if self.site.hosting == "owner" else found
-
-    @property
-    def place(self) -> str:
-        """Path of :attr:`adapters` in the model."""
-        path = self.site.path
-        if self.site.hosting == "owner":
-            path, _, name = path.rpartition(".")
-            return f"{path}.adapters.{name}".lstrip(".")
-        return f"{path}.adapters".lstrip(".")
-
-    def acts(self) -> bool:
-        """Says whether any adapter acts on the layer under the current blend."""
-        self.prepare()
-        return bool(self.acting)
-
-    @property
-    def acting(self) -> list[tuple[Adapter, Coefficient]]:
-        """The adapters that act under the current plan, and how strongly."""
-        return [*self.fused, *self.others, *self.movers]
-
-    def follows(self, weights: Collection[int]) -> bool:
-        """Says whether what acts here acts on one of ``weights`` (by ``id``) as a whole, wherever that is used."""
-        return id(self.site.weight) in weights and all(adapter.tied for adapter, _ in self.acting)
-
-    def prepare(self) -> None:
-        """Brings the plan up to date: which adapters act, how strongly, and which of them on the fused path."""
-        training = self.site.module.training
-        if self.version == self.assembly.version and not (self.drops and self.training != training):
-            return
-        self.forget()
-        for name, module in self.adapters._modules.items():
-            adapter = cast(Adapter, module)
-            coefficient = self.assembly.coefficient(name, self.site.path)
-            if not isinstance(coefficient, Tensor) and coefficient == 0.0:
-                continue
-            drops = adapter.dropout > 0
-            self.drops |= drops
-            alone = not adapter.fused or (drops and training and adapter.trainable)
-            (self.movers if adapter.moves else self.others if alone else self.fused).append((adapter, coefficient))
-        if self.others:  # they need the output of the base for its own input
-            self.others, self.movers = [*self.movers, *self.others], []
-        self.training = training
-        self.version = self.assembly.version
-
-    def given(self, x: Tensor) -> Tensor:
-        """Returns what the base is called with: ``x``, changed by the methods that change a layer's input."""
-        if torch.compiler.is_compiling():
-            return x
-        if self.version != self.assembly.version or self.drops:
-            self.prepare()
-        moved = x
-        for adapter, coefficient in self.movers:
-            if isinstance(coefficient, Tensor):
-                coefficient = self.site.over_batch(self._checked(coefficient, x), x)
-            moved = adapter(type(adapter).moved, moved, x, coefficient)
-        return moved
-
-    def whole(self) -> tuple[Tensor, Tensor | None] | None:
-        """Returns the weight and bias under the blend; None where samples differ, and under ``torch.compile``."""
-        if torch.compiler.is_compiling():
-            return None
-        if self.version != self.assembly.version or self.drops:
-            self.prepare()
-        if any(isinstance(coefficient, Tensor) for _, coefficient in self.acting):
-            return None
-        if self.tuned is not None and self.tuned[0].hold(self.tuned[1][0]):
-            self.called = True
-            return self.tuned[1]
-        weight, bias = adapted(self, self.site.weight, self.site.bias, 0)
-        if not (weight.requires_grad or (bias is not None and bias.requires_grad)):
-            self.tuned = (Sources(self.site.module, *(adapter for adapter, _ in self.acting)), (weight, bias))
-        return weight, bias
-
-    def act(self, x: Tensor, y: Tensor) -> Tensor:
-        """Returns ``y + Σ s_i · change_i(x)`` for the output ``y`` of the base; a module's ``x`` is its main input."""
-        self.called = True
-        if torch.compiler.is_compiling():
-            return self._act_compiled(x, y)
-        if self.version != self.assembly.version or self.drops:
-            self.prepare()
-        result = self._act_fused(x, y) if self.fused else y
-        if self.others:
-            weight, bias = self.site.operands(y)
-            for adapter, coefficient in self.others:
-                if isinstance(coefficient, Tensor):
-                    change = adapter(type(adapter).change, x, y, weight, bias)
-                    result = result + change * self.site.over_batch(self._checked(coefficient, y), y)
-                else:
-                    result = adapter(type(adapter).act, result, x, y, weight, bias, coefficient)
-        return result
-
-    def _checked(self, coefficient: Tensor, y: Tensor) -> Tensor:
-        if coefficient.shape[0] != y.shape[0]:
-            raise DoesNotFit(
-                f"the blend names {coefficient.shape[0]} rows, and {self.site.path} was called with {y.shape[0]}; "
-                "give one strength per sample, and sample_rows(...) where a sample has several rows (guidance)"
-            )
-        return coefficient.to(y.device, y.dtype)
-
-    def _act_fused(self, x: Tensor, y: Tensor) -> Tensor:
-        site, stack = self.site, self.stack
-        if stack is not None and stack.holds(y.dtype):
-            y = site.add_raised(y, site.lower(x, stack.down), stack.up)
-            return y if stack.bias is None else y + stack.bias
-        parts = [(_factors(adapter), coefficient) for adapter, coefficient in self.fused]
-        if len(parts) == 1 and not isinstance(parts[0][1], Tensor):
-            (down, up, scale, bias), dtype = parts[0][0], y.dtype
-            if down.requires_grad or up.requires_grad:  # read anew at every call: optimizers may replace them
-                scale *= parts[0][1]
-                if scale != 1.0:  # on the small factor, as in a stack: frozen and trainable agree bit for bit
-                    up, bias = up * scale, None if bias is None else bias * scale
-                if down.dtype != dtype:
-                    down, up = down.to(dtype), up.to(dtype)
-                y = site.add_raised(y, site.lower(x, down), up)
-                return y if bias is None else y + site.over_outputs(bias.to(dtype))
-        if any(isinstance(coefficient, Tensor) for _, coefficient in parts):
-            return self._act_by_sample(x, y, parts)
-        down, up, bias = _stacked(site, cast("list[tuple[Factors, float]]", parts), y.dtype)
-        if not (down.requires_grad or up.requires_grad):
-            self.stack = Stack(down.detach(), up.detach(), bias, [adapter for adapter, _ in self.fused])
-        y = site.add_raised(y, site.lower(x, down), up)
-        return y if bias is None else y + bias
-
-    def _act_compiled(self, x: Tensor, y: Tensor) -> Tensor:
-        """The same for ``torch.compile``: every adapter is in the graph and its strength is read from a tensor.
-
-        Changing a strength then writes into that tensor and compiles nothing anew; nothing is cached in the graph.
-        """
-        site, base = self.site, y
-        adapters = [cast(Adapter, adapter) for adapter in self.adapters._modules.values()]
-        levels = self.assembly.levels_at(site.path, tuple(self.adapters._modules)).to(y.dtype)
-        downs, ups, spread = [], [], []
-        for index, adapter in enumerate(adapters):
-            level = levels[..., index]
-            if not adapter.fused or (adapter.dropout > 0 and site.module.training and adapter.trainable):
-                change = type(adapter).change(adapter, x, base, *site.operands(base))
-                y = y + change * (site.over_batch(level, y) if level.dim() else level)
-                continue
-            down, up, scale, bias = adapter.factors()
-            downs.append(down.to(base.dtype))
-            ups.append(up.to(base.dtype))
-            spread.append((level * scale)[..., None].expand(*level.shape, down.shape[0]))
-            if bias is not None:
-                shift = site.over_outputs(bias.to(base.dtype) * (level * scale)[..., None])
-                y = y + (_batched(shift, y) if level.dim() else shift)
-        if downs:
-            h = site.lower(x, torch.cat(downs))
-            y = site.add_raised(y, h * site.over_rank(torch.cat(spread, dim=-1), h), torch.cat(ups, dim=1))
-        return y
-
-    def _act_by_sample(self, x: Tensor, y: Tensor, parts: list[tuple[Factors, Coefficient]]) -> Tensor:
-        """The fused path with one coefficient per row and rank: ``y + up · (c ⊙ (down · x))``."""
-        site = self.site
-        down, up = (
-            torch.cat(t) for t in zip(*((f.down.to(y.dtype), f.up.t().to(y.dtype)) for f, _ in parts), strict=True)
-        )
-        scales = [coefficient * factors.scale for factors, coefficient in parts]
-        h = site.lower(x, down)
-        spread = _spread([factors.down.shape[0] for factors, _ in parts], scales)
-        y = site.add_raised(y, h * site.over_rank(self._checked(spread, y), h), up.t())
-        for (factors, _), scale in zip(parts, scales, strict=True):
-            if factors.bias is not None:
-                each = scale.to(y.device, y.dtype)[:, None] if isinstance(scale, Tensor) else scale
-                y = y + _batched(site.over_outputs(factors.bias.to(y.dtype)[None] * each), y)
-        return y
-
-
-class Sources:
-    """The tensors of frozen modules that something was made from."""
-
-    __slots__ = ("tensors",)
-
-    def __init__(self, *modules: nn.Module) -> None:
-        self.tensors = [
-            (table, name, tensor, _version(tensor))
-            for module in modules
-            for table in (module._parameters, module._buffers)
-            for name, tensor in table.items()
-            if tensor is not None
-        ]
-
-    def hold(self, made: Tensor) -> bool:
-        """Says whether they are the same tensors, unchanged and frozen, so that ``made`` still stands for them."""
-        if made.is_inference() and not torch.is_inference_mode_enabled():
-            return False
-        for table, name, tensor, version in self.tensors:
-            if table.get(name) is not tensor or tensor.requires_grad or _version(tensor) != version:
-                return False
-        return True
-
-
-class Stack:
-    """The factors of all frozen adapters of a layer, stacked and scaled once."""
-
-    __slots__ = ("bias", "down", "sources", "up")
-
-    def __init__(self, down: Tensor, up: Tensor, bias: Tensor | None, adapters: list[Adapter]) -> None:
-        self.down, self.up, self.bias = down, up, bias
-        self.sources = Sources(*adapters)
-
-    def holds(self, dtype: torch.dtype) -> bool:
-        """Says whether the stack still stands for its sources, in ``dtype``."""
-        return self.up.dtype == dtype and self.sources.hold(self.up)
-
-
-def _factors(adapter: Adapter) -> Factors:
-    """The factors, through a call of the module where hooks of others have to see it."""
-    if adapter._forward_pre_hooks or adapter._forward_hooks or "forward" in adapter.__dict__:
-        return adapter(type(adapter).factors)
-    return adapter.factors()
-
-
-def _stacked(
-    site: Site, parts: list[tuple[Factors, float]], dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """All ``down`` along the rank, all ``up`` with their scales in them, and the sum of the biases."""
-    down = torch.cat([factors.down for factors, _ in parts])
-    up = torch.cat([factors.up * (factors.scale * coefficient) for factors, coefficient in parts], dim=1)
-    shifts = [factors.bias * (factors.scale * number) for factors, number in parts if factors.bias is not None]
-    bias = site.over_outputs(torch.stack(shifts).sum(0).to(dtype)) if shifts else None
-    return down.to(dtype), up.to(dtype), bias
-
-
-def _spread(ranks: list[int], scales: list[Coefficient]) -> Tensor:
-    """One coefficient per row and stacked rank ``(rows, Σ ranks)``."""
-    count = next(scale.shape[0] for scale in scales if isinstance(scale, Tensor))
-    columns = [
-        (scale if isinstance(scale, Tensor) else torch.full((count,), scale))[:, None].expand(count, rank)
-        for scale, rank in zip(scales, ranks, strict=True)
-    ]
-    return torch.cat(columns, dim=1)
-
-
-def _batched(over: Tensor, y: Tensor) -> Tensor:
-    """``(batch, rows, ...)`` with as many axes as ``y``."""
-    return over.reshape(over.shape[0], *(1,) * (y.dim() - over.dim()), *over.shape[1:])
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+HOOKS: Final[dict[str, Callable[[Mount], Hooks]]] = {}
+"""``Site.hosting`` -> what puts hooks on; filled by those who know how (:mod:`studio.adapters.tokens.wiring`)."""
 
 
 # -- the generated classes -------------------------------------------------------------------------------------------
 
 
-def _layer_forward(base_forward: Callable[..., Any]) -> Callable[..., Any]:
+def _layer_forward(base_forward: Forward) -> Forward:
+    """One tensor in, one tensor out."""
+
     def forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        mount = self.__dict__[MOUNT]
-        return cast(Tensor, mount.act(x, base_forward(self, mount.given(x), *args, **kwargs)))
+        mount: Mount = self.__dict__[MOUNT]
+        return mount.changed(x, base_forward(self, mount.moved(x), *args, **kwargs))
 
     return forward
 
 
-def _attention_forward(base_forward: Callable[..., Any]) -> Callable[..., Any]:
+def _attention_forward(base_forward: Forward) -> Forward:
+    """``MultiheadAttention``, which reads its weights itself."""
+
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return attend(self, *args, **kwargs)
 
     return forward
 
 
-def _module_forward(base_forward: Callable[..., Any]) -> Callable[..., Any]:
+def _module_forward(base_forward: Forward) -> Forward:
+    """Any arguments; the first tensor of the output is changed."""
+
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         output = base_forward(self, *args, **kwargs)
-        mount = self.__dict__[MOUNT]
-        return with_first(output, mount.act(input_of(args, kwargs), first_of(output, mount.site.path)))
+        mount: Mount = self.__dict__[MOUNT]
+        x = cast(Tensor, input_of(args, kwargs))
+        return with_first(output, mount.changed(x, first_of(output, mount.site.path)))
 
     return forward
 
 
-def _norm_forward(base_forward: Callable[..., Any]) -> Callable[..., Any]:
+def _norm_forward(base_forward: Forward) -> Forward:
+    """The layer's own function with the adapted weight and bias, where all rows have the same ones."""
+
     def forward(self: nn.Module, x: Tensor) -> Tensor:
-        mount = self.__dict__[MOUNT]
-        whole = mount.whole() if mount.site.stateless else None
-        if whole is None:
-            return cast(Tensor, mount.act(x, base_forward(self, x)))
-        return cast(Tensor, mount.site.computed(x, *whole))
+        mount: Any = self.__dict__[MOUNT]
+        kept = mount.kept() if mount.site.stateless else None
+        if kept is None:
+            return cast(Tensor, mount.changed(x, base_forward(self, x)))
+        return cast(Tensor, mount.site.computed(x, *kept))
 
     return forward
 
 
-def _owner_forward(base_forward: Callable[..., Any]) -> Callable[..., Any]:
+def _quantized_forward(base_forward: Forward) -> Forward:
+    """A layer of others that would not multiply by a baked weight itself."""
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        mount: Any = self.__dict__[MOUNT]
+        return cast(Tensor, mount.changed(x, mount.site.run(base_forward, x)))
+
+    return forward
+
+
+def _owner_forward(base_forward: Forward) -> Forward:
+    """A module that keeps bare parameters; adapters stand one level lower, by parameter (see ``owner.py``)."""
+
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return base_forward(self, *args, **kwargs)
@@ -389,15 +126,7 @@ def _parameter(name: str) -> property:
     return property(read)
 
 
-def _quantized_forward(base_forward: Callable[..., Any]) -> Callable[..., Any]:
-    def forward(self: nn.Module, x: Tensor) -> Tensor:
-        mount = self.__dict__[MOUNT]
-        return cast(Tensor, mount.act(x, mount.site.run(base_forward, x)))
-
-    return forward
-
-
-_FORWARDS: Final[dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]]] = {
+FORWARDS: Final[dict[str, Callable[[Forward], Forward]]] = {
     "layer": _layer_forward,
     "attention": _attention_forward,
     "module": _module_forward,
@@ -442,7 +171,7 @@ def _make_class(base: type[nn.Module], hosting: str, parameters: tuple[str, ...]
         return (_rebuild, (base, hosting, parameters), *reduced[2:])
 
     body = {
-        "forward": _FORWARDS[hosting](base.forward),
+        "forward": FORWARDS[hosting](base.forward),
         "_apply": apply_,
         "__reduce_ex__": reduce_ex,
         "__module__": base.__module__,
@@ -464,13 +193,13 @@ def mount_of(module: nn.Module) -> Mount:
     return cast(Mount, module.__dict__[MOUNT])
 
 
-def host(site: Site, assembly: Assembly) -> Mount:
-    """Makes the layer of ``site`` carry adapters.
+def host(site: Site, levels: Levels) -> Mount:
+    """Makes the layer of ``site`` carry adapters, which act as ``levels`` say.
 
     Raises:
         UnsupportedLayer: something else has replaced the layer's forward, or uses the name ``adapters`` in it.
     """
-    mount, module = Mount(site, assembly), site.module
+    mount, module = Mount(site, levels), site.module
     if site.hosting != "owner":
         _open(site, mount)
         return mount
@@ -487,19 +216,15 @@ def _open(site: Site, kept: Mount | Owner) -> None:
     tables = (module.__dict__, module._modules, module._parameters, module._buffers)
     if any("adapters" in names for names in tables):
         raise UnsupportedLayer(f"{site.path} has an attribute 'adapters' of its own, where ours would be; exclude it")
-    if not isinstance(site, ModelSite):
+    if site.hosting in FORWARDS:
         cls = hosted_class(base, site.hosting, tuple(module._parameters) if site.hosting == "owner" else ())
         _rebind(site.path, module, base.forward, cls.forward)
         module.__class__ = cls
     module.__dict__[MOUNT] = kept
     module._modules["adapters"] = Adapters()
-    if isinstance(site, ModelSite):
-        site.wire(cast(Mount, kept))
-
-
-def _close(module: nn.Module) -> None:
-    del module._modules["adapters"]
-    del module.__dict__[MOUNT]
+    if site.hosting in HOOKS:
+        mount = cast(Mount, kept)
+        mount.hooks = HOOKS[site.hosting](mount)
 
 
 def unhost(site: Site) -> None:
@@ -517,15 +242,15 @@ def unhost(site: Site) -> None:
         if owner.mounts:
             owner.forget()
             return
-    if isinstance(site, ModelSite):
-        site.unwire()
-        _close(module)
-        return
+    if site.hosting in HOOKS:
+        mount_of(module).hooks.remove()
     cls = type(module)
-    base = cast("type[nn.Module]", cls.hosts)  # type: ignore[attr-defined]
-    _rebind(site.path, module, cls.forward, base.forward)
-    _close(module)
-    module.__class__ = base
+    if site.hosting in FORWARDS:
+        _rebind(site.path, module, cls.forward, cls.hosts.forward)  # type: ignore[attr-defined]
+    del module._modules["adapters"]
+    del module.__dict__[MOUNT]
+    if site.hosting in FORWARDS:
+        module.__class__ = cls.hosts  # type: ignore[attr-defined]
 
 
 def check_removable(site: Site) -> None:
@@ -534,7 +259,7 @@ def check_removable(site: Site) -> None:
     Raises:
         DoesNotFit: the layer's class is no longer the one that hosting gave it.
     """
-    if "hosts" not in vars(type(site.module)) and not isinstance(site, ModelSite):
+    if site.hosting in FORWARDS and "hosts" not in vars(type(site.module)):
         raise DoesNotFit(
             f"{site.path} has been wrapped as {type(site.module).__name__} since the adapter was attached; undo that "
             "wrapper first, then detach"

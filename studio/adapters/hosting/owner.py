@@ -8,18 +8,15 @@ table of parameters, ``state_dict()`` and ``parameters()`` keep ``W``. The adapt
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from studio.adapters.hosting.attention import adapted
+from studio.adapters.hosting.levels import Levels
+from studio.adapters.hosting.mount import Mount
+from studio.adapters.sites.site import Site
 from studio.errors import DoesNotFit
-
-if TYPE_CHECKING:
-    from studio.adapters.hosting.assembly import Assembly
-    from studio.adapters.hosting.host import Mount
-    from studio.adapters.sites.site import Site
 
 __all__ = ["Owner"]
 
@@ -41,9 +38,9 @@ class Owner:
         return next(iter(self.mounts.values())).site
 
     @property
-    def assembly(self) -> Assembly:
-        """Whose blend they follow."""
-        return next(iter(self.mounts.values())).assembly
+    def levels(self) -> Levels:
+        """The levels that they follow."""
+        return next(iter(self.mounts.values())).levels
 
     def forget(self) -> None:
         """Drops all plans and tensors made from them."""
@@ -86,10 +83,10 @@ class Owner:
         return found
 
     def _made(self, mount: Mount, parameter: Tensor) -> Tensor:
-        if any(isinstance(coefficient, Tensor) for _, coefficient in mount.acting):
+        if mount.rows() is not None:
             raise DoesNotFit(
                 f"strengths that differ by sample cannot act on {mount.site.path}: it is a bare parameter, which its "
                 "module uses for all samples at once; give one strength for all"
             )
-        total, _ = adapted(mount, parameter, None, 0)
+        total, _ = mount.adapted(parameter, None)
         return total

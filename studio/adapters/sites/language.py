@@ -11,15 +11,12 @@ import inspect
 import re
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 
 from torch import Tensor, nn
 
 from studio.adapters.sites.site import TransposedSite
 from studio.errors import UnsupportedLayer
-
-if TYPE_CHECKING:
-    from studio.adapters.hosting.host import Mount
 
 __all__ = ["Attention", "ModelSite", "Stack", "is_language_model", "parameters_of"]
 
@@ -109,7 +106,7 @@ class ModelSite(TransposedSite):
     """A language model, by its table of embeddings: ``rows`` is the width of a token, ``cols`` the vocabulary.
 
     Attributes:
-        stacks: its encoder and decoder, or the one that it is. wiring: the hooks, while it carries virtual tokens.
+        stacks: its encoder and decoder, or the one that it is.
         reserved: positions that RoBERTa and its kin keep for padding.
         context: the longest sequence that the model has positions for; None where positions are relative.
 
@@ -121,7 +118,7 @@ class ModelSite(TransposedSite):
     kind = "model"
     hosting = "hooks"
     bias_name = None
-    __slots__ = ("context", "reserved", "stacks", "wiring")
+    __slots__ = ("context", "reserved", "stacks")
 
     def __init__(self, path: str, module: nn.Module) -> None:
         if not is_language_model(module):
@@ -129,7 +126,6 @@ class ModelSite(TransposedSite):
         embedding = cast(nn.Embedding, _embedding(module))
         super().__init__(path, module, embedding.embedding_dim, (embedding.num_embeddings,))
         self.stacks = _stacks(module)
-        self.wiring: Any = None
         table = next((m for path, m in module.named_modules() if path.endswith("position_embeddings")), None)
         padding = getattr(table, "padding_idx", None)
         self.reserved = 0 if padding is None else int(padding) + 1
@@ -178,17 +174,6 @@ class ModelSite(TransposedSite):
             return self.attentions()
         except UnsupportedLayer:
             return []
-
-    def wire(self, mount: Mount) -> None:
-        """Puts the hooks on; called when the first adapter is hosted."""
-        from studio.adapters.tokens.wiring import Wiring
-
-        self.wiring = Wiring(self, mount)
-
-    def unwire(self) -> None:
-        """Takes all hooks off."""
-        self.wiring.remove()
-        self.wiring = None
 
 
 def refusal(module: Any, method: str = "a soft prompt") -> str:

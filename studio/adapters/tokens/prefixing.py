@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from studio.adapters.sites.language import CACHE, Attention
 from studio.adapters.tokens.caches import Ahead, ahead_across, own_part
+from studio.adapters.tokens.state import TokenState
 from studio.errors import DoesNotFit
-
-if TYPE_CHECKING:
-    from studio.adapters.tokens.wiring import Wiring
 
 __all__ = ["AttentionWire"]
 
@@ -24,16 +22,16 @@ class AttentionWire:
     ``+ log s``. At 1 it is read as it was trained, at 0 it is not there.
     """
 
-    def __init__(self, wiring: Wiring, attention: Attention) -> None:
-        self.wiring, self.attention = wiring, attention
+    def __init__(self, state: TokenState, attention: Attention) -> None:
+        self.state, self.attention = state, attention
 
     def before(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Changes the cache and the mask that the attention is called with."""
         attention = self.attention
-        prefixes = self.wiring.prefixes(attention.place)
+        prefixes = self.state.prefixes(attention.place)
         if not prefixes:
             return None
-        self.wiring.mount.called = True
+        self.state.note_called()
         given = {**dict(zip(attention.names, args, strict=False)), **kwargs}
         states = given["hidden_states"]
         encoded: Tensor | None = given.get("key_value_states", given.get("encoder_hidden_states"))
@@ -43,7 +41,7 @@ class AttentionWire:
         batch = states.shape[0]
         both = parts[0] if len(parts) == 1 else (torch.cat([part[i] for part in parts], dim=2) for i in (0, 1))
         keys, values = (tensor.expand(batch, -1, -1, -1) for tensor in both)
-        numbers = [self._strength(name) for name, _, _ in prefixes]
+        numbers = [self.state.strength(name, attention.path) for name, _, _ in prefixes]
         found = set().union(*(n.tolist() if isinstance(n, Tensor) else (n,) for n in numbers))  # on the CPU: no waiting
         levels = self._levels(numbers, [adapter.count for _, adapter, _ in prefixes], batch, states.device)
         if 0 in found:  # those that are off stand first: nothing comes between the others and the text
@@ -64,16 +62,12 @@ class AttentionWire:
         """The strength of each virtual token ``(1, m)``, or by row ``(B, m)`` where samples have their own."""
         if not any(isinstance(number, Tensor) for number in numbers):
             flat = [number for number, count in zip(numbers, counts, strict=True) for _ in range(count)]
-            return self.wiring.kept((*flat, device), lambda: torch.tensor([flat], device=device))
+            return self.state.kept((*flat, device), lambda: torch.tensor([flat], device=device))
         columns = [
-            self.wiring.rows(number, batch, device)[:, None].expand(batch, count)
+            self.state.rows(number, batch, device)[:, None].expand(batch, count)
             for number, count in zip(numbers, counts, strict=True)
         ]
         return torch.cat(columns, dim=1)
-
-    def _strength(self, name: str) -> float | Tensor:
-        """The strength of one prefix here: a number, or one per sample, on the CPU."""
-        return self.wiring.mount.assembly.coefficient(name, self.attention.path)
 
     def _mask_name(self) -> str:
         names = self.attention.names
@@ -104,7 +98,7 @@ class AttentionWire:
         if reach is not None:
             return self._joined(mask, levels, found, reach, states, key[2:-1])
         # the attentions of a place are called with the same mask
-        return self.wiring.kept(key, lambda: self._joined(mask, levels, found, None, states, key[2:-1]), mask, levels)
+        return self.state.kept(key, lambda: self._joined(mask, levels, found, None, states, key[2:-1]), mask, levels)
 
     @staticmethod
     def _joined(
