@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from studio.adapters.sites.site import TransposedSite
 from studio.errors import UnsupportedLayer
 
-__all__ = ["Attention", "ModelSite", "Stack", "is_language_model", "parameters_of"]
+__all__ = ["CachedAttention", "ModelSite", "Stack", "is_language_model", "parameters_of"]
 
 CACHE: Final = "past_key_values"
 _CROSS: Final = re.compile(r"cross|enc_?dec|encoder_attn", re.IGNORECASE)
@@ -60,7 +60,7 @@ def parameters_of(module: nn.Module) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Attention:
+class CachedAttention:
     """One attention that can read a prefix.
 
     Attributes:
@@ -157,18 +157,18 @@ class ModelSite(TransposedSite):
                 return value - self.reserved
         return None
 
-    def attentions(self) -> list[Attention]:
+    def attentions(self) -> list[CachedAttention]:
         """Returns the attentions that can read a prefix, by stack and layer.
 
         Raises:
             UnsupportedLayer: the model has layers whose attention takes none.
         """
-        found: list[Attention] = []
+        found: list[CachedAttention] = []
         for stack in self.stacks:
             found += _attentions(self, stack)
         return sorted(found, key=lambda attention: ("decoder", "cross", "encoder").index(attention.place))
 
-    def found_attentions(self) -> list[Attention]:
+    def found_attentions(self) -> list[CachedAttention]:
         """Returns the same, or nothing where a prefix is impossible."""
         try:
             return self.attentions()
@@ -212,7 +212,7 @@ def _stack(root: nn.Module, module: nn.Module, role: str, alone: bool) -> Stack:
     return Stack(path, module, role, names, alone)
 
 
-def _attentions(site: ModelSite, stack: Stack) -> list[Attention]:
+def _attentions(site: ModelSite, stack: Stack) -> list[CachedAttention]:
     able = {path: module for path, module in stack.module.named_modules() if _takes_cache(module)}
     found = []
     for path, module in able.items():
@@ -221,7 +221,7 @@ def _attentions(site: ModelSite, stack: Stack) -> list[Attention]:
         cross = stack.role == "decoder" and _CROSS.search(path) is not None
         place = "cross" if cross else stack.role
         whole = ".".join(part for part in (stack.path, path) if part)
-        found.append(Attention(whole, module, place, *_heads(module, whole), parameters_of(module)))
+        found.append(CachedAttention(whole, module, place, *_heads(module, whole), parameters_of(module)))
     layers = getattr(site.config, "num_hidden_layers", None)
     own = sum(attention.place != "cross" for attention in found)
     if stack.alone and layers is not None and own != layers:

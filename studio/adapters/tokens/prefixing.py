@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from studio.adapters.sites.language import CACHE, Attention
+from studio.adapters.sites.language import CACHE, CachedAttention
 from studio.adapters.tokens.caches import Ahead, ahead_across, own_part
 from studio.adapters.tokens.state import TokenState
 from studio.errors import DoesNotFit
@@ -22,7 +22,7 @@ class AttentionWire:
     ``+ log s``. At 1 it is read as it was trained, at 0 it is not there.
     """
 
-    def __init__(self, state: TokenState, attention: Attention) -> None:
+    def __init__(self, state: TokenState, attention: CachedAttention) -> None:
         self.state, self.attention = state, attention
 
     def before(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
