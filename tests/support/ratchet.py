@@ -132,7 +132,7 @@ def shapeless(function: Function, owner: ast.ClassDef | None = None) -> set[str]
         >>> shapeless(ast.parse(code).body[0])
         {'y'}
     """
-    text = words(function, owner)
+    text = words(function, owner, classes=True)
     inside = r"(?:(?!\n\s*\n|\n\s+\w+: )[\s\S])*?(?:``\(|any shape|scalar)"  # up to the next argument or paragraph
     arguments = (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)
     return {
@@ -144,16 +144,19 @@ def shapeless(function: Function, owner: ast.ClassDef | None = None) -> set[str]
     }
 
 
-def words(function: Function, owner: ast.ClassDef | None) -> str:
-    """Returns a function's docstring, and those of the methods that it overrides; of a class, for what makes it."""
+def words(function: Function, owner: ast.ClassDef | None, *, classes: bool = False) -> str:
+    """Returns a function's docstring and those of the methods that it overrides.
+
+    With ``classes`` those of the classes too, where letters that all methods use are explained once; always so for what
+    makes an object, which has its class's docstring.
+    """
     texts = [ast.get_docstring(function) or ""]
-    if owner is not None and function.name.startswith("__"):
-        texts.append(ast.get_docstring(owner) or "")
-    waiting = [] if owner is None else [*owner.bases]
+    waiting: list[ast.ClassDef] = [] if owner is None else [owner]
     while waiting:
-        for base in CLASSES.get(_name(waiting.pop()), ()):
-            texts += [ast.get_docstring(c) or "" for c in base.body if getattr(c, "name", "") == function.name]
-            waiting += base.bases
+        node = waiting.pop()
+        texts += [ast.get_docstring(node) or ""] if classes or function.name.startswith("__") else []
+        texts += [ast.get_docstring(child) or "" for child in node.body if getattr(child, "name", "") == function.name]
+        waiting += [known for base in node.bases for known in CLASSES.get(_name(base), ())]
     return "\n\n".join(texts)
 
 
