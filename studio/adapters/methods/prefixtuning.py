@@ -11,7 +11,7 @@ from torch import Tensor
 
 from studio.adapters.contract.adapter import METHODS, Given
 from studio.adapters.contract.foreign import Foreign
-from studio.adapters.sites.language import Attention, ModelSite
+from studio.adapters.sites.language import CachedAttention, ModelSite
 from studio.adapters.sites.site import Site
 from studio.adapters.tokens.contract import PrefixAdapter, TokenConfig
 from studio.errors import DoesNotFit, UnsupportedLayer
@@ -127,7 +127,7 @@ class PrefixTuningAdapter(PrefixAdapter):
         self.require("weight1", (begin, h))
         self.require("bias1", (begin,))
 
-    spans: dict[str, tuple[int, Attention]]
+    spans: dict[str, tuple[int, CachedAttention]]
     chosen: tuple[str, ...]
 
     @property
@@ -167,7 +167,7 @@ class PrefixTuningAdapter(PrefixAdapter):
         return torch.cat([self._computed(*span) for span in spans], dim=1)  # part by part: the bits of training
 
 
-def chosen_attentions(site: ModelSite, config: PrefixTuning) -> list[Attention]:
+def chosen_attentions(site: ModelSite, config: PrefixTuning) -> list[CachedAttention]:
     """Returns the attentions that get a prefix.
 
     Raises:
