@@ -53,8 +53,7 @@ def atomic_path(file: str | os.PathLike[str]) -> Iterator[Path]:
     """
     file = Path(file)
     with _as_sentence(file):
-        if file.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "is a folder", str(file))
+        _check_no_folder(file)
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = _beside(file)
         try:
@@ -64,6 +63,11 @@ def atomic_path(file: str | os.PathLike[str]) -> Iterator[Path]:
             _sync(file.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _check_no_folder(file: Path) -> None:
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder", str(file))
 
 
 def atomic_write(file: str | os.PathLike[str], data: bytes | str) -> None:

@@ -54,6 +54,7 @@ def need(module: str, purpose: str, *, extra: str) -> ModuleType:
 
     Raises:
         MissingPackage: it is not installed, or its own import fails.
+        KeyError: no extra has that name, which is a mistake in the program.
 
     Example:
         >>> need("json", "run logs", extra="test").dumps([1])

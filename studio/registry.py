@@ -39,7 +39,11 @@ class Registry(Mapping[str, T], Generic[T]):
         self._entries: dict[str, T] = {}
 
     def add(self, name: str, entry: T) -> T:
-        """Registers ``entry`` under ``name`` and returns it; a taken name is a programming error."""
+        """Registers ``entry`` under ``name`` and returns it.
+
+        Raises:
+            ValueError: a taken name, which is a mistake in the program.
+        """
         if name in self._entries:
             raise ValueError(f"the {self.what} {name!r} is registered already")
         self._entries[name] = entry

@@ -102,6 +102,9 @@ def sample_rows(model: Any, rows: Sequence[int] | None) -> Iterator[None]:
 
     Args:
         model: the model or pipeline. rows: sample index of every row; None: every row is its own sample.
+
+    Raises:
+        BadConfig: a negative sample index.
     """
     if rows is not None and any(row < 0 for row in rows):
         raise BadConfig(f"rows={list(rows)!r} has a negative sample index")

@@ -78,8 +78,10 @@ def quantize(
         iterations: turns with a ``rank``, of which the best one counts; the first rounds to the nearest codes.
 
     Raises:
-        BadConfig: impossible bits, group, rank or iterations. NoTargets: a target that matches nothing.
-        UnsupportedLayer: a layer that is no Linear. DoesNotFit: adapters are attached; weights are tied, or offloaded.
+        BadConfig: impossible bits, group, rank or iterations.
+        NoTargets: a target that matches nothing.
+        UnsupportedLayer: a layer that is no Linear.
+        DoesNotFit: adapters are attached; weights are tied, or offloaded.
 
     References:
         LoftQ: LoRA-Fine-Tuning-Aware Quantization (Li et al., 2023), https://arxiv.org/abs/2310.08659

@@ -105,7 +105,7 @@ def unsaid(function: Function, owner: ast.ClassDef | None = None) -> set[str]:
     said = set()
     for part in re.split(r"\bRaises:", words(function, owner))[1:]:
         section = re.split(r"\n\s*\n|\n\s*(?:Example|Returns|References)s?:", part)[0]
-        said |= {name for head in re.findall(r"\n\s*([\w., ]+):", section) for name in re.findall(r"\w+", head)}
+        said |= {name for head in re.findall(r"((?:\b[A-Z]\w+(?:, )?)+):", section) for name in head.split(", ")}
     return {name for name in raised(function) if not said & {name, *bases(name)}}
 
 

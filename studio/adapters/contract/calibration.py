@@ -34,14 +34,14 @@ class Gauge(ABC):
     """Inputs seen so far."""
 
     def take(self, x: Tensor) -> None:
-        """Takes in the inputs ``(N, cols)`` of one call."""
+        """Takes in the inputs ``x`` ``(N, cols)`` of one call."""
         x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
         self.add(x)
         self.rows += x.shape[0]
 
     @abstractmethod
     def add(self, x: Tensor) -> None:
-        """Takes in inputs ``(N, cols)`` in fp32 or wider; :attr:`rows` is still the number of those before."""
+        """Takes in inputs ``x`` ``(N, cols)`` in fp32 or wider; :attr:`rows` is still the number of those before."""
 
 
 class Covariance(Gauge):

@@ -36,7 +36,10 @@ class GridSite(LinearSite):
 
     @abstractmethod
     def shift(self, change: Tensor) -> list[Held]:
-        """Adds a number per row and group ``(rows, groups)`` to the weight, by its zero points alone.
+        """Adds a number per row and group to the weight, by its zero points alone.
+
+        Args:
+            change: the numbers ``(rows, groups)``.
 
         Returns:
             What the module held before.
@@ -101,7 +104,11 @@ class TorchaoSite(GridSite):
 
 
 class QuantoSite(GridSite):
-    """quanto's frozen ``QLinear``, which would round a dense weight again: a baked one is multiplied here instead."""
+    """quanto's frozen ``QLinear``, which would round a dense weight again: a baked one is multiplied here instead.
+
+    Raises:
+        UnsupportedLayer: a layer that is not frozen yet, or that quantises its inputs too.
+    """
 
     hosting = "quantized"
     __slots__ = ()

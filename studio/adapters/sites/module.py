@@ -100,7 +100,7 @@ def first_of(output: Any, path: str) -> Tensor:
 
 
 def with_first(output: Any, tensor: Tensor) -> Any:
-    """Returns ``output`` with ``tensor`` in place of its first tensor, of the same type."""
+    """Returns ``output`` with ``tensor`` (of any shape) in place of its first tensor, of the same type."""
     if isinstance(output, Tensor):
         return tensor
     if isinstance(output, Mapping):

@@ -149,7 +149,7 @@ class GroupQuantizedLinear(nn.Module):
         """Makes a layer of a weight that is on a grid.
 
         Args:
-            weight: what was quantised, for its dtype and device. bias: the layer's, taken as it is.
+            weight: what was quantised ``(rows, cols)``, for its dtype and device. bias: the layer's, taken as it is.
             bits: of a code. grid: the quantised weight.
         """
         rows, cols = grid.codes.shape
@@ -171,6 +171,7 @@ class GroupQuantizedLinear(nn.Module):
         return self.grid.weight().to(self.like.dtype) if self.dense is None else self.dense
 
     def forward(self, x: Tensor) -> Tensor:
+        """Computes ``x Wᵀ + b`` of ``x`` ``(..., in_features)``."""
         rows = x.reshape(-1, self.in_features)
         if self.dense is not None:
             y = F.linear(rows, self.dense, self.bias)

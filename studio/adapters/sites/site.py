@@ -50,6 +50,16 @@ class Site(ABC):
         lead: shape of what stands before the matrix form, ``(E,)`` for E experts in one tensor; else empty.
         rows: outputs of the linear map. cols: inputs of the linear map.
         inner_shape: shape of one row of ``down`` as files store it (``(in,)``, ``(in/groups, kh, kw)``, ``(vocab,)``).
+
+    Shapes:
+        x: what the layer is called with, ``(batch, ..., in)``; ``(batch, in, *space)`` for a convolution, ids
+            ``(batch, ...)`` for an embedding.
+        y: what it returns, ``(batch, ..., rows)``; ``(batch, rows, *space)`` from a convolution.
+        h: what :meth:`lower` returns, ``(batch, ..., r)``; ``(batch, groups · r, *space)`` from a convolution.
+        weight: ``(rows, *inner_shape)``, or as :attr:`weight_shape` says where the layer stores it otherwise.
+        bias: ``(rows,)``, or as :attr:`bias_shape` says.
+        down: ``(r, *inner_shape)``.
+        up: ``(rows, r)``.
     """
 
     kind: ClassVar[str]
@@ -107,7 +117,7 @@ class Site(ABC):
         return weight.reshape(self.rows, self.cols)
 
     def shaped(self, matrix: Tensor) -> Tensor:
-        """Views a matrix ``(rows, cols)`` in the shape of the weight."""
+        """Views ``matrix`` ``(rows, cols)`` in the shape of the weight."""
         return matrix.reshape(self.weight_shape)
 
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -160,7 +170,7 @@ class Site(ABC):
         return (*h.shape[:-1], self.rows)
 
     def over_outputs(self, vector: Tensor) -> Tensor:
-        """Shapes ``(..., rows)`` so that it broadcasts over the outputs of ``y``; a leading axis stays the batch."""
+        """Shapes ``vector`` ``(..., rows)`` to broadcast over the outputs of ``y``; a leading axis stays the batch."""
         return vector
 
     def spread(self, bias: Tensor, y: Tensor) -> Tensor:
@@ -168,13 +178,13 @@ class Site(ABC):
         return self.over_outputs(bias).expand_as(y)
 
     def over_rank(self, coefficients: Tensor, h: Tensor) -> Tensor:
-        """Shapes ``(r,)`` or ``(batch, r)`` so that it multiplies ``h``."""
+        """Shapes ``coefficients`` ``(r,)`` or ``(batch, r)`` so that they multiply ``h``."""
         if coefficients.dim() == 1:
             return coefficients
         return coefficients.reshape(coefficients.shape[0], *(1,) * (h.dim() - 2), coefficients.shape[1])
 
     def over_batch(self, coefficients: Tensor, y: Tensor) -> Tensor:
-        """Shapes ``(batch,)`` so that it multiplies ``y``."""
+        """Shapes ``coefficients`` ``(batch,)`` so that they multiply ``y``."""
         return coefficients.reshape(-1, *(1,) * (y.dim() - 1))
 
 
@@ -248,7 +258,11 @@ class GPT2Site(TransposedSite):
 
 
 class EmbeddingSite(TransposedSite):
-    """``y = E[ids]`` with ``E`` ``(vocabulary, dim)``; its input is one-hot."""
+    """``y = E[ids]`` with ``E`` ``(vocabulary, dim)``; its input is one-hot.
+
+    Raises:
+        UnsupportedLayer: an Embedding with ``max_norm``, which has no fixed weight.
+    """
 
     kind = "embedding"
     bias_name = None
@@ -338,6 +352,9 @@ class AttentionSite(Site):
 
     The layer reads its weights itself, so nothing can be added to an output of the projection: the attention is
     computed with the adapted weight (see :mod:`studio.adapters.hosting.attention`).
+
+    Raises:
+        UnsupportedLayer: an attention with a ``kdim`` or ``vdim`` of its own, which has no joint projection.
     """
 
     kind = "attention"
