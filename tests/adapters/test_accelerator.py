@@ -17,6 +17,7 @@ from studio.adapters import METHODS
 from studio.device import choose_device, has_dtype
 from studio.errors import StudioError
 from studio.survey import LAYERS
+from tiny import Tower, language
 
 DEVICE = choose_device()
 pytestmark = pytest.mark.skipif(DEVICE.type == "cpu", reason="there is no accelerator here")
@@ -25,14 +26,9 @@ PROMPTS = sorted(name for name in METHODS if "model" in METHODS[name].adapter.ki
 INPUTS = {"Embedding": (4, 6), "Conv1d": (4, 256, 9), "Conv3d": (2, 256, 3, 3, 3)}
 
 
-class Tower(nn.Module):
-    def __init__(self, layer: str) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layer = LAYERS[layer]()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x, x, x)[0] if isinstance(self.layer, nn.MultiheadAttention) else self.layer(x)
+def tower(layer: str) -> Tower:
+    torch.manual_seed(0)
+    return Tower(LAYERS[layer]())
 
 
 def sample(layer: str) -> Tensor:
@@ -68,7 +64,7 @@ def close(found: Tensor, wanted: Tensor, relative: float) -> None:
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in PROMPTS])
 def test_a_method_computes_what_it_computes_on_the_cpu(method: str, layer: str, tmp_path: Path) -> None:
-    base, x = Tower(layer), sample(layer)
+    base, x = tower(layer), sample(layer)
     there = copy.deepcopy(base).to(DEVICE)
     try:
         attached(base, method)
@@ -116,7 +112,7 @@ def test_half_precision_bases_train(method: str) -> None:
     if not has_dtype(torch.bfloat16, DEVICE):
         pytest.skip("no bf16 here")
     layer = "Embedding" if method == "tokenembedding" else "Linear"
-    model, x = attached(Tower(layer).to(DEVICE, torch.bfloat16), method), sample(layer).to(DEVICE)
+    model, x = attached(tower(layer).to(DEVICE, torch.bfloat16), method), sample(layer).to(DEVICE)
     x = x.to(torch.bfloat16) if x.is_floating_point() else x
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     losses = []
@@ -136,7 +132,7 @@ def test_half_precision_bases_train(method: str) -> None:
 @pytest.mark.parametrize("layer", ["Linear", "Conv2d 3×3 strided"])
 def test_starts_and_growth(init: str, layer: str) -> None:
     """A start leaves the function as it is, and takes what it takes out of a weight that is there."""
-    base, x = Tower(layer), torch.cat([sample(layer)] * 4).to(DEVICE)
+    base, x = tower(layer), torch.cat([sample(layer)] * 4).to(DEVICE)
     there, wanted = copy.deepcopy(base).to(DEVICE), base(x.cpu())
     config = studio.LoRA(rank=4, init=init, targets=("layer",))
     studio.attach(there, config, calibrate=[x] if config.data_driven else None)
@@ -148,9 +144,9 @@ def test_starts_and_growth(init: str, layer: str) -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 @pytest.mark.parametrize("method", PROMPTS)
-def test_virtual_tokens(language_model, method: str, kind: str) -> None:
-    base = attached(language_model(kind), method)
-    there = attached(language_model(kind).to(DEVICE), method)
+def test_virtual_tokens(method: str, kind: str) -> None:
+    base = attached(language(kind), method)
+    there = attached(language(kind).to(DEVICE), method)
     ids = torch.randint(3, 60, (3, 5), generator=torch.Generator().manual_seed(1))
     more = {"decoder_input_ids": ids[:, :3]} if kind == "t5" else {}
     with torch.no_grad():
@@ -161,16 +157,16 @@ def test_virtual_tokens(language_model, method: str, kind: str) -> None:
     assert torch.equal(made.cpu(), base.generate(input_ids=ids, max_new_tokens=4, do_sample=False, num_beams=2))
 
 
-def test_an_offloaded_base_finds_its_factors_on_the_device(language_model) -> None:
+def test_an_offloaded_base_finds_its_factors_on_the_device() -> None:
     from accelerate import cpu_offload
 
-    plain = language_model("llama")
+    plain = language("llama")
     studio.attach(plain, studio.LoRA(rank=4, init="orthogonal", targets="attention+mlp"))
     file_state = {key: tensor.detach().clone() for key, tensor in studio.state(plain).items()}
     ids = torch.randint(3, 60, (2, 5), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         wanted = plain(ids).logits
-        offloaded = language_model("llama")
+        offloaded = language("llama")
         studio.attach(offloaded, studio.LoRA(rank=4, init="orthogonal", targets="attention+mlp"))
         for key, tensor in studio.state(offloaded).items():
             tensor.copy_(file_state[key])
@@ -185,7 +181,7 @@ def test_a_strength_changes_without_a_new_compiled_graph() -> None:
         counts.append(1)
         return graph
 
-    model = Tower("Linear").to(DEVICE)
+    model = tower("Linear").to(DEVICE)
     for number, method in enumerate(("lora", "ia3", "road")):
         studio.attach(model, METHODS[method](targets=("layer",)), name=f"a{number}")
     x, compiled = sample("Linear").to(DEVICE), torch.compile(model, backend=backend, fullgraph=True)

@@ -16,7 +16,9 @@ from studio.config import build, plain
 from studio.errors import BadConfig, DoesNotFit, UnknownName, UnsupportedLayer
 from studio.trainers import DreamBooth, Plan, train
 from studio.trainers.image.diffusion import Diffusion
-from studio.trainers.loop.optimizer import Average, adamw, hand_on
+from studio.trainers.loop.average import Average
+from studio.trainers.loop.optimizer import adamw, hand_on
+from tiny import interrupted
 
 CONFIGS = {
     "lora": LoRA(rank=2),
@@ -181,13 +183,6 @@ def test_stages_from_the_command_line(words):
 
 
 @pytest.fixture
-def task(tiny_base, photos):
-    return DreamBooth(
-        base=tiny_base, instance_images=photos, instance_prompt="a photo of sks robot", prior="none", preview_prompts=()
-    )
-
-
-@pytest.fixture
 def settings(tmp_path):
     return {
         "steps": 8, "batch_size": 2, "quiet": True, "cache": str(tmp_path / "cache"), "checkpoint_every": 2,
@@ -200,29 +195,20 @@ def rank_of(file):
 
 
 @pytest.mark.parametrize("step", [4, 5, 7])
-def test_a_run_in_stages_resumes_bit_for_bit(task, settings, tmp_path, monkeypatch, step):
-    whole = train(task, output=tmp_path / "whole", **settings)
+def test_a_run_in_stages_resumes_bit_for_bit(dreambooth, settings, tmp_path, step):
+    whole = train(dreambooth, output=tmp_path / "whole", **settings)
     files = [whole.folder / "checkpoints" / f"step-{at:06d}.safetensors" for at in (2, 4, 6)]
     assert [rank_of(file) for file in (*files, whole.adapter)] == [{1}, {2}, {4}, {4}]
-    after_step = Diffusion.after_step
-
-    def die(self, done):
-        after_step(self, done)
-        if done == step:
-            raise InterruptedError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Diffusion, "after_step", die)
-        with pytest.raises(InterruptedError):
-            train(task, output=tmp_path / "run", **settings)
-    resumed = train(task, output=tmp_path / "run", **settings)
+    with interrupted(Diffusion, step):
+        train(dreambooth, output=tmp_path / "run", **settings)
+    resumed = train(dreambooth, output=tmp_path / "run", **settings)
     assert resumed.adapter.read_bytes() == whole.adapter.read_bytes() and resumed.losses == whole.losses
 
 
-def test_growing_changes_no_loss_until_the_new_ranks_have_moved(task, settings, tmp_path):
+def test_growing_changes_no_loss_until_the_new_ranks_have_moved(dreambooth, settings, tmp_path):
     plain = {**settings, "adapter": LoRA(rank=1, alpha=2.0), "ema": 0.0}
-    grown = train(task, output=tmp_path / "a", **plain)
-    still = train(task, output=tmp_path / "b", **{**plain, "grow": None})
+    grown = train(dreambooth, output=tmp_path / "a", **plain)
+    still = train(dreambooth, output=tmp_path / "b", **{**plain, "grow": None})
     assert grown.losses[:4] == still.losses[:4]
     assert grown.losses[4] == pytest.approx(still.losses[4], rel=1e-5)
     assert grown.losses[7] != still.losses[7]
@@ -238,7 +224,7 @@ def test_growing_changes_no_loss_until_the_new_ranks_have_moved(task, settings, 
         ({"grow": {9: 2}}, BadConfig, "before the last one, 8"),
     ],
 )
-def test_stages_that_cannot_be_are_refused_before_step_1(task, settings, tmp_path, change, error, message):
+def test_stages_that_cannot_be_are_refused_before_step_1(dreambooth, settings, tmp_path, change, error, message):
     with pytest.raises(error, match=message):
-        train(task, output=tmp_path / "run", **{**settings, **change})
+        train(dreambooth, output=tmp_path / "run", **{**settings, **change})
     assert not (tmp_path / "run").exists()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import studio
 from studio.errors import DoesNotFit, StudioError
 from studio.survey import LAYERS as SURVEYED
+from tiny import Tower
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     **SURVEYED,
@@ -98,25 +99,15 @@ THEIRS = {
 }
 
 
-class Net(nn.Module):
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.layer(x, x, x) if "MultiheadAttention" in type(self.layer).__name__ else self.layer(x)
-        return y[0] if isinstance(y, tuple) else y
-
-
-def given(kind: str) -> tuple[Net, Tensor]:
+def given(kind: str) -> tuple[Tower, Tensor]:
     """A model of one layer, and an input."""
     torch.manual_seed(0)
     layer = LAYERS[kind]()
     if kind == "Embedding":
-        return Net(layer), torch.tensor([[1, 2, 3, 4, 47]])
+        return Tower(layer), torch.tensor([[1, 2, 3, 4, 47]])
     if kind.startswith("Conv"):
-        return Net(layer), torch.randn(2, 256, *[7 if "1d" in kind or "2d" in kind else 4] * int(kind[4]))
-    return Net(layer), torch.randn(2, 4, 256)
+        return Tower(layer), torch.randn(2, 256, *[7 if "1d" in kind or "2d" in kind else 4] * int(kind[4]))
+    return Tower(layer), torch.randn(2, 4, 256)
 
 
 def disturb(tensors: Iterator[Tensor]) -> None:

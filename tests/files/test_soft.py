@@ -19,6 +19,7 @@ from studio.adapters import attach, blended, detach, state
 from studio.adapters.methods import MultitaskPrompt, PrefixTuning, PromptTuning, PTuning
 from studio.errors import BadFile, DoesNotFit, PartialLoad, UnsupportedLayer
 from studio.files.header import read_tensors, write_tensors
+from tiny import language
 
 TASKS = {
     "llama": "CAUSAL_LM", "mistral": "CAUSAL_LM", "gpt2": "CAUSAL_LM", "opt": "CAUSAL_LM", "gemma3": "CAUSAL_LM",
@@ -76,11 +77,11 @@ def close(actual: Tensor, expected: Tensor, mask: Tensor | None = None) -> None:
 
 @pytest.mark.parametrize("kind", list(TASKS))
 @pytest.mark.parametrize("method", list(OURS))
-def test_pefts_files_give_the_same_here_and_ours_there(language_model, tmp_path: Path, kind: str, method: str) -> None:
+def test_pefts_files_give_the_same_here_and_ours_there(tmp_path: Path, kind: str, method: str) -> None:
     peft = pytest.importorskip("peft")
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        their = peft.get_peft_model(language_model(kind), theirs(method, TASKS[kind])).eval()
+        their = peft.get_peft_model(language(kind), theirs(method, TASKS[kind])).eval()
         with torch.no_grad():
             for name, parameter in their.named_parameters():
                 if "prefix_task" in name:  # they start near zero
@@ -88,7 +89,7 @@ def test_pefts_files_give_the_same_here_and_ours_there(language_model, tmp_path:
     given = inputs(kind, method)
     expected = their(**given).logits
     their.save_pretrained(tmp_path / "theirs")
-    model = language_model(kind)
+    model = language(kind)
     report = studio.load(model, tmp_path / "theirs")  # the classifier in it is the base's
     assert set(report.applied) == set(read_tensors(tmp_path / "theirs/adapter_model.safetensors")[1])
     assert report.format == "peft"
@@ -96,17 +97,17 @@ def test_pefts_files_give_the_same_here_and_ours_there(language_model, tmp_path:
     if TASKS[kind] == "SEQ_2_SEQ_LM" and method.startswith("prefix"):
         assert len({tuple(part.flatten().tolist()) for part in state(model)["prefix"].split(16, dim=1)}) == 6
     studio.save(model, tmp_path / "ours")
-    again = peft.PeftModel.from_pretrained(language_model(kind), str(tmp_path / "ours")).eval()
+    again = peft.PeftModel.from_pretrained(language(kind), str(tmp_path / "ours")).eval()
     close(again(**given).logits, expected)
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 @pytest.mark.parametrize("method", list(OURS))
-def test_saving_what_was_loaded_gives_the_same_bytes(language_model, tmp_path: Path, kind: str, method: str) -> None:
-    model, given = language_model(kind), inputs(kind, method)
+def test_saving_what_was_loaded_gives_the_same_bytes(tmp_path: Path, kind: str, method: str) -> None:
+    model, given = language(kind), inputs(kind, method)
     attach(model, OURS[method](), name="dog")
     first = studio.save(model, tmp_path / "a.safetensors", name="dog", metadata={"trigger": "sks"})
-    other = language_model(kind)
+    other = language(kind)
     report = studio.load(other, first)
     assert report.name == "dog" and report.format == "studio" and not report.ignored
     with torch.no_grad():  # torch's attention rounds otherwise where gradients are asked for
@@ -119,9 +120,9 @@ def test_saving_what_was_loaded_gives_the_same_bytes(language_model, tmp_path: P
 
 
 @pytest.mark.parametrize("method", ["prompt", "ptuning-lstm", "prefix-network"])
-def test_a_peft_folder_comes_back(language_model, tmp_path: Path, method: str) -> None:
+def test_a_peft_folder_comes_back(tmp_path: Path, method: str) -> None:
     """Networks are kept by our files alone: a PEFT folder has what they make, and that acts the same."""
-    model, given = language_model("llama"), inputs("llama", method)
+    model, given = language("llama"), inputs("llama", method)
     attach(model, OURS[method]())
     expected = model(**given).logits
     folder = studio.save(model, tmp_path / "dog")
@@ -140,8 +141,8 @@ def test_a_peft_folder_comes_back(language_model, tmp_path: Path, method: str) -
         assert not torch.allclose(model(**given).logits, expected)
 
 
-def test_half_precision_files_stay_so(language_model, tmp_path: Path) -> None:
-    model = language_model("llama")
+def test_half_precision_files_stay_so(tmp_path: Path) -> None:
+    model = language("llama")
     attach(model, PromptTuning(tokens=4))
     first = studio.save(model, tmp_path / "a.safetensors", dtype=torch.bfloat16)
     detach(model)
@@ -150,8 +151,8 @@ def test_half_precision_files_stay_so(language_model, tmp_path: Path) -> None:
     assert studio.save(model, tmp_path / "b.safetensors").read_bytes() == first.read_bytes()
 
 
-def test_what_peft_cannot_say_is_refused(language_model, tmp_path: Path) -> None:
-    model = language_model("t5")
+def test_what_peft_cannot_say_is_refused(tmp_path: Path) -> None:
+    model = language("t5")
     for config, match in (
         (PrefixTuning(tokens=4), "no prefix in an encoder or in cross-attention"),
         (PromptTuning(tokens=4, decoder=True), "before a decoder's input"),
@@ -166,10 +167,10 @@ def test_what_peft_cannot_say_is_refused(language_model, tmp_path: Path) -> None
         studio.save(model, tmp_path / "a.safetensors", format="kohya")
 
 
-def test_files_that_do_not_fit_are_refused_and_leave_no_trace(language_model, tmp_path: Path, tiny_base: Path) -> None:
+def test_files_that_do_not_fit_are_refused_and_leave_no_trace(tmp_path: Path, tiny_base: Path) -> None:
     from studio.families import open_base
 
-    model = language_model("llama")
+    model = language("llama")
     attach(model, PromptTuning(tokens=4))
     file = studio.save(model, tmp_path / "a.safetensors")
     folder = studio.save(model, tmp_path / "dog")
@@ -201,8 +202,8 @@ def test_files_that_do_not_fit_are_refused_and_leave_no_trace(language_model, tm
     assert not studio.adapters(model) and "adapters" not in model._modules and "generate" not in vars(model)
 
 
-def test_a_classifier_of_another_base_is_named(language_model, tmp_path: Path) -> None:
-    model = language_model("bert")
+def test_a_classifier_of_another_base_is_named(tmp_path: Path) -> None:
+    model = language("bert")
     attach(model, PromptTuning(tokens=4))
     folder = studio.save(model, tmp_path / "dog")
     detach(model)

@@ -344,18 +344,15 @@ def test_covariance_is_of_all_inputs() -> None:
 
 
 @pytest.mark.parametrize("init", ["eva", "corda"])
-def test_a_run_starts_from_its_own_data_and_resumes(tmp_path, tiny_base, photos, init, monkeypatch) -> None:
-    from studio.trainers import DreamBooth, train
+def test_a_run_starts_from_its_own_data_and_resumes(tmp_path, dreambooth, init, monkeypatch) -> None:
+    from studio.trainers import train
     from studio.trainers.loop import training
 
-    task = DreamBooth(
-        base=tiny_base, instance_images=photos, instance_prompt="a photo of sks robot", preview_prompts=(), prior="none"
-    )
     settings = {
         "adapter": LoRA(rank=2, init=init, targets=("attn1.to_q", "attn1.to_v")), "steps": 3, "batch_size": 2,
         "quiet": True, "cache": str(tmp_path / "cache"), "checkpoint_every": 1,
     }  # fmt: skip
-    whole = train(task, output=tmp_path / "a", **settings)
+    whole = train(dreambooth, output=tmp_path / "a", **settings)
     step = training.Training._step
 
     def stopped(self: training.Training, done: int) -> dict[str, float]:
@@ -365,6 +362,6 @@ def test_a_run_starts_from_its_own_data_and_resumes(tmp_path, tiny_base, photos,
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(training.Training, "_step", stopped)
-        train(task, output=tmp_path / "b", **settings)
-    again = train(task, output=tmp_path / "b", **settings)
+        train(dreambooth, output=tmp_path / "b", **settings)
+    again = train(dreambooth, output=tmp_path / "b", **settings)
     assert again.adapter.read_bytes() == whole.adapter.read_bytes()

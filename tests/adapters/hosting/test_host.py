@@ -14,48 +14,17 @@ from diffusers import UNet2DConditionModel
 from diffusers.hooks import apply_group_offloading
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import studio
 from studio.adapters.hosting.host import is_hosted
 from studio.errors import BadConfig, DoesNotFit, NoEffect, NoTargets, UnknownName, UnsupportedLayer
+from tiny import llama, shaken, unet
 
 
 def net() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8)).eval()
-
-
-def shaken(model: nn.Module, name: str = "default") -> nn.Module:
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for tensor in studio.state(model, name).values():
-            tensor += 0.3 * torch.randn(tensor.shape, generator=generator)
-    return model
-
-
-def llama(**options: object) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, **options
-    )
-    return LlamaForCausalLM(config).eval()
-
-
-def unet() -> UNet2DConditionModel:
-    torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        layers_per_block=1,
-        block_out_channels=(16, 16),
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
-        cross_attention_dim=8,
-        attention_head_dim=2,
-        norm_num_groups=4,
-    ).eval()
 
 
 def call(model: UNet2DConditionModel) -> torch.Tensor:

@@ -14,8 +14,9 @@ import studio
 from studio.adapters import AdaLoRA
 from studio.adapters.training import layers, on_step, penalty
 from studio.errors import BadConfig, DoesNotFit
-from studio.trainers import DreamBooth, train
+from studio.trainers import train
 from studio.trainers.image.diffusion import Diffusion
+from tiny import interrupted
 
 peft = pytest.importorskip("peft")
 
@@ -226,13 +227,6 @@ def test_a_target_above_the_start_and_a_schedule_without_room_are_refused():
 
 
 @pytest.fixture
-def task(tiny_base, photos):
-    return DreamBooth(
-        base=tiny_base, instance_images=photos, instance_prompt="a photo of sks robot", prior="none", preview_prompts=()
-    )
-
-
-@pytest.fixture
 def settings(tmp_path):
     config = AdaLoRA(rank=4, target_rank=2, full_steps=2, final_steps=3)
     return {
@@ -247,26 +241,17 @@ def ranks(file):
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.8])
-def test_the_loop_prunes_to_the_budget_and_resumes_bit_for_bit(task, settings, tmp_path, monkeypatch, ema):
-    whole = train(task, output=tmp_path / "whole", ema=ema, **settings)
+def test_the_loop_prunes_to_the_budget_and_resumes_bit_for_bit(dreambooth, settings, tmp_path, ema):
+    whole = train(dreambooth, output=tmp_path / "whole", ema=ema, **settings)
     found = ranks(whole.adapter)
     assert sum(found) == 2 * len(found) and len(set(found)) > 1
-    after_step = Diffusion.after_step
-
-    def die(self, done):
-        after_step(self, done)
-        if done == 5:
-            raise InterruptedError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Diffusion, "after_step", die)
-        with pytest.raises(InterruptedError):
-            train(task, output=tmp_path / "run", ema=ema, **settings)
-    resumed = train(task, output=tmp_path / "run", ema=ema, **settings)
+    with interrupted(Diffusion, 5):
+        train(dreambooth, output=tmp_path / "run", ema=ema, **settings)
+    resumed = train(dreambooth, output=tmp_path / "run", ema=ema, **settings)
     assert resumed.adapter.read_bytes() == whole.adapter.read_bytes()
 
 
-def test_a_schedule_that_does_not_fit_is_refused_before_step_1(task, settings, tmp_path):
+def test_a_schedule_that_does_not_fit_is_refused_before_step_1(dreambooth, settings, tmp_path):
     with pytest.raises(BadConfig, match="leaves none of 5 steps"):
-        train(task, output=tmp_path / "run", **{**settings, "steps": 5})
+        train(dreambooth, output=tmp_path / "run", **{**settings, "steps": 5})
     assert not (tmp_path / "run").exists()

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 import studio
 from studio.errors import BadConfig, DoesNotFit, UnsupportedLayer
+from tiny import llama
 
 ACTIVATIONS = {"relu": nn.ReLU(), "gelu": nn.GELU(), "silu": nn.SiLU(), "swish": nn.SiLU(), "tanh": nn.Tanh()}
 
@@ -115,13 +115,6 @@ def test_output_and_gradients_are_those_of_plain_modules(layer: str, config: str
         assert torch.allclose(x_ours.grad, x_theirs.grad, rtol=1e-10, atol=1e-10)
 
 
-def llama() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
-    ).eval()
-
-
 @pytest.mark.parametrize(
     ("placement", "places", "numbers"),
     [
@@ -131,7 +124,7 @@ def llama() -> LlamaForCausalLM:
     ],
 )
 def test_placements_of_the_papers(placement: str, places: tuple[str, ...], numbers: int) -> None:
-    model, ids = llama(), torch.arange(6)[None]
+    model, ids = llama(intermediate_size=48), torch.arange(6)[None]
     before = model(ids).logits
     report = studio.attach(model, studio.Bottleneck(placement=placement, reduction=4))
     assert report.sites == tuple(f"model.layers.{layer}.{place}" for layer in range(2) for place in places)
@@ -161,7 +154,7 @@ def test_a_feed_forward_that_keeps_its_layers_in_a_list_is_meant_as_a_whole() ->
 def test_checkpointing_keeps_the_gradients() -> None:
     ids, found = torch.arange(6)[None], []
     for checkpointed in (False, True):
-        model = llama().train()
+        model = llama(intermediate_size=48).train()
         studio.attach(model, studio.Bottleneck(placement="parallel", size=4))
         if checkpointed:
             model.gradient_checkpointing_enable()

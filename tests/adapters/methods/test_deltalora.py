@@ -11,8 +11,9 @@ import studio
 from studio.adapters import DeltaLoRA
 from studio.adapters.training import on_step, scratch
 from studio.errors import BadConfig
-from studio.trainers import DreamBooth, train
+from studio.trainers import train
 from studio.trainers.image.diffusion import Diffusion
+from tiny import interrupted
 
 LAYERS = {
     "linear": (lambda: nn.Linear(6, 9), lambda: torch.randn(4, 6)),
@@ -100,28 +101,16 @@ def test_impossible_fields_are_refused():
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.7])
-def test_the_loop_moves_the_weight_and_resumes_bit_for_bit(tiny_base, photos, tmp_path, monkeypatch, ema):
-    task = DreamBooth(
-        base=tiny_base, instance_images=photos, instance_prompt="a photo of sks robot", prior="none", preview_prompts=()
-    )
+def test_the_loop_moves_the_weight_and_resumes_bit_for_bit(dreambooth, tmp_path, ema):
     settings = {
         "steps": 6, "batch_size": 2, "quiet": True, "cache": str(tmp_path / "cache"), "checkpoint_every": 2,
         "adapter": DeltaLoRA(rank=2, delta_start=3), "learning_rate": 1e-2, "ema": ema,
     }  # fmt: skip
-    whole = train(task, output=tmp_path / "whole", **settings)
+    whole = train(dreambooth, output=tmp_path / "whole", **settings)
     sums = {key: tensor for key, tensor in load_file(whole.adapter).items() if key.endswith("delta_sum")}
     assert sums and all(tensor.any() for tensor in sums.values())
     early = load_file(whole.folder / "checkpoints" / "step-000002.safetensors")
     assert not any(early[key].any() for key in sums)
-    after_step = Diffusion.after_step
-
-    def die(self, done):
-        after_step(self, done)
-        if done == 5:
-            raise InterruptedError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Diffusion, "after_step", die)
-        with pytest.raises(InterruptedError):
-            train(task, output=tmp_path / "run", **settings)
-    assert train(task, output=tmp_path / "run", **settings).adapter.read_bytes() == whole.adapter.read_bytes()
+    with interrupted(Diffusion, 5):
+        train(dreambooth, output=tmp_path / "run", **settings)
+    assert train(dreambooth, output=tmp_path / "run", **settings).adapter.read_bytes() == whole.adapter.read_bytes()

@@ -7,27 +7,17 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 import studio
+import tiny
 from studio.errors import BadConfig, DoesNotFit
+from tiny import t5
 
 IDS = torch.tensor([[1, 5, 3, 9, 5, 2]])
 
 
-def llama(tied: bool = True) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=32,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            tie_word_embeddings=tied,
-            pad_token_id=0,
-        )
-    ).eval()
+def llama(tied: bool = True) -> nn.Module:
+    return tiny.llama(num_hidden_layers=1, tie_word_embeddings=tied, pad_token_id=0)
 
 
 def moved(model: nn.Module) -> nn.Module:
@@ -95,10 +85,7 @@ def test_rows_of_an_untied_model_are_refused_on_a_tied_one_where_they_differ(tmp
 
 def test_a_layer_that_is_only_there_to_hold_the_tied_weight_is_no_error() -> None:
     """T5 keeps its embedding as "shared" and calls the encoder's and the decoder's own, which are tied to it."""
-    torch.manual_seed(0)
-    model = T5ForConditionalGeneration(
-        T5Config(vocab_size=32, d_model=16, d_ff=32, num_layers=1, num_heads=2, d_kv=8, decoder_start_token_id=0)
-    ).eval()
+    model = t5()
     studio.attach(model, studio.TokenEmbedding(tokens=(5, 3), targets=("shared",)))
     before = model(input_ids=IDS, decoder_input_ids=IDS).logits
     assert relative(moved(model)(input_ids=IDS, decoder_input_ids=IDS).logits, before) > 1e-3

@@ -23,6 +23,7 @@ import studio
 from studio.adapters.hosting.host import is_hosted
 from studio.adapters.sites.kinds import is_site, kind_of, site_for
 from studio.errors import DoesNotFit, NoEffect, NoTargets, UnsupportedLayer
+from tiny import shaken
 
 # norm -> how it is made, the shape of an input; all have eight channels
 NORMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -49,14 +50,6 @@ def tower(norm: str) -> nn.Sequential:
         for parameter in model.parameters():
             parameter.normal_()
     return model.eval()
-
-
-def shaken(model: nn.Module, name: str = "default") -> nn.Module:
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for tensor in studio.state(model, name).values():
-            tensor += 0.3 * torch.randn(tensor.shape, generator=generator)
-    return model
 
 
 # -- kinds -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -19,6 +18,7 @@ from studio.adapters.targets.find import find_targets
 from studio.adapters.targets.presets import PRESETS, resolve
 from studio.adapters.targets.structure import ends_of, read_structure
 from studio.errors import NoTargets, UnsupportedLayer
+from tiny import llama
 
 LLAMA = "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj"
 BART = "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.out_proj"
@@ -226,11 +226,7 @@ def test_presets_that_find_nothing_say_what_there_is() -> None:
 
 
 def test_every_preset_is_reachable_from_a_config() -> None:
-    model = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4
-        )
-    )
+    model = llama(intermediate_size=24, num_attention_heads=4)
     absent = {"mlp", "norms", "conv", "experts", "attention+experts"}  # of other methods, or not in this model
     for preset in PRESETS:
         config = studio.LoRA(rank=2, targets=preset)

@@ -21,6 +21,7 @@ from studio import adapters
 from studio.adapters import attach, bake, blend, blended, detach, for_tasks, sample_rows, state
 from studio.adapters.methods import LoRA, MultitaskPrompt, PrefixTuning, PromptTuning, PTuning
 from studio.errors import BadConfig, DoesNotFit, NoEffect, UnsupportedLayer
+from tiny import language
 
 CAUSAL = ("llama", "mistral", "gemma3", "gpt2", "opt")
 BOTH = ("t5", "bart")
@@ -80,8 +81,8 @@ def padded(side: str) -> tuple[Tensor, Tensor, list[Tensor]]:
         *(("llama", method) for method in ("ptuning-mlp", "ptuning-lstm", "multitask")),
     ],
 )
-def test_a_soft_prompt_is_embeddings_before_the_text(language_model, kind: str, method: str) -> None:
-    model, ids = language_model(kind, torch.float64), texts()
+def test_a_soft_prompt_is_embeddings_before_the_text(kind: str, method: str) -> None:
+    model, ids = language(kind, torch.float64), texts()
     attach(model, METHODS[method]())
     model.double()
     logits = call(model, ids)
@@ -106,8 +107,8 @@ def test_a_soft_prompt_is_embeddings_before_the_text(language_model, kind: str, 
 
 @pytest.mark.parametrize("kind", CAUSAL)
 @pytest.mark.parametrize("method", ["prefix", "prefix-network"])
-def test_a_prefix_is_keys_and_values_in_the_cache(language_model, kind: str, method: str) -> None:
-    model, ids = language_model(kind, torch.float64), texts()
+def test_a_prefix_is_keys_and_values_in_the_cache(kind: str, method: str) -> None:
+    model, ids = language(kind, torch.float64), texts()
     attach(model, METHODS[method]())
     model.double()
     logits = call(model, ids)
@@ -131,9 +132,9 @@ def test_a_prefix_is_keys_and_values_in_the_cache(language_model, kind: str, met
 
 @pytest.mark.parametrize("kind", BOTH)
 @pytest.mark.parametrize("place", ["decoder", "cross", "encoder"])
-def test_a_prefix_reaches_every_attention_of_a_place(language_model, kind: str, place: str) -> None:
+def test_a_prefix_reaches_every_attention_of_a_place(kind: str, place: str) -> None:
     """Softmax over [prefix; keys], computed by hand in the first attention of the place."""
-    model, ids = language_model(kind, torch.float64), texts()
+    model, ids = language(kind, torch.float64), texts()
     model.set_attn_implementation("eager")
     base = call(model, ids)
     attach(model, PrefixTuning(tokens=M, places=(place,)))
@@ -182,10 +183,10 @@ def test_a_prefix_reaches_every_attention_of_a_place(language_model, kind: str, 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("kind", (*CAUSAL, *BOTH))
 @pytest.mark.parametrize("method", ["prompt", "prefix"])
-def test_rows_of_a_padded_batch_are_the_rows_alone(language_model, kind: str, method: str, side: str) -> None:
+def test_rows_of_a_padded_batch_are_the_rows_alone(kind: str, method: str, side: str) -> None:
     if side == "left" and kind == "bart":
         pytest.skip("BART counts padding as positions: without any adapter its rows depend on padding at the left")
-    model = language_model(kind)
+    model = language(kind)
     unpadded = kind == "t5" and side == "left"  # its encoder counts how far a prefix is, padding between them too
     attach(
         model,
@@ -203,8 +204,8 @@ def test_rows_of_a_padded_batch_are_the_rows_alone(language_model, kind: str, me
 
 
 @pytest.mark.parametrize("kind", ("llama", "mistral", "gpt2", "opt", "t5", "bart", "bert"))
-def test_a_prompt_can_be_on_in_some_rows(language_model, kind: str) -> None:
-    model = language_model(kind)
+def test_a_prompt_can_be_on_in_some_rows(kind: str) -> None:
+    model = language(kind)
     attach(model, PromptTuning(tokens=M), name="one")
     attach(model, PromptTuning(tokens=2), name="two", seed=1)
     ids, ones, twos = texts(), [0.0, 1.0, 1.0], [1.0, 1.0, 0.0]
@@ -221,8 +222,8 @@ def test_a_prompt_can_be_on_in_some_rows(language_model, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ("llama", "mistral", "gpt2", "opt", "t5", "bert"))
-def test_a_prefix_can_be_weaker_in_some_rows(language_model, kind: str) -> None:
-    model = language_model(kind)
+def test_a_prefix_can_be_weaker_in_some_rows(kind: str) -> None:
+    model = language(kind)
     attach(model, PrefixTuning(tokens=M), name="one")
     attach(model, PrefixTuning(tokens=2), name="two", seed=1)
     ids, ones, twos = texts(), [0.0, 0.3, 1.0], [2.0, 1.0, 0.0]
@@ -234,8 +235,8 @@ def test_a_prefix_can_be_weaker_in_some_rows(language_model, kind: str) -> None:
             close(together[row : row + 1], call(model, ids[row : row + 1], **more), 1e-5)
 
 
-def test_bart_says_that_its_rows_need_one_prefix(language_model) -> None:
-    model = language_model("bart")
+def test_bart_says_that_its_rows_need_one_prefix() -> None:
+    model = language("bart")
     attach(model, PrefixTuning(tokens=M))
     with blended(model, {"default": [1.0, 0.0, 1.0]}), pytest.raises(DoesNotFit, match="once for each"):
         call(model, texts())
@@ -244,8 +245,8 @@ def test_bart_says_that_its_rows_need_one_prefix(language_model) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ("llama", "bart"))
 @pytest.mark.parametrize("method", list(METHODS))
-def test_off_is_the_base_bit_for_bit(language_model, kind: str, method: str) -> None:
-    model, ids = language_model(kind), texts()
+def test_off_is_the_base_bit_for_bit(kind: str, method: str) -> None:
+    model, ids = language(kind), texts()
     base = call(model, ids)
     attach(model, METHODS[method]())
     assert not torch.equal(call(model, ids), base)
@@ -255,9 +256,9 @@ def test_off_is_the_base_bit_for_bit(language_model, kind: str, method: str) -> 
         assert torch.equal(call(model, ids), base)
 
 
-def test_a_strength_multiplies_the_weight_of_a_prefix(language_model) -> None:
+def test_a_strength_multiplies_the_weight_of_a_prefix() -> None:
     """Strength n of one token is n times the same token: exp(score + log n) = n · exp(score)."""
-    model, ids = language_model("llama", torch.float64), texts()
+    model, ids = language("llama", torch.float64), texts()
     attach(model, PrefixTuning(tokens=1), name="one")
     attach(model, PrefixTuning(tokens=3), name="three", seed=1)
     model.double()
@@ -272,8 +273,8 @@ def test_a_strength_multiplies_the_weight_of_a_prefix(language_model) -> None:
         assert (model(ids, position_ids=positions + 2).logits - expected).abs().max() > 1e-6
 
 
-def test_prompts_prefixes_and_lora_act_together(language_model) -> None:
-    model, ids = language_model("llama"), texts()
+def test_prompts_prefixes_and_lora_act_together() -> None:
+    model, ids = language("llama"), texts()
     attach(model, LoRA(rank=2, init="orthogonal", targets="all-linear"), name="lora")
     changed = model(inputs_embeds=torch.cat([torch.zeros(3, 0, 16), embedded(model, ids)], 1)).logits
     attach(model, PromptTuning(tokens=M), name="prompt")
@@ -288,8 +289,8 @@ def test_prompts_prefixes_and_lora_act_together(language_model) -> None:
     assert (found - changed).norm() > 1e-2 * changed.norm()
 
 
-def test_several_prompts_stand_in_the_order_of_attaching(language_model) -> None:
-    model, ids = language_model("llama"), texts()
+def test_several_prompts_stand_in_the_order_of_attaching() -> None:
+    model, ids = language("llama"), texts()
     for index, name in enumerate("ab"):
         attach(model, PromptTuning(tokens=2 + index), name=name, seed=index)
     prompts = [state(model, name)["prompt"].expand(3, -1, -1) for name in "ab"]
@@ -306,8 +307,8 @@ GENERATIONS = {"greedy": {"do_sample": False}, "beams": {"num_beams": 3}, "sampl
 @pytest.mark.parametrize("how", list(GENERATIONS))
 @pytest.mark.parametrize("kind", ("llama", "gemma3", "gpt2", "opt", "t5", "bart"))
 @pytest.mark.parametrize("method", ["prompt", "prefix"])
-def test_generate_goes_on_as_calls_without_a_cache_do(language_model, kind: str, method: str, how: str) -> None:
-    model = language_model(kind)
+def test_generate_goes_on_as_calls_without_a_cache_do(kind: str, method: str, how: str) -> None:
+    model = language(kind)
     attach(model, METHODS[method]())
     ids, mask, _ = padded("right" if model.config.is_encoder_decoder else "left")
     options = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 8, "pad_token_id": 0, **GENERATIONS[how]}
@@ -324,8 +325,8 @@ def test_generate_goes_on_as_calls_without_a_cache_do(language_model, kind: str,
 @pytest.mark.parametrize("kind", ("llama", "mistral", "gpt2", "opt", "t5", "bart"))
 @pytest.mark.parametrize("method", ["prompt", "prefix"])
 @pytest.mark.parametrize("beams", [1, 3])
-def test_rows_of_a_generation_are_the_rows_alone(language_model, kind: str, method: str, beams: int) -> None:
-    model = language_model(kind)
+def test_rows_of_a_generation_are_the_rows_alone(kind: str, method: str, beams: int) -> None:
+    model = language(kind)
     attach(model, METHODS[method]())
     per_sample = not (kind == "bart" and method == "prefix")
     strengths = [1.0, 0.0, 1.0] if per_sample else [1.0, 1.0, 1.0]
@@ -339,8 +340,8 @@ def test_rows_of_a_generation_are_the_rows_alone(language_model, kind: str, meth
         assert torch.equal(together[index, -6:], alone[0, -6:])
 
 
-def test_a_prompt_generates_what_its_embeddings_generate(language_model) -> None:
-    model, ids = language_model("llama"), texts()
+def test_a_prompt_generates_what_its_embeddings_generate() -> None:
+    model, ids = language("llama"), texts()
     attach(model, PromptTuning(tokens=M))
     prompt = state(model)["prompt"].expand(3, -1, -1)
     for options in GENERATIONS.values():
@@ -353,8 +354,8 @@ def test_a_prompt_generates_what_its_embeddings_generate(language_model) -> None
 
 
 @pytest.mark.parametrize("method", ["prompt", "prefix"])
-def test_a_cache_of_the_callers_goes_on(language_model, method: str) -> None:
-    model, ids = language_model("llama"), texts(2, 8)
+def test_a_cache_of_the_callers_goes_on(method: str) -> None:
+    model, ids = language("llama"), texts(2, 8)
     attach(model, METHODS[method]())
     whole = model(ids).logits
     first = model(ids[:, :5], use_cache=True)
@@ -363,8 +364,8 @@ def test_a_cache_of_the_callers_goes_on(language_model, method: str) -> None:
     close(torch.cat([first.logits, second.logits, third.logits], 1), whole, 1e-5)
 
 
-def test_a_static_cache_has_a_prefix_before_it(language_model) -> None:
-    model, (ids, mask, _) = language_model("llama"), padded("left")
+def test_a_static_cache_has_a_prefix_before_it() -> None:
+    model, (ids, mask, _) = language("llama"), padded("left")
     attach(model, PrefixTuning(tokens=M))
     options = {"attention_mask": mask, "max_new_tokens": 5}
     static = model.generate(ids, cache_implementation="static", disable_compile=True, **options)
@@ -373,10 +374,10 @@ def test_a_static_cache_has_a_prefix_before_it(language_model) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("method", ["prompt", "prefix"])
-def test_an_offloaded_model_carries_virtual_tokens(language_model, method: str) -> None:
+def test_an_offloaded_model_carries_virtual_tokens(method: str) -> None:
     from accelerate import cpu_offload
 
-    model, ids = language_model("llama"), texts()
+    model, ids = language("llama"), texts()
     attach(model, METHODS[method]())
     expected = call(model, ids)
     detach(model)
@@ -385,8 +386,8 @@ def test_an_offloaded_model_carries_virtual_tokens(language_model, method: str) 
     assert torch.equal(call(model, ids), expected)
 
 
-def test_a_cache_of_another_prompt_is_refused(language_model) -> None:
-    model, ids = language_model("llama"), texts(2, 8)
+def test_a_cache_of_another_prompt_is_refused() -> None:
+    model, ids = language("llama"), texts(2, 8)
     plain = model(ids[:, :5], use_cache=True).past_key_values
     attach(model, PromptTuning(tokens=M))
     with pytest.raises(DoesNotFit, match="begun with the soft prompts none"):
@@ -403,10 +404,10 @@ def test_a_cache_of_another_prompt_is_refused(language_model) -> None:
     ("kind", "reentrant"), [("llama", False), ("llama", True), ("gpt2", False), ("bart", False), ("t5", True)]
 )
 @pytest.mark.parametrize("method", list(METHODS))
-def test_gradient_checkpointing_changes_no_gradient(language_model, kind: str, method: str, reentrant: bool) -> None:
+def test_gradient_checkpointing_changes_no_gradient(kind: str, method: str, reentrant: bool) -> None:
     gradients, losses = [], []
     for checkpointed in (False, True):
-        model, ids = language_model(kind, torch.float64), texts()
+        model, ids = language(kind, torch.float64), texts()
         for module in model.modules():  # what is dropped would differ between two models
             for name in {"p", "dropout", "attention_dropout"} & set(vars(module)):
                 setattr(module, name, 0.0)
@@ -426,8 +427,8 @@ def test_gradient_checkpointing_changes_no_gradient(language_model, kind: str, m
         close(gradients[1][name], gradient, 1e-10)
 
 
-def test_labels_and_the_loss_are_those_of_the_text(language_model) -> None:
-    model, ids = language_model("llama", torch.float64), texts()
+def test_labels_and_the_loss_are_those_of_the_text() -> None:
+    model, ids = language("llama", torch.float64), texts()
     attach(model, PromptTuning(tokens=M))
     model.double()
     found = model(ids, labels=ids)
@@ -438,7 +439,7 @@ def test_labels_and_the_loss_are_those_of_the_text(language_model) -> None:
     assert {state.shape for state in more.hidden_states} == {(3, 5, 16)}
 
 
-def test_training_goes_on_from_a_saved_encoder(language_model, tmp_path) -> None:
+def test_training_goes_on_from_a_saved_encoder(tmp_path) -> None:
     def steps(model: Any, count: int) -> None:
         model.train()
         for _ in range(count):
@@ -449,14 +450,14 @@ def test_training_goes_on_from_a_saved_encoder(language_model, tmp_path) -> None
                     tensor.grad = None
 
     for method in ("ptuning-mlp", "ptuning-lstm", "prefix-network"):
-        straight = language_model("llama")
+        straight = language("llama")
         attach(straight, METHODS[method]())
         steps(straight, 4)
-        first = language_model("llama")
+        first = language("llama")
         attach(first, METHODS[method]())
         steps(first, 2)
         file = studio.save(first, tmp_path / f"{method}.safetensors")
-        second = language_model("llama")
+        second = language("llama")
         studio.load(second, file, trainable=True)
         steps(second, 2)
         assert all(torch.equal(tensor, state(second)[key]) for key, tensor in state(straight).items())
@@ -465,8 +466,8 @@ def test_training_goes_on_from_a_saved_encoder(language_model, tmp_path) -> None
 # -- tasks -------------------------------------------------------------------------------------------------------------
 
 
-def test_tasks_are_named_per_sample(language_model) -> None:
-    model, ids = language_model("llama"), texts()
+def test_tasks_are_named_per_sample() -> None:
+    model, ids = language("llama"), texts()
     attach(model, MultitaskPrompt(tokens=M, tasks=3, rank=2))
     with torch.no_grad():
         for tensor in state(model).values():
@@ -491,15 +492,15 @@ def test_tasks_are_named_per_sample(language_model) -> None:
             assert torch.equal(together[row], alone[0])
     with pytest.raises(DoesNotFit, match="3 rows; name one per row"):
         model(ids, task_ids=[0, 1])
-    with pytest.raises(DoesNotFit, match="no soft prompt"), for_tasks(language_model("llama"), [0]):
+    with pytest.raises(DoesNotFit, match="no soft prompt"), for_tasks(language("llama"), [0]):
         pass
 
 
 # -- starts ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_prompt_starts_from_tokens(language_model) -> None:
-    model = language_model("gemma3")  # its embeddings are scaled
+def test_a_prompt_starts_from_tokens() -> None:
+    model = language("gemma3")  # its embeddings are scaled
     table = model.get_input_embeddings()
 
     def tokenizer(text: str) -> dict[str, list[int]]:
@@ -522,18 +523,18 @@ def test_a_prompt_starts_from_tokens(language_model) -> None:
 
 
 @pytest.mark.parametrize("method", list(METHODS))
-def test_the_start_follows_the_seed(language_model, method: str) -> None:
+def test_the_start_follows_the_seed(method: str) -> None:
     made = []
     for seed in (0, 0, 1):
-        model = language_model("llama")
+        model = language("llama")
         torch.rand(seed + 1)
         attach(model, METHODS[method](), seed=seed)
         made.append(torch.cat([tensor.flatten() for tensor in state(model).values()]))
     assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
 
 
-def test_a_prefix_counts_key_heads(language_model) -> None:
-    model = language_model("llama")
+def test_a_prefix_counts_key_heads() -> None:
+    model = language("llama")
     report = attach(model, PrefixTuning(tokens=5))
     assert report.parameters == 5 * 2 * 2 * (2 * 4)  # tokens, layers, key and value, grouped heads of 4
     detach(model)
@@ -545,8 +546,8 @@ def test_a_prefix_counts_key_heads(language_model) -> None:
 
 
 @pytest.mark.parametrize("kind", ("llama", "bart"))
-def test_detach_gives_the_base_back_bit_for_bit(language_model, kind: str) -> None:
-    model, ids = language_model(kind), texts()
+def test_detach_gives_the_base_back_bit_for_bit(kind: str) -> None:
+    model, ids = language(kind), texts()
     base = call(model, ids)
 
     def look() -> Any:
@@ -570,8 +571,8 @@ def test_detach_gives_the_base_back_bit_for_bit(language_model, kind: str) -> No
 
 
 @pytest.mark.parametrize("method", list(METHODS))
-def test_a_copy_acts_like_the_original_and_apart_from_it(language_model, method: str) -> None:
-    model, ids = language_model("llama"), texts()
+def test_a_copy_acts_like_the_original_and_apart_from_it(method: str) -> None:
+    model, ids = language("llama"), texts()
     attach(model, METHODS[method]())
     expected = call(model, ids)
     copied = copy.deepcopy(model)
@@ -587,8 +588,8 @@ def test_a_copy_acts_like_the_original_and_apart_from_it(language_model, method:
     assert torch.equal(call(model, ids), expected)
 
 
-def test_the_base_saves_itself_without_its_prompt(language_model, tmp_path) -> None:
-    model = language_model("llama")
+def test_the_base_saves_itself_without_its_prompt(tmp_path) -> None:
+    model = language("llama")
     attach(model, PromptTuning(tokens=M))
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path)
@@ -614,7 +615,7 @@ def test_what_is_no_language_model_is_refused_by_name(tiny_base) -> None:
     assert not vars(pipe.unet).get("_studio_assembly")
 
 
-def test_impossible_settings_are_refused(language_model) -> None:
+def test_impossible_settings_are_refused() -> None:
     for config, match in (
         (lambda: PromptTuning(targets=("q_proj",)), "has no target layers"),
         (lambda: PrefixTuning(exclude=("q_proj",)), "has no target layers"),
@@ -628,7 +629,7 @@ def test_impossible_settings_are_refused(language_model) -> None:
     ):
         with pytest.raises(BadConfig, match=match):
             config()
-    model = language_model("llama")
+    model = language("llama")
     for config, error, match in (
         (PromptTuning(tokens=64), DoesNotFit, "leave no room for text: LlamaForCausalLM has a context of 64"),
         (PrefixTuning(tokens=64), DoesNotFit, "leave no room"),
@@ -645,8 +646,8 @@ def test_impossible_settings_are_refused(language_model) -> None:
         detach(model)
 
 
-def test_strengths_that_mean_nothing_are_refused(language_model) -> None:
-    model = language_model("llama")
+def test_strengths_that_mean_nothing_are_refused() -> None:
+    model = language("llama")
     attach(model, PromptTuning(tokens=M), name="prompt")
     attach(model, PrefixTuning(tokens=M), name="prefix")
     for wrong in ({"prompt": 0.5}, {"prompt": [1.0, 2.0]}, {"prefix": -1.0}):
@@ -658,8 +659,8 @@ def test_strengths_that_mean_nothing_are_refused(language_model) -> None:
     call(model, texts())
 
 
-def test_other_masks_and_attentions_are_refused(language_model) -> None:
-    model, ids = language_model("llama"), texts()
+def test_other_masks_and_attentions_are_refused() -> None:
+    model, ids = language("llama"), texts()
     attach(model, PromptTuning(tokens=M))
     with pytest.raises(DoesNotFit, match="static cache"):
         model.generate(ids, max_new_tokens=3, cache_implementation="static")
@@ -672,16 +673,16 @@ def test_other_masks_and_attentions_are_refused(language_model) -> None:
         model.model.layers[0].self_attn(torch.zeros(1, 2, 16), None, None)
 
 
-def test_encoder_states_without_the_prompt_are_refused(language_model) -> None:
-    model, ids = language_model("t5"), texts()
+def test_encoder_states_without_the_prompt_are_refused() -> None:
+    model, ids = language("t5"), texts()
     states = model.get_encoder()(ids)
     attach(model, PromptTuning(tokens=M))
     with pytest.raises(DoesNotFit, match="computed without the soft prompt"):
         model(encoder_outputs=states, attention_mask=torch.ones(3, 5), decoder_input_ids=texts(3, 3))
 
 
-def test_a_prompt_that_is_never_read_is_noticed(language_model) -> None:
-    model = language_model("llama")
+def test_a_prompt_that_is_never_read_is_noticed() -> None:
+    model = language("llama")
     attach(model, PromptTuning(tokens=M))
     model.model.forward = None
     model.forward = lambda ids: ids

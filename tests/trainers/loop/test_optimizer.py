@@ -12,9 +12,10 @@ import studio
 from studio.adapters import IA3, AdaLoRA, DoRA, LoHa, LoRA
 from studio.adapters.training import layers
 from studio.errors import BadConfig, UnsupportedLayer
-from studio.trainers import DreamBooth, Plan, train
+from studio.trainers import Plan, train
 from studio.trainers.image.diffusion import Diffusion
 from studio.trainers.loop.optimizer import OPTIMIZERS, LoRAFA, Work
+from tiny import interrupted
 
 peft = pytest.importorskip("peft")
 
@@ -163,28 +164,19 @@ def test_fields_of_another_optimizer_are_refused():
 
 
 @pytest.mark.parametrize("optimizer", ["lora-plus", "lora-fa"])
-def test_a_run_resumes_bit_for_bit(tiny_base, photos, tmp_path, monkeypatch, optimizer):
-    task = DreamBooth(
-        base=tiny_base, instance_images=photos, instance_prompt="a photo of sks robot", prior="none", preview_prompts=()
-    )
+def test_a_run_resumes_bit_for_bit(dreambooth, tmp_path, optimizer):
     settings = {
         "steps": 7, "batch_size": 2, "quiet": True, "cache": str(tmp_path / "cache"), "checkpoint_every": 2,
         "adapter": LoRA(rank=2), "learning_rate": 1e-3, "optimizer": optimizer, "grow": {3: 4},
     }  # fmt: skip
-    whole = train(task, output=tmp_path / "whole", **settings)
-    assert train(task, output=tmp_path / "plain", **{**settings, "optimizer": "adamw"}).losses[1:] != whole.losses[1:]
-    after_step = Diffusion.after_step
-
-    def die(self, done):
-        after_step(self, done)
-        if done == 5:
-            raise InterruptedError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Diffusion, "after_step", die)
-        with pytest.raises(InterruptedError):
-            train(task, output=tmp_path / "run", **settings)
-    assert train(task, output=tmp_path / "run", **settings).adapter.read_bytes() == whole.adapter.read_bytes()
+    whole = train(dreambooth, output=tmp_path / "whole", **settings)
+    assert (
+        train(dreambooth, output=tmp_path / "plain", **{**settings, "optimizer": "adamw"}).losses[1:]
+        != whole.losses[1:]
+    )
+    with interrupted(Diffusion, 5):
+        train(dreambooth, output=tmp_path / "run", **settings)
+    assert train(dreambooth, output=tmp_path / "run", **settings).adapter.read_bytes() == whole.adapter.read_bytes()
     assert f'optimizer = "{optimizer}"' in (whole.folder / "run.toml").read_text()
 
 

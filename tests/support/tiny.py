@@ -1,0 +1,238 @@
+"""Tiny models that several test files share, with the same random weights at every call, and what is done to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+import studio
+
+__all__ = [
+    "KINDS",
+    "Tower",
+    "interrupted",
+    "language",
+    "llama",
+    "shaken",
+    "t5",
+    "unet",
+    "write_base",
+    "write_language_base",
+]
+
+
+class Tower(nn.Module):
+    """One layer, called ``name``, of whatever kind: an attention attends to its input and gives a tensor."""
+
+    def __init__(self, layer: nn.Module, name: str = "layer") -> None:
+        super().__init__()
+        self.add_module(name, layer)
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self.get_submodule(self.name)
+        y = layer(x, x, x, need_weights=False) if "MultiheadAttention" in type(layer).__name__ else layer(x)
+        return y[0] if isinstance(y, tuple) else y
+
+
+def llama(**options: Any) -> nn.Module:
+    """A Llama of two layers of width 16 over 32 tokens, but for ``options`` of its config."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**{**sizes, "num_attention_heads": 2, **options})).eval()
+
+
+def t5(**options: Any) -> nn.Module:
+    """A T5 of one layer of width 16 over 32 tokens, but for ``options`` of its config."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"vocab_size": 32, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    torch.manual_seed(0)
+    return T5ForConditionalGeneration(T5Config(**{**sizes, "decoder_start_token_id": 0, **options})).eval()
+
+
+def unet() -> nn.Module:
+    """A conditional UNet for latents ``(B, 4, 8, 8)`` and contexts ``(B, L, 8)``."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(16, 16),
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        cross_attention_dim=8,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    ).eval()
+
+
+def shaken(model: nn.Module, name: str = "default") -> nn.Module:
+    """The model, after the adapter's tensors have been moved away from their start."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for tensor in studio.state(model, name).values():
+            tensor += 0.3 * torch.randn(tensor.shape, generator=generator)
+    return model
+
+
+@contextmanager
+def interrupted(task: type, step: int) -> Iterator[None]:
+    """Inside, a training whose tasks are of that class is interrupted after a step, and has to be."""
+    after_step = task.after_step
+
+    def die(self: Any, done: int) -> None:
+        after_step(self, done)
+        if done == step:
+            raise InterruptedError
+
+    with mock.patch.object(task, "after_step", die):
+        try:
+            yield
+        except InterruptedError:
+            return
+    raise AssertionError(f"the training ended before step {step}")
+
+
+# -- language models of many kinds -------------------------------------------------------------------------------------
+
+_SIZES = dict(vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64)
+_FEW = dict(num_key_value_heads=2, intermediate_size=32, pad_token_id=0, eos_token_id=None)
+_BOTH = dict(vocab_size=64, d_model=16, eos_token_id=None)
+_GEMMA = dict(head_dim=8, sliding_window=6, layer_types=["sliding_attention", "full_attention"])
+_GPT2 = dict(vocab_size=64, n_embd=16, n_layer=2, n_head=4, n_positions=64)
+_BART = dict(
+    encoder_layers=3, decoder_layers=3, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=32,
+    decoder_ffn_dim=32, max_position_embeddings=64, pad_token_id=1, forced_eos_token_id=None,
+)  # fmt: skip
+KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama": ("LlamaForCausalLM", "LlamaConfig", _SIZES | _FEW),
+    "mistral": ("MistralForCausalLM", "MistralConfig", _SIZES | _FEW | dict(sliding_window=6)),
+    "gemma3": ("Gemma3ForCausalLM", "Gemma3TextConfig", _SIZES | _FEW | _GEMMA),
+    "gpt2": ("GPT2LMHeadModel", "GPT2Config", _GPT2 | dict(pad_token_id=0, bos_token_id=1, eos_token_id=None)),
+    "opt": (
+        "OPTForCausalLM", "OPTConfig",
+        _SIZES | dict(ffn_dim=32, word_embed_proj_dim=16, pad_token_id=0, eos_token_id=None),
+    ),
+    "t5": (
+        "T5ForConditionalGeneration", "T5Config",
+        _BOTH | dict(d_kv=4, d_ff=32, num_layers=3, num_heads=4, decoder_start_token_id=0),
+    ),
+    "bart": ("BartForConditionalGeneration", "BartConfig", _BOTH | _BART),
+    "bert": ("BertForSequenceClassification", "BertConfig", _SIZES | dict(intermediate_size=32)),
+    "roberta": ("RobertaForSequenceClassification", "RobertaConfig", _SIZES | dict(intermediate_size=32)),
+}  # fmt: skip
+"""Kind -> the classes of transformers' model and config, and the sizes."""
+
+
+def language(kind: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A tiny language model of one of the :data:`KINDS`.
+
+    Weights are large enough for every token to matter; texts have 64 token ids, 0 or 1 pads, the context is 64.
+    """
+    import transformers
+
+    model, config, sizes = KINDS[kind]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = getattr(transformers, model)(getattr(transformers, config)(**sizes)).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.dim() > 1:
+                parameter *= 1.0 if kind == "t5" else 8.0
+    return made.to(dtype)
+
+
+# -- bases in folders --------------------------------------------------------------------------------------------------
+
+
+def write_base(folder: Path) -> Path:
+    """Writes a diffusers folder of the SD1 family, small enough for a training step in milliseconds.
+
+    64 × 64 pictures, latents of 4 × 8 × 8, ε-prediction; the tokenizer is the embedded base's.
+    """
+    from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from studio.families import open_base
+
+    tokenizer = open_base("emoji").pipe.tokenizer
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        text = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+                num_attention_heads=2, max_position_embeddings=24, bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id, projection_dim=16,
+            )
+        )  # fmt: skip
+        unet = UNet2DConditionModel(
+            sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 16),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=16, attention_head_dim=4, norm_num_groups=4,
+        )  # fmt: skip
+        vae = AutoencoderKL(
+            block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, norm_num_groups=4, sample_size=64,
+        )  # fmt: skip
+    StableDiffusionPipeline(
+        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet,
+        scheduler=DDPMScheduler(beta_schedule="scaled_linear"),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def write_language_base(folder: Path) -> Path:
+    """Writes a transformers folder of a Llama: grouped queries, tied embeddings, a context of 96, a chat template."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    fast = _chat_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(fast), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                num_key_value_heads=2, max_position_embeddings=96, tie_word_embeddings=True, initializer_range=0.2,
+                bos_token_id=None, eos_token_id=fast.eos_token_id, pad_token_id=fast.pad_token_id,
+            )
+        )  # fmt: skip
+    model.save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+def _chat_tokenizer() -> Any:
+    """A byte-level tokenizer with a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=["<pad>", "<end>", "<user>", "<bot>"], show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )  # fmt: skip
+    tokenizer.train_from_iterator(["What is the capital of France? The capital of France is Paris."] * 4, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>", extra_special_tokens=["<user>", "<bot>"],
+        model_max_length=96,
+    )  # fmt: skip
+    fast.chat_template = (
+        "{% for message in messages %}{{ '<user>' if message['role'] == 'user' else '<bot>' }}"
+        "{{ ' ' + message['content'] + '<end>' }}{% endfor %}{% if add_generation_prompt %}{{ '<bot>' }}{% endif %}"
+    )
+    return fast
