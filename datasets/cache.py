@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from studio.atomic import atomic_write
 
-__all__ = ["TensorCache", "content_key"]
+__all__ = ["TensorCache", "cache_folder", "content_key"]
 
 
 def content_key(*parts: Any) -> str:
@@ -40,6 +41,20 @@ def content_key(*parts: Any) -> str:
     total = hashlib.sha256()
     _feed(total, parts)
     return total.hexdigest()
+
+
+def cache_folder(asked: str | None) -> Path:
+    """Returns the folder for what is worth keeping over runs.
+
+    Args:
+        asked: the user's choice; None takes ``$STUDIO_CACHE``, or ``adapter-studio`` in the user's cache folder.
+    """
+    if asked:
+        return Path(asked).expanduser()
+    own = os.environ.get("STUDIO_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "adapter-studio"
 
 
 class TensorCache:
@@ -139,6 +154,6 @@ def _feed(total: hashlib._Hash, part: Any) -> None:
         raise TypeError(f"a cache key cannot be made of {type(part).__name__}: {part!r}")
 
 
-def _block(total: hashlib._Hash, kind: str, data: bytes) -> None:
-    total.update(f"{kind}:{len(data)}:".encode())
+def _block(total: hashlib._Hash, label: str, data: bytes) -> None:
+    total.update(f"{label}:{len(data)}:".encode())
     total.update(data)

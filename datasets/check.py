@@ -12,9 +12,10 @@ from typing import Literal
 import numpy
 
 from studio.datasets.folder import ImageFolder, ImageItem, scan_folder
+from studio.datasets.trigger import Trigger, subject_words
 from studio.errors import BadConfig
 
-__all__ = ["CheckReport", "Problem", "check_folder", "trigger_of"]
+__all__ = ["CheckReport", "Problem", "check_folder"]
 
 Severity = Literal["error", "warning", "note"]
 
@@ -24,10 +25,6 @@ CUT = 0.3  # share of a picture that a crop may cut off without a remark
 STRETCHED = 4.0  # longer side over shorter side
 ALIKE = 1.5  # mean difference of two thumbnails, of 255, below which the pictures are the same
 COMPARED = 2000  # pictures up to which every pair is compared
-_COMMON_WORDS = frozenset(
-    "a an the this that my of in on at with and or photo photograph picture image painting drawing rendering render "
-    "illustration sketch portrait close-up closeup good bad nice cropped bright dark style by is".split()
-)
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class CheckReport:
         sizes: ``(width, height)`` in pixels of each picture.
         problems: the findings, errors first.
         digest: that of the folder, as :func:`studio.datasets.folder.read_folder` gives it.
-        sent: for up to three pictures, the caption as it would be used.
+        sent: for up to three pictures with a caption, the text that they would be trained with.
     """
 
     folder: Path
@@ -108,13 +105,15 @@ def check_folder(
     folder: str | Path,
     *,
     instance_prompt: str | None = None,
+    trigger: str | None = None,
     resolution: int | tuple[int, int] | None = None,
 ) -> CheckReport:
     """Looks for everything in a folder of pictures that would spoil a training, and trains nothing.
 
     Args:
         folder: where the pictures are.
-        instance_prompt: the prompt that they will be trained with, such as "a photo of sks dog".
+        instance_prompt: the prompt that a subject will be trained with, such as "a photo of sks dog".
+        trigger: the phrase that a style will be trained with, such as "ink style".
         resolution: the size to train at, in pixels: a side, or width and height.
 
     Returns:
@@ -122,7 +121,7 @@ def check_folder(
 
     Raises:
         BadFile: there is no such folder.
-        BadConfig: an impossible resolution.
+        BadConfig: an impossible resolution, or both an instance prompt and a trigger.
 
     Example:
         >>> import tempfile
@@ -133,47 +132,37 @@ def check_folder(
     size = (resolution, resolution) if isinstance(resolution, int) else resolution
     if size is not None and min(size) < 1:
         raise BadConfig(f"the resolution must be at least 1 pixel on each side, not {size[0]}x{size[1]}")
+    answers_to = _trigger(instance_prompt, trigger)
     found = scan_folder(folder)
     problems = [
         *_unusable(found),
-        *_captions(found, instance_prompt),
+        *_captions(found, answers_to),
+        *(() if instance_prompt is None else _subject(found, answers_to)),
         *_sizes(found, size),
         *_same(found),
         *_content(found),
     ]
     order: dict[Severity, int] = {"error": 0, "warning": 1, "note": 2}
     problems.sort(key=lambda problem: order[problem.severity])
-    captioned = [item.caption for item in found if item.caption is not None]
+    captioned = [item for item in found if answers_to.caption(item) is not None]
     return CheckReport(
-        found.folder,
-        len(found),
-        len(captioned),
-        tuple((item.width, item.height) for item in found),
-        tuple(problems),
-        found.digest,
-        tuple(captioned[:3]),
+        folder=found.folder,
+        images=len(found),
+        captions=len(captioned),
+        sizes=tuple((item.width, item.height) for item in found),
+        problems=tuple(problems),
+        digest=found.digest,
+        sent=tuple(answers_to.of(item) for item in captioned[:3]),
     )
 
 
-def trigger_of(prompt: str) -> str | None:
-    """Returns the word of an instance prompt that stands for the subject, or ``None``.
-
-    By the convention of DreamBooth it is the first word that does not describe the kind of picture, and another word,
-    the class, follows it.
-
-    Example:
-        >>> trigger_of("a photo of sks dog")
-        'sks'
-        >>> trigger_of("a photo of dog") is None
-        True
-    """
-    words = _subject_words(prompt)
-    return words[0] if len(words) > 1 else None
-
-
-def _subject_words(prompt: str) -> list[str]:
-    words = (word.strip(".,;:!?\"'()[]") for word in prompt.split())
-    return [word for word in words if word and word.lower() not in _COMMON_WORDS]
+def _trigger(instance_prompt: str | None, trigger: str | None) -> Trigger:
+    """The trigger of the training that is meant; one without words, which leaves captions alone, where none is."""
+    if instance_prompt is not None and trigger is not None:
+        raise BadConfig("an instance prompt is for a subject and a trigger for a style: give one of the two")
+    if instance_prompt is not None:
+        return Trigger.of_subject(instance_prompt)
+    return Trigger("", "", folders=True) if trigger is None else Trigger.of_style(trigger)
 
 
 def _unusable(found: ImageFolder) -> Iterator[Problem]:
@@ -189,40 +178,50 @@ def _unusable(found: ImageFolder) -> Iterator[Problem]:
         yield Problem("note" if hidden else "warning", f"not used: {entry.reason}", (_name(entry.file, found),))
 
 
-def _captions(found: ImageFolder, instance_prompt: str | None) -> Iterator[Problem]:
-    captioned = [item for item in found if item.caption]
-    bare = [item for item in found if not item.caption]
-    if captioned and bare:
+def _captions(found: ImageFolder, trigger: Trigger) -> Iterator[Problem]:
+    captioned = [item for item in found if trigger.caption(item)]
+    bare = [item for item in found if not trigger.caption(item)]
+    if bare and not trigger.words:
+        yield Problem("note", "no captions and no prompt: a training needs an instance prompt or a trigger")
+    if bare and trigger.phrase:
+        text = "have no caption: they are trained with the trigger alone, so what they show becomes part of the style"
+        yield Problem("warning", text, _names(bare, found))
+    elif captioned and bare:
         text = "have no caption while others have one: write them, or train with the instance prompt alone"
         yield Problem("warning", text, _names(bare, found))
-    if bare and instance_prompt is None:
-        yield Problem("note", "no captions and no prompt: a training needs an instance prompt or a trigger")
     if found.several_lines:
         files = tuple(_name(file, found) for file in found.several_lines)
         yield Problem("note", "captions of several lines are joined to one", files)
-    long = [item for item in captioned if len((item.caption or "").split()) > LONG_CAPTION]
+    long = [item for item in captioned if len(trigger.of(item).split()) > LONG_CAPTION]
     if long:
         yield Problem("warning", "captions longer than a text encoder reads, the rest is cut", _names(long, found))
     own = [item.caption for item in captioned if item.caption_from != "folder"]
     if len(own) > 2 and len(set(own)) == 1:
         yield Problem("note", f"every caption is the same ({own[0]!r}): an instance prompt does as much")
-    if instance_prompt is None:
-        return
-    subject = _subject_words(instance_prompt)
-    if not subject:
-        text = f"the instance prompt {instance_prompt!r} names no subject: write one, such as 'a photo of sks dog'"
-        yield Problem("error", text)
-    elif len(subject) == 1:
+
+
+def _subject(found: ImageFolder, trigger: Trigger) -> Iterator[Problem]:
+    """Judges an instance prompt, and says what it does to the captions."""
+    prompt, words = trigger.alone, subject_words(trigger.alone)
+    if not words:
+        yield Problem(
+            "error", f"the instance prompt {prompt!r} names no subject: write one, such as 'a photo of sks dog'"
+        )
+    elif len(words) == 1:
         text = (
-            f"the instance prompt {instance_prompt!r} has no trigger: every {subject[0]} will change; "
-            f"put a rare word before it, such as 'sks {subject[0]}'"
+            f"the instance prompt {prompt!r} has no trigger: every {words[0]} will change; "
+            f"put a rare word before it, such as 'sks {words[0]}'"
         )
         yield Problem("warning", text)
-    else:
-        without = [item for item in captioned if subject[0].lower() not in (item.caption or "").lower().split()]
-        if without:
-            text = f"captions without the trigger {subject[0]!r}, so these pictures do not teach it"
-            yield Problem("warning", text, _names(without, found))
+    without = [item for item in found if trigger.caption(item) and trigger.of(item) != item.caption]
+    if without:
+        text = f"captions that do not say {trigger.words!r} get the instance prompt in front"
+        yield Problem("note", text, _names(without, found))
+    folders = [item for item in found if item.caption_from == "folder"]
+    if folders:
+        yield Problem(
+            "note", "the words of a folder's name are not used beside an instance prompt", _names(folders, found)
+        )
 
 
 def _sizes(found: ImageFolder, size: tuple[int, int] | None) -> Iterator[Problem]:

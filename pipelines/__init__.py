@@ -10,8 +10,8 @@ Example:
 
 from __future__ import annotations
 
+from studio.pipelines.image import ImagePipeline
 from studio.pipelines.metadata import read_metadata, save_png
-from studio.pipelines.pipeline import ImagePipeline
 from studio.pipelines.prompt import TaggedPrompt, parse_prompt
 from studio.pipelines.regenerate import regenerate
 from studio.pipelines.sample import Request, sample

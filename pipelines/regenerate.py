@@ -11,8 +11,8 @@ from PIL import Image
 
 from studio.errors import BadFile, DoesNotFit, UnknownName
 from studio.families import BASES
+from studio.pipelines.image import ImagePipeline
 from studio.pipelines.metadata import read_metadata, strength_from_json, strength_to_json
-from studio.pipelines.pipeline import ImagePipeline
 from studio.pipelines.schedulers import sampler_from_record
 from studio.pipelines.sources import source_of, state_hash
 

@@ -18,7 +18,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,9 +30,8 @@ from studio.errors import BadConfig, DoesNotFit, StudioError
 from studio.families import Base, Conditioning
 from studio.pipelines.schedulers import Sampler, make_sampler
 
-__all__ = ["Blend", "Made", "Request", "sample"]
+__all__ = ["Picture", "Request", "sample"]
 
-Blend: TypeAlias = "Mapping[str, float | Strength]"
 LARGEST_SEED = 2**63 - 1
 
 
@@ -60,11 +59,11 @@ class Request:
     steps: int = 20
     guidance: float = 5.0
     scheduler: Any = None
-    blend: Blend | None = None
+    blend: Mapping[str, float | Strength] | None = None
 
 
 @dataclass(frozen=True)
-class Made:
+class Picture:
     """One picture that was made: the index of its request, the picture, and the sampler that made it."""
 
     index: int
@@ -74,7 +73,7 @@ class Made:
 
 def sample(
     base: Base, requests: Sequence[Request], *, rows: int = 1, on_step: Callable[[int, int], None] | None = None
-) -> Iterator[Made]:
+) -> Iterator[Picture]:
     """Makes one picture per request, batch by batch, in an order of its own.
 
     Args:
@@ -102,7 +101,7 @@ def sample(
     for batch in batches:
         chosen = [requests[index] for index in batch]
         for index, (image, sampler) in zip(batch, _make(base, chosen, rows, before, total, on_step), strict=True):
-            yield Made(index, image, sampler)
+            yield Picture(index, image, sampler)
         before += chosen[0].steps
 
 
@@ -125,24 +124,15 @@ def _make(
     generators = [torch.Generator("cpu").manual_seed(request.seed) for request in padded]
     acting = contextlib.nullcontext() if common.blend is None else blended(pipe, dict(common.blend))
     with torch.no_grad(), _evaluating(pipe), _one_thread_per_batch(device, rows), acting:
-        conditioning = family.encode_text(pipe, [request.prompt for request in padded])
-        if common.guidance != 1:
-            conditioning = family.encode_text(pipe, [request.negative for request in padded]).cat(conditioning)
-        conditioning = _of_type(conditioning, denoiser.dtype)
+        conditioning = _conditioning(base, padded)
         latents = _noise(base, common, generators).to(device) * scheduler.init_noise_sigma
-        draws = "generator" in _arguments(scheduler.step)
-        timesteps = scheduler.timesteps
-        for number, timestep in enumerate(timesteps):
+        noise = {"generator": generators} if "generator" in _arguments(scheduler.step) else {}
+        for number, timestep in enumerate(scheduler.timesteps):
             noisy = scheduler.scale_model_input(latents, timestep).to(denoiser.dtype)
-            noisy = noisy if common.guidance == 1 else torch.cat([noisy, noisy])
-            output = family.predict(pipe, noisy, timestep.expand(len(noisy)).to(device), conditioning).float()
-            if common.guidance != 1:
-                without, within = output.chunk(2)
-                output = without + common.guidance * (within - without)
-            noise = {"generator": generators} if draws else {}
+            output = _guided(base, noisy, timestep.to(device), conditioning, common.guidance)
             latents = scheduler.step(output, timestep, latents, **noise, return_dict=False)[0]
             if on_step is not None:
-                on_step(before + (number + 1) * common.steps // len(timesteps), total)
+                on_step(before + (number + 1) * common.steps // len(scheduler.timesteps), total)
         pixels = family.decode(pipe, latents).float()
     if not torch.isfinite(latents).all() or not torch.isfinite(pixels).all():
         raise StudioError(
@@ -150,6 +140,25 @@ def _make(
             "base with another dtype (bfloat16, float32), or lower the adapters' strengths"
         )
     return [(image, sampler) for image in _to_images(pixels[: len(requests)])]
+
+
+def _conditioning(base: Base, requests: Sequence[Request]) -> Conditioning:
+    """What the prompts say; under guidance the negative prompts' rows stand first."""
+    encode, pipe = base.family.encode_text, base.pipe
+    conditioning = encode(pipe, [request.prompt for request in requests])
+    if requests[0].guidance != 1:
+        conditioning = encode(pipe, [request.negative for request in requests]).cat(conditioning)
+    return _of_type(conditioning, pipe.components[base.family.denoiser].dtype)
+
+
+def _guided(base: Base, noisy: Tensor, timestep: Tensor, conditioning: Conditioning, guidance: float) -> Tensor:
+    """The denoiser's output ``u + g (c − u)``, fp32 ``(B, C, h, w)``; one pass over both."""
+    both = noisy if guidance == 1 else torch.cat([noisy, noisy])
+    output = base.family.predict(base.pipe, both, timestep.expand(len(both)), conditioning).float()
+    if guidance == 1:
+        return output
+    without, within = output.chunk(2)
+    return without + guidance * (within - without)
 
 
 def _batches(requests: Sequence[Request], rows: int) -> Iterator[list[int]]:

@@ -1,29 +1,23 @@
-"""The text pipeline: a language base, the adapters on it, and completions of prompts. One path for all that writes."""
+"""The text pipeline: a language base, the adapters on it, and completions of prompts."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
+from typing import Any
 
 import studio.adapters as core
-from studio.adapters import AdapterInfo, Strength, blended
-from studio.adapters.contract.strength import as_strength
-from studio.adapters.tokens.contract import TokenConfig
+from studio.adapters import blended
 from studio.errors import BadConfig, DoesNotFit
 from studio.families.causal import LanguageBase, open_language_base
-from studio.pipelines.pictures import BlendLike, blends_of_pictures
+from studio.pipelines.blends import BlendLike, deal_blend
+from studio.pipelines.pipeline import Pipeline
 from studio.pipelines.prompt import TaggedPrompt, parse_prompt
+from studio.pipelines.write import write
 
-if TYPE_CHECKING:
-    from studio.files import LoadReport
-
-__all__ = ["Completion", "TextPipeline", "write"]
+__all__ = ["Completion", "TextPipeline"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +37,7 @@ class Completion:
     ended: bool
 
 
-class TextPipeline:
+class TextPipeline(Pipeline):
     """Completions of prompts, with any number of adapters.
 
     Args:
@@ -60,44 +54,34 @@ class TextPipeline:
         ('Tell me about tin.', True)
     """
 
-    def __init__(self, base: LanguageBase) -> None:
-        self.base, self.model = base, base.model
+    base: LanguageBase
+    _open_base = staticmethod(open_language_base)
 
-    @classmethod
-    def open(
-        cls, base: str | Path | Any, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
-    ) -> TextPipeline:
-        """Opens a base; :func:`studio.families.causal.open_language_base` says what it takes and raises."""
-        return cls(open_language_base(base, dtype=dtype, device=device))
+    def __init__(self, base: LanguageBase) -> None:
+        super().__init__(base)
+        self.model = base.model
 
     @property
-    def adapters(self) -> dict[str, AdapterInfo]:
-        """The adapters on the model, in the order in which they came."""
-        return core.adapters(self.model)
+    def carrier(self) -> Any:
+        """The model."""
+        return self.model
 
-    def load(
-        self,
-        file: str | Path,
-        *,
-        name: str | None = None,
-        strength: float | Strength = 1.0,
-        allow_partial: bool = False,
-    ) -> LoadReport:
-        """Loads an adapter and adds it to the current blend; as :func:`studio.load`, which lists what it raises.
+    def _check_fit(self, file: str | Path) -> None:
+        """Checks that an adapter was not trained with another tokenizer.
 
         Raises:
-            DoesNotFit: it was trained with another tokenizer.
+            DoesNotFit: it was.
         """
-        from studio.files import inspect, load
+        from studio.files import inspect
 
-        theirs = inspect(file).facts.get("tokenizer")
+        facts = inspect(file).facts
+        theirs = facts.get("tokenizer")
         if theirs is not None and theirs != self.base.tokenizer_hash:
             raise DoesNotFit(
                 f"{file} was trained with another tokenizer ({theirs[:12]}) than that of {self.base.id} "
                 f"({self.base.tokenizer_hash[:12]}): its token numbers mean other words; load it on the base it is for"
-                f"{_called(inspect(file).facts.get('base'))}"
+                f"{_called(facts.get('base'))}"
             )
-        return load(self.model, file, name=name, strength=strength, allow_partial=allow_partial)
 
     def complete(
         self,
@@ -135,14 +119,11 @@ class TextPipeline:
         """
         written = [prompt] if isinstance(prompt, str) else list(prompt)
         tagged = [self.read_tags(text) for text in written]
-        given = blends_of_pictures(blend, core.current_blend(self.model), len(written), what="prompts")
-        blends = [
-            dealt if tags.blend is None else {name: as_strength(value) for name, value in tags.blend.items()}
-            for dealt, tags in zip(given, tagged, strict=True)
-        ]
+        tags = [one.blend for one in tagged]
+        blends = deal_blend(blend, tags, core.current_blend(self.model), what="prompts")
         if chat is None:
             chat = self.asks_by_chat
-        texts = [self.question(tags.text) if chat else tags.text for tags in tagged]
+        texts = [self.question(one.text) if chat else one.text for one in tagged]
         made: dict[int, Completion] = {}
         for members in _together(blends):
             wanted = blends[members[0]]
@@ -179,115 +160,6 @@ class TextPipeline:
         return forms == {"chat"} if len(forms) == 1 else self.base.tokenizer.chat_template is not None
 
 
-def write(
-    base: LanguageBase,
-    prompts: Sequence[str],
-    *,
-    chat: bool,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    seed: int = 0,
-    batch_size: int = 16,
-) -> list[tuple[str, int, bool]]:
-    """Completes texts with the blend that is on.
-
-    Args:
-        base: whose model writes; it is in evaluation mode meanwhile.
-        prompts: texts as the model reads them, a template's marks included.
-        chat: whether they have a template's marks (else the tokenizer's beginning token is put first).
-        max_new_tokens: tokens to write at most, >= 1; fewer where the context ends.
-        temperature: 0 takes the likeliest token; above, Gumbel noise makes the likeliest one a draw from the softmax.
-        seed: of the noise, for every prompt anew.
-        batch_size: prompts that are completed together, padded on the left.
-
-    Returns:
-        For every prompt the text, the number of tokens, and whether it ended by itself.
-
-    Raises:
-        BadConfig: an impossible number.
-        DoesNotFit: a prompt that leaves no room in the context.
-    """
-    if max_new_tokens < 1 or batch_size < 1 or not 0 <= temperature < float("inf") or not 0 <= seed < 2**63:
-        raise BadConfig(
-            f"max_new_tokens={max_new_tokens!r} and batch_size={batch_size!r} must be at least 1, "
-            f"temperature={temperature!r} and seed={seed!r} at least 0"
-        )
-    rows = [base.tokens(text, chat=chat)[0] for text in prompts]
-    virtual = _virtual(base.model)
-    room, before = base.context - virtual, f" after {virtual} virtual ones" if virtual else ""
-    for text, row in zip(prompts, rows, strict=True):
-        if not row:
-            raise BadConfig(f"the prompt {text!r} has no token; write something to go on from")
-        if len(row) >= room:
-            raise DoesNotFit(
-                f"the prompt {_short(text)} has {len(row)} tokens and {base.id} reads {room}{before}: nothing can be "
-                "written behind it; shorten it"
-            )
-    made: list[tuple[str, int, bool]] = []
-    training = base.model.training
-    base.model.eval()
-    try:
-        for begin in range(0, len(rows), batch_size):
-            some = rows[begin : begin + batch_size]
-            made += _batch(base, some, min(max_new_tokens, room - max(map(len, some))), temperature, seed)
-    finally:
-        base.model.train(training)
-    return made
-
-
-@torch.no_grad()
-def _batch(
-    base: LanguageBase, rows: Sequence[Sequence[int]], most: int, temperature: float, seed: int
-) -> Iterator[tuple[str, int, bool]]:
-    from transformers import GenerationConfig, LogitsProcessorList
-
-    ends = base.ends
-    pad = base.tokenizer.pad_token_id if base.tokenizer.pad_token_id is not None else (ends[0] if ends else 0)
-    length = max(map(len, rows))
-    tokens = torch.tensor([[pad] * (length - len(row)) + list(row) for row in rows], device=base.model.device)
-    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=base.model.device)
-    # all that a base's own generation config might put in the way is said here
-    config = GenerationConfig(
-        max_new_tokens=most, do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0,
-        eos_token_id=list(ends) or None, pad_token_id=pad, use_cache=True,
-    )  # fmt: skip
-    draws = LogitsProcessorList([Gumbel(temperature, seed)] if temperature else [])
-    made = base.model.generate(
-        inputs=tokens, attention_mask=mask, generation_config=config, logits_processor=draws
-    )  # fmt: skip
-    for row in made[:, length:].tolist():
-        stop = next((place for place, token in enumerate(row) if token in ends), None)
-        kept = row if stop is None else row[:stop]
-        text = base.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        yield text.strip(), len(kept) + (stop is not None), stop is not None
-
-
-class Gumbel:
-    """Adds Gumbel noise to logits, so that their maximum is a draw from ``softmax(logits / temperature)``.
-
-    Every row has the noise of the same seed: what is drawn for a prompt does not depend on its neighbours.
-
-    References:
-        | A* Sampling (Maddison, Tarlow & Minka, 2014), arXiv:1411.0030
-    """
-
-    def __init__(self, temperature: float, seed: int) -> None:
-        self.temperature = temperature
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Returns ``scores / temperature - log(-log(u))``."""
-        chance = torch.rand(scores.shape[-1], generator=self.generator, dtype=torch.float64)
-        noise = -(-chance.clamp_min(1e-300).log()).clamp_min(1e-300).log()
-        return scores / self.temperature + noise.to(scores.device, scores.dtype)
-
-
-def _virtual(model: Any) -> int:
-    """Returns how many virtual tokens stand before a text at most."""
-    acting = [info.config for info in core.adapters(model).values() if info.strength != 0.0]
-    return sum(config.tokens for config in acting if isinstance(config, TokenConfig))
-
-
 def _together(blends: Sequence[Mapping[str, Any] | None]) -> list[list[int]]:
     """Returns the places with equal blends, each group in order."""
     groups: list[tuple[Mapping[str, Any] | None, list[int]]] = []
@@ -303,7 +175,3 @@ def _together(blends: Sequence[Mapping[str, Any] | None]) -> list[list[int]]:
 
 def _called(base: str | None) -> str:
     return f" ({base})" if base else ""
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")

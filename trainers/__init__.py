@@ -2,7 +2,7 @@
 
 Example:
     >>> from studio.trainers import DreamBooth
-    >>> DreamBooth(base="emoji", instance_images="photos", instance_prompt="a photo of sks dog").kind
+    >>> DreamBooth(base="emoji", instance_images="photos", instance_prompt="a photo of sks dog").task_name
     'dreambooth'
 """
 

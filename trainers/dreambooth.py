@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+from studio.datasets.trigger import Trigger, class_prompt_of
 from studio.errors import BadConfig, DoesNotFit, nearest
-from studio.trainers.image.latents import Pictures
+from studio.families import Base
+from studio.trainers.image.latents import Latents
 from studio.trainers.image.prior import PRIORS, ClassPictures, Prior
-from studio.trainers.image_task import ImageTask, Opened
+from studio.trainers.image_task import ImageTask, Material
 from studio.trainers.loop.draws import Draws
-
-if TYPE_CHECKING:
-    from studio.datasets.folder import ImageItem
+from studio.trainers.opening import Opening
+from studio.trainers.recipes import ImageRecipe
 
 __all__ = ["DreamBooth"]
-
-LEAD = re.compile(r"^(?:an?|the)?\s*(?:photo|photograph|picture|image|emoji|drawing|painting|portrait)\s+of\s+", re.I)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +63,7 @@ class DreamBooth(ImageTask):
         'sks dog'
     """
 
-    kind: ClassVar[str] = "dreambooth"
+    task_name: ClassVar[str] = "dreambooth"
 
     instance_images: str | Path
     instance_prompt: str
@@ -95,13 +93,18 @@ class DreamBooth(ImageTask):
             raise BadConfig(f"prior_rows={self.prior_rows!r} must be at least 1; prior='none' trains without a prior")
         if self.class_count < 1:
             raise BadConfig(f"class_count={self.class_count!r} must be at least 1")
-        if self.prior in ("images", "generate", "self") and not (self.class_prompts or self.likely_class):
+        self._check_class()
+
+    def _check_class(self) -> None:
+        """Checks that the prior has what it needs, and that what is given is used."""
+        named = bool(self.class_prompts or self.likely_class)
+        if self.prior in ("images", "generate", "self") and not named:
             raise BadConfig(f"prior={self.prior!r} needs a class_prompt, such as 'a photo of dog'")
         if self.prior == "images" and self.class_images is None:
             raise BadConfig("prior='images' needs class_images, a folder with pictures of the class")
         if self.class_images is not None and self.prior not in (None, "images", "self"):
             raise BadConfig(f"class_images are given and prior={self.prior!r} would not use them: drop one of the two")
-        if self.class_images is not None and not (self.class_prompts or self.likely_class):
+        if self.class_images is not None and not named:
             raise BadConfig("class_images need a class_prompt that says what they show, such as 'a photo of dog'")
 
     @property
@@ -117,77 +120,47 @@ class DreamBooth(ImageTask):
             >>> DreamBooth(base="emoji", instance_images="photos", instance_prompt="a photo of sks dog").likely_class
             'a photo of dog'
         """
-        lead, words = self.instance_prompt.strip(), self.trigger_words.split()
-        if len(words) < 2:
-            return None
-        return lead[: len(lead) - len(self.trigger_words)] + " ".join(words[1:])
+        return class_prompt_of(self.instance_prompt)
 
     @property
-    def trigger_words(self) -> str:
-        """The instance prompt without its "a photo of": the words that call up the subject."""
-        return LEAD.sub("", self.instance_prompt.strip())
+    def answers_to(self) -> Trigger:
+        """The instance prompt, without its "a photo of"."""
+        return Trigger.of_subject(self.instance_prompt)
 
-    def default_previews(self, captions: Sequence[str]) -> tuple[str, ...]:
-        return (self.instance_prompt,)
-
-    def read(self, opened: Opened) -> tuple[Pictures, list[str], Prior | None, dict[str, Any], dict[str, str]]:
+    def read(self, opening: Opening[Base], size: tuple[int, int]) -> Material:
         """See :meth:`ImageTask.read`."""
-        from studio.datasets.cache import TensorCache
         from studio.datasets.folder import read_folder
 
         folder = read_folder(self.instance_images, captions=self.captions)
-        opened.note_skipped(folder.skipped)
-        cache = TensorCache(opened.cache / "tensors")
-        pictures = Pictures(opened.base, folder.items, size=opened.size, crop=self.crop, flip=self.flip, cache=cache)
-        inputs = {"instance_images": folder.digest}
-        kind = self._prior(opened)
-        settings: dict[str, Any] = {"instance_prompt": self.instance_prompt, "prior": kind}
-        prior = None
-        if kind != "none":
-            prompts = self._prior_prompts(opened)
-            weight = opened.recipe.prior_weight if self.prior_weight is None else self.prior_weight
-            rows = (opened.recipe.prior_rows if self.prior_rows is None else self.prior_rows) or opened.plan.batch_size
-            settings |= {"class_prompt": list(prompts), "prior_weight": weight, "prior_rows": rows}
-            source, digest = self._source(kind, opened, pictures, prompts)
-            inputs |= {"class_images": digest} if digest else {}
-            prior = Prior(source, prompts, weight, kind == "self", Draws(opened.plan.seed, "prior"), rows)
-        return pictures, [self._caption(item) for item in folder.items], prior, settings, inputs
+        latents = self.latents_of(folder, opening, size)
+        recipe = opening.recipe
+        assert isinstance(recipe, ImageRecipe), "the recipe of this task"
+        settings: dict[str, Any] = {"instance_prompt": self.instance_prompt, "prior": self._prior(recipe)}
+        inputs, prior = {"instance_images": folder.digest}, None
+        if settings["prior"] != "none":
+            rows = (recipe.prior_rows if self.prior_rows is None else self.prior_rows) or opening.plan.batch_size
+            prior = Prior(
+                prompts=self._prior_prompts(opening), own=settings["prior"] == "self", rows=rows,
+                weight=recipe.prior_weight if self.prior_weight is None else self.prior_weight,
+                draws=Draws(opening.plan.seed, "prior"), source=lambda: latents,
+            )  # fmt: skip
+            settings |= {"class_prompt": list(prior.prompts), "prior_weight": prior.weight, "prior_rows": rows}
+            if settings["prior"] != "self" or self.class_images is not None:
+                prior.source, inputs["class_images"] = self._class_latents(opening, latents, prior.prompts)
+        captions = [self.answers_to.of(item) for item in folder.items]
+        return Material(latents=latents, captions=captions, prior=prior, settings=settings, inputs=inputs)
 
-    def _prior_prompts(self, opened: Opened) -> tuple[str, ...]:
-        """Returns what the prior half is called."""
-        classes = self.class_prompts
-        if not classes:
-            assert self.likely_class is not None, "checked with the kind of prior"
-            classes = (self.likely_class,)
-            opened.say(f"class prompt of the prior: {classes[0]!r}")
-        return classes
+    def _prior(self, recipe: ImageRecipe) -> str:
+        """Returns which prior is meant.
 
-    def _source(
-        self, kind: str, opened: Opened, instance: Pictures, prompts: tuple[str, ...]
-    ) -> tuple[Callable[[], Pictures], str]:
-        """Returns what makes the pictures of the prior half, and what identifies them."""
-        from studio.datasets.folder import read_folder
-
-        if kind == "self" and self.class_images is None:
-            return lambda: instance, ""
-        if kind in ("images", "self"):
-            assert self.class_images is not None, "checked when the task was made"
-            given = read_folder(self.class_images, captions=False)
-            return lambda: instance.of(given.items), given.digest
-        made = ClassPictures(opened.base, prompts, self.class_count, opened.size, seed=opened.plan.seed)
-
-        def make() -> Pictures:
-            folder = made.make(opened.cache, opened.say)
-            return instance.of(read_folder(folder, captions=False).items[: self.class_count])
-
-        return make, f"{made.key()} x {self.class_count}"
-
-    def _prior(self, opened: Opened) -> str:
+        Raises:
+            DoesNotFit: a weight without a prior.
+        """
         if self.prior is not None:
             return self.prior
         if self.class_images is not None:
             return "images"
-        usual = opened.recipe.prior
+        usual = recipe.prior
         if usual == "given":
             usual = "self" if self.class_prompts else "none"
         chosen = usual if self.class_prompts or self.likely_class else "none"
@@ -195,12 +168,28 @@ class DreamBooth(ImageTask):
             raise DoesNotFit("prior_weight is given without a class_prompt: give one, such as 'a photo of dog'")
         return chosen
 
-    def _caption(self, item: ImageItem) -> str:
-        # the words of a folder like "10_sks dog" stand in for a prompt, and here there is one
-        caption = None if item.caption_from == "folder" else item.caption
-        if not caption:
-            return self.instance_prompt
-        words = caption.lower().replace(",", " ").split()
-        if all(word in words for word in self.trigger_words.lower().split()):
-            return caption
-        return f"{self.instance_prompt}, {caption}"
+    def _prior_prompts(self, opening: Opening[Base]) -> tuple[str, ...]:
+        """Returns what the prior half is called."""
+        if self.class_prompts:
+            return self.class_prompts
+        assert self.likely_class is not None, "checked with the prior"
+        opening.say(f"class prompt of the prior: {self.likely_class!r}")
+        return (self.likely_class,)
+
+    def _class_latents(
+        self, opening: Opening[Base], instance: Latents, prompts: tuple[str, ...]
+    ) -> tuple[Callable[[], Latents], str]:
+        """Returns what gives the class pictures, and what identifies them: those of a folder, or made by the base."""
+        from studio.datasets.cache import cache_folder
+        from studio.datasets.folder import read_folder
+
+        if self.class_images is not None:
+            given = read_folder(self.class_images, captions=False)
+            return lambda: instance.of(given.items), given.digest
+        made = ClassPictures(opening.base, prompts, self.class_count, instance.size, seed=opening.plan.seed)
+
+        def make() -> Latents:
+            folder = made.make(cache_folder(opening.plan.cache), opening.say)
+            return instance.of(read_folder(folder, captions=False).items[: self.class_count])
+
+        return make, f"{made.key()} x {self.class_count}"

@@ -132,6 +132,6 @@ RECIPES: Final[dict[tuple[str, str], Recipe]] = {
 """(kind of task, size of base) -> defaults."""
 
 
-def recipe_for(kind: str, base: Base | LanguageBase) -> Recipe:
+def recipe_for(task_name: str, base: Base | LanguageBase) -> Recipe:
     """Returns the defaults of a task on a base."""
-    return RECIPES[kind, "small" if base.parameters < SMALL_BASE else "full"]
+    return RECIPES[task_name, "small" if base.parameters < SMALL_BASE else "full"]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from studio.datasets.trigger import Trigger
 from studio.errors import BadConfig
-from studio.trainers.image.latents import Pictures
-from studio.trainers.image.prior import Prior
-from studio.trainers.image_task import ImageTask, Opened
+from studio.families import Base
+from studio.trainers.image_task import ImageTask, Material
+from studio.trainers.opening import Opening
 
 __all__ = ["Style"]
 
@@ -36,7 +36,7 @@ class Style(ImageTask):
         'ink style, a cat'
     """
 
-    kind: ClassVar[str] = "style"
+    task_name: ClassVar[str] = "style"
 
     images: str | Path
     trigger: str
@@ -51,38 +51,30 @@ class Style(ImageTask):
             raise BadConfig(f"caption_dropout={self.caption_dropout!r} must be a probability in [0, 1)")
 
     @property
-    def trigger_words(self) -> str:
+    def answers_to(self) -> Trigger:
         """The trigger phrase."""
-        return self.trigger.strip()
+        return Trigger.of_style(self.trigger, self.joint)
 
     def caption(self, caption: str | None) -> str:
         """Returns the caption with the trigger in front, unless it has it already."""
-        if not caption:
-            return self.trigger_words
-        if self.trigger_words.lower() in caption.lower():
-            return caption
-        return f"{self.trigger_words}{self.joint}{caption}"
+        return self.answers_to.text(caption)
 
-    def default_previews(self, captions: Sequence[str]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(captions))[:2]
-
-    def read(self, opened: Opened) -> tuple[Pictures, list[str], Prior | None, dict[str, Any], dict[str, str]]:
+    def read(self, opening: Opening[Base], size: tuple[int, int]) -> Material:
         """See :meth:`ImageTask.read`."""
-        from studio.datasets.cache import TensorCache
         from studio.datasets.folder import read_folder
 
-        folder = read_folder(self.images, captions=True)
-        opened.note_skipped(folder.skipped)
+        folder, trigger = read_folder(self.images, captions=True), self.answers_to
+        latents = self.latents_of(folder, opening, size)
         bare = [item.file.name for item in folder.items if not item.caption]
         if bare:
-            opened.say(
+            opening.say(
                 f"{len(bare)} of {len(folder.items)} pictures have no caption ({', '.join(bare[:3])}, ...): they are "
                 "trained with the trigger alone, so what they show becomes part of the style"
             )
-        pictures = Pictures(
-            opened.base, folder.items, size=opened.size, crop=self.crop, flip=self.flip,
-            cache=TensorCache(opened.cache / "tensors"),
-        )  # fmt: skip
-        settings = {"trigger": self.trigger_words, "joint": self.joint, "caption_dropout": self.caption_dropout}
-        captions = [self.caption(item.caption) for item in folder.items]
-        return pictures, captions, None, settings, {"instance_images": folder.digest}
+        return Material(
+            latents=latents,
+            captions=[trigger.of(item) for item in folder.items],
+            caption_dropout=self.caption_dropout,
+            settings={"trigger": trigger.words, "joint": self.joint, "caption_dropout": self.caption_dropout},
+            inputs={"instance_images": folder.digest},
+        )

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
-from studio.commands.loading import load_adapter
-from studio.commands.options import device_option, example, output_options
+from studio.commands.loading import load_adapter, open_pipeline
+from studio.commands.options import adapter_option, example, output_options, pipeline_options
 from studio.commands.show import Show
-from studio.commands.words import ADAPTER, AdapterWord
+from studio.commands.words import AdapterWord
 from studio.errors import BadConfig
+
+if TYPE_CHECKING:
+    from studio.pipelines import TextPipeline
 
 __all__ = ["complete"]
 
@@ -25,14 +29,7 @@ __all__ = ["complete"]
 )
 @click.argument("base")
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
-@click.option(
-    "--adapter",
-    "adapters",
-    type=ADAPTER,
-    multiple=True,
-    metavar="[NAME=]FILE[:STRENGTH]",
-    help="An adapter file with its strength (1 if left out) and the name that tags call it; repeatable.",
-)
+@adapter_option
 @click.option(
     "--per-sample", is_flag=True, help="The first prompt with the first adapter, the second with the second..."
 )
@@ -49,9 +46,7 @@ __all__ = ["complete"]
 @click.option(
     "--batch-size", type=int, metavar="N", default=16, show_default=True, help="Prompts that are completed together."
 )
-@click.option("--allow-partial", is_flag=True, help="Load what fits of an adapter file, and name the rest.")
-@device_option
-@click.option("--dtype", metavar="NAME", help="Number format of the base: fp32, bf16, fp16.")
+@pipeline_options
 @output_options
 def complete(
     base: str,
@@ -74,8 +69,7 @@ def complete(
     BASE is an embedded language base (facts) or a transformers folder. A tag in a prompt, <short:0.8>, says which
     adapters act on it; without one, all act together at the strength that --adapter gives them.
     """
-    from studio.device import choose_device, choose_dtype
-    from studio.pipelines.text import TextPipeline
+    from studio.pipelines import TextPipeline
 
     show = Show(as_json, quiet)
     if per_sample and len(adapters) != len(prompts):
@@ -83,22 +77,14 @@ def complete(
             f"--per-sample pairs prompts with adapters, and there are {len(prompts)} prompts and {len(adapters)} "
             "adapters: give one --adapter for each prompt"
         )
-    place = choose_device(device)
-    numbers = choose_dtype(dtype, place)
-    if numbers.note:
-        show.note(numbers.note)
-    pipe = TextPipeline.open(base, dtype=numbers.dtype, device=place)
-    used = [load_adapter(pipe, pipe.model, word, allow_partial, show) for word in adapters]
+    pipe = open_pipeline(TextPipeline, base, device=device, dtype=dtype, show=show)
+    used = [load_adapter(pipe, word, allow_partial, show) for word in adapters]
     tagged = [prompt for prompt in prompts if pipe.read_tags(prompt).blend is not None]
     if per_sample and tagged:
         raise BadConfig(
             f"the prompt {tagged[0]!r} has a tag, and --per-sample says which adapter acts: drop one of them"
         )
-    for entry in used:
-        theirs = pipe.adapters[entry["name"]].metadata.get("base_hash")
-        if theirs is not None and theirs != pipe.base.hash:
-            of = pipe.adapters[entry["name"]].metadata.get("base", "another base")
-            show.note(f"{entry['name']} was trained on other weights ({of}) than those of {pipe.base.id}")
+    _note_bases(pipe, show)
     blend = [{entry["name"]: entry["strength"]} for entry in used] if per_sample else None
     made = pipe.complete(
         prompts, blend=blend, chat=chat, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
@@ -110,3 +96,12 @@ def complete(
     if cut:
         show.tell(f"{cut} of {len(made)} did not end within {max_new_tokens} tokens")
     show.result({"completions": [asdict(completion) for completion in made], "adapters": used})
+
+
+def _note_bases(pipe: TextPipeline, show: Show) -> None:
+    """Says which adapters were trained on other weights."""
+    for name, info in pipe.adapters.items():
+        theirs = info.metadata.get("base_hash")
+        if theirs is not None and theirs != pipe.base.hash:
+            of = info.metadata.get("base", "another base")
+            show.note(f"{name} was trained on other weights ({of}) than those of {pipe.base.id}")

@@ -9,7 +9,7 @@ import click
 
 from studio.commands.options import example, output_options, training_options
 from studio.commands.settings import setting
-from studio.commands.training import run_training
+from studio.commands.training import PICTURES, run_training
 
 __all__ = ["dreambooth"]
 
@@ -31,7 +31,7 @@ __all__ = ["dreambooth"]
     "--class-prompt", field="class_prompt", multiple=True, metavar="TEXT",
     help='The same without the rare word, "a photo of dog", for prior preservation; repeatable.',
 )  # fmt: skip
-@setting("--prior", field="prior", metavar="KIND", help="Prior preservation: none, self, generate, images.")
+@setting("--prior", field="prior", metavar="NAME", help="Prior preservation: none, self, generate, images.")
 @setting("--class-images", field="class_images", metavar="FOLDER", help="Pictures of the class, for --prior images.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The run's folder.")
 @training_options
@@ -47,4 +47,4 @@ def dreambooth(context: click.Context, base: str | None, images: str | None, out
     from studio.trainers import DreamBooth
 
     facts = {"base": base, "instance_images": images}
-    run_training(DreamBooth, facts, context.ensure_object(dict), output, **options)
+    run_training(DreamBooth, facts, context.ensure_object(dict), output, PICTURES, **options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -11,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from studio.commands.loading import load_adapter
-from studio.commands.options import device_option, example, output_options
+from studio.commands.loading import load_adapter, open_pipeline
+from studio.commands.options import adapter_option, example, output_options, pipeline_options
 from studio.commands.show import Show
-from studio.commands.words import ADAPTER, SEEDS, SIZE, AdapterWord
+from studio.commands.words import SEEDS, SIZE, AdapterWord
 from studio.errors import BadFile
 
 if TYPE_CHECKING:
@@ -38,14 +37,7 @@ DIGITS = 4  # of a picture's number, at least
 )
 @click.argument("base")
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
-@click.option(
-    "--adapter",
-    "adapters",
-    type=ADAPTER,
-    multiple=True,
-    metavar="[NAME=]FILE[:STRENGTH]",
-    help="An adapter file with its strength (1 if left out) and the name that tags call it; repeatable.",
-)
+@adapter_option
 @click.option(
     "--seeds",
     type=SEEDS,
@@ -72,9 +64,7 @@ DIGITS = 4  # of a picture's number, at least
     "--batch-size", type=int, metavar="N", default=1, show_default=True, help="Pictures that are computed together."
 )
 @click.option("--grid", type=click.Path(path_type=Path), metavar="FILE.png", help="Also write one sheet with them all.")
-@click.option("--allow-partial", is_flag=True, help="Load what fits of an adapter file, and name the rest.")
-@device_option
-@click.option("--dtype", metavar="NAME", help="Number format of the base: fp32, bf16, fp16.")
+@pipeline_options
 @click.option(
     "-o",
     "--output",
@@ -111,46 +101,48 @@ def generate(
     made again. A tag in a prompt, <robot:0.8>, says which adapters act on its pictures; without one, all act at the
     strength that --adapter gives them.
     """
-    from studio.device import choose_device, choose_dtype
     from studio.pipelines import ImagePipeline, contact_sheet, parse_prompt, save_png
 
     show = Show(as_json, quiet)
     seeds = seed if seed is not None else seeds
-    place = choose_device(device)
-    numbers = choose_dtype(dtype, place)
-    if numbers.note:
-        show.note(numbers.note)
     files = _files(output, len(prompts) * len(seeds))
     for file in [*files[:1], *([grid] if grid else [])]:
         _check_place(file)
-    pipe = ImagePipeline.open(base, dtype=numbers.dtype, device=place)
-    used = [load_adapter(pipe, pipe.pipe, word, allow_partial, show) for word in adapters]
+    pipe = open_pipeline(ImagePipeline, base, device=device, dtype=dtype, show=show)
+    used = [load_adapter(pipe, word, allow_partial, show) for word in adapters]
     for prompt in prompts:  # before the first picture, so that a slip in the last tag costs nothing
         parse_prompt(prompt, pipe.adapters, denoiser=pipe.base.family.denoiser, encoders=pipe.base.family.encoders)
     _note_triggers(pipe, prompts, show)
     width, height = resolution or pipe.base.native
-    images: list[Image] = []
-    made: list[dict[str, Any]] = []
+    rows = max(batch_size, 1)
     draw = partial(
         pipe.generate, steps=steps, guidance=guidance, negative=negative, width=width, height=height,
         batch_size=batch_size, scheduler=scheduler,
     )  # fmt: skip
-    rows = max(batch_size, 1)
+    images: list[Image] = []
+    made: list[dict[str, Any]] = []
     with _progress(show, len(files)) as advance:
-        for prompt in prompts:
-            for start in range(0, len(seeds), rows):
-                chunk = seeds[start : start + rows]
-                drawn = draw(prompt, seeds=chunk)
-                for image, one in zip(drawn, chunk, strict=True):
-                    made.append({"file": save_png(image, files[len(made)]), "prompt": prompt, "seed": one})
-                    images += [image] if grid else []
-                    advance()
+        for prompt, image, one in _drawn(draw, prompts, seeds, rows):
+            made.append({"file": save_png(image, files[len(made)]), "prompt": prompt, "seed": one})
+            images += [image] if grid else []
+            advance()
     if grid:
         labels = [f"{entry['prompt']} · {entry['seed']}" for entry in made]
         save_png(contact_sheet(images, columns=_columns(len(images), len(seeds)), labels=labels), grid)
     span = f"{files[0]} to {files[-1].name}" if len(files) > 1 else str(files[0])
     show.say(f"{len(files)} picture{'s' if len(files) > 1 else ''}: {span}" + (f"; sheet: {grid}" if grid else ""))
     show.result({"pictures": made, "sheet": grid, "adapters": used})
+
+
+def _drawn(
+    draw: Callable[..., list[Image]], prompts: Sequence[str], seeds: Sequence[int], rows: int
+) -> Iterator[tuple[str, Image, int]]:
+    """Draws every prompt with every seed, some together; yields prompt, picture and seed as they are done."""
+    for prompt in prompts:
+        for start in range(0, len(seeds), rows):
+            some = seeds[start : start + rows]
+            for image, seed in zip(draw(prompt, seeds=some), some, strict=True):
+                yield prompt, image, seed
 
 
 def _files(folder: Path, count: int) -> list[Path]:
@@ -198,11 +190,11 @@ def _check_place(file: Path) -> None:
 
 def _note_triggers(pipe: ImagePipeline, prompts: Sequence[str], show: Show) -> None:
     """Says which prompts lack the words that an adapter answers to."""
+    from studio.datasets.trigger import missing_words
+
     for name, info in pipe.adapters.items():
         trigger = info.metadata.get("trigger", "")
-        words = trigger.lower().split()
-        said = {prompt: re.findall(r"[^\s,.;:<>]+", prompt.lower()) for prompt in prompts}
-        without = [prompt for prompt in prompts if any(word not in said[prompt] for word in words)]
+        without = [prompt for prompt in prompts if missing_words(trigger, prompt)]
         if without:
             more = f" and {len(without) - 1} more" if len(without) > 1 else ""
             show.note(f"{name} answers to {trigger!r}, which {without[0]!r}{more} does not say in full")

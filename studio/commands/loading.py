@@ -1,30 +1,52 @@
-"""What the commands that use adapters share: a file named on the command line, onto a pipeline."""
+"""What the commands that use adapters share: a base and files named on the command line become a pipeline."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from studio.commands.show import Show
 from studio.commands.words import AdapterWord
 from studio.errors import BadConfig, NoEffect, PartialLoad
 
 if TYPE_CHECKING:
-    from studio.pipelines import ImagePipeline
-    from studio.pipelines.text import TextPipeline
+    from studio.pipelines.pipeline import Pipeline
 
-__all__ = ["load_adapter"]
+__all__ = ["load_adapter", "open_pipeline"]
+
+AnyPipeline = TypeVar("AnyPipeline", bound="Pipeline")
 
 
-def load_adapter(
-    pipe: ImagePipeline | TextPipeline, model: Any, word: AdapterWord, allow_partial: bool, show: Show
-) -> dict[str, Any]:
+def open_pipeline(
+    pipeline: type[AnyPipeline], base: str, *, device: str | None, dtype: str | None, show: Show
+) -> AnyPipeline:
+    """Opens a base where and as the options say.
+
+    Args:
+        pipeline: the pipeline's class.
+        base: what was named.
+        device: where to compute; None takes the best there is.
+        dtype: number format; None takes the device's usual one.
+        show: takes a line where another format is used than asked for.
+
+    Raises:
+        UsageError: the base, the device or the format is not there.
+    """
+    from studio.device import choose_device, choose_dtype
+
+    place = choose_device(device)
+    numbers = choose_dtype(dtype, place)
+    if numbers.note:
+        show.note(numbers.note)
+    return pipeline.open(base, dtype=numbers.dtype, device=place)
+
+
+def load_adapter(pipe: Pipeline, word: AdapterWord, allow_partial: bool, show: Show) -> dict[str, Any]:
     """Loads an adapter and says what was loaded.
 
     Args:
         pipe: loads it.
-        model: what carries its layers.
         word: the file, with a strength and maybe a name.
         allow_partial: load what fits, and name the rest.
         show: takes lines for the user.
@@ -49,7 +71,7 @@ def load_adapter(
         report = pipe.load(word.file, name=name, strength=word.strength, allow_partial=allow_partial)
     except PartialLoad as error:
         raise PartialLoad(str(error).replace("pass allow_partial=True", "give --allow-partial")) from None
-    if not has_effect(model, name):
+    if not has_effect(pipe.carrier, name):
         raise NoEffect(
             f"{word.file} changes nothing: in each of its {len(report.sites)} layers the change is zero, so what "
             "is made would be the base's own; it was saved before it was trained, or its tensors were lost"

@@ -9,75 +9,80 @@ from typing import Any, TypeVar
 import click
 
 from studio.commands.settings import setting
-from studio.commands.words import HELD_OUT, SIZE
+from studio.commands.words import ADAPTER, HELD_OUT, SIZE
 
-__all__ = ["example", "device_option", "output_options", "training_options", "tuning_options"]
+__all__ = ["adapter_option", "example", "output_options", "pipeline_options", "training_options", "tuning_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _training(sample: str, *, own: tuple[Callable[[Any], Any], ...] = ()) -> tuple[Callable[[Any], Any], ...]:
+_ADAPTER = (
+    setting("--method", field="method", metavar="NAME", help="Adapter method; studio methods lists them."),
+    setting("--rank", field="rank", type=int, metavar="N", help="Rank of the adapter."),
+    setting(
+        "--targets", field="targets", metavar="PRESET|PATTERNS",
+        help="Layers: attention, attention+mlp, all-linear, conv, subject, style; or patterns with commas between.",
+    ),
+    setting("--steps", field="steps", type=int, metavar="N", help="Optimizer steps."),
+    setting("--learning-rate", field="learning_rate", type=float, metavar="X", help="Learning rate."),
+)  # fmt: skip
+_RUN = (
+    setting(
+        "--preview", field="preview_prompts", multiple=True, metavar="PROMPT", help="What previews show; repeatable."
+    ),
+    setting("--preview-every", field="preview_every", type=int, metavar="N", help="Steps between previews."),
+    setting("--checkpoint-every", field="checkpoint_every", type=int, metavar="N", help="Steps between checkpoints."),
+    setting("--device", field="device", metavar="NAME", help="Where to compute: auto, cpu, ..."),
+    setting(
+        "--dtype", field="precision", type=click.Choice(["fp32", "bf16"]),
+        help="What products are computed in; the adapter itself is fp32.",
+    ),
+    click.option(
+        "--config", type=click.Path(path_type=Path), metavar="FILE.toml",
+        help="Settings from a file, or from the run.toml of an earlier run; options win over it.",
+    ),
+    click.option(
+        "--set", "words", multiple=True, metavar="KEY=VALUE",
+        help="Any other setting of the task, the adapter or the loop: --set dropout=0.1; repeatable.",
+    ),
+)  # fmt: skip
+
+
+def _training(sample: str, *own: Callable[[Any], Any]) -> tuple[Callable[[Any], Any], ...]:
     """The options of a training; ``own`` are those of one sort of task, and ``sample`` is what it calls its samples."""
-    return (
-        setting("--method", field="method", metavar="NAME", help="Adapter method; studio methods lists them."),
-        setting("--rank", field="rank", type=int, metavar="N", help="Rank of the adapter."),
-        setting(
-            "--targets", field="targets", metavar="PRESET|PATTERNS",
-            help="Layers: attention, attention+mlp, all-linear, conv, subject, style; or patterns with commas between.",
-        ),
-        setting("--steps", field="steps", type=int, metavar="N", help="Optimizer steps."),
-        setting("--learning-rate", field="learning_rate", type=float, metavar="X", help="Learning rate."),
-        setting("--batch-size", field="batch_size", type=int, metavar="N", help=f"{sample} per step."),
-        setting("--seed", field="seed", type=int, metavar="N", help="Decides everything that is drawn.  [default: 0]"),
-        *own,
-        setting(
-            "--preview", field="preview_prompts", multiple=True, metavar="PROMPT",
-            help="What previews show; repeatable.",
-        ),
-        setting("--preview-every", field="preview_every", type=int, metavar="N", help="Steps between previews."),
-        setting(
-            "--checkpoint-every", field="checkpoint_every", type=int, metavar="N", help="Steps between checkpoints."
-        ),
-        setting("--device", field="device", metavar="NAME", help="Where to compute: auto, cpu, ..."),
-        setting(
-            "--dtype", field="precision", type=click.Choice(["fp32", "bf16"]),
-            help="What products are computed in; the adapter itself is fp32.",
-        ),
-        click.option(
-            "--config", type=click.Path(path_type=Path), metavar="FILE.toml",
-            help="Settings from a file, or from the run.toml of an earlier run; options win over it.",
-        ),
-        click.option(
-            "--set", "words", multiple=True, metavar="KEY=VALUE",
-            help="Any other setting of the task, the adapter or the loop: --set dropout=0.1; repeatable.",
-        ),
+    size = setting("--batch-size", field="batch_size", type=int, metavar="N", help=f"{sample} per step.")
+    seed = setting(
+        "--seed", field="seed", type=int, metavar="N", help="Decides everything that is drawn.  [default: 0]"
     )  # fmt: skip
+    return (*_ADAPTER, size, seed, *own, *_RUN)
 
 
 _PICTURES = _training(
     "Pictures",
-    own=(
-        setting(
-            "--resolution", field="resolution", type=SIZE, metavar="WxH", help="Pixels to train at, 512x768 or 512."
-        ),
-        setting(
-            "--text-encoder/--no-text-encoder", field="text_encoder", default=None, help="Adapt the text encoder too."
-        ),
-        setting("--sampling-steps", field="preview_steps", type=int, metavar="N", help="Denoising steps of previews."),
-        setting("--guidance", field="preview_guidance", type=float, metavar="X", help="Guidance of previews."),
+    setting(
+        "--resolution", field="resolution", type=SIZE, metavar="WxH", help="Pixels to train at, 512x768 or 512."
     ),
+    setting(
+        "--text-encoder/--no-text-encoder", field="text_encoder", default=None, help="Adapt the text encoder too."
+    ),
+    setting("--sampling-steps", field="preview_steps", type=int, metavar="N", help="Denoising steps of previews."),
+    setting("--guidance", field="preview_guidance", type=float, metavar="X", help="Guidance of previews."),
 )  # fmt: skip
 _TEXTS = _training(
     "Samples",
-    own=(
-        setting(
-            "--held-out", field="held_out", type=HELD_OUT, metavar="FILE|SHARE",
-            help="What is only measured on: a file of samples, or a share of the data such as 0.1.",
-        ),
-        setting("--max-length", field="max_length", type=int, metavar="N", help="Tokens of a sample at most."),
-        setting("--name", field="name", metavar="NAME", help="The adapter's name; else that of the data file."),
+    setting(
+        "--held-out", field="held_out", type=HELD_OUT, metavar="FILE|SHARE",
+        help="What is only measured on: a file of samples, or a share of the data such as 0.1.",
     ),
+    setting("--max-length", field="max_length", type=int, metavar="N", help="Tokens of a sample at most."),
+    setting("--name", field="name", metavar="NAME", help="The adapter's name; else that of the data file."),
 )  # fmt: skip
+
+_PIPELINE = (
+    click.option("--allow-partial", is_flag=True, help="Load what fits of an adapter file, and name the rest."),
+    click.option("--device", metavar="NAME", help="Where to compute: auto, cpu, ..."),
+    click.option("--dtype", metavar="NAME", help="Number format of the base: fp32, bf16, fp16."),
+)
 
 _OUTPUT = (
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout."),
@@ -100,9 +105,17 @@ def output_options(command: F) -> F:
     return _add(_OUTPUT, command)
 
 
-def device_option(command: F) -> F:
-    """Adds ``--device``."""
-    return click.option("--device", metavar="NAME", help="Where to compute: auto, cpu, ...")(command)
+def adapter_option(command: F) -> F:
+    """Adds ``--adapter``, in front of those that stand below it."""
+    return click.option(
+        "--adapter", "adapters", type=ADAPTER, multiple=True, metavar="[NAME=]FILE[:STRENGTH]",
+        help="An adapter file with its strength (1 if left out) and the name that tags call it; repeatable.",
+    )(command)  # fmt: skip
+
+
+def pipeline_options(command: F) -> F:
+    """Adds how a base and its adapters are opened: ``--allow-partial``, ``--device`` and ``--dtype``."""
+    return _add(_PIPELINE, command)
 
 
 def example(*lines: str) -> str:

@@ -53,13 +53,13 @@ class Settings:
     adapter: dict[str, Any] = dataclasses.field(default_factory=dict)
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def make_task(self, kind: type[T], **facts: Any) -> T:
+    def make_task(self, task: type[T], **facts: Any) -> T:
         """Makes the task; ``facts`` replace what was given.
 
         Raises:
             BadConfig: a value of another type than its field has, or an impossible one.
         """
-        return build(kind, {**self.task, **facts})
+        return build(task, {**self.task, **facts})
 
     def make_plan(self) -> Plan:
         """Makes the loop's settings.
@@ -97,27 +97,27 @@ class Settings:
         return build(config, {**defaults, **given})
 
 
-def gather(kind: type[Task], *, config: Path | None, options: Mapping[str, Any], words: Sequence[str]) -> Settings:
+def gather(task: type[Task], *, config: Path | None, options: Mapping[str, Any], words: Sequence[str]) -> Settings:
     """Puts the settings together.
 
     Args:
-        kind: the task's class.
+        task: the task's class.
         config: a TOML file: settings by name, or in tables ``[task]``, ``[adapter]`` and ``[training]``; or the
-            ``run.toml`` of an earlier run of the same kind.
+            ``run.toml`` of an earlier run of the same task.
         options: what options gave, by setting.
         words: the ``key=value`` words of ``--set``.
 
     Raises:
         BadFile: the file cannot be read.
         BadConfig: a setting that does not exist, with the nearest one, or that is given twice.
-        DoesNotFit: the ``run.toml`` of another kind of run.
+        DoesNotFit: the ``run.toml`` of a run of another task.
     """
-    where = _where(kind)
+    where = _where(task)
     settings = Settings()
     if config is not None:
         content = read_toml(config)
         if "inputs" in content and "free" in content:
-            content = _of_run(content, kind, config)
+            content = _of_run(content, task, config)
         for name, value in content.items():
             for key, entry in value.items() if name in PARTS and isinstance(value, Mapping) else [(name, value)]:
                 belongs = _part(key, where, str(config))
@@ -136,7 +136,7 @@ def gather(kind: type[Task], *, config: Path | None, options: Mapping[str, Any],
     return settings
 
 
-def _where(kind: type[Task]) -> dict[str, str]:
+def _where(task: type[Task]) -> dict[str, str]:
     """Returns for every setting the part that it belongs to."""
     from studio.adapters import METHODS
     from studio.trainers import Plan
@@ -145,7 +145,7 @@ def _where(kind: type[Task]) -> dict[str, str]:
     for config in METHODS.values():
         where |= {field.name: "adapter" for field in dataclasses.fields(config) if field.init}
     where |= {field.name: "training" for field in dataclasses.fields(Plan)}
-    return where | {field.name: "task" for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return where | {field.name: "task" for field in dataclasses.fields(task)}  # type: ignore[arg-type]
 
 
 def _part(key: str, where: Mapping[str, str], source: str) -> str:
@@ -156,22 +156,22 @@ def _part(key: str, where: Mapping[str, str], source: str) -> str:
     return where[head]
 
 
-def _of_run(content: Mapping[str, Any], kind: type[Task], file: Path) -> dict[str, Any]:
+def _of_run(content: Mapping[str, Any], task: type[Task], file: Path) -> dict[str, Any]:
     """Makes settings of a ``run.toml``, which holds them as decided."""
-    task, free = dict(content.get("task", {})), dict(content.get("free", {}))
-    made = task.pop("task", kind.kind)
-    if made != kind.kind:
-        raise DoesNotFit(f"{file} is that of a {made} run, and this is studio {kind.kind}: call studio {made}")
-    rates = task.pop("learning_rates", {})
+    own, free = dict(content.get("task", {})), dict(content.get("free", {}))
+    made = own.pop("task", task.task_name)
+    if made != task.task_name:
+        raise DoesNotFit(f"{file} is that of a {made} run, and this is studio {task.task_name}: call studio {made}")
+    rates = own.pop("learning_rates", {})
     encoders = {part: rate for part, rate in rates.items() if part.startswith("text_encoder")}
-    task["text_encoder"] = bool(encoders)
+    own["text_encoder"] = bool(encoders)
     if encoders:
-        task["text_encoder_learning_rate"] = next(iter(encoders.values()))
-    task.pop("captions", None)  # a digest
-    task.setdefault("base", free.pop("base", None))
+        own["text_encoder_learning_rate"] = next(iter(encoders.values()))
+    own.pop("captions", None)  # a digest
+    own.setdefault("base", free.pop("base", None))
     for name, value in free.pop("previews", {}).items():
         if name != "size":
-            task[f"preview_{name}"] = value
-    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    task = {name: value for name, value in task.items() if name in known and value is not None}
-    return {"task": task, "adapter": content.get("adapter", {}), "training": {**content.get("training", {}), **free}}
+            own[f"preview_{name}"] = value
+    known = {field.name for field in dataclasses.fields(task)}  # type: ignore[arg-type]
+    own = {name: value for name, value in own.items() if name in known and value is not None}
+    return {"task": own, "adapter": content.get("adapter", {}), "training": {**content.get("training", {}), **free}}

@@ -9,7 +9,7 @@ import click
 
 from studio.commands.options import example, output_options, training_options
 from studio.commands.settings import setting
-from studio.commands.training import run_training
+from studio.commands.training import PICTURES, run_training
 
 __all__ = ["style"]
 
@@ -39,4 +39,4 @@ def style(context: click.Context, base: str | None, images: str | None, output: 
     from studio.trainers import Style
 
     facts = {"base": base, "images": images}
-    run_training(Style, facts, context.ensure_object(dict), output, **options)
+    run_training(Style, facts, context.ensure_object(dict), output, PICTURES, **options)

@@ -15,18 +15,20 @@ from studio.errors import BadConfig
 if TYPE_CHECKING:
     from studio.trainers import Plan, Run
 
-__all__ = ["Asked", "read_request", "run_language_training", "run_training"]
+__all__ = ["PICTURES", "TEXTS", "Medium", "TrainingRequest", "read_request", "run_training"]
 
 ARGUMENTS = {"base": "BASE", "instance_images": "IMAGES", "images": "IMAGES", "data": "DATA"}
 """Fields that are arguments on the command line, as it names them."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class TrainingRequest:
     """A training that is asked for, its settings checked and its base still closed.
 
     Args:
-        task: the task. plan: the loop's settings. settings: all that was given.
+        task: the task.
+        plan: the loop's settings.
+        settings: all that was given.
     """
 
     task: Any
@@ -44,19 +46,19 @@ class Asked:
         from studio.trainers.recipes import recipe_for
 
         opened = dataclasses.replace(self.task, base=open_base(self.task.base))
-        adapter = self.settings.make_adapter(recipe_for(self.task.kind, opened.base))
+        adapter = self.settings.make_adapter(recipe_for(self.task.task_name, opened.base))
         plan = {field.name: getattr(self.plan, field.name) for field in dataclasses.fields(self.plan)}
         return train(opened, output=output, adapter=adapter, quiet=quiet, **plan)
 
 
 def read_request(
-    kind: type[Any], facts: Mapping[str, Any], options: Mapping[str, Any], *, command: str, config: Path | None,
+    task: type[Any], facts: Mapping[str, Any], options: Mapping[str, Any], *, command: str, config: Path | None,
     words: Sequence[str],
-) -> Asked:  # fmt: skip
+) -> TrainingRequest:  # fmt: skip
     """Reads and checks what is asked for, before anything is opened.
 
     Args:
-        kind: the task's class.
+        task: the task's class.
         facts: what the arguments say, by field; None where one was left out.
         options: what the options gave, by setting.
         command: the command's name, for messages.
@@ -66,59 +68,127 @@ def read_request(
     Raises:
         UsageError: whatever is wrong about the request.
     """
-    given = gather(kind, config=config, options=options, words=words)
+    given = gather(task, config=config, options=options, words=words)
     facts = {name: value for name, value in facts.items() if value is not None}
-    _require(kind, {**given.task, **facts}, command)
+    _require(task, {**given.task, **facts}, command)
     plan = given.make_plan()
-    return Asked(given.make_task(kind, **facts), plan, given)
+    return TrainingRequest(given.make_task(task, **facts), plan, given)
 
 
 def run_training(
-    kind: type[Any], facts: Mapping[str, Any], options: Mapping[str, Any], output: Path, *, config: Path | None,
-    words: Sequence[str], as_json: bool, quiet: bool,
-) -> None:  # fmt: skip
-    """Trains on pictures and prints where the results are; :func:`read_request` has the arguments.
+    task: type[Any],
+    facts: Mapping[str, Any],
+    options: Mapping[str, Any],
+    output: Path,
+    medium: Medium,
+    *,
+    config: Path | None,
+    words: Sequence[str],
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Trains and prints where the results are.
+
+    Args:
+        task: the task's class.
+        facts: what the arguments say, by field; None where one was left out.
+        options: what the options gave, by setting.
+        output: the run's folder.
+        medium: what is trained on.
+        config: file with settings.
+        words: ``key=value`` words.
+        as_json: print one JSON object.
+        quiet: print nothing else.
 
     Raises:
         UsageError: whatever is wrong about the request.
         Refused: nothing would be trained.
     """
+    show = Show(as_json, quiet)
+    command = f"{medium.group} {task.task_name}".strip()
+    asked = read_request(task, facts, options, command=command, config=config, words=words)
+    medium.remark(asked.task, show)
+    run = asked.train(medium.open_base, output, quiet=quiet)
+    show.say(f"adapter: {run.adapter}\nreport: {run.report}")
+    more = medium.tell(asked.task, run, show)
+    show.result(
+        {
+            "folder": run.folder,
+            "adapter": run.adapter,
+            "report": run.report,
+            "steps": len(run.losses),
+            "loss": run.losses[-1],
+            "already": run.already,
+            **more,
+        }  # fmt: skip
+    )
+
+
+@dataclass(frozen=True)
+class Medium:
+    """What a training command trains on, and what it says about that.
+
+    Args:
+        group: the command's group, ``"tune"`` or none.
+        open_base: opens the base of a task.
+        remark: says what to look at before anything is trained: ``(task, show)``.
+        tell: says how to try what was learned, ``(task, run, show)``, and returns what the JSON output says besides.
+    """
+
+    group: str
+    open_base: Callable[[Any], Any]
+    remark: Callable[[Any, Show], None]
+    tell: Callable[[Any, Run, Show], Mapping[str, Any]]
+
+
+def _open_image_base(base: Any) -> Any:
     from studio.families import open_base
 
-    show = Show(as_json, quiet)
-    asked = read_request(kind, facts, options, command=kind.kind, config=config, words=words)
-    _note_trigger(asked.task, show)
-    run = asked.train(open_base, output, quiet=quiet)
-    prompt = getattr(asked.task, "instance_prompt", None) or f"{asked.task.trigger_words}, ..."
-    show.say(f"adapter: {run.adapter}\nreport: {run.report}")
-    command = ("studio", "generate", _named(asked.task.base), prompt, "--adapter", run.adapter, "-o", "out")
-    show.say(f"try it: {shell(*command)}")
-    show.result({**_facts(run), "trigger": asked.task.trigger_words})
+    return open_base(base)
 
 
-def run_language_training(
-    kind: type[Any], facts: Mapping[str, Any], options: Mapping[str, Any], output: Path, *, config: Path | None,
-    words: Sequence[str], as_json: bool, quiet: bool,
-) -> None:  # fmt: skip
-    """Trains on texts and prints where the results are; :func:`read_request` has the arguments.
-
-    Raises:
-        UsageError: whatever is wrong about the request.
-        Refused: nothing would be trained.
-    """
+def _open_language_base(base: Any) -> Any:
     from studio.families.causal import open_language_base
 
-    show = Show(as_json, quiet)
-    asked = read_request(kind, facts, options, command=f"tune {kind.kind}", config=config, words=words)
-    run = asked.train(open_language_base, output, quiet=quiet)
-    show.say(f"adapter: {run.adapter}\nreport: {run.report}")
+    return open_language_base(base)
+
+
+def _note_trigger(task: Any, show: Show) -> None:
+    """Says where the instance prompt has no rare word: what is learned then takes the place of its class."""
+    from studio.datasets.trigger import rare_word
+
+    trigger = task.answers_to
+    if not trigger.phrase and rare_word(trigger.alone) is None:
+        show.note(
+            f"the instance prompt {trigger.alone!r} has no rare word before its class, so whatever it names will "
+            "change; 'a photo of sks dog' keeps other dogs as they are"
+        )
+
+
+def _tell_pictures(task: Any, run: Run, show: Show) -> dict[str, Any]:
+    trigger = task.answers_to
+    prompt = f"{trigger.words}, ..." if trigger.phrase else trigger.alone
+    command = ("studio", "generate", _named(task.base), prompt, "--adapter", run.adapter, "-o", "out")
+    show.say(f"try it: {shell(*command)}")
+    return {"trigger": trigger.words}
+
+
+def _tell_texts(task: Any, run: Run, show: Show) -> dict[str, Any]:
     steps = sorted(run.measures)
     before, after = (dict(run.measures[step]) for step in (steps[0], steps[-1])) if steps else ({}, {})
     for name, value in after.items():
         show.say(f"{name.replace('_', ' ')}: {before[name]:.3f} before, {value:.3f} after")
-    question = _question(asked.task.data)
-    show.say(f"try it: {shell('studio', 'complete', _named(asked.task.base), question, '--adapter', run.adapter)}")
-    show.result({**_facts(run), "before": before, "after": after})
+    question = _question(task.data)
+    show.say(f"try it: {shell('studio', 'complete', _named(task.base), question, '--adapter', run.adapter)}")
+    return {"before": before, "after": after}
+
+
+def _no_remark(task: Any, show: Show) -> None:
+    """Texts have no trigger."""
+
+
+PICTURES = Medium("", _open_image_base, _note_trigger, _tell_pictures)
+TEXTS = Medium("tune", _open_language_base, _no_remark, _tell_texts)
 
 
 def _question(data: str | Path) -> str:
@@ -130,32 +200,13 @@ def _question(data: str | Path) -> str:
     return " ".join(asked.split()) or "..."
 
 
-def _facts(run: Run) -> dict[str, Any]:
-    return {
-        "folder": run.folder, "adapter": run.adapter, "report": run.report, "steps": len(run.losses),
-        "loss": run.losses[-1], "already": run.already,
-    }  # fmt: skip
-
-
-def _note_trigger(task: Any, show: Show) -> None:
-    """Says where the instance prompt has no rare word: what is learned then takes the place of its class."""
-    from studio.datasets.check import trigger_of
-
-    prompt = getattr(task, "instance_prompt", None)
-    if prompt and trigger_of(prompt) is None:
-        show.note(
-            f"the instance prompt {prompt!r} has no rare word before its class, so whatever it names will change; "
-            "'a photo of sks dog' keeps other dogs as they are"
-        )
-
-
 def _named(base: Any) -> str | Path:
     return base if isinstance(base, (str, Path)) else "BASE"
 
 
-def _require(kind: type[Any], given: Mapping[str, Any], command: str) -> None:
+def _require(task: type[Any], given: Mapping[str, Any], command: str) -> None:
     """Checks that the facts are there, and names them as the command line does."""
-    for field in dataclasses.fields(kind):
+    for field in dataclasses.fields(task):
         needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if needed and given.get(field.name) in (None, ""):
             word = ARGUMENTS.get(field.name) or f"--{field.name.replace('_', '-')}"

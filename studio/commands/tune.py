@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from studio.commands.options import example, output_options, tuning_options
-from studio.commands.training import run_language_training
+from studio.commands.training import TEXTS, run_training
 from studio.errors import UsageError, nearest
 
 __all__ = ["tune"]
@@ -60,4 +60,5 @@ def causal_lm(context: click.Context, base: str | None, data: str | None, output
     """
     from studio.trainers import CausalLM
 
-    run_language_training(CausalLM, {"base": base, "data": data}, context.ensure_object(dict), output, **options)
+    facts = {"base": base, "data": data}
+    run_training(CausalLM, facts, context.ensure_object(dict), output, TEXTS, **options)

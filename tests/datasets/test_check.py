@@ -8,7 +8,8 @@ import shutil
 import pytest
 from PIL import Image
 
-from studio.datasets.check import check_folder, trigger_of
+from studio.datasets.check import check_folder
+from studio.datasets.trigger import rare_word
 from studio.errors import BadConfig, BadFile
 
 
@@ -68,10 +69,30 @@ def test_captions_without_the_trigger_are_named(photos):
     ):
         (photos / f"photo{number}.txt").write_text(caption)
     report = check_folder(photos, instance_prompt="a photo of sks dog")
-    (line,) = text(report, "warning")
-    assert line == "captions without the trigger 'sks', so these pictures do not teach it: photo1.png, photo3.png"
-    assert report.captions == 5 and report.sent == ("a photo of sks dog", "a dog in the garden", "SKS dog")
-    assert 'reads "a photo of sks dog"' in str(report)
+    assert text(report, "warning") == []
+    (line,) = text(report, "note")
+    assert line == "captions that do not say 'sks dog' get the instance prompt in front: photo1.png, photo3.png"
+    sent = ("a photo of sks dog", "a photo of sks dog, a dog in the garden", "SKS dog")
+    assert report.captions == 5 and report.sent == sent
+    assert 'reads "a photo of sks dog, a dog in the garden"' in str(report)
+
+
+def test_what_is_read_is_what_a_training_reads(photos):
+    (photos / "photo0.txt").write_text("a dog")
+    (photos / "photo1.txt").write_text("Ink style, a dog")
+    style = check_folder(photos, trigger="ink style")
+    assert style.sent == ("ink style, a dog", "Ink style, a dog")
+    (line,) = text(style, "warning")
+    assert line.startswith("have no caption: they are trained with the trigger alone") and "photo2.png" in line
+    folder = photos / "10_sks dog"
+    folder.mkdir()
+    shutil.move(photos / "photo2.png", folder / "photo2.png")
+    assert "sks dog" in check_folder(photos).sent and check_folder(photos).captions == 3
+    subject = check_folder(photos, instance_prompt="a photo of sks dog")
+    assert subject.captions == 2 and subject.sent[0] == "a photo of sks dog, a dog"
+    assert "10_sks dog/photo2.png: the words of a folder's name are not used beside an instance prompt" in text(subject)
+    with pytest.raises(BadConfig, match="give one of the two"):
+        check_folder(photos, instance_prompt="a photo of sks dog", trigger="ink style")
 
 
 def test_caption_troubles(photos):
@@ -148,4 +169,4 @@ def test_the_report_is_plain_data_too(photos):
     ],
 )
 def test_the_trigger_is_the_word_before_the_class(prompt, trigger):
-    assert trigger_of(prompt) == trigger
+    assert rare_word(prompt) == trigger

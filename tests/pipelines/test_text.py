@@ -9,7 +9,8 @@ import studio
 from studio.adapters import LoRA, attach, blend, current_blend
 from studio.errors import BadConfig, DoesNotFit, UnknownName
 from studio.files import save
-from studio.pipelines.text import Gumbel, TextPipeline, write
+from studio.pipelines.text import TextPipeline
+from studio.pipelines.write import Gumbel, write
 
 PROMPTS = ["What is the capital of France?", "Hi.", "The capital of Paris is what?"]
 

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from studio.adapters import AdapterConfig, blended
-from studio.families import Base, Conditioning, components
-from studio.trainers.image.latents import Pictures
+from studio.adapters import blended
+from studio.families import Base, Conditioning
+from studio.trainers.image.latents import Latents
 from studio.trainers.image.objective import Objective
 from studio.trainers.image.prior import Prior
 from studio.trainers.image.prompts import Prompts
 from studio.trainers.loop.draws import Draws
-from studio.trainers.loop.mode import checkpoint_gradients, checkpoints_gradients, evaluating
-from studio.trainers.loop.plan import Plan
-from studio.trainers.loop.task import Loss, Say
+from studio.trainers.loop.mode import evaluating
+from studio.trainers.loop.task import Lesson, Loss, Say
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,9 +45,9 @@ class Previews:
     guidance: float
 
 
-@dataclass
-class Diffusion:
-    r"""An opened diffusion task (a :class:`~studio.trainers.loop.task.Lesson`).
+@dataclass(kw_only=True)
+class Diffusion(Lesson):
+    r"""An opened diffusion task.
 
     The loss of a micro-batch of B samples is ``mean(instance rows) + λ mean(prior rows)``, where a row's loss is
     ``weight(t) · mean((prediction − target)²)``. Both halves are rows of one forward pass, each row with its own
@@ -56,14 +55,12 @@ class Diffusion:
 
     Args:
         base: the base.
-        adapter, name, plan, rates, settings, recorded, inputs, notes: see :class:`~studio.trainers.loop.task.Lesson`.
         objective: noise schedule, target and weights.
-        pictures: the instance pictures.
+        latents: the instance pictures.
         captions_of: the caption of each picture.
         prior: the prior half, or None.
         prompts: encodes.
         previews: what previews show.
-        origin: what the adapter file says about its origin.
         caption_dropout: probability with which a sample's caption is empty.
 
     Attributes:
@@ -72,51 +69,41 @@ class Diffusion:
     """
 
     base: Base
-    adapter: AdapterConfig
-    name: str
-    plan: Plan
-    rates: Mapping[str, float]
-    settings: Mapping[str, Any]
-    recorded: Mapping[str, Any]
-    inputs: Mapping[str, str]
     objective: Objective
-    pictures: Pictures
+    latents: Latents
     captions_of: Sequence[str]
     prior: Prior | None
     prompts: Prompts
     previews: Previews
-    origin: Mapping[str, str]
     caption_dropout: float = 0.0
-    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.model = self.base.pipe
+        super().__post_init__()
         self.bare: Callable[[], AbstractContextManager[None]] = lambda: blended(self.denoiser, {})
         self.denoiser = getattr(self.model, self.base.family.denoiser)
         self._dtype = next(self.denoiser.parameters()).dtype  # diffusers' own .dtype walks all modules
         self.draws = Draws(self.plan.seed)
         self.trains_text = any(encoder in self.rates for encoder in self.base.family.encoders)
-        self._checkpointed: list[tuple[nn.Module, bool]] = []
-        self._required = [p for part in components(self.model).values() for p in part.parameters() if p.requires_grad]
+
+    @property
+    def model(self) -> Any:
+        """The base's pipeline."""
+        return self.base.pipe
 
     def prepare(self, say: Say) -> None:
         """Encodes pictures and prompts by the bare base, and switches gradient checkpointing on where asked for."""
-        say(f"encoding {len(self.pictures.items)} pictures at {self.pictures.size[0]} x {self.pictures.size[1]}")
-        self.pictures.prepare()
+        say(f"encoding {len(self.latents.items)} pictures at {self.latents.size[0]} x {self.latents.size[1]}")
+        self.latents.prepare()
         texts = [*self.captions_of] + [""] * (self.caption_dropout > 0)
         if self.prior is not None:
-            self.prior.pictures.prepare()
+            self.prior.latents.prepare()
             texts += self.prior.prompts
         self.prompts.prepare(texts)
-        for component in self.rates:
-            module = self.base.pipe.components[component]
-            self._checkpointed.append((module, checkpoints_gradients(module)))
-            if self.plan.gradient_checkpointing:
-                checkpoint_gradients(module, True)
+        super().prepare(say)
 
     def loss(self, numbers: Sequence[int]) -> Loss:
         """Returns the loss of the drawn samples ``numbers``, with its parts by name where there is a prior."""
-        batch = self._rows(self.pictures, self.draws, numbers, own=False, conditioning=self._captions(numbers))
+        batch = self._rows(self.latents, self.draws, numbers, own=False, conditioning=self._captions(numbers))
         if self.prior is None:
             losses = self._losses(*batch)
             return Loss(losses.mean())
@@ -124,16 +111,13 @@ class Diffusion:
         texts = self.prior.texts(also)
         conditioning = self.prompts.live(texts) if self.trains_text else self.prompts.frozen(texts)
         second = self._rows(
-            self.prior.pictures, self.prior.draws, also, own=self.prior.own, conditioning=conditioning,
+            self.prior.latents, self.prior.draws, also, own=self.prior.own, conditioning=conditioning,
             frozen=self.prompts.frozen(texts),
         )  # fmt: skip
         losses = self._losses(*(_joined(first, other) for first, other in zip(batch, second, strict=True)))
         instance, prior = losses[: len(numbers)].mean(), losses[len(numbers) :].mean()
         parts = {"instance": instance.detach(), "prior": prior.detach()}
         return Loss(instance + self.prior.weight * prior, parts)
-
-    def after_step(self, step: int) -> None:
-        """Nothing: no diffusion task changes anything between steps."""
 
     def preview(self) -> list[Image]:
         """Draws the preview pictures with the adapter as it is now, through the one sampling path."""
@@ -148,12 +132,8 @@ class Diffusion:
                 guidance=self.previews.guidance, width=width, height=height,
             )  # fmt: skip
 
-    def measure(self) -> dict[str, float]:
-        """Nothing: pictures have no answer that is held out."""
-        return {}
-
     def captions(self) -> list[str]:
-        """Returns one line for each picture of :meth:`preview`."""
+        """Returns the prompt of each picture of :meth:`preview`, with its seed where there are several."""
         many = len(self.previews.seeds) > 1
         return [
             f"{prompt} · seed {seed}" if many else prompt
@@ -165,34 +145,22 @@ class Diffusion:
         """Returns some training pictures as the model sees them, for the report."""
         from studio.datasets.image import fit_image, open_image
 
-        return [fit_image(open_image(item), *self.pictures.size) for item in self.pictures.items]
-
-    def metadata(self) -> dict[str, str]:
-        """Returns what the adapter file tells about where it comes from."""
-        return dict(self.origin)
-
-    def close(self) -> None:
-        """Gives the base's modules back as they were before :meth:`prepare`."""
-        for module, before in self._checkpointed:
-            if checkpoints_gradients(module) != before:
-                checkpoint_gradients(module, before)
-        for parameter in self._required:
-            parameter.requires_grad_(True)
+        return [fit_image(open_image(item), *self.latents.size) for item in self.latents.items]
 
     def _captions(self, numbers: Sequence[int]) -> Conditioning:
-        texts = [self.captions_of[index] for index in self.pictures.indices(self.draws, numbers)]
+        texts = [self.captions_of[index] for index in self.latents.indices(self.draws, numbers)]
         if self.caption_dropout:
             kept = [self.draws.uniform(n, "caption") >= self.caption_dropout for n in numbers]
             texts = [text if keep else "" for text, keep in zip(texts, kept, strict=True)]
         return self.prompts.live(texts) if self.trains_text else self.prompts.frozen(texts)
 
     def _rows(
-        self, pictures: Pictures, draws: Draws, numbers: Sequence[int], *, own: bool, conditioning: Conditioning,
+        self, source: Latents, draws: Draws, numbers: Sequence[int], *, own: bool, conditioning: Conditioning,
         frozen: Conditioning | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Conditioning]:  # fmt: skip
         """Returns noisy latents, timesteps, targets and conditioning of one half."""
         device = self.objective.alphas.device
-        latents = pictures.latents(draws, numbers, pictures.indices(draws, numbers))
+        latents = source.draw(draws, numbers, source.indices(draws, numbers))
         noise = draws.noise(numbers, latents.shape[1:]).to(device)
         timesteps = draws.timesteps(numbers, self.objective.length).to(device)
         latents = latents.to(device)

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from studio.datasets.cache import TensorCache
     from studio.datasets.folder import ImageItem
 
-__all__ = ["Crop", "Pictures", "picture_size"]
+__all__ = ["Crop", "Latents", "picture_size"]
 
 Crop = Literal["center", "random"]
 
 
-class Pictures:
-    """Draws latents of the pictures of a folder.
+class Latents:
+    """The latents of the pictures of a folder.
 
     Every picture is scaled until it covers the training size and cropped to it, so nothing is distorted; EXIF rotation
     is applied, transparency is laid on white. Encoding takes the mode of the VAE's posterior of one picture at a time,
@@ -49,17 +49,17 @@ class Pictures:
     ) -> None:
         self.base, self.items, self.size, self.crop, self.flip, self.cache = base, tuple(items), size, crop, flip, cache
         self.drawn = [index for index, item in enumerate(self.items) for _ in range(item.repeats)]
-        self._latents: dict[tuple[int, bool], Tensor] = {}
+        self._made: dict[tuple[int, bool], Tensor] = {}
 
-    def of(self, items: Sequence[ImageItem]) -> Pictures:
+    def of(self, items: Sequence[ImageItem]) -> Latents:
         """Returns other pictures that are treated in the same way."""
-        return Pictures(self.base, items, size=self.size, crop=self.crop, flip=self.flip, cache=self.cache)
+        return Latents(self.base, items, size=self.size, crop=self.crop, flip=self.flip, cache=self.cache)
 
     def indices(self, draws: Draws, numbers: Sequence[int]) -> list[int]:
         """Returns which picture each sample is; a folder's repeats make its pictures come more often."""
         return [self.drawn[draws.item(n, len(self.drawn))] for n in numbers]
 
-    def latents(self, draws: Draws, numbers: Sequence[int], indices: Sequence[int]) -> Tensor:
+    def draw(self, draws: Draws, numbers: Sequence[int], indices: Sequence[int]) -> Tensor:
         """Returns the latents of the pictures ``indices`` as samples ``numbers`` see them, ``(B, C, h, w)``."""
         return torch.stack([self._latent(draws, n, index) for n, index in zip(numbers, indices, strict=True)])
 
@@ -87,7 +87,7 @@ class Pictures:
         return self._cached(index, mirrored)
 
     def _cached(self, index: int, mirrored: bool) -> Tensor:
-        known = self._latents.get((index, mirrored))
+        known = self._made.get((index, mirrored))
         if known is not None:
             return known
         from studio.datasets.cache import content_key
@@ -97,7 +97,7 @@ class Pictures:
         if found is None:
             found = {"latent": self._encode(index, mirrored, None)}
             self.cache.put(key, found)
-        return self._latents.setdefault((index, mirrored), found["latent"])
+        return self._made.setdefault((index, mirrored), found["latent"])
 
     @torch.no_grad()
     def _encode(self, index: int, mirrored: bool, generator: torch.Generator | None) -> Tensor:

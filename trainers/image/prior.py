@@ -16,7 +16,6 @@ References:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,11 +23,11 @@ from pathlib import Path
 from typing import Final
 
 from studio.families import Base
-from studio.trainers.image.latents import Pictures
+from studio.trainers.image.latents import Latents
 from studio.trainers.loop.draws import Draws
 from studio.trainers.loop.task import Say
 
-__all__ = ["PRIORS", "ClassPictures", "Prior", "cache_folder"]
+__all__ = ["PRIORS", "ClassPictures", "Prior"]
 
 PRIORS: Final = ("none", "images", "generate", "self")
 
@@ -47,7 +46,7 @@ class Prior:
         rows: rows per micro-batch; None: as many as instance rows.
     """
 
-    source: Callable[[], Pictures]
+    source: Callable[[], Latents]
     prompts: tuple[str, ...]
     weight: float
     own: bool
@@ -55,7 +54,7 @@ class Prior:
     rows: int | None = None
 
     @cached_property
-    def pictures(self) -> Pictures:
+    def latents(self) -> Latents:
         """What is noised."""
         return self.source()
 
@@ -124,17 +123,3 @@ class ClassPictures:
             )  # fmt: skip
             save_png(picture, folder / f"{index:05d}.png")
         return folder
-
-
-def cache_folder(asked: str | None) -> Path:
-    """Returns the folder for what is worth keeping over runs.
-
-    Args:
-        asked: the user's choice; None takes ``$STUDIO_CACHE``, or ``adapter-studio`` in the user's cache folder.
-    """
-    if asked:
-        return Path(asked).expanduser()
-    own = os.environ.get("STUDIO_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "adapter-studio"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,24 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from studio.adapters import AdapterConfig
 from studio.families.causal import LanguageBase
-from studio.trainers.language.texts import IGNORED, Encoded, batch, question
+from studio.trainers.language.texts import IGNORED, TokenRow, batch, question
 from studio.trainers.loop.draws import Draws
-from studio.trainers.loop.mode import checkpoint_gradients, checkpoints_gradients, evaluating
-from studio.trainers.loop.plan import Plan
-from studio.trainers.loop.task import Loss, Say
+from studio.trainers.loop.mode import evaluating
+from studio.trainers.loop.task import Lesson, Loss, Say
 
 if TYPE_CHECKING:
     from studio.datasets.chat import Sample
 
-__all__ = ["Causal", "Shown"]
+__all__ = ["Causal", "Question"]
 
 EVALUATED: Final = 32  # held-out samples that are measured together
 
 
 @dataclass(frozen=True)
-class Shown:
+class Question:
     """A question that previews ask.
 
     Args:
@@ -42,9 +40,9 @@ class Shown:
     caption: str
 
 
-@dataclass
-class Causal:
-    r"""An opened task on a causal language model (a :class:`~studio.trainers.loop.task.Lesson`).
+@dataclass(kw_only=True)
+class Causal(Lesson):
+    r"""An opened task on a causal language model.
 
     The loss of B samples is ``Σ −log p(token) / (B m)``, the sum over their learned tokens and ``m`` the mean number of
     learned tokens per sample of the whole data set. All tokens weigh the same, whatever batch they are drawn in, and
@@ -52,53 +50,37 @@ class Causal:
 
     Args:
         base: the base.
-        adapter, name, plan, rates, settings, recorded, inputs, notes: see :class:`~studio.trainers.loop.task.Lesson`.
         samples: what is trained on.
         held_out: what is measured on, in a fixed order.
         previews: what previews ask.
         answers: how many of the held-out samples are answered for the exact match.
         preview_tokens: tokens of a preview's answer at most.
-        origin: what the adapter file says about its origin.
+        say: takes what was measured.
     """
 
     base: LanguageBase
-    adapter: AdapterConfig
-    name: str
-    plan: Plan
-    rates: Mapping[str, float]
-    settings: Mapping[str, Any]
-    recorded: Mapping[str, Any]
-    inputs: Mapping[str, str]
-    samples: Sequence[Encoded]
-    held_out: Sequence[Encoded]
-    previews: Sequence[Shown]
+    samples: Sequence[TokenRow]
+    held_out: Sequence[TokenRow]
+    previews: Sequence[Question]
     answers: int
     preview_tokens: int
-    origin: Mapping[str, str]
     say: Say
-    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.model = self.base.model
+        super().__post_init__()
         self.draws = Draws(self.plan.seed)
         self.mean_learned = sum(sum(sample.learned[1:]) for sample in self.samples) / len(self.samples)
-        self._required = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self._checkpointed: bool | None = None
 
-    def prepare(self, say: Say) -> None:
-        """Switches gradient checkpointing on where asked for."""
-        self._checkpointed = checkpoints_gradients(self.model)
-        if self.plan.gradient_checkpointing:
-            checkpoint_gradients(self.model, True)
+    @property
+    def model(self) -> Any:
+        """The base's model."""
+        return self.base.model
 
     def loss(self, numbers: Sequence[int]) -> Loss:
         """Returns the loss of the drawn samples ``numbers``."""
         rows = [self.samples[self.draws.item(n, len(self.samples))] for n in numbers]
         total, _ = self._loss(rows)
         return Loss(total / (len(rows) * self.mean_learned))
-
-    def after_step(self, step: int) -> None:
-        """Nothing: this task keeps nothing between steps."""
 
     def measure(self) -> dict[str, float]:
         """Returns the held-out loss per token, and which share of the held-out answers is exactly right.
@@ -122,26 +104,11 @@ class Causal:
 
     def preview(self) -> list[str]:
         """Answers the preview questions with the adapter as it is now, through the one path for texts."""
-        return self._answers([(shown.text, shown.chat) for shown in self.previews], self.preview_tokens)
+        return self._answers([(asked.text, asked.chat) for asked in self.previews], self.preview_tokens)
 
     def captions(self) -> list[str]:
         """Returns one line for each text of :meth:`preview`."""
-        return [shown.caption for shown in self.previews]
-
-    def examples(self) -> list[Any]:
-        """Nothing: the report shows a sample among the notes."""
-        return []
-
-    def metadata(self) -> dict[str, str]:
-        """Returns what the adapter file tells about where it comes from."""
-        return dict(self.origin)
-
-    def close(self) -> None:
-        """Gives the base's model back as it was."""
-        if self._checkpointed is not None and checkpoints_gradients(self.model) != self._checkpointed:
-            checkpoint_gradients(self.model, self._checkpointed)
-        for parameter in self._required:
-            parameter.requires_grad_(True)
+        return [asked.caption for asked in self.previews]
 
     @cached_property
     def asked(self) -> list[Sample]:
@@ -153,7 +120,7 @@ class Causal:
         """Tokens of the longest of their answers, and a few more, so that an answer that goes on is seen to."""
         return 4 + max(len(self.base.tokens(sample.answer, chat=True)[0]) for sample in self.asked)
 
-    def _loss(self, rows: Sequence[Encoded]) -> tuple[Tensor, int]:
+    def _loss(self, rows: Sequence[TokenRow]) -> tuple[Tensor, int]:
         """Returns the sum of the losses of the learned tokens, and their number."""
         tokens, mask, labels = batch(rows, self._pad, self.model.device)
         logits = self.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
@@ -163,7 +130,7 @@ class Causal:
         return F.cross_entropy(logits[kept].float(), wanted[kept], reduction="sum"), int(kept.sum())
 
     def _answers(self, questions: Sequence[tuple[str, bool]], most: int) -> list[str]:
-        from studio.pipelines.text import write
+        from studio.pipelines.write import write
 
         said = [""] * len(questions)
         for chat in (True, False):

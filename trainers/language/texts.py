@@ -15,14 +15,14 @@ from studio.families.causal import LanguageBase
 if TYPE_CHECKING:
     from studio.datasets.chat import Sample
 
-__all__ = ["IGNORED", "Encoded", "batch", "encode", "marked", "question", "render"]
+__all__ = ["IGNORED", "TokenRow", "batch", "encode", "marked", "question", "render"]
 
 IGNORED: Final = -100
 """The label of a token that does not count in the loss."""
 
 
 @dataclass(frozen=True)
-class Encoded:
+class TokenRow:
     """A sample as token numbers.
 
     Args:
@@ -86,7 +86,7 @@ def question(sample: Sample, base: LanguageBase) -> str:
     return _write(sample, base, messages, asking=True)
 
 
-def encode(sample: Sample, base: LanguageBase, length: int) -> Encoded:
+def encode(sample: Sample, base: LanguageBase, length: int) -> TokenRow:
     """Turns a sample into token numbers, at most ``length`` of them, with the learned ones marked.
 
     A token counts in the loss if any of its characters does.
@@ -97,7 +97,7 @@ def encode(sample: Sample, base: LanguageBase, length: int) -> Encoded:
     text, spans = render(sample, base)
     tokens, places = base.tokens(text, chat=sample.chat)
     learned = [any(begin < stop and start < end for start, stop in spans) for begin, end in places]
-    return Encoded(sample, tuple(tokens[:length]), tuple(learned[:length]), max(len(tokens) - length, 0))
+    return TokenRow(sample, tuple(tokens[:length]), tuple(learned[:length]), max(len(tokens) - length, 0))
 
 
 def marked(sample: Sample, base: LanguageBase) -> str:
@@ -108,7 +108,7 @@ def marked(sample: Sample, base: LanguageBase) -> str:
     return text
 
 
-def batch(rows: Sequence[Encoded], pad: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def batch(rows: Sequence[TokenRow], pad: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Puts samples into one batch, padded on the right whatever side the tokenizer pads on.
 
     Args:

@@ -12,7 +12,15 @@ from torch import nn
 from studio.adapters.contract.adapter import generator_for
 from studio.errors import DoesNotFit
 
-__all__ = ["accelerator_for", "chance", "checkpoint_gradients", "checkpoints_gradients", "evaluating", "training_mode"]
+__all__ = [
+    "Loan",
+    "accelerator_for",
+    "chance",
+    "checkpoint_gradients",
+    "checkpoints_gradients",
+    "evaluating",
+    "training_mode",
+]
 
 
 def accelerator_for(precision: str, device: torch.device) -> Any:
@@ -100,3 +108,23 @@ def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for module in training:
             module.train()
+
+
+class Loan:
+    """Modules that are lent to a training, which gives them back as they were.
+
+    Args:
+        modules: the base's, before an adapter is attached.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._before = [(module, checkpoints_gradients(module)) for module in modules]
+        self._required = [p for module, _ in self._before for p in module.parameters() if p.requires_grad]
+
+    def give_back(self) -> None:
+        """Switches gradient checkpointing, and what requires gradients, back."""
+        for module, before in self._before:
+            if checkpoints_gradients(module) != before:
+                checkpoint_gradients(module, before)
+        for parameter in self._required:
+            parameter.requires_grad_(True)

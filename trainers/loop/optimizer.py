@@ -1,9 +1,7 @@
-"""The optimizers over an adapter's tensors, with a rate per component, and their moving average."""
+"""The optimizers over an adapter's tensors, with a rate per component."""
 
 from __future__ import annotations
 
-import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -14,9 +12,10 @@ from torch import Tensor
 from studio.adapters import Adapter
 from studio.adapters.contract.starts import padded
 from studio.errors import UnsupportedLayer
+from studio.trainers.loop.lorafa import LoRAFA
 from studio.trainers.loop.plan import Plan
 
-__all__ = ["OPTIMIZERS", "Average", "LoRAFA", "Work", "adamw", "hand_on", "set_rates"]
+__all__ = ["OPTIMIZERS", "Work", "adamw", "hand_on", "set_rates"]
 
 BETA1: Final = 0.9  # decay of the gradients' average
 BETA2: Final = 0.999  # of the squares', where neither plan nor recipe says otherwise
@@ -152,81 +151,6 @@ OPTIMIZERS: Final[Mapping[str, Callable[[Work], torch.optim.Optimizer]]] = {
 """Name -> what makes it; it may also make tensors require no gradient."""
 
 
-class LoRAFA(torch.optim.Optimizer):
-    """AdamW over ``up`` alone, along ``G (A Aᵀ)⁻¹ / s²``: what moves ``s · up @ A`` most nearly as full training would.
-
-    ``A`` is ``down`` as a matrix, which stays as it was drawn, and ``G`` the gradient of ``up``. Tensors that are no
-    ``up`` are trained by AdamW as they are.
-
-    Args:
-        groups: what is trained, with ``lr`` and ``rate``.
-        pairs: ``(down, up, s)`` of every layer.
-        betas: decay of the averages of gradients and of their squares.
-        eps: added to the root of the squares.
-        weight_decay: decay of every tensor.
-
-    References:
-        | LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language Models Fine-tuning (Zhang et al., 2023),
-          arXiv:2308.03303
-    """
-
-    def __init__(
-        self,
-        groups: list[Group],
-        pairs: Sequence[tuple[Tensor, Tensor, float]],
-        *,
-        betas: tuple[float, float] = (BETA1, BETA2),
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-    ) -> None:
-        super().__init__(groups, {"betas": betas, "eps": eps, "weight_decay": weight_decay})
-        self._pairs = {id(up): (down, scale) for down, up, scale in pairs}
-        self._inverses: dict[int, tuple[int, Tensor]] = {}
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Does a step."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for tensor in group["params"]:
-                if tensor.grad is not None:
-                    self._move(tensor, self._direction(tensor), group)
-        return loss
-
-    def _direction(self, tensor: Tensor) -> Tensor:
-        assert tensor.grad is not None, "tensors without one are left alone"
-        if id(tensor) not in self._pairs:
-            return tensor.grad
-        down, scale = self._pairs[id(tensor)]
-        return (tensor.grad @ self._inverse(down)) / scale**2
-
-    def _inverse(self, down: Tensor) -> Tensor:
-        """``(A Aᵀ)⁻¹``; computed anew only where ``down`` was written to (a checkpoint was read)."""
-        version, inverse = self._inverses.get(id(down), (-1, down))
-        if version != down._version:
-            matrix = down.detach().flatten(1)
-            inverse = torch.linalg.pinv(matrix @ matrix.t() + 1e-8 * torch.eye(len(matrix)).to(matrix))
-            self._inverses[id(down)] = (down._version, inverse)
-        return inverse
-
-    def _move(self, tensor: Tensor, direction: Tensor, group: Group) -> None:
-        state = self.state[tensor]
-        if not state:
-            state["step"] = 0
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(tensor), torch.zeros_like(tensor)
-        state["step"] += 1
-        beta1, beta2 = group["betas"]
-        state["exp_avg"].mul_(beta1).add_(direction, alpha=1 - beta1)
-        state["exp_avg_sq"].mul_(beta2).addcmul_(direction, direction, value=1 - beta2)
-        size = group["lr"] * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
-        tensor.addcdiv_(state["exp_avg"], state["exp_avg_sq"].sqrt().add_(group["eps"]), value=-size)
-        if group["weight_decay"]:
-            tensor.mul_(1 - group["lr"] * group["weight_decay"])
-
-
 def hand_on(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> None:
     """Gives ``new`` the state of ``old``, which is one over the same tensors before some of them have grown.
 
@@ -251,57 +175,3 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> float:
     for group in optimizer.param_groups:
         group["lr"] = group["rate"] * factor
     return float(optimizer.param_groups[0]["lr"])
-
-
-class Average:
-    """The exponential moving average of tensors: ``a ← d a + (1 − d) w`` with ``d = min(decay, (1 + n) / (10 + n))``.
-
-    The smaller decay at the start keeps the first, untrained tensors from lingering. What is exactly zero is zero in
-    the average too: a rank that AdaLoRA has pruned does not live on in it.
-
-    Args:
-        tensors: what is averaged, by key.
-        decay: in [0, 1); 0 keeps no average.
-    """
-
-    def __init__(self, tensors: Mapping[str, Tensor], decay: float) -> None:
-        self.decay, self._live = decay, list(tensors.values())
-        self.tensors = {key: tensor.detach().clone() for key, tensor in tensors.items()} if decay else {}
-
-    def grown(self, tensors: Mapping[str, Tensor]) -> Average:
-        """Returns the average of the same tensors after some of them have grown; what is new stands as it is."""
-        average = Average(tensors, self.decay)
-        average.tensors = {key: padded(before, tensors[key]) for key, before in self.tensors.items()}
-        return average
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Takes the tensors after ``step`` steps into the average."""
-        if self.tensors:
-            decay = min(self.decay, (1 + step) / (10 + step))
-            averages, live = list(self.tensors.values()), [tensor.detach() for tensor in self._live]
-            torch._foreach_lerp_(averages, live, 1 - decay)
-            torch._foreach_mul_(averages, [tensor != 0 for tensor in live])
-
-    @torch.no_grad()
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Goes on with an average from a checkpoint."""
-        for key, tensor in self.tensors.items():
-            tensor.copy_(tensors[key])
-
-    @contextlib.contextmanager
-    def shown(self) -> Iterator[None]:
-        """Puts the average in the tensors' place for a while."""
-        if not self.tensors:
-            yield
-            return
-        with torch.no_grad():
-            kept = [live.detach().clone() for live in self._live]
-            for live, average in zip(self._live, self.tensors.values(), strict=True):
-                live.copy_(average)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for live, own in zip(self._live, kept, strict=True):
-                    live.copy_(own)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,36 +13,24 @@ from studio.trainers.loop.curve import curve, running_mean, smoothing
 from studio.trainers.loop.preview import preview_files, read_measures
 from studio.trainers.loop.run import RunFolder, sha256
 from studio.trainers.loop.task import Lesson
+from studio.trainers.loop.weights import Movement
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-__all__ = ["Moved", "write"]
+__all__ = ["write"]
 
 LARGEST: Final = 320  # pixels; larger previews are embedded smaller, the files beside the report have them whole
 MOST_STEPS: Final = 7  # of previews over time, and
 MOST_EXAMPLES: Final = 12  # of training pictures, that fit on a page
 
 
-@dataclass(frozen=True)
-class Moved:
-    """How far the adapter of one component went.
-
-    Args:
-        sites: layers.
-        numbers: trained numbers.
-        norm: ``‖end − start‖₂`` over all its tensors.
-        rate: its full learning rate.
-    """
-
-    sites: int
-    numbers: int
-    norm: float
-    rate: float
-
-
 def write(
-    folder: RunFolder, lesson: Lesson, settings: Mapping[str, Any], losses: Sequence[float], moved: Mapping[str, Moved]
+    folder: RunFolder,
+    lesson: Lesson,
+    settings: Mapping[str, Any],
+    losses: Sequence[float],
+    moved: Mapping[str, Movement],
 ) -> None:
     """Writes ``report.html``.
 
@@ -56,20 +43,10 @@ def write(
     """
     import jinja2
 
-    previews = preview_files(folder.folder)
-    steps = sorted(previews)
-    captions = lesson.captions()
-    pairs = []
-    if len(steps) > 1:
-        rows = zip(captions, previews[steps[0]], previews[steps[-1]], strict=False)
-        pairs = [(caption, _shown(before), _shown(after)) for caption, before, after in rows]
-    shown = _spread(steps, MOST_STEPS) if len(steps) > 2 else []
-    over_time = [(caption, [_shown(previews[step][i]) for step in shown]) for i, caption in enumerate(captions)]
-    examples = [_as_url(picture) for picture in lesson.examples()[:MOST_EXAMPLES]]
     inputs = dict(lesson.inputs)
-    hashes = {**inputs, "adapter.safetensors": sha256(folder.adapter)}
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    page = environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8")).render(
+    template = environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
+    page = template.render(
         title=lesson.name,
         task=lesson.settings.get("task", "training"),
         method=lesson.adapter.method,
@@ -78,20 +55,34 @@ def write(
         loss=running_mean(losses, smoothing(len(losses)))[-1],
         numbers=sum(part.numbers for part in moved.values()),
         size=folder.adapter.stat().st_size,
-        pairs=pairs,
-        shown=shown,
-        over_time=over_time,
-        examples=examples,
-        captions=captions,
+        examples=[_as_url(picture) for picture in lesson.examples()[:MOST_EXAMPLES]],
         curve=curve(losses, "loss over steps"),
-        texts=any(file.suffix == ".txt" for files in previews.values() for file in files),
         measures=read_measures(folder.folder),
         moved=moved,
         notes=lesson.notes,
         settings={part: _flat(settings[part]) for part in ("task", "adapter", "training", "free")},
-        hashes=hashes,
+        hashes={**inputs, "adapter.safetensors": sha256(folder.adapter)},
+        **_previews(folder.folder, lesson.captions()),
     )
     atomic_write(folder.report, page)
+
+
+def _previews(folder: Path, captions: Sequence[str]) -> dict[str, Any]:
+    """Returns what the page shows of the previews: the first beside the last, and some over time."""
+    previews = preview_files(folder)
+    steps = sorted(previews)
+    pairs = []
+    if len(steps) > 1:
+        rows = zip(captions, previews[steps[0]], previews[steps[-1]], strict=False)
+        pairs = [(caption, _shown(before), _shown(after)) for caption, before, after in rows]
+    shown = _spread(steps, MOST_STEPS) if len(steps) > 2 else []
+    return {
+        "captions": captions,
+        "pairs": pairs,
+        "shown": shown,
+        "over_time": [(caption, [_shown(previews[step][i]) for step in shown]) for i, caption in enumerate(captions)],
+        "texts": any(file.suffix == ".txt" for files in previews.values() for file in files),
+    }
 
 
 def _spread(steps: Sequence[int], most: int) -> list[int]:

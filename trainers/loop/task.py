@@ -6,6 +6,7 @@ accumulation, checkpoints, resuming, guards, log and report are the loop's.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from torch import Tensor
 
 from studio.adapters import AdapterConfig
+from studio.families import components
+from studio.trainers.loop.mode import Loan, checkpoint_gradients
 from studio.trainers.loop.plan import Plan
 
 if TYPE_CHECKING:
@@ -37,11 +40,11 @@ class Loss:
     parts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class Lesson(Protocol):
+@dataclass(kw_only=True)
+class Lesson(ABC):
     """An opened task: base and data in memory, every setting decided.
 
-    Attributes:
-        model: what the adapter is attached to, a module or a diffusers pipeline.
+    Args:
         adapter: the adapter's config.
         name: the adapter's name.
         plan: the plan without open fields.
@@ -49,10 +52,10 @@ class Lesson(Protocol):
         settings: the task's settings as decided, for ``run.toml``; a run is resumed only with the same ones.
         recorded: what ``run.toml`` also says and may change between resumes (paths, previews).
         inputs: what the run starts from (base, data), as name -> id or hash. They must be the same when it resumes.
+        origin: what the adapter file says about its origin.
         notes: lines for the report: what was done to the data and why.
     """
 
-    model: Any
     adapter: AdapterConfig
     name: str
     plan: Plan
@@ -60,40 +63,58 @@ class Lesson(Protocol):
     settings: Mapping[str, Any]
     recorded: Mapping[str, Any]
     inputs: Mapping[str, str]
-    notes: list[str]
+    origin: Mapping[str, str]
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._loan = Loan(components(self.model).values())
+
+    @property
+    @abstractmethod
+    def model(self) -> Any:
+        """What the adapter is attached to, a module or a diffusers pipeline."""
 
     def prepare(self, say: Say) -> None:
-        """Does the slow part once, while the base is still bare: caches, class pictures."""
+        """Does the slow part once, while the base is still bare: caches, class pictures.
 
+        Here it switches gradient checkpointing on where the plan says so.
+        """
+        parts = components(self.model)
+        for component in self.rates if self.plan.gradient_checkpointing else ():
+            checkpoint_gradients(parts[component], True)
+
+    @abstractmethod
     def loss(self, numbers: Sequence[int]) -> Loss:
         """Computes the loss of the samples with these running numbers; a pure function of them and of the weights."""
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int) -> None:  # noqa: B027  (most keep nothing between steps)
         """Is called after each optimizer step with the number of steps done."""
 
+    @abstractmethod
     def preview(self) -> Sequence[Image | str]:
         """Makes the preview pictures or texts with the blend that is on; always of the same prompts and seeds."""
 
-    def measure(self) -> Mapping[str, float]:
-        """Measures what was learned on what is held out, always in the same way; empty where nothing is."""
-
+    @abstractmethod
     def captions(self) -> list[str]:
         """Returns the caption of each preview."""
 
+    def measure(self) -> Mapping[str, float]:
+        """Measures what was learned on what is held out, always in the same way; empty where nothing is."""
+        return {}
+
     def examples(self) -> Sequence[Image]:
         """Returns what is trained on as it is seen, for the report; empty where that is no picture."""
-
-    def metadata(self) -> dict[str, str]:
-        """Returns what the adapter file says about its origin."""
+        return []
 
     def close(self) -> None:
         """Gives the base back as it was."""
+        self._loan.give_back()
 
 
 class Task(Protocol):
-    """A frozen description of what is learned; ``kind`` is its name in files and on the command line."""
+    """A frozen description of what is learned; ``task_name`` is its name in files and on the command line."""
 
-    kind: ClassVar[str]
+    task_name: ClassVar[str]
 
     def open(self, adapter: AdapterConfig | None, plan: Plan, say: Say) -> Lesson:
         """Opens the base, reads the data, decides every open setting.

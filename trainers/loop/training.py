@@ -9,25 +9,27 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-import torch
-from torch import Tensor
-
-from studio.adapters import AdapterConfig, adapters, attach, detach, grow, state
-from studio.adapters.contract.starts import padded
-from studio.adapters.grow import rehearse_growth
-from studio.adapters.training import layers, on_step, penalty, scratch
-from studio.errors import DoesNotFit
+from studio.adapters import AdapterConfig, adapters, attach, detach, state
+from studio.adapters.training import on_step, penalty
 from studio.families import components
 from studio.trainers.loop import checkpoint, report
 from studio.trainers.loop.draws import sample_numbers
-from studio.trainers.loop.guard import NotFinite, check_moved, check_trainable, find_not_finite, interruptible
+from studio.trainers.loop.guard import (
+    Interruption,
+    NotFinite,
+    check_moved,
+    check_trainable,
+    find_not_finite,
+    interruptible,
+)  # fmt: skip
 from studio.trainers.loop.log import Log, console
 from studio.trainers.loop.mode import accelerator_for, chance, training_mode
-from studio.trainers.loop.optimizer import OPTIMIZERS, Average, Work, hand_on, set_rates
+from studio.trainers.loop.optimizer import set_rates
 from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.preview import save_previews
 from studio.trainers.loop.run import Run, RunFolder, claim
-from studio.trainers.loop.task import Lesson, Task
+from studio.trainers.loop.task import Lesson, Loss, Task
+from studio.trainers.loop.weights import Weights, rehearsed_growth
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -125,18 +127,25 @@ class Training:
 
     def __init__(self, lesson: Lesson, folder: RunFolder, out: Console) -> None:
         self.lesson, self.folder, self.out, self.plan = lesson, folder, out, lesson.plan
+        self.say = partial(out.print, markup=False)
         assert self.plan.steps is not None and self.plan.batch_size is not None, "the plan has been filled"
         self.steps, self.batch_size = self.plan.steps, self.plan.batch_size
 
     def run(self, settings: Mapping[str, Any]) -> Run:
-        """Trains to the end."""
+        """Trains to the end.
+
+        Args:
+            settings: what ``run.toml`` shall say.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C or SIGTERM; the step was finished and a checkpoint written.
+        """
         self._prepare()
         self.folder.begin(settings)
         first = self._resume()
         losses = self.folder.rewind(first)
-        say = partial(self.out.print, markup=False)
         if first:
-            say(f"going on after step {first} of {self.steps}")
+            self.say(f"going on after step {first} of {self.steps}")
         else:
             self._preview(0)
         curves = self.folder.folder / "tensorboard" if self.plan.tensorboard else None
@@ -147,22 +156,16 @@ class Training:
             for done in range(first + 1, self.steps + 1):
                 figures = self._step(done)
                 if done in self.plan.stages:
-                    log.say(self._grow(self.plan.stages[done]))
+                    rank = self.plan.stages[done]
+                    log.say(f"the adapter has grown to rank {rank}: {self.weights.grow(rank):,} numbers are trained")
                 losses.append(figures["loss"])
                 log.step(done, figures)
-                due = self.plan.checkpoint_every and done % self.plan.checkpoint_every == 0
-                if request.name is not None or (due and done < self.steps):
-                    self._save(done)
-                if request.name is not None and done < self.steps:
-                    log.say(f"stopped by {request.name} after step {done}; the same command goes on from there")
-                    raise KeyboardInterrupt
-                if self.plan.preview_every and done % self.plan.preview_every == 0 and done < self.steps:
-                    self._preview(done)
+                self._keep(done, request, log)
         return self._finish(losses, settings)
 
     def _prepare(self) -> None:
         lesson, plan = self.lesson, self.plan
-        lesson.prepare(partial(self.out.print, markup=False))
+        lesson.prepare(self.say)
         parts = components(lesson.model)
         self.modules = [parts[name] for name in lesson.rates]
         self.device = next(self.modules[0].parameters()).device
@@ -174,107 +177,65 @@ class Training:
         )  # fmt: skip
         check_trainable(state(lesson.model, lesson.name), list(lesson.rates))
         on_step(lesson.model, lesson.name, step=0, steps=self.steps)
-        most = self._rehearse()
-        self._take_hold()
-        self.start = {key: tensor.detach().clone() for key, tensor in self.trained.items()}
-        self.average = Average(self.moving, plan.ema)
-        kept = (*self.tensors.values(), *self.scratch.values())
-        size = sum(tensor.numel() * tensor.element_size() for tensor in kept)
-        self.folder.probe(math.ceil(size * most) * (1 + checkpoint.KEPT * STATE_SIZE) + SPARE)
-        numbers = sum(tensor.numel() for tensor in self.trained.values())
-        self.out.print(f"training {numbers:,} numbers in {len(found.sites)} layers", markup=False)
+        most = rehearsed_growth(lesson)
+        self.weights = Weights(lesson)
+        self.folder.probe(math.ceil(self.weights.size * most) * (1 + checkpoint.KEPT * STATE_SIZE) + SPARE)
+        self.say(f"training {self.weights.numbers:,} numbers in {len(found.sites)} layers")
 
     def _calibrate(self, model: Any) -> None:
         """Runs the task's own loss over its first samples, for a start that is made from data."""
         for step in range(math.ceil(CALIBRATION_SAMPLES / self.batch_size)):
-            numbers = sample_numbers(step, 0, self.batch_size, 1)
-            with chance(self.plan.seed, numbers[0], self.device), self.accelerator.autocast():
-                self.lesson.loss(numbers)
-
-    def _take_hold(self) -> None:
-        """Looks up the adapter's tensors as they are now, and makes the optimizer over them."""
-        lesson = self.lesson
-        parts = layers(lesson.model, lesson.name)
-        self.tensors = state(lesson.model, lesson.name)
-        self.scratch = scratch(lesson.model, lesson.name)
-        self.optimizer = OPTIMIZERS[self.plan.optimizer](Work(self.tensors, parts, lesson.rates, self.plan))
-        self.trained = {key: tensor for key, tensor in self.tensors.items() if tensor.requires_grad}
-        driven = lesson.adapter.adapter.driven
-        self.moving = {k: t for k, t in self.tensors.items() if k in self.trained or k.rpartition(".")[2] in driven}
-
-    def _rehearse(self) -> float:
-        """Finds out before step 1 whether the adapter can grow as planned; returns by how much it grows."""
-        ranks, config = list(self.plan.stages.values()), self.lesson.adapter
-        if not ranks:
-            return 1.0
-        if config.adapter.scratch:
-            raise DoesNotFit(f"{type(config).__name__} decides about its ranks itself while it trains; leave grow out")
-        for rank in (ranks[0], ranks[-1]):
-            rehearse_growth(self.lesson.model, self.lesson.name, rank)
-        return ranks[-1] / getattr(config, "rank", ranks[-1])
-
-    def _grow(self, rank: int) -> str:
-        """Lets the adapter grow, and with it what is known of its tensors; returns a line that says so."""
-        optimizer, start, average = self.optimizer, self.start, self.average
-        found = grow(self.lesson.model, self.lesson.name, rank, seed=self.plan.seed)
-        self._take_hold()
-        hand_on(optimizer, self.optimizer)
-        self.start = {key: padded(start[key], tensor) for key, tensor in self.trained.items()}
-        self.average = average.grown(self.moving)
-        return f"the adapter has grown to rank {rank}: {found.parameters:,} numbers are trained"
+            self._loss(sample_numbers(step, 0, self.batch_size, 1))
 
     def _resume(self) -> int:
         """Takes up the newest checkpoint; returns the steps that it has done."""
         found = checkpoint.newest(self.folder.folder)
         if found is None:
             return 0
-        for after, rank in self.plan.stages.items():
-            if after <= found.step:
-                self._grow(rank)
-        with torch.no_grad():
-            for key, tensor in self.tensors.items():
-                tensor.copy_(found.tensors[key])
-            for key, tensor in self.scratch.items():
-                tensor.copy_(found.scratch[key])
-        self.average.load(found.average)
-        self.optimizer.load_state_dict(dict(found.optimizer))
+        self.weights.restore(found)
         return found.step
 
+    def _loss(self, numbers: range) -> Loss:
+        """Computes the loss of samples, with a stream of chance of their own."""
+        with chance(self.plan.seed, numbers[0], self.device), self.accelerator.autocast():
+            return self.lesson.loss(numbers)
+
     def _step(self, done: int) -> dict[str, float]:
-        """Does the step after which ``done`` steps are done."""
-        plan, totals = self.plan, {"loss": 0.0}
-        rate = set_rates(self.optimizer, plan.rate_factor(done - 1))
-        for micro in range(plan.accumulation):
-            numbers = sample_numbers(done - 1, micro, self.batch_size, plan.accumulation)
-            with chance(self.plan.seed, numbers[0], self.device), self.accelerator.autocast():
-                loss = self.lesson.loss(numbers)
+        """Does the step after which ``done`` steps are done; returns the figures for the log."""
+        lesson, weights = self.lesson, self.weights
+        rate = set_rates(weights.optimizer, self.plan.rate_factor(done - 1))
+        totals = self._differentiate(done)
+        norm = float(self.accelerator.clip_grad_norm_(weights.trained.values(), self.plan.clip or math.inf))
+        if not math.isfinite(norm):
+            last = sample_numbers(done - 1, self.plan.accumulation - 1, self.batch_size, self.plan.accumulation)
+            raise self._not_finite(done, f"the gradient's norm is {norm}", last)
+        weights.optimizer.step()
+        if done == CHECKED_STEP or done == self.steps < CHECKED_STEP:
+            check_moved(weights.start, weights.tensors, done)
+        on_step(lesson.model, lesson.name, step=done, steps=self.steps)
+        weights.step(done)
+        lesson.after_step(done)
+        return {**totals, "learning_rate": rate, "gradient_norm": norm}
+
+    def _differentiate(self, done: int) -> dict[str, float]:
+        """Accumulates the gradients of a step's micro-batches; returns the loss and its parts."""
+        totals, accumulation = {"loss": 0.0}, self.plan.accumulation
+        for micro in range(accumulation):
+            numbers = sample_numbers(done - 1, micro, self.batch_size, accumulation)
+            loss = self._loss(numbers)
             value = float(loss.total.detach())
             if not math.isfinite(value):
                 raise self._not_finite(done, f"the loss is {value}", numbers)
             extra = penalty(self.lesson.model, self.lesson.name)
             total = loss.total if extra is None else loss.total + extra
-            self.accelerator.backward(total / plan.accumulation)
-            totals["loss"] += value / plan.accumulation
+            self.accelerator.backward(total / accumulation)
+            totals["loss"] += value / accumulation
             for name, part in loss.parts.items():
-                totals[name] = totals.get(name, 0.0) + float(part) / plan.accumulation
-        norm = float(self.accelerator.clip_grad_norm_(self.trained.values(), plan.clip or math.inf))
-        if not math.isfinite(norm):
-            raise self._not_finite(done, f"the gradient's norm is {norm}", numbers)
-        self.optimizer.step()
-        if done == CHECKED_STEP or done == self.steps < CHECKED_STEP:
-            check_moved(self.start, self.tensors, done)
-        on_step(self.lesson.model, self.lesson.name, step=done, steps=self.steps)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.average.update(done)
-        self.lesson.after_step(done)
-        return {**totals, "learning_rate": rate, "gradient_norm": norm}
+                totals[name] = totals.get(name, 0.0) + float(part) / accumulation
+        return totals
 
     def _not_finite(self, done: int, what: str, numbers: range) -> NotFinite:
-        def again() -> Tensor:
-            with chance(self.plan.seed, numbers[0], self.device), self.accelerator.autocast():
-                return self.lesson.loss(numbers).total
-
-        where = find_not_finite(self.lesson.model, self.tensors, again)
+        where = find_not_finite(self.lesson.model, self.weights.tensors, lambda: self._loss(numbers).total)
         found = checkpoint.newest(self.folder.folder)
         last = f"the last good checkpoint is that of step {found.step}" if found else "there is no checkpoint yet"
         return NotFinite(
@@ -282,35 +243,40 @@ class Training:
             "precision fp32, in a new folder"
         )
 
+    def _keep(self, done: int, request: Interruption, log: Log) -> None:
+        """Writes what is due after a step; stops here where someone asked for it."""
+        stops = request.name is not None
+        due = self.plan.checkpoint_every and done % self.plan.checkpoint_every == 0
+        if stops or (due and done < self.steps):
+            self._save(done)
+        if done == self.steps:
+            return
+        if stops:
+            log.say(f"stopped by {request.name} after step {done}; the same command goes on from there")
+            raise KeyboardInterrupt
+        if self.plan.preview_every and done % self.plan.preview_every == 0:
+            self._preview(done)
+
     def _save(self, done: int) -> None:
         """Writes a checkpoint: first the adapter as a file, then the state, which makes the checkpoint count."""
         self._save_adapter(checkpoint.adapter_file(self.folder.folder, done), done)
-        tensors = {key: tensor.detach() for key, tensor in self.tensors.items()}
-        now = checkpoint.Checkpoint(done, tensors, self.scratch, self.average.tensors, self.optimizer.state_dict())
-        checkpoint.write(self.folder.folder, now)
+        checkpoint.write(self.folder.folder, self.weights.checkpoint(done))
 
     def _save_adapter(self, file: Path, done: int) -> None:
         from studio.files import save
 
-        metadata = {**self.lesson.metadata(), "steps": str(done)}
-        with self.average.shown():
-            save(self.lesson.model, file, name=self.lesson.name, metadata=metadata)
+        with self.weights.averaged():
+            save(
+                self.lesson.model, file, name=self.lesson.name, metadata={**self.lesson.origin, "steps": str(done)}
+            )  # fmt: skip
 
     def _preview(self, done: int) -> None:
-        with self.average.shown():
+        with self.weights.averaged():
             save_previews(self.folder.folder, done, self.lesson)
 
     def _finish(self, losses: list[float], settings: Mapping[str, Any]) -> Run:
         self._save_adapter(self.folder.adapter, self.steps)
         self._preview(self.steps)
-        moved = {}
-        for part in self.lesson.rates:
-            keys = [key for key in self.trained if not part or key.startswith(f"{part}.")]
-            squares = sum(float((self.trained[key].detach() - self.start[key]).double().square().sum()) for key in keys)
-            moved[part or "model"] = report.Moved(
-                sites=len({key.rpartition(".")[0] for key in keys}), numbers=sum(self.trained[k].numel() for k in keys),
-                norm=math.sqrt(squares), rate=self.lesson.rates[part],
-            )  # fmt: skip
-        report.write(self.folder, self.lesson, settings, losses, moved)
+        report.write(self.folder, self.lesson, settings, losses, self.weights.movements())
         self.folder.finish({"steps": self.steps, "loss": losses[-1]})
         return self.folder.result(already=False)

@@ -9,26 +9,26 @@ from studio.adapters import Strength
 from studio.adapters.contract.strength import StrengthLike, as_strength
 from studio.errors import BadConfig
 
-__all__ = ["BlendLike", "blends_of_pictures"]
+__all__ = ["BlendLike", "deal_blend"]
 
 BlendLike = Mapping[str, StrengthLike]
 
 
-def blends_of_pictures(
+def deal_blend(
     blend: BlendLike | str | Sequence[BlendLike] | None,
+    tags: Sequence[BlendLike | None],
     current: Mapping[str, Strength],
-    count: int,
     *,
     what: str = "pictures",
 ) -> list[dict[str, Strength] | None]:
-    """Deals a blend out to pictures.
+    """Deals a blend out to pictures, or to whatever is made.
 
     Args:
         blend: ``None``, one dict, the name of one adapter, or one dict per picture; a list of numbers as a strength in
             one dict has one entry per picture.
+        tags: for every picture, what the tags of its prompt say; they win over ``blend``.
         current: the current blend.
-        count: how many pictures.
-        what: what they are called in messages, where they are no pictures.
+        what: what the pictures are called in messages.
 
     Returns:
         One blend per picture; ``None`` where the current one acts as it is.
@@ -37,10 +37,22 @@ def blends_of_pictures(
         BadConfig: a list whose length is not the number of pictures, or a strength that is not a finite number.
 
     Example:
-        >>> dealt = blends_of_pictures({"dog": [0.2, 0.8]}, {}, 2)
+        >>> dealt = deal_blend({"dog": [0.2, 0.8]}, [None, None], {})
         >>> [blend["dog"].value for blend in dealt]
         [0.2, 0.8]
+        >>> deal_blend(None, [None, {"dog": 0.5}], {})[1]["dog"].value
+        0.5
     """
+    given = _dealt(blend, current, len(tags), what)
+    return [
+        one if tagged is None else {name: as_strength(value) for name, value in tagged.items()}
+        for one, tagged in zip(given, tags, strict=True)
+    ]
+
+
+def _dealt(
+    blend: BlendLike | str | Sequence[BlendLike] | None, current: Mapping[str, Strength], count: int, what: str
+) -> list[dict[str, Strength] | None]:
     if blend is None:
         if all(strength.samples is None for strength in current.values()):
             return [None] * count

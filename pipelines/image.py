@@ -1,0 +1,160 @@
+"""The image pipeline: a base, the adapters on it, and pictures from prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+import studio.adapters as core
+from studio.adapters import Strength
+from studio.errors import BadConfig
+from studio.families import Base, open_base
+from studio.pipelines.blends import BlendLike, deal_blend
+from studio.pipelines.describe import describe
+from studio.pipelines.pipeline import Pipeline
+from studio.pipelines.prompt import TaggedPrompt, parse_prompt
+from studio.pipelines.sample import Request, sample
+from studio.pipelines.sources import Source, source_of
+
+if TYPE_CHECKING:
+    from studio.files import LoadReport
+
+__all__ = ["ImagePipeline"]
+
+
+class ImagePipeline(Pipeline):
+    """Pictures from prompts, with any number of adapters.
+
+    The adapters live in the modules of the diffusers pipeline (``.pipe``), so whatever else uses these modules (an
+    img2img pipeline, a trainer) sees the same adapters.
+
+    Args:
+        base: an opened base; :meth:`open` opens one.
+
+    Attributes:
+        base: the base.
+        pipe: its diffusers pipeline.
+        sources: the file of every adapter that :meth:`load` loaded, by name.
+
+    Example:
+        >>> pipe = ImagePipeline.open("emoji")
+        >>> image, = pipe.generate("tiger on a blue background", seeds=3, steps=4)
+        >>> image.size, image.info["parameters"].splitlines()[0]
+        ((64, 64), 'tiger on a blue background')
+    """
+
+    base: Base
+    _open_base = staticmethod(open_base)
+
+    def __init__(self, base: Base) -> None:
+        super().__init__(base)
+        self.pipe = base.pipe
+        self.sources: dict[str, Source] = {}
+
+    @property
+    def carrier(self) -> Any:
+        """The diffusers pipeline."""
+        return self.pipe
+
+    def load(
+        self,
+        file: str | Path,
+        *,
+        name: str | None = None,
+        strength: float | Strength = 1.0,
+        allow_partial: bool = False,
+        trainable: bool = False,
+    ) -> LoadReport:
+        """Loads an adapter and adds it to the current blend, as :meth:`Pipeline.load`; pictures then name its file."""
+        report = super().load(file, name=name, strength=strength, allow_partial=allow_partial, trainable=trainable)
+        self.sources[report.name] = source_of(Path(file))
+        return report
+
+    def unload(self, name: str) -> None:
+        """Takes an adapter off, as :meth:`Pipeline.unload`."""
+        super().unload(name)
+        self.sources.pop(name, None)
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        blend: BlendLike | str | Sequence[BlendLike] | None = None,
+        seeds: int | Sequence[int] = (0,),
+        steps: int = 20,
+        guidance: float = 5.0,
+        negative: str | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        batch_size: int | None = None,
+        scheduler: str | Any | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> list[Image.Image]:
+        """Makes pictures: every prompt with every seed, prompt-major.
+
+        Args:
+            prompt: one or several; ``<name:0.8>`` in a prompt says which adapters act on its pictures, in place of
+                ``blend`` (:mod:`studio.pipelines.prompt` has the forms).
+            blend: ``None``: the current blend; a dict; the name of one adapter; or one dict per picture. A list of
+                numbers as a strength has one entry per picture.
+            seeds: whole numbers from 0 on.
+            steps: denoising steps.
+            guidance: scale of classifier-free guidance; 1 is the prompt alone.
+            negative: what guidance leads away from.
+            width: pixels; ``None``: the base's own.
+            height: pixels; ``None``: the base's own.
+            batch_size: images that are computed together, recorded as ``rows``; ``None``: 1. Pictures made with equal
+                rows are equal to the bit; those made with others agree within 1/255 per pixel.
+            scheduler: a name of :data:`SCHEDULERS`, a diffusers scheduler, or ``None`` for the base's own.
+            on_step: called as ``on_step(done, total)`` after every denoising step.
+
+        Returns:
+            The pictures, each with ``.info["parameters"]`` (A1111's text) and ``.info["studio"]`` (JSON that makes it
+            again: :func:`studio.pipelines.regenerate`).
+
+        Raises:
+            UnknownName: an adapter or scheduler that is not there; the nearest is named.
+            BadConfig: an impossible number, a malformed tag, or lists whose lengths do not fit.
+            DoesNotFit: a prompt that is too long, or a scheduler or base that cannot do this.
+            StudioError: the model gave no finite numbers.
+        """
+        prompts: list[Any] = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
+        seeds = [seeds] if isinstance(seeds, (int, float)) else list(seeds)
+        if not prompts or not seeds:
+            raise BadConfig(f"{len(prompts)} prompts and {len(seeds)} seeds make no picture; give at least one of each")
+        tagged = {text: self._read_tags(text) for text in prompts}
+        away = self._read_tags(negative or "")
+        if away.blend is not None:
+            raise BadConfig(f"the negative prompt {negative!r} has a tag, and tags belong into the prompt; take it out")
+        written = [(text, seed) for text in prompts for seed in seeds]
+        blends = deal_blend(blend, [tagged[text].blend for text, _ in written], core.current_blend(self.pipe))
+        common: dict[str, Any] = {
+            "negative": away.text, "steps": steps, "guidance": guidance, "scheduler": scheduler,
+            "width": self.base.native[0] if width is None else width,
+            "height": self.base.native[1] if height is None else height,
+        }  # fmt: skip
+        requests = [
+            Request(prompt=tagged[text].text, seed=seed, blend=own, **common)
+            for (text, seed), own in zip(written, blends, strict=True)
+        ]
+        rows = 1 if batch_size is None else batch_size
+        images: dict[int, Image.Image] = {}
+        for made in sample(self.base, requests, rows=rows, on_step=on_step):
+            texts = describe(
+                self.base, self.sources, requests[made.index], made.sampler, rows=rows, prompt=written[made.index][0],
+                negative=negative or "",
+            )  # fmt: skip
+            made.image.info.update(texts)
+            images[made.index] = made.image
+        return [images[index] for index in range(len(requests))]
+
+    def _read_tags(self, prompt: Any) -> TaggedPrompt:
+        if not isinstance(prompt, str):
+            raise BadConfig(f"a prompt is a text, not {prompt!r}")
+        family, here = self.base.family, self.adapters
+        sites = [site for info in here.values() for site in info.sites]
+        encoders = [name for name in family.encoders if any(site.startswith(f"{name}.") for site in sites)]
+        return parse_prompt(prompt, here, denoiser=family.denoiser, encoders=encoders)

@@ -1,0 +1,129 @@
+"""The one path for texts: prompts in, completions out, greedy or drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import studio.adapters as core
+from studio.adapters.tokens.contract import TokenConfig
+from studio.errors import BadConfig, DoesNotFit
+from studio.families.causal import LanguageBase
+
+__all__ = ["Gumbel", "write"]
+
+
+def write(
+    base: LanguageBase,
+    prompts: Sequence[str],
+    *,
+    chat: bool,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> list[tuple[str, int, bool]]:
+    """Completes texts with the blend that is on.
+
+    Args:
+        base: whose model writes; it is in evaluation mode meanwhile.
+        prompts: texts as the model reads them, a template's marks included.
+        chat: whether they have a template's marks (else the tokenizer's beginning token is put first).
+        max_new_tokens: tokens to write at most, >= 1; fewer where the context ends.
+        temperature: 0 takes the likeliest token; above, Gumbel noise makes the likeliest one a draw from the softmax.
+        seed: of the noise, for every prompt anew.
+        batch_size: prompts that are completed together, padded on the left.
+
+    Returns:
+        For every prompt the text, the number of tokens, and whether it ended by itself.
+
+    Raises:
+        BadConfig: an impossible number.
+        DoesNotFit: a prompt that leaves no room in the context.
+    """
+    if max_new_tokens < 1 or batch_size < 1 or not 0 <= temperature < float("inf") or not 0 <= seed < 2**63:
+        raise BadConfig(
+            f"max_new_tokens={max_new_tokens!r} and batch_size={batch_size!r} must be at least 1, "
+            f"temperature={temperature!r} and seed={seed!r} at least 0"
+        )
+    rows = [base.tokens(text, chat=chat)[0] for text in prompts]
+    virtual = _virtual(base.model)
+    room, before = base.context - virtual, f" after {virtual} virtual ones" if virtual else ""
+    for text, row in zip(prompts, rows, strict=True):
+        if not row:
+            raise BadConfig(f"the prompt {text!r} has no token; write something to go on from")
+        if len(row) >= room:
+            raise DoesNotFit(
+                f"the prompt {_short(text)} has {len(row)} tokens and {base.id} reads {room}{before}: nothing can be "
+                "written behind it; shorten it"
+            )
+    made: list[tuple[str, int, bool]] = []
+    training = base.model.training
+    base.model.eval()
+    try:
+        for begin in range(0, len(rows), batch_size):
+            some = rows[begin : begin + batch_size]
+            made += _batch(base, some, min(max_new_tokens, room - max(map(len, some))), temperature, seed)
+    finally:
+        base.model.train(training)
+    return made
+
+
+@torch.no_grad()
+def _batch(
+    base: LanguageBase, rows: Sequence[Sequence[int]], most: int, temperature: float, seed: int
+) -> Iterator[tuple[str, int, bool]]:
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    ends = base.ends
+    pad = base.tokenizer.pad_token_id if base.tokenizer.pad_token_id is not None else (ends[0] if ends else 0)
+    length = max(map(len, rows))
+    tokens = torch.tensor([[pad] * (length - len(row)) + list(row) for row in rows], device=base.model.device)
+    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=base.model.device)
+    # all that a base's own generation config might put in the way is said here
+    config = GenerationConfig(
+        max_new_tokens=most, do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0,
+        eos_token_id=list(ends) or None, pad_token_id=pad, use_cache=True,
+    )  # fmt: skip
+    draws = LogitsProcessorList([Gumbel(temperature, seed)] if temperature else [])
+    made = base.model.generate(
+        inputs=tokens, attention_mask=mask, generation_config=config, logits_processor=draws
+    )  # fmt: skip
+    for row in made[:, length:].tolist():
+        stop = next((place for place, token in enumerate(row) if token in ends), None)
+        kept = row if stop is None else row[:stop]
+        text = base.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        yield text.strip(), len(kept) + (stop is not None), stop is not None
+
+
+class Gumbel:
+    """Adds Gumbel noise to logits, so that their maximum is a draw from ``softmax(logits / temperature)``.
+
+    Every row has the noise of the same seed: what is drawn for a prompt does not depend on its neighbours.
+
+    References:
+        | A* Sampling (Maddison, Tarlow & Minka, 2014), arXiv:1411.0030
+    """
+
+    def __init__(self, temperature: float, seed: int) -> None:
+        self.temperature = temperature
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Returns ``scores / temperature - log(-log(u))``."""
+        chance = torch.rand(scores.shape[-1], generator=self.generator, dtype=torch.float64)
+        noise = -(-chance.clamp_min(1e-300).log()).clamp_min(1e-300).log()
+        return scores / self.temperature + noise.to(scores.device, scores.dtype)
+
+
+def _virtual(model: Any) -> int:
+    """Returns how many virtual tokens stand before a text at most."""
+    acting = [info.config for info in core.adapters(model).values() if info.strength != 0.0]
+    return sum(config.tokens for config in acting if isinstance(config, TokenConfig))
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")

@@ -1,0 +1,159 @@
+"""What a training changes: the adapter's tensors as they are now, the optimizer over them, and their average."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from studio.adapters import grow, state
+from studio.adapters.contract.starts import padded
+from studio.adapters.grow import rehearse_growth
+from studio.adapters.training import layers, scratch
+from studio.errors import DoesNotFit
+from studio.trainers.loop.average import Average
+from studio.trainers.loop.checkpoint import Checkpoint
+from studio.trainers.loop.optimizer import OPTIMIZERS, Work, hand_on
+from studio.trainers.loop.task import Lesson
+
+__all__ = ["Movement", "Weights", "rehearsed_growth"]
+
+
+@dataclass(frozen=True)
+class Movement:
+    """How far the adapter of one component went.
+
+    Args:
+        sites: layers.
+        numbers: trained numbers.
+        norm: ``‖end − start‖₂`` over all its tensors.
+        rate: its full learning rate.
+    """
+
+    sites: int
+    numbers: int
+    norm: float
+    rate: float
+
+
+def rehearsed_growth(lesson: Lesson) -> float:
+    """Finds out before step 1 whether the adapter can grow as planned; returns by how much it grows.
+
+    Raises:
+        DoesNotFit: its method decides about the ranks itself.
+        UnsupportedLayer: it cannot grow.
+    """
+    ranks, config = list(lesson.plan.stages.values()), lesson.adapter
+    if not ranks:
+        return 1.0
+    if config.adapter.scratch:
+        raise DoesNotFit(f"{type(config).__name__} decides about its ranks itself while it trains; leave grow out")
+    for rank in (ranks[0], ranks[-1]):
+        rehearse_growth(lesson.model, lesson.name, rank)
+    return ranks[-1] / getattr(config, "rank", ranks[-1])
+
+
+class Weights:
+    """An attached adapter in training.
+
+    Args:
+        lesson: whose model the adapter is on.
+
+    Attributes:
+        tensors: all its tensors by ``"<component>.<path>.<tensor>"``.
+        scratch: what its method keeps beside them while it trains, by key.
+        trained: those of the tensors that the optimizer changes.
+        start: what these were before the first step, zeros where they have grown since.
+        optimizer: the optimizer over them.
+    """
+
+    def __init__(self, lesson: Lesson) -> None:
+        self.lesson = lesson
+        self._look()
+        self.start = {key: tensor.detach().clone() for key, tensor in self.trained.items()}
+        self._average = Average(self._moving, lesson.plan.ema)
+
+    def _look(self) -> None:
+        """Looks up the adapter's tensors as they are now, and makes the optimizer over them."""
+        lesson = self.lesson
+        parts = layers(lesson.model, lesson.name)
+        self.tensors = state(lesson.model, lesson.name)
+        self.scratch = scratch(lesson.model, lesson.name)
+        self.optimizer = OPTIMIZERS[lesson.plan.optimizer](Work(self.tensors, parts, lesson.rates, lesson.plan))
+        self.trained = {key: tensor for key, tensor in self.tensors.items() if tensor.requires_grad}
+        driven = lesson.adapter.adapter.driven
+        self._moving = {k: t for k, t in self.tensors.items() if k in self.trained or k.rpartition(".")[2] in driven}
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers are trained."""
+        return sum(tensor.numel() for tensor in self.trained.values())
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return sum(
+            tensor.numel() * tensor.element_size() for tensor in (*self.tensors.values(), *self.scratch.values())
+        )
+
+    def grow(self, rank: int) -> int:
+        """Lets the adapter grow, and with it what is known of its tensors; returns how many numbers are trained then.
+
+        Raises:
+            UnsupportedLayer: it cannot grow.
+        """
+        optimizer, start, average = self.optimizer, self.start, self._average
+        found = grow(self.lesson.model, self.lesson.name, rank, seed=self.lesson.plan.seed)
+        self._look()
+        hand_on(optimizer, self.optimizer)
+        self.start = {key: padded(start[key], tensor) for key, tensor in self.trained.items()}
+        self._average = average.grown(self._moving)
+        return found.parameters
+
+    def step(self, done: int) -> None:
+        """Takes the tensors after ``done`` steps into their average, and drops the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self._average.update(done)
+
+    def checkpoint(self, done: int) -> Checkpoint:
+        """Returns the state after ``done`` steps."""
+        tensors = {key: tensor.detach() for key, tensor in self.tensors.items()}
+        return Checkpoint(done, tensors, self.scratch, self._average.tensors, self.optimizer.state_dict())
+
+    def restore(self, found: Checkpoint) -> None:
+        """Takes up the state of a checkpoint.
+
+        Raises:
+            UnsupportedLayer: the adapter had grown then, and cannot.
+        """
+        for after, rank in self.lesson.plan.stages.items():
+            if after <= found.step:
+                self.grow(rank)
+        with torch.no_grad():
+            for key, tensor in self.tensors.items():
+                tensor.copy_(found.tensors[key])
+            for key, tensor in self.scratch.items():
+                tensor.copy_(found.scratch[key])
+        self._average.load(found.average)
+        self.optimizer.load_state_dict(dict(found.optimizer))
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Puts the average, where one is kept, in the tensors' place for a while: it is what is saved and shown."""
+        return self._average.shown()
+
+    def movements(self) -> dict[str, Movement]:
+        """Returns how far each component's adapter has gone."""
+        return {part or "model": self._movement(part, rate) for part, rate in self.lesson.rates.items()}
+
+    def _movement(self, part: str, rate: float) -> Movement:
+        moved = {key: tensor for key, tensor in self.trained.items() if not part or key.startswith(f"{part}.")}
+        squares = sum(_squares(tensor.detach() - self.start[key]) for key, tensor in moved.items())
+        numbers = sum(tensor.numel() for tensor in moved.values())
+        return Movement(len({key.rpartition(".")[0] for key in moved}), numbers, math.sqrt(squares), rate)
+
+
+def _squares(tensor: Tensor) -> float:
+    return float(tensor.double().square().sum())

@@ -1,0 +1,126 @@
+"""What every task does first: it opens its base, and takes from the recipe what nobody has said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from studio.adapters import AdapterConfig
+from studio.device import choose_device, choose_dtype
+from studio.families import Base
+from studio.families.causal import LanguageBase
+from studio.trainers.loop.plan import Plan
+from studio.trainers.loop.task import Say
+from studio.trainers.recipes import RATE_FACTORS, Recipe, recipe_for
+
+__all__ = ["Opening", "open_with_recipe"]
+
+AnyBase = TypeVar("AnyBase", Base, LanguageBase)
+
+
+@dataclass(frozen=True)
+class Opening(Generic[AnyBase]):
+    """A base in memory, and what was decided about its training.
+
+    Args:
+        base: the base.
+        base_name: what was named: the embedded base, the folder, or the class of an object.
+        device: where it computes.
+        recipe: the defaults of the task on a base of this size.
+        adapter: the adapter's config.
+        factor: what the recipe's rates, which are LoRA's, are multiplied by for its method.
+        plan: the loop's settings, without open fields.
+        say: takes lines for the user.
+        notes: lines for the report.
+    """
+
+    base: AnyBase
+    base_name: str
+    device: torch.device
+    recipe: Recipe
+    adapter: AdapterConfig
+    factor: float
+    plan: Plan
+    say: Say
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate."""
+        assert self.plan.learning_rate is not None, "the plan has been filled"
+        return self.plan.learning_rate
+
+    def tell(self, line: str) -> None:
+        """Says something now and in the report."""
+        self.notes.append(line)
+        self.say(line)
+
+    def origin(self, task_name: str, dataset: str, licence: str | None) -> dict[str, str]:
+        """Returns what the files of every task's adapters say about their origin.
+
+        Args:
+            task_name: the task.
+            dataset: hash of what is trained on.
+            licence: the adapter's; None says nothing.
+        """
+        origin = {
+            "task": task_name, "base": self.base.id, "base_hash": self.base.hash, "dataset": dataset,
+            "seed": str(self.plan.seed), "steps": str(self.plan.steps), "learning_rate": repr(self.plan.learning_rate),
+            "batch_size": str(self.plan.batch_size),
+        }  # fmt: skip
+        return origin | ({"licence": licence} if licence else {})
+
+
+def open_with_recipe(
+    task_name: str,
+    base: Any,
+    open_base: Callable[..., AnyBase],
+    embedded: Mapping[str, Path],
+    *,
+    adapter: AdapterConfig | None,
+    plan: Plan,
+    say: Say,
+) -> Opening[AnyBase]:
+    """Opens a base and fills what is open of the plan and the adapter from the recipe.
+
+    Args:
+        task_name: whose recipe it is.
+        base: what ``open_base`` takes.
+        open_base: :func:`~studio.families.open_base` or :func:`~studio.families.causal.open_language_base`.
+        embedded: the embedded bases, by name.
+        adapter: the adapter's config; None takes the recipe's.
+        plan: the loop's settings.
+        say: takes lines for the user.
+
+    Raises:
+        UsageError: the device or the base is not there, or cannot do this.
+    """
+    device = choose_device(plan.device)
+    precision = choose_dtype(plan.precision, device, training=True)
+    if precision.note:
+        say(precision.note)
+    name = _name(base, embedded)
+    say(f"opening the base {name}")
+    opened = open_base(base, device=device)
+    recipe = recipe_for(task_name, opened)
+    adapter = adapter or recipe.adapter()
+    steps = recipe.steps if plan.steps is None else plan.steps
+    factor = RATE_FACTORS.get(adapter.method, 1.0)
+    plan = plan.filled(
+        steps=steps, learning_rate=recipe.learning_rate * factor, batch_size=recipe.batch_size,
+        warmup=round(recipe.warmup * steps), schedule=recipe.schedule, beta2=recipe.beta2, preview_every=0,
+    )  # fmt: skip
+    return Opening(opened, name, device, recipe, adapter, factor, plan, say)
+
+
+def _name(base: Any, embedded: Mapping[str, Path]) -> str:
+    """Returns what a base is called in ``run.toml``, whether it is open already or not."""
+    if isinstance(base, (Base, LanguageBase)):
+        return base.id if base.folder is None or base.id in embedded else str(base.folder)
+    if isinstance(base, (str, Path)):
+        return str(base)
+    return type(base[0] if isinstance(base, Sequence) else base).__name__
