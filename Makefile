@@ -18,7 +18,7 @@ help:
 	@echo "make demo      train on the packaged pictures and draw before/after, on the embedded base"
 	@echo "make test      the tests (about ten minutes on two cores)"
 	@echo "make test-all  the same and the slow ones"
-	@echo "make lint      ruff and mypy"
+	@echo "make lint      ruff, mypy, and the list of what may only get better"
 
 demo: $(VENV)/.package
 	$(VENV)/bin/studio demo
@@ -32,11 +32,13 @@ test-all: $(VENV)/.test
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(python) tests/support/ratchet.py
 	$(VENV)/bin/mypy
 
 format: $(VENV)/.dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+	$(python) tests/support/ratchet.py --lower
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

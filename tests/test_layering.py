@@ -194,7 +194,8 @@ def test_rooms_import_only_the_rooms_before_them(part):
     for arrow in ARROWS:
         source, target = room_of(arrow.source, part), room_of(arrow.target, part)
         if source is not None and target is not None and source != target and target not in allowed[source]:
-            back.append(f"{draw([arrow])}\n{source} may import only {', '.join(sorted(allowed[source])) or 'no room'}")
+            rooms = ", ".join(sorted(allowed[source])) or "no other room"
+            back.append(f"{draw([arrow])}\n{source or 'a door'} may import only {rooms}")
     assert not back, "these arrows go back up:\n\n" + "\n\n".join(back)
 
 

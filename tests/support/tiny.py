@@ -162,37 +162,47 @@ def write_base(folder: Path) -> Path:
 
     64 × 64 pictures, latents of 4 × 8 × 8, ε-prediction; the tokenizer is the embedded base's.
     """
-    from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from diffusers import DDPMScheduler, StableDiffusionPipeline
 
     from studio.families import open_base
 
     tokenizer = open_base("emoji").pipe.tokenizer
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        text = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-                num_attention_heads=2, max_position_embeddings=24, bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id, projection_dim=16,
-            )
-        )  # fmt: skip
-        unet = UNet2DConditionModel(
-            sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 16),
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=16, attention_head_dim=4, norm_num_groups=4,
-        )  # fmt: skip
-        vae = AutoencoderKL(
-            block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, norm_num_groups=4, sample_size=64,
-        )  # fmt: skip
+        text, denoiser, vae = _text_encoder(tokenizer), *_denoiser_and_vae()
     StableDiffusionPipeline(
-        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet,
+        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=denoiser,
         scheduler=DDPMScheduler(beta_schedule="scaled_linear"),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(folder)  # fmt: skip
     return folder
+
+
+def _text_encoder(tokenizer: Any) -> nn.Module:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+            max_position_embeddings=24, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            projection_dim=16,
+        )
+    )  # fmt: skip
+
+
+def _denoiser_and_vae() -> tuple[nn.Module, nn.Module]:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    denoiser = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16, attention_head_dim=4, norm_num_groups=4,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, norm_num_groups=4, sample_size=64,
+    )  # fmt: skip
+    return denoiser, vae
 
 
 def write_language_base(folder: Path) -> Path:
