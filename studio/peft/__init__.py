@@ -5,9 +5,11 @@ verbs, files are read and written by ``studio.files``. The product never imports
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from studio.peft.automatic import (
+from studio.peft import paths
+from studio.peft.absent import ABSENT, absent
+from studio.peft.auto import (
     AutoPeftModel,
     AutoPeftModelForCausalLM,
     AutoPeftModelForFeatureExtraction,
@@ -43,20 +45,11 @@ from studio.peft.configs.methods import (
     TrainableTokensConfig,
     VeraConfig,
 )
-from studio.peft.contexts import (
-    cast_mixed_precision_params,
-    get_base_model_state_dict,
-    get_peft_model_state_dict,
-    prepare_model_for_kbit_training,
-    set_base_model_state_dict,
-    set_peft_model_state_dict,
-)
-from studio.peft.folder import load_peft_weights
-from studio.peft.kinds import VERSION, NoMatchingPeftModuleError, PeftError, PeftType, PeftWarning, TaskType
-from studio.peft.mapping_func import get_peft_model
-from studio.peft.status import get_layer_status, get_model_status
-from studio.peft.tuner import PEFT_TYPE_TO_TUNER_MAPPING, BaseTuner, LoraModel, inject_adapter_in_model
-from studio.peft.wrapper import (
+from studio.peft.files.folder import load_peft_weights
+from studio.peft.get_model import get_peft_model
+from studio.peft.model.status import get_layer_status, get_model_status
+from studio.peft.model.tuner import PEFT_TYPE_TO_TUNER_MAPPING, BaseTuner, LoraModel, inject_adapter_in_model
+from studio.peft.peft_model import (
     MODEL_TYPE_TO_PEFT_MODEL_MAPPING,
     PeftMixedModel,
     PeftModel,
@@ -67,9 +60,15 @@ from studio.peft.wrapper import (
     PeftModelForSequenceClassification,
     PeftModelForTokenClassification,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from studio.peft.precision import cast_mixed_precision_params, prepare_model_for_kbit_training
+from studio.peft.state_dicts import (
+    get_base_model_state_dict,
+    get_peft_model_state_dict,
+    set_base_model_state_dict,
+    set_peft_model_state_dict,
+)
+from studio.peft.terms.errors import NoMatchingPeftModuleError, PeftError, PeftWarning
+from studio.peft.terms.types import VERSION, PeftType, TaskType
 
 __version__ = VERSION
 """The version of PEFT whose names these are; programs that ask which PEFT they have find it here."""
@@ -140,54 +139,16 @@ __all__ = [
     "set_peft_model_state_dict",
 ]
 
-# PEFT's names of what the studio does not have: importing them works, using them says so
-_ABSENT: "Mapping[str, str]" = {
-    "AdamssConfig": "AdaMSS",
-    "AdaptionPromptConfig": "LLaMA-Adapter",
-    "ArrowConfig": "Arrow",
-    "BdLoraConfig": "BD-LoRA",
-    "C3AConfig": "C3A",
-    "CPTConfig": "CPT",
-    "CartridgeConfig": "Cartridge",
-    "DeftConfig": "DEFT",
-    "DeloraConfig": "DeLoRA",
-    "FourierFTConfig": "FourierFT",
-    "FrodConfig": "FRoD",
-    "GloraConfig": "GLoRA",
-    "GraloraConfig": "GraLoRA",
-    "HiraConfig": "HiRA",
-    "KasaConfig": "KaSA",
-    "LilyConfig": "Lily",
-    "LoraGAConfig": "LoRA-GA",
-    "MissConfig": "MiSS",
-    "MontecloraConfig": "MonteCLoRA",
-    "OSFConfig": "OSF",
-    "PeanutConfig": "PEANuT",
-    "PolyConfig": "Poly",
-    "PsoftConfig": "PSOFT",
-    "PveraConfig": "PVeRA",
-    "RandLoraConfig": "RandLoRA",
-    "ShadowConfig": "Shadow",
-    "ShiraConfig": "SHiRA",
-    "SupertuningConfig": "Super-Tuning",
-    "TinyLoraConfig": "TinyLoRA",
-    "UniLoraConfig": "UniLoRA",
-    "VBLoRAConfig": "VB-LoRA",
-    "VeloraConfig": "VeLoRA",
-    "WaveFTConfig": "WaveFT",
-    "XLoraConfig": "X-LoRA",
-}
-
-
-_SUBMODULES = ("functional", "helpers", "optimizers", "tuners", "utils")
+paths.install()
 
 
 def __getattr__(name: str) -> Any:
-    if name in _SUBMODULES:
+    if name in paths.PATHS or name == "optimizers":
         return importlib.import_module(f"studio.peft.{name}")
-    if name not in _ABSENT:
+    registered = {config.__name__: config for config in PEFT_TYPE_TO_CONFIG_MAPPING.values()}
+    if name in registered:
+        return registered[name]
+    if name not in ABSENT:
         raise AttributeError(f"module 'studio.peft' has no attribute {name!r}")
-    from studio.peft.absent import absent
-
-    globals()[name] = absent(name, _ABSENT[name])
+    globals()[name] = absent(name)
     return globals()[name]

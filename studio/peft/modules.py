@@ -1,4 +1,4 @@
-"""Small helpers about modules that PEFT's ecosystem imports."""
+"""What libraries around PEFT import from it about modules."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from studio.device import choose_device
-from studio.peft.layers import BaseTunerLayer
-from studio.peft.saved_modules import AuxiliaryTrainingWrapper
+from studio.peft.model.copies import AuxiliaryTrainingWrapper
+from studio.peft.model.layers import BaseTunerLayer
 
 __all__ = ["TrainableTokensWrapper", "_get_submodules", "fsdp_auto_wrap_policy", "infer_device", "transpose"]
 
@@ -30,7 +30,7 @@ def infer_device() -> str:
 
 
 def transpose(weight: Tensor, fan_in_fan_out: bool) -> Tensor:
-    """Returns a weight the other way around where a layer stores it so."""
+    """Returns a weight ``(rows, cols)`` the other way around where a layer stores it so."""
     return weight.T if fan_in_fan_out else weight
 
 
@@ -44,7 +44,7 @@ def fsdp_auto_wrap_policy(model: nn.Module) -> Any:
 
     names = set(getattr(model, "_no_split_modules", None) or ())
     blocks = {type(module) for module in model.modules() if type(module).__name__ in names}
-    blocks = {kind for kind in blocks if not issubclass(kind, BaseTunerLayer)}
+    blocks = {one for one in blocks if not issubclass(one, BaseTunerLayer)}
     return functools.partial(
         _or_policy,
         policies=[

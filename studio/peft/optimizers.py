@@ -1,5 +1,124 @@
-"""``peft.optimizers``."""
+"""Optimizers for LoRA's two factors: LoRA+ and LoRA-FA."""
 
-from studio.peft.optim import LoraFAOptimizer, create_lorafa_optimizer, create_loraplus_optimizer
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from studio.adapters import Adapter
+from studio.peft.model.state import state_of
+from studio.peft.model.tuner import base_of
+from studio.peft.terms.errors import Wrong
 
 __all__ = ["LoraFAOptimizer", "create_lorafa_optimizer", "create_loraplus_optimizer"]
+
+
+def _pairs(model: nn.Module) -> Iterator[Adapter]:
+    """The layers of the adapters that act and are low-rank pairs."""
+    state = state_of(base_of(model))
+    for name in state.active:
+        for _, adapter in state.layers(name):
+            if {"down", "up"} <= set(adapter.tensors()):
+                yield adapter
+
+
+def create_loraplus_optimizer(
+    model: nn.Module, optimizer_cls: type[torch.optim.Optimizer], *, lr: float, loraplus_lr_ratio: float, **kwargs: Any
+) -> torch.optim.Optimizer:
+    """Makes an optimizer that trains ``lora_B`` with a larger rate than ``lora_A``.
+
+    Args:
+        model: a PEFT model. optimizer_cls: the optimizer's class. lr: the rate of all but ``lora_B``.
+        loraplus_lr_ratio: how many times larger the rate of ``lora_B`` is.
+        kwargs: for the optimizer; ``loraplus_weight_decay`` and ``loraplus_lr_embedding`` (1e-6) are LoRA+'s own.
+
+    Raises:
+        Wrong: nothing of the model is trained.
+
+    References:
+        | LoRA+: Efficient Low Rank Adaptation of Large Models (Hayou et al., 2024), https://arxiv.org/abs/2402.12354
+    """
+    decay = float(kwargs.pop("loraplus_weight_decay", kwargs.pop("weight_decay", 0.0)))
+    embedding_rate = float(kwargs.pop("loraplus_lr_embedding", 1e-6))
+    part = {id(adapter.tensor("up")): "up" for adapter in _pairs(model)}
+    part |= {
+        id(p): "rows" for adapter in _pairs(model) if adapter.site.kind == "embedding" for p in adapter.parameters()
+    }
+    groups: dict[tuple[str, bool], list[Tensor]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups.setdefault((part.get(id(parameter), "other"), parameter.dim() > 1), []).append(parameter)
+    if not groups:
+        raise Wrong("nothing of the model is trained; set_adapter names what is")
+    rates = {"rows": embedding_rate, "up": lr * loraplus_lr_ratio, "other": lr}
+    make: Any = optimizer_cls
+    return make(
+        [
+            {"params": found, "lr": rates[name], "weight_decay": decay if decays else 0.0}
+            for (name, decays), found in groups.items()
+        ],
+        lr=lr,
+        **kwargs,
+    )
+
+
+class LoraFAOptimizer(torch.optim.AdamW):
+    """AdamW on ``lora_B`` alone, with the gradient that comes nearest to full fine-tuning's.
+
+    Args:
+        pairs: the layers. lr: the rate. weight_decay: as in AdamW.
+    """
+
+    def __init__(self, pairs: list[Adapter], lr: float, weight_decay: float = 0.0) -> None:
+        self._pairs = pairs
+        super().__init__([cast(Tensor, adapter.tensor("up")) for adapter in pairs], lr=lr, weight_decay=weight_decay)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Turns the gradient of each ``up`` into ``g (A Aᵀ + ε)⁻¹ / s²`` and does a step of AdamW."""
+        for adapter in self._pairs:
+            up, down = adapter.tensor("up"), adapter.tensor("down")
+            if up is None or down is None or up.grad is None:
+                continue
+            a = down.detach().flatten(1).float()
+            gram = a @ a.t() + 1e-8 * torch.eye(a.shape[0], device=a.device)
+            scale = float(adapter.factors().scale)
+            up.grad = torch.linalg.solve(gram, up.grad.float().t()).t().to(up.dtype) / scale**2
+        return super().step(closure)
+
+
+def create_lorafa_optimizer(
+    model: nn.Module, r: int, lora_alpha: float, lr: float, weight_decay: float = 0.0, use_rslora: bool | None = None
+) -> LoraFAOptimizer:
+    """Freezes ``lora_A`` and makes an optimizer for ``lora_B``.
+
+    Args:
+        model: a PEFT model. r, lora_alpha, use_rslora: as in the adapters' configs, where the scale is read from.
+        lr: the rate. weight_decay: as in AdamW.
+
+    Raises:
+        Wrong: r, lora_alpha or use_rslora is not what an adapter has, or there is no LoRA.
+
+    References:
+        | LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language Models Fine-tuning (Zhang et al., 2023),
+          https://arxiv.org/abs/2308.03303
+    """
+    pairs = list(_pairs(model))
+    if not pairs:
+        raise Wrong("the model has no active LoRA, so there is nothing for LoRA-FA to train")
+    wanted = lora_alpha / (r**0.5 if use_rslora else r)
+    for adapter in pairs:
+        factors = adapter.factors()
+        stabilized = use_rslora is None and abs(factors.scale - lora_alpha / r**0.5) < 1e-6
+        if factors.down.shape[0] != r or (abs(factors.scale - wanted) > 1e-6 and not stabilized):
+            raise Wrong(
+                f"create_lorafa_optimizer(r={r}, lora_alpha={lora_alpha}): the adapter at {adapter.site.path} has rank "
+                f"{factors.down.shape[0]} and scale {factors.scale:g}"
+            )
+        down = adapter.tensor("down")
+        assert isinstance(down, nn.Parameter)
+        down.requires_grad_(False)
+    return LoraFAOptimizer(pairs, lr, weight_decay)

@@ -1,17 +1,32 @@
-"""``peft.peft_model``."""
+"""``PeftModel``: a base with adapters, under PEFT's names."""
 
-from studio.peft.status import TunerLayerStatus, TunerModelStatus, get_layer_status, get_model_status
-from studio.peft.wrapper import (
-    PeftModel,
-    PeftModelForCausalLM,
-    PeftModelForFeatureExtraction,
-    PeftModelForQuestionAnswering,
-    PeftModelForSeq2SeqLM,
-    PeftModelForSequenceClassification,
-    PeftModelForTokenClassification,
-)
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Final, cast
+
+from torch import nn
+
+from studio.adapters import trainable
+from studio.peft.configs.config import PeftConfig
+from studio.peft.files.card import write_card
+from studio.peft.files.filling import Keys, install_state
+from studio.peft.files.folder import load_peft_weights, write_folder
+from studio.peft.model.activity import activate, switched_off
+from studio.peft.model.adding import add, cast_down, check_new
+from studio.peft.model.names import names_of_tensors
+from studio.peft.model.removing import remove
+from studio.peft.model.samples import batch_of, by_sample, repeated_rows
+from studio.peft.model.state import State
+from studio.peft.model.status import TunerLayerStatus, TunerModelStatus, get_layer_status, get_model_status
+from studio.peft.model.tuner import BaseTuner, tuner_for
+from studio.peft.terms.errors import Wrong, refusals
 
 __all__ = [
+    "MODEL_TYPE_TO_PEFT_MODEL_MAPPING",
+    "PeftMixedModel",
     "PeftModel",
     "PeftModelForCausalLM",
     "PeftModelForFeatureExtraction",
@@ -23,4 +38,439 @@ __all__ = [
     "TunerModelStatus",
     "get_layer_status",
     "get_model_status",
+    "model_class",
 ]
+
+
+class PeftModel(nn.Module):
+    """A base with adapters.
+
+    Args:
+        model: the base; it is changed in place. peft_config: the first adapter's config.
+        adapter_name: its name. autocast_adapter_dtype: keep half-precision adapters in fp32.
+        low_cpu_mem_usage: accepted for PEFT's sake. calibrate, original: as in :func:`get_peft_model`.
+
+    Attributes:
+        base_model: the object between this one and the base (``LoraModel``); ``base_model.model`` is the base.
+        peft_config: adapter name -> config.
+    """
+
+    heads: ClassVar[tuple[str, ...]] = ()
+    """Modules of this kind of model that are trained whole, where the model has them."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        peft_config: PeftConfig,
+        adapter_name: str = "default",
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        *,
+        calibrate: Any = None,
+        original: Any = None,
+    ) -> None:
+        super().__init__()
+        self._with_heads(model, peft_config)
+        make = tuner_for(str(peft_config.word))
+        tuner = make(model, peft_config, adapter_name, autocast=autocast_adapter_dtype, calibrate=calibrate,
+                     original=original)  # fmt: skip
+        self._take(tuner, peft_config)
+        self._prepare_checkpointing()
+
+    def _take(self, tuner: BaseTuner, config: PeftConfig) -> None:
+        self.base_model, self.peft_type = tuner, config.peft_type
+
+    def _prepare_checkpointing(self) -> None:
+        base = self.get_base_model()
+        if any(vars(module).get("gradient_checkpointing") is True for module in base.modules()):
+            self._prepare_model_for_gradient_checkpointing(base)
+
+    @classmethod
+    def _with_heads(cls, model: nn.Module, config: Any) -> None:
+        """Adds the modules that belong to this kind of model to ``modules_to_save``, if the model has them."""
+        have = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+        heads = [name for name in cls.heads if name in have]
+        if heads and hasattr(config, "modules_to_save"):
+            config.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or []), *heads]))
+
+    @property
+    def _state(self) -> State:
+        return cast(State, self.base_model.__dict__["state"])
+
+    @property
+    def peft_config(self) -> dict[str, PeftConfig]:
+        """Adapter name -> config."""
+        return self._state.configs
+
+    @property
+    def active_peft_config(self) -> PeftConfig:
+        """The config of the adapter that acts."""
+        return self.peft_config[self.active_adapter]
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The adapters that act."""
+        return self._state.active
+
+    @property
+    def active_adapter(self) -> str:
+        """The adapter that acts, the first of several."""
+        return next(iter(self._state.active), "")
+
+    @property
+    def modules_to_save(self) -> set[str] | None:
+        """Names of the modules that the adapters have copies of."""
+        named = [getattr(config, "modules_to_save", None) or () for config in self.peft_config.values()]
+        return {name for names in named for name in names} or None
+
+    @property
+    def has_active_enabled_adapter(self) -> bool:
+        """Whether any adapter acts."""
+        return bool(self._state.active) and not self._state.disabled
+
+    def get_base_model(self) -> nn.Module:
+        """Returns the base, which carries the adapters."""
+        return cast(nn.Module, self.base_model.model)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_model":
+                raise
+            return getattr(self.base_model, name)
+
+    # -- PEFT's names --------------------------------------------------------------------------------------------------
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """Iterates over names and parameters; an adapter's have PEFT's names."""
+        names = names_of_tensors(self._state)
+        for name, parameter in super().named_parameters("", recurse, remove_duplicate):
+            name = names.get(name, name)
+            yield (f"{prefix}.{name}" if prefix else name), parameter
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Returns all tensors; an adapter's have PEFT's names."""
+        names, prefix = names_of_tensors(self._state), kwargs.get("prefix", "")
+        found = super().state_dict(*args, **kwargs)
+        for name in [name for name in found if name.removeprefix(prefix) in names]:
+            found[prefix + names[name.removeprefix(prefix)]] = found.pop(name)
+        return cast("dict[str, Any]", found)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Copies tensors in; an adapter's may have PEFT's names."""
+        mine = {theirs: ours for ours, theirs in names_of_tensors(self._state).items()}
+        return super().load_state_dict({mine.get(name, name): one for name, one in state_dict.items()}, *args, **kwargs)
+
+    # -- numbers -------------------------------------------------------------------------------------------------------
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """Returns how many numbers are trained, and how many there are."""
+        found = trainable(self.get_base_model())
+        return found.trainable, found.total
+
+    def print_trainable_parameters(self) -> None:
+        """Prints how many numbers are trained, of how many."""
+        print(trainable(self.get_base_model()))
+
+    def get_layer_status(self) -> list[TunerLayerStatus]:
+        """Returns the state of every adapted layer."""
+        return get_layer_status(self)
+
+    def get_model_status(self) -> TunerModelStatus:
+        """Returns the state of the whole model."""
+        return get_model_status(self)
+
+    # -- running -------------------------------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """Calls the base.
+
+        Args:
+            args, kwargs: the base's own. adapter_names: the adapter of each sample; "__base__" is none.
+
+        Raises:
+            Wrong: a name that no adapter has, another number of names than samples, or merged adapters.
+        """
+        with by_sample(self._state, adapter_names, batch_of(args, kwargs)):
+            return self.base_model(*args, **kwargs)
+
+    def generate(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """Calls the base's ``generate``; ``adapter_names`` as in :meth:`forward`, beam search too."""
+        base: Any = self.get_base_model()
+        if adapter_names is None:
+            return base.generate(*args, **kwargs)
+        samples = by_sample(self._state, adapter_names, batch_of(args, kwargs))
+        with samples, repeated_rows(self._state, len(adapter_names)):
+            return base.generate(*args, **kwargs)
+
+    def disable_adapter(self) -> contextlib.AbstractContextManager[None]:
+        """Switches all adapters off while the context lasts; what was before comes back, after an error too."""
+        return switched_off(self._state)
+
+    # -- adapters ------------------------------------------------------------------------------------------------------
+
+    def add_adapter(
+        self,
+        adapter_name: str,
+        peft_config: PeftConfig,
+        low_cpu_mem_usage: bool = False,
+        autocast_adapter_dtype: bool = True,
+        *,
+        calibrate: Any = None,
+        original: Any = None,
+    ) -> None:
+        """Adds an adapter that does not act and is not trained until :meth:`set_adapter` names it.
+
+        Raises:
+            Wrong: the name is taken, or the config is of another method.
+        """
+        if peft_config.peft_type != self.peft_type and type(self) is not PeftMixedModel:
+            raise Wrong(
+                f"Cannot combine adapters with different peft types. Found {self.peft_type} and "
+                f"{peft_config.peft_type}; use get_peft_model(..., mixed=True)"
+            )
+        with refusals():
+            check_new(self._state, adapter_name, peft_config)
+        self._with_heads(self.get_base_model(), peft_config)
+        add(
+            self._state, adapter_name, peft_config, autocast=autocast_adapter_dtype, calibrate=calibrate,
+            original=original,
+        )  # fmt: skip
+
+    def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
+        """Sets the adapter that acts; it is trained and no other is.
+
+        Raises:
+            Unknown: no adapter has that name. Wrong: several names, unless the model is a mixed one.
+        """
+        if not isinstance(adapter_name, str) and type(self) is not PeftMixedModel:
+            raise Wrong("set_adapter of a PeftModel takes one name; model.base_model.set_adapter takes several")
+        activate(self._state, [adapter_name] if isinstance(adapter_name, str) else list(adapter_name), inference_mode)
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        """Sets whether adapters are trained, whether they act or not."""
+        self.base_model.set_requires_grad(adapter_names, requires_grad)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Takes an adapter off.
+
+        Raises:
+            Unknown: no adapter has that name. Wrong: it is merged.
+        """
+        remove(self._state, adapter_name)
+
+    def load_adapter(
+        self,
+        model_id: str | Path,
+        adapter_name: str,
+        is_trainable: bool = False,
+        torch_device: str | None = None,
+        autocast_adapter_dtype: bool = True,
+        ephemeral_gpu_offload: bool = False,
+        low_cpu_mem_usage: bool = False,
+        key_mapping: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> Keys:
+        """Loads an adapter beside those that are there; it does not act until :meth:`set_adapter` names it.
+
+        Args:
+            model_id: a folder, or a name on the Hub. adapter_name: the name that it gets.
+            is_trainable: whether it is trained. key_mapping: expression -> replacement, for keys of the file.
+            torch_device, autocast_adapter_dtype, ephemeral_gpu_offload, low_cpu_mem_usage: accepted; tensors are
+                loaded in fp32 to where their layer is.
+            kwargs: config, subfolder, revision, cache_dir, token, ignore_mismatched_sizes.
+
+        Returns:
+            The keys without a place, both lists empty unless ``ignore_mismatched_sizes`` is given.
+
+        Raises:
+            BadFile: no adapter is there. PartialLoad: a key that fits nothing, or one that is missing.
+        """
+        config = kwargs.pop("config", None)
+        partial = bool(kwargs.pop("ignore_mismatched_sizes", False))
+        hub = {name: kwargs.pop(name) for name in ("revision", "cache_dir", "token") if name in kwargs}
+        subfolder = kwargs.pop("subfolder", None)
+        _refuse(kwargs, ("device_map", "max_memory", "offload_dir", "offload_index", "use_safetensors"))
+        with refusals():
+            config = PeftConfig.from_pretrained(model_id, subfolder, **hub) if config is None else config
+            tensors = load_peft_weights(model_id, subfolder=subfolder, key_mapping=key_mapping, **hub)
+            found = install_state(
+                self._state, adapter_name, config, tensors, trainable=is_trainable, allow_partial=partial
+            )
+        if not autocast_adapter_dtype:
+            cast_down(self._state, adapter_name)
+        if not is_trainable:
+            self.eval()
+        return found
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: nn.Module,
+        model_id: str | Path,
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+        config: PeftConfig | None = None,
+        autocast_adapter_dtype: bool = True,
+        ephemeral_gpu_offload: bool = False,
+        low_cpu_mem_usage: bool = False,
+        key_mapping: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> PeftModel:
+        """Puts a saved adapter on a base.
+
+        Args:
+            model: the base; it is changed in place.
+            model_id, adapter_name, is_trainable, key_mapping, kwargs: as in :meth:`load_adapter`.
+            config: the config; None: the one in the folder.
+
+        Raises:
+            BadFile: no adapter is there. PartialLoad: a key that fits nothing, or one that is missing.
+            Wrong: a config that is none.
+        """
+        hub = {name: kwargs[name] for name in ("revision", "cache_dir", "token") if name in kwargs}
+        with refusals():
+            if config is None:
+                config = PeftConfig.from_pretrained(model_id, kwargs.get("subfolder"), **hub)
+            elif not isinstance(config, PeftConfig):
+                raise Wrong(f"The input config must be a PeftConfig, got {type(config).__name__}")
+        if isinstance(model, PeftModel):
+            model = model.get_base_model()
+        wrapper = model_class(config) if cls is PeftModel else cls
+        made = wrapper.__new__(wrapper)
+        nn.Module.__init__(made)
+        made._with_heads(model, config)
+        try:
+            made._take(tuner_for(config.word).around(State(model)), config)
+            made.load_adapter(
+                model_id, adapter_name, is_trainable, autocast_adapter_dtype=autocast_adapter_dtype,
+                key_mapping=key_mapping, config=config, **kwargs,
+            )  # fmt: skip
+        except BaseException:
+            model.__dict__.pop("peft_config", None)
+            raise
+        made._prepare_checkpointing()
+        return made
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        selected_adapters: Sequence[str] | None = None,
+        save_embedding_layers: str | bool = "auto",
+        is_main_process: bool = True,
+        path_initial_model_for_weight_conversion: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Saves adapters: the one named "default" in the folder itself, each other in a folder of its name.
+
+        Args:
+            save_directory: the folder. safe_serialization: safetensors, else ``torch.save``.
+            selected_adapters: which; None: all.
+            save_embedding_layers: put the base's embeddings beside them; "auto": where an adapter changes them.
+            is_main_process: whether to write at all.
+            path_initial_model_for_weight_conversion: not needed; a start that is taken from the weights is saved as a
+                plain pair already.
+            kwargs: accepted are ``state_dict=None`` and ``max_shard_size``.
+
+        Raises:
+            Wrong: a name that no adapter has, or a file in the folder's place.
+        """
+        if Path(save_directory).is_file():
+            raise Wrong(f"Provided path ({save_directory}) should be a directory, not a file")
+        names = list(self.peft_config if selected_adapters is None else selected_adapters)
+        unknown = sorted(set(names) - set(self.peft_config))
+        if unknown:
+            raise Wrong(f"You passed an invalid `selected_adapters` arguments, current supported adapter names are "
+                        f"{list(self.peft_config)} - got {unknown}.")  # fmt: skip
+        if not is_main_process:
+            return
+        for name in names:
+            folder = Path(save_directory) if name == "default" else Path(save_directory, name)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_folder(self._state, name, folder, safe=safe_serialization, embeddings=save_embedding_layers)
+        write_card(self._state, Path(save_directory))
+
+    # -- merging -------------------------------------------------------------------------------------------------------
+
+    def create_or_update_model_card(self, output_dir: str | Path) -> None:
+        """Writes ``README.md`` beside the adapter."""
+        write_card(self._state, Path(output_dir))
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
+        """Refuses: the studio sends nothing anywhere.
+
+        Raises:
+            Wrong: always.
+        """
+        raise Wrong("push_to_hub is not implemented: save_pretrained, then upload the folder with huggingface_hub")
+
+    def _prepare_model_for_gradient_checkpointing(self, model: nn.Module) -> None:
+        """Makes the embeddings' outputs require gradients, without which checkpointed blocks get none."""
+        found = cast(Any, model)
+        if callable(getattr(found, "enable_input_require_grads", None)):
+            found.enable_input_require_grads()
+        elif callable(getattr(found, "get_input_embeddings", None)):
+            found.get_input_embeddings().register_forward_hook(lambda _m, _i, output: output.requires_grad_(True))
+
+    prepare_model_for_gradient_checkpointing = _prepare_model_for_gradient_checkpointing
+
+
+def _refuse(kwargs: Mapping[str, Any], harmless: Sequence[str]) -> None:
+    stray = sorted(name for name, value in kwargs.items() if name not in harmless and value is not None)
+    if stray:
+        raise Wrong(f"load_adapter does not know the argument {stray[0]!r}")
+
+
+class PeftModelForSequenceClassification(PeftModel):
+    """A classifier of texts with adapters; its head is trained whole."""
+
+    heads = ("classifier", "score")
+
+
+class PeftModelForTokenClassification(PeftModel):
+    """A classifier of tokens with adapters; its head is trained whole."""
+
+    heads = ("classifier", "score")
+
+
+class PeftModelForQuestionAnswering(PeftModel):
+    """An extractive answerer with adapters; its head is trained whole."""
+
+    heads = ("qa_outputs",)
+
+
+class PeftModelForCausalLM(PeftModel):
+    """A causal language model with adapters."""
+
+
+class PeftModelForSeq2SeqLM(PeftModel):
+    """An encoder-decoder language model with adapters."""
+
+
+class PeftModelForFeatureExtraction(PeftModel):
+    """An encoder with adapters."""
+
+
+class PeftMixedModel(PeftModel):
+    """A base with adapters of several methods; several can act together."""
+
+
+MODEL_TYPE_TO_PEFT_MODEL_MAPPING: Final[dict[str, type[PeftModel]]] = {
+    "SEQ_CLS": PeftModelForSequenceClassification,
+    "SEQ_2_SEQ_LM": PeftModelForSeq2SeqLM,
+    "CAUSAL_LM": PeftModelForCausalLM,
+    "TOKEN_CLS": PeftModelForTokenClassification,
+    "QUESTION_ANS": PeftModelForQuestionAnswering,
+    "FEATURE_EXTRACTION": PeftModelForFeatureExtraction,
+}
+"""Task -> the class that a model with adapters is of."""
+
+
+def model_class(config: PeftConfig) -> type[PeftModel]:
+    """Returns the class of a model whose adapter is for the task of ``config``."""
+    task = getattr(config.task_type, "value", config.task_type)
+    return MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(task), PeftModel)

@@ -178,7 +178,7 @@ def test_what_no_peft_folder_can_hold_is_said_before_the_training(tmp_path):
         def forward(self, x):
             return self.conv(x)
 
-    with pytest.warns(peft.kinds.PeftWarning, match=r"save_pretrained will refuse.*grouped convolution.*studio\.save"):
+    with pytest.warns(peft.PeftWarning, match=r"save_pretrained will refuse.*grouped convolution.*studio\.save"):
         model = get_peft_model(Grouped(), lora(target_modules=["conv"], init_lora_weights="gaussian"))
     with pytest.raises(DoesNotFit, match="grouped convolution"):
         model.save_pretrained(tmp_path / "folder")

@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Final
 from studio.atomic import atomic_path
 from studio.errors import BadFile, nearest
 from studio.files.peft import CONFIG_FILE
-from studio.peft.kinds import VERSION, PeftType, TaskType, Wrong
-from studio.peft.places import folder_of
+from studio.peft.terms.errors import Wrong
+from studio.peft.terms.places import folder_of
+from studio.peft.terms.types import VERSION, PeftType, TaskType
 
 __all__ = ["PEFT_TYPE_TO_CONFIG_MAPPING", "PeftConfig", "PromptLearningConfig", "config_for", "get_peft_config"]
 

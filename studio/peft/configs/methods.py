@@ -13,7 +13,8 @@ from studio.peft.configs.config import (
     PromptLearningConfig,
     TargetedConfig,
 )
-from studio.peft.kinds import PeftType, Wrong
+from studio.peft.terms.errors import Wrong
+from studio.peft.terms.types import PeftType
 
 C = TypeVar("C", bound=type[PeftConfig])
 

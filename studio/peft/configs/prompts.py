@@ -13,7 +13,7 @@ from studio.adapters.sites.language import ModelSite, is_language_model
 from studio.adapters.tokens.contract import TokenAdapter, refusal, text_tokens
 from studio.errors import UnsupportedLayer
 from studio.files.soft import peft_form, soft_config
-from studio.peft.kinds import Wrong
+from studio.peft.terms.errors import Wrong
 
 __all__ = ["note_sizes", "prompt_config", "prompt_state"]
 

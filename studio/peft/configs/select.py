@@ -14,7 +14,7 @@ from studio.errors import StudioError, nearest
 from studio.files.names import Names
 from studio.files.peft_parameters import names_of_parameters
 from studio.peft.configs.defaults import default_targets, model_type
-from studio.peft.kinds import NoMatchingPeftModuleError, Wrong
+from studio.peft.terms.errors import NoMatchingPeftModuleError, Wrong
 
 __all__ = ["ends_with", "modules_named", "names_in", "select"]
 

@@ -17,7 +17,7 @@ from studio.errors import nearest
 from studio.peft.configs.config import PeftConfig, PromptLearningConfig
 from studio.peft.configs.defaults import default_feedforward, default_targets
 from studio.peft.configs.select import ends_with
-from studio.peft.kinds import PeftWarning, Wrong
+from studio.peft.terms.errors import PeftWarning, Wrong
 
 __all__ = ["INIT_FIELDS", "foreign_of", "method_of", "random_start", "translate"]
 

@@ -1,5 +1,0 @@
-"""``peft.config``."""
-
-from studio.peft.configs.config import PeftConfig, PromptLearningConfig
-
-__all__ = ["PeftConfig", "PromptLearningConfig"]

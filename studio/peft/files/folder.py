@@ -1,0 +1,112 @@
+"""The folder of a saved adapter, as ``PeftModel`` writes and reads it."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from studio.atomic import atomic_path
+from studio.files.format import FORMATS
+from studio.files.header import read_tensors, write_tensors
+from studio.files.peft import TENSOR_FILE, peft_fields, warn_doubled
+from studio.files.save import spelled
+from studio.files.source import open_source
+from studio.peft.configs.config import PeftConfig
+from studio.peft.files.tensors import adapts_embeddings, get_state
+from studio.peft.model.state import State
+from studio.peft.terms.errors import PeftWarning, refusals
+from studio.peft.terms.places import folder_of
+
+__all__ = ["load_peft_weights", "write_folder"]
+
+BIN: Final = "adapter_model.bin"
+
+
+def write_folder(state: State, name: str, folder: Path, *, safe: bool, embeddings: str | bool) -> None:
+    """Writes tensors and config of one adapter.
+
+    Args:
+        state: what is on the model. name: which. folder: where to; it exists.
+        safe: safetensors, else ``torch.save``. embeddings: as in ``PeftModel.save_pretrained``.
+
+    Raises:
+        DoesNotFit: an adapter that no folder of PEFT's can hold.
+    """
+    base: Any = state.model
+    if embeddings == "auto":
+        embeddings = adapts_embeddings(base, name)
+        if embeddings:
+            warnings.warn(
+                "Setting `save_embedding_layers` to `True` as embedding layers found in `target_modules`.",
+                PeftWarning,
+                stacklevel=4,
+            )
+    found = get_state(base, name, embeddings=bool(embeddings))
+    tensors = {key: tensor.detach().contiguous().cpu() for key, tensor in found.items()}
+    if safe:
+        write_tensors(folder / TENSOR_FILE, tensors, {"format": "pt"})
+    else:
+        with atomic_path(folder / BIN) as temporary:
+            torch.save(tensors, temporary)
+    config = state.configs[name]
+    config.save_pretrained(folder, **_about_the_base(base, config), **_settled(state, name))
+
+
+def _about_the_base(base: Any, config: PeftConfig) -> dict[str, Any]:
+    """The fields of a saved config that say which model the adapter is for, where the config itself does not."""
+    fields: dict[str, Any] = {}
+    if config.base_model_name_or_path is None:
+        where = getattr(base, "name_or_path", None) or getattr(getattr(base, "config", None), "_name_or_path", None)
+        fields["base_model_name_or_path"] = where
+    if config.task_type is None:
+        fields["auto_mapping"] = {"base_model_class": type(base).__name__, "parent_library": type(base).__module__}
+    return fields
+
+
+def _settled(state: State, name: str) -> dict[str, Any]:
+    """The fields of a saved config that differ from the config in memory, because the tensors say something else."""
+    config: Any = state.configs[name]
+    if config.is_prompt_learning or not state.cores(name):
+        return {}
+    saved, _ = spelled(state.model, name, FORMATS["peft"])
+    warn_doubled(saved)
+    stated = peft_fields(saved, saved.names.paths[next(iter(saved.sites))][0])
+    fields: dict[str, Any] = {}
+    start = getattr(config, "init_lora_weights", True)
+    if isinstance(start, str) and start not in ("gaussian", "orthogonal"):
+        settled = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules")
+        fields = {key: stated[key] for key in settled if key in stated}
+        fields |= {"init_lora_weights": True, "eva_config": None, "corda_config": None, "loftq_config": {}}
+    for key in ("decompose_factor", "target_modules"):
+        if key in stated and getattr(config, key, None) is None:
+            fields[key] = stated[key]
+    return fields
+
+
+def load_peft_weights(
+    model_id: str | Path, device: str | None = None, key_mapping: Mapping[str, str] | None = None, **hub: Any
+) -> dict[str, Tensor]:
+    """Returns the tensors of an adapter's file.
+
+    Args:
+        model_id: a folder, or a name on the Hub. device: where to; None: the CPU.
+        key_mapping: expression -> replacement, for keys. hub: subfolder, revision, cache_dir, token.
+
+    Raises:
+        BadFile: there is none.
+    """
+    with refusals():
+        folder = folder_of(model_id, hub.pop("subfolder", None), (TENSOR_FILE, BIN), **hub)
+        if (folder / TENSOR_FILE).is_file():
+            tensors = dict(read_tensors(folder / TENSOR_FILE)[1])
+        else:
+            tensors = dict(open_source(folder / BIN, pickled=True).tensors)
+    for pattern, replacement in (key_mapping or {}).items():
+        tensors = {re.sub(pattern, replacement, key): tensor for key, tensor in tensors.items()}
+    return tensors if device is None else {key: tensor.to(device) for key, tensor in tensors.items()}

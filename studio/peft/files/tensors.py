@@ -1,0 +1,87 @@
+"""An adapter's tensors out of a model, under PEFT's names."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from studio.files.format import FORMATS
+from studio.files.save import spelled
+from studio.peft.configs.prompts import prompt_state
+from studio.peft.configs.select import names_in
+from studio.peft.model.state import State, state_of
+from studio.peft.model.tokens import TOKEN_KEY
+from studio.peft.terms.errors import refusals
+
+__all__ = ["PREFIX", "adapts_embeddings", "get_state"]
+
+PREFIX: Final = "base_model.model."
+SHARED: Final = "base_model."
+"""What begins the key of a tensor that all layers share, once the whole prefix is off."""
+
+
+@torch.no_grad()
+def get_state(model: nn.Module, name: str, *, prefix: str = PREFIX, embeddings: bool = False) -> dict[str, Tensor]:
+    """Returns an adapter's tensors under PEFT's names.
+
+    Args:
+        model: the base that carries it. name: the adapter. prefix: what every key begins with.
+        embeddings: whether the base's embeddings are put beside them.
+
+    Raises:
+        Unknown: no adapter has that name. DoesNotFit: one that no folder of PEFT's can hold.
+    """
+    state = state_of(model)
+    with refusals():
+        state.check(name)
+        state.bound()
+        if state.configs[name].is_prompt_learning:
+            return prompt_state(state.own_layers(name).items(), name)
+        found = _layers(state, name)
+    for path, module in state.extras[name].modules.items():
+        found |= {f"{path}.{key}": tensor for key, tensor in module.state_dict().items()}
+    whole = {path: parameter.detach() for path, parameter in state.extras[name].parameters.items()}
+    if embeddings:
+        whole |= {f"{path}.weight": module._parameters["weight"].detach()  # type: ignore[union-attr]
+                  for path, module in _embeddings(model).items()}  # fmt: skip
+    found |= {_with_base_layer(state, path): tensor for path, tensor in whole.items()}
+    return {key if key.startswith(SHARED) else prefix + key: tensor for key, tensor in found.items()}
+
+
+def _layers(state: State, name: str) -> dict[str, Tensor]:
+    """The tensors of an adapter's layers and of its token rows; keys without the prefix."""
+    found: dict[str, Tensor] = {}
+    for core in state.cores(name):
+        for key, tensor in spelled(state.model, core, FORMATS["peft"])[1].items():
+            bare = key.removeprefix(PREFIX)
+            found[bare if core == name else bare.replace(".trainable_tokens_delta", TOKEN_KEY)] = tensor
+    return found
+
+
+def _with_base_layer(state: State, path: str) -> str:
+    """PEFT's name of a base's tensor: an adapted layer's own tensors are those of its ``base_layer``."""
+    module, _, last = path.rpartition(".")
+    return f"{module}.base_layer.{last}" if module in state.paths() else path
+
+
+def _embeddings(model: nn.Module) -> dict[str, nn.Module]:
+    ask = [getattr(model, name, None) for name in ("get_input_embeddings", "get_output_embeddings")]
+    wanted = {id(one()) for one in ask if callable(one)}
+    return {name: module for name, module in names_in(model).items() if id(module) in wanted}
+
+
+def adapts_embeddings(model: nn.Module, name: str) -> bool:
+    """Says whether an adapter changes the input or the output embedding of a model, single rows aside.
+
+    Args:
+        model: the base that carries it. name: the adapter.
+
+    Raises:
+        Wrong: the base carries no adapter of PEFT's kind.
+    """
+    state = state_of(model)
+    if state.configs[name].word == "TRAINABLE_TOKENS":
+        return False
+    return not state.own_layers(name).keys().isdisjoint(_embeddings(model))

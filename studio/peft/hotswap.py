@@ -1,0 +1,226 @@
+"""Swapping one LoRA for another in place, so that a compiled model is not compiled anew."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from studio.adapters import Adapter, detach, install
+from studio.adapters.contract.ranked import RankedConfig
+from studio.peft.configs.config import PeftConfig
+from studio.peft.configs.translate import exactly
+from studio.peft.files.filling import read_into
+from studio.peft.files.folder import load_peft_weights
+from studio.peft.model.dressing import dress_all
+from studio.peft.model.state import State, state_of
+from studio.peft.model.tuner import base_of
+from studio.peft.terms.errors import PeftWarning, Wrong, refusals
+
+__all__ = [
+    "check_hotswap_configs_compatible",
+    "hotswap_adapter",
+    "hotswap_adapter_from_state_dict",
+    "prepare_model_for_compiled_hotswap",
+]
+
+_ALIKE = ("use_rslora", "lora_dropout", "alpha_pattern", "use_dora")
+
+
+def check_hotswap_configs_compatible(config0: PeftConfig, config1: PeftConfig) -> None:
+    """Checks that one adapter can take another's place.
+
+    Raises:
+        Wrong: other methods, or another value of a field that shapes the computation.
+    """
+    if config0.peft_type != config1.peft_type:
+        raise Wrong(f"Incompatible PEFT types found: {config0.peft_type} and {config1.peft_type}")
+    if config0.word != "LORA":
+        raise Wrong(f"Hotswapping only works for LORA but {config0.word} was passed.")
+    for name in _ALIKE:
+        first, second = getattr(config0, name, None), getattr(config1, name, None)
+        if first != second:
+            raise Wrong(f"Configs are incompatible: for {name}, {first} != {second}")
+
+
+def hotswap_adapter(
+    model: nn.Module,
+    model_name_or_path: str | Path,
+    adapter_name: str = "default",
+    torch_device: str | None = None,
+    **kwargs: Any,
+) -> None:
+    """Replaces the tensors of an adapter by those of a saved one.
+
+    Args:
+        model: a PEFT model. model_name_or_path: the folder of the new adapter. adapter_name: the one that is replaced.
+        torch_device: accepted; tensors go to where the old ones are. kwargs: subfolder, revision, cache_dir, token.
+
+    Raises:
+        Wrong: an adapter that cannot take the other's place. UnknownName: no adapter has that name.
+    """
+    subfolder = kwargs.pop("subfolder", None)
+    config = kwargs.pop("config", None) or PeftConfig.from_pretrained(model_name_or_path, subfolder, **kwargs)
+    state = state_of(base_of(model))
+    state.check(adapter_name)
+    check_hotswap_configs_compatible(state.configs[adapter_name], config)
+    tensors = load_peft_weights(model_name_or_path, subfolder=subfolder, **kwargs)
+    hotswap_adapter_from_state_dict(model, tensors, adapter_name, config)
+
+
+def hotswap_adapter_from_state_dict(
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    adapter_name: str,
+    config: Any,
+    parameter_prefix: str = "lora_",
+) -> None:
+    """Replaces the tensors of an adapter; layers that the new one does not have are zero from then on.
+
+    A smaller rank is padded with zeros, another scale is worked into the tensors: shapes and config stay.
+
+    Args:
+        model: a PEFT model, or a base with adapters. state_dict: PEFT's keys to tensors.
+        adapter_name: the adapter that is replaced. config: the new one's config. parameter_prefix: "lora_".
+
+    Raises:
+        Wrong: a layer that the old adapter does not have, or a rank larger than the old one's.
+    """
+    base = base_of(model)
+    state = state_of(base)
+    with refusals():
+        state.check(adapter_name)
+        ours, layers = read_into(base, config, state_dict, adapter_name)
+        live = dict(state.layers(adapter_name))
+        stray = sorted(set(layers) - set(live))
+        if stray:
+            raise Wrong(
+                f"Hot swapping the adapter did not succeed: the new adapter is on {stray[0]} and {len(stray) - 1} more "
+                "layers that the old one does not have"
+            )
+        made = {path: _fitted(adapter, layers.get(path), ours) for path, adapter in live.items()}
+        _copy_all(live, made)
+
+
+def _fitted(adapter: Adapter, new: Mapping[str, Tensor] | None, config: Any) -> dict[str, Tensor]:
+    """The new tensors in the shapes and at the scale of the old ones."""
+    own = adapter.tensors()
+    if new is None:
+        return {name: torch.zeros_like(tensor) for name, tensor in own.items()}
+    path = adapter.site.path
+    mine = cast(RankedConfig, adapter.config)
+    ratio = cast(RankedConfig, config).scale_at(path) / mine.scale_at(path)
+    if set(new) != set(own):
+        raise Wrong(f"the new adapter has the tensors {sorted(new)} at {path}, the old one {sorted(own)}")
+    if new["down"].shape[0] > own["down"].shape[0]:
+        raise Wrong(
+            f"the new adapter has rank {new['down'].shape[0]} at {path}, the old one {own['down'].shape[0]}; call "
+            "prepare_model_for_compiled_hotswap(model, target_rank=…) with the largest rank first"
+        )
+    made: dict[str, Tensor] = {}
+    for name, tensor in new.items():
+        made[name] = _padded(tensor * (ratio if name in ("up", "bias") else 1.0), own[name])
+    return made
+
+
+def _padded(tensor: Tensor, like: Tensor) -> Tensor:
+    """The tensor with zeros at the end of the axes that are longer in ``like``."""
+    if tensor.shape == like.shape:
+        return tensor
+    wide = torch.zeros(like.shape, dtype=tensor.dtype)
+    wide[tuple(slice(0, size) for size in tensor.shape)] = tensor
+    return wide
+
+
+@torch.no_grad()
+def _copy_all(live: Mapping[str, Adapter], made: Mapping[str, Mapping[str, Tensor]]) -> None:
+    for path, adapter in live.items():
+        for name, tensor in adapter.tensors().items():
+            if made[path][name].shape != tensor.shape:
+                raise Wrong(f"{path}.{name}: {tuple(made[path][name].shape)} does not fit {tuple(tensor.shape)}")
+    for path, adapter in live.items():
+        for name, tensor in adapter.tensors().items():
+            tensor.copy_(made[path][name])
+
+
+def prepare_model_for_compiled_hotswap(
+    model: nn.Module,
+    *,
+    target_rank: int | None = None,
+    config: Any = None,
+    check_compiled: str = "error",
+) -> None:
+    """Gives every LoRA the same rank, padded with zeros, so that adapters up to it can be swapped in.
+
+    Args:
+        model: a PEFT model, or a base with adapters. target_rank: the rank; None: the largest that a config has.
+        config: accepted; ranks are read from the model. check_compiled: "error", "warn" or "ignore" for a model that
+            is compiled already.
+
+    Raises:
+        Wrong: the model is compiled, or a rank smaller than one that is there.
+    """
+    if check_compiled not in ("error", "warn", "ignore"):
+        raise Wrong(f"check_compiles should be one of 'error', 'warn', or 'ignore', got '{check_compiled}' instead.")
+    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+        said = "Call prepare_model_for_compiled_hotswap *before* compiling the model"
+        if check_compiled == "error":
+            raise Wrong(said)
+        if check_compiled == "warn":
+            warnings.warn(said, PeftWarning, stacklevel=2)
+    state = state_of(base_of(model))
+    with refusals():
+        for name, one in state.configs.items():
+            if one.word != "LORA":
+                raise Wrong(f"hot-swapping is for LORA; {name!r} is {one.word}")
+            if target_rank is not None:
+                _widen(state, name, target_rank)
+
+
+@torch.no_grad()
+def _widen(state: State, name: str, rank: int) -> None:
+    """Pads one adapter to a rank; its change stays the same."""
+    live = state.own_layers(name)
+    layers = {path: _wide(adapter, rank) for path, adapter in live.items()}
+    alphas = {path: _alpha_for(adapter, rank) for path, adapter in live.items()}
+    requires = {path: adapter.trainable for path, adapter in live.items()}
+    first: Any = next(iter(live.values())).config
+    patterns = {exactly([path]): alpha for path, alpha in alphas.items()}
+    wider = dataclasses.replace(first, rank=rank, rank_pattern={}, alpha_pattern=patterns, init="kaiming")
+    levels = state.assembly.levels
+    strengths, factors = dict(levels.strengths), dict(levels.factors)
+    detach(state.model, name)
+    install(state.model, wider, layers, name=name)
+    levels = state.assembly.levels  # new ones, if it was the only adapter
+    levels.factors.update(factors)
+    levels.set(strengths)
+    dress_all(state)
+    for path, adapter in state.own_layers(name).items():
+        for parameter in adapter.parameters():
+            parameter.requires_grad_(requires[path])
+
+
+def _wide(adapter: Adapter, rank: int) -> dict[str, Tensor]:
+    """The tensors of one layer, padded to a rank."""
+    own = adapter.tensors()
+    if own["down"].shape[0] > rank:
+        raise Wrong(
+            f"Trying to pad the adapter to the target rank {rank}, but the original rank is larger "
+            f"({own['down'].shape[0]} at {adapter.site.path})"
+        )
+    shapes = {"down": (rank, *own["down"].shape[1:]), "up": (own["up"].shape[0], rank)}
+    return {
+        key: _padded(tensor, torch.empty(shapes.get(key, tuple(tensor.shape)), device="meta"))
+        for key, tensor in own.items()
+    }
+
+
+def _alpha_for(adapter: Adapter, rank: int) -> float:
+    """The alpha with which a layer's scale stays what it is at another rank."""
+    config: Any = adapter.config
+    return float(config.scale_at(adapter.site.path) * (rank**0.5 if config.rank_stabilized else rank))

@@ -1,0 +1,160 @@
+"""Putting adapters on a model: new ones from their configs, and those whose tensors are there already."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from studio.adapters import METHODS, AdapterConfig, attach
+from studio.adapters.contract.ranked import any_rank
+from studio.errors import DoesNotFit
+from studio.files.format import FORMATS
+from studio.files.save import spelled
+from studio.peft.configs.config import PeftConfig
+from studio.peft.configs.prompts import note_sizes, prompt_config
+from studio.peft.configs.select import select
+from studio.peft.configs.translate import method_of, random_start, translate
+from studio.peft.model.activity import enable, let_act, train_active
+from studio.peft.model.copies import give_copies
+from studio.peft.model.dressing import dress_all
+from studio.peft.model.removing import before_each_call, forget
+from studio.peft.model.stand_ins import give_biases
+from studio.peft.model.state import KEY, Extras, State, owner_of
+from studio.peft.model.tokens import add_tokens
+from studio.peft.terms.errors import PeftWarning, Wrong, refusals
+
+__all__ = ["add", "cast_down", "check_new", "put"]
+
+
+def add(
+    state: State,
+    name: str,
+    config: PeftConfig,
+    *,
+    autocast: bool = True,
+    calibrate: Any = None,
+    original: Any = None,
+) -> None:
+    """Attaches a new adapter; it acts from now on if no other does.
+
+    Args:
+        state: what is on the model. name: the adapter's name. config: its config.
+        autocast: keep half-precision adapters in fp32.
+        calibrate, original: what a start from data, or from a quantised base, is made from (:func:`studio.attach`).
+
+    Raises:
+        Wrong: a taken name, or a field that the studio does not have. NoMatchingPeftModuleError: a target that fits
+            nothing. UnsupportedLayer: a layer that the method cannot change.
+    """
+    with refusals():
+        check_new(state, name, config)
+        if config.is_prompt_learning:
+            ours = prompt_config(config, state.model)
+        else:
+            method = METHODS[method_of(config)].adapter
+            ours = translate(config, state.model, select(state.model, config, method.kinds))
+        put(state, name, config, partial(_attach, state, name, ours, calibrate, original))
+        layers = state.own_layers(name)
+        for adapter in layers.values():
+            random_start(config, adapter.tensors(), adapter.trained)
+        if config.is_prompt_learning:
+            note_sizes(config, layers.items())
+        else:
+            _warn_unsavable(state, name)
+        if not autocast:
+            cast_down(state, name)
+
+
+def _attach(state: State, name: str, config: AdapterConfig, calibrate: Any, original: Any) -> None:
+    # a seed from torch's own generator, so that torch.manual_seed decides the start, as in PEFT
+    seed = int(torch.randint(2**31 - 1, ()).item())
+    with any_rank():
+        attach(state.model, config, name=name, seed=seed, calibrate=calibrate, original=original)
+
+
+def put(state: State, name: str, config: PeftConfig, place: Callable[[], None], *, active: bool = True) -> None:
+    """Adds an adapter whose layers ``place`` puts on the model.
+
+    Args:
+        state: what is on the model. name: the adapter's name. config: its config.
+        place: attaches the core's adapter of that name. active: whether it acts, if no other does.
+
+    Raises:
+        Wrong: a taken name, or merged adapters on the model.
+    """
+    with refusals():
+        check_new(state, name, config)
+        if state.merged:
+            raise Wrong(f"cannot add an adapter while {', '.join(state.merged)} is merged; call unmerge_adapter first")
+        disabled = state.disabled
+        place()
+        state.assembly.freeze_base()
+        state.configs[name], state.extras[name] = config, Extras()
+        try:
+            give_copies(state, name, getattr(config, "modules_to_save", None) or ())
+            give_biases(state, name, config)
+            add_tokens(state, name, config)
+        except BaseException:
+            forget(state, name)
+            raise
+        state.model.__dict__[KEY] = state
+        dress_all(state)
+        if getattr(config, "coft", False):
+            before_each_call(state)
+        others = {core: one for core, one in state.assembly.levels.strengths.items() if owner_of(core) != name}
+        if others or not active:
+            state.assembly.set(others)  # the core lets what is new act
+        else:
+            let_act(state, [name])
+        if disabled:
+            enable(state, False)
+        train_active(state)
+
+
+def check_new(state: State, name: str, config: PeftConfig) -> None:
+    """Checks that an adapter can be added.
+
+    Args:
+        state: what is on the model. name: the adapter's name. config: its config.
+
+    Raises:
+        Wrong: the name is taken, or a second adapter has biases of its own.
+    """
+    if name in state.configs:
+        raise Wrong(f"Adapter with name {name!r} already exists. Please use a different name.")
+    biased = [one for one in state.configs.values() if getattr(one, "bias", "none") != "none"]
+    if biased and getattr(config, "bias", "none") != "none":
+        raise Wrong(
+            f"{type(config).__name__} supports only 1 adapter with bias. When using multiple adapters, set bias to "
+            "'none' for all adapters."
+        )
+
+
+@torch.no_grad()
+def cast_down(state: State, name: str) -> None:
+    """Keeps an adapter in its layers' own half precision.
+
+    Args:
+        state: what is on the model. name: the adapter.
+    """
+    for _, adapter in state.layers(name):
+        dtype = adapter.site.weight.dtype
+        if dtype in (torch.float16, torch.bfloat16):
+            adapter.to(dtype)
+
+
+def _warn_unsavable(state: State, name: str) -> None:
+    """Says before a training, and not after it, that its adapter is none that PEFT could read."""
+    try:
+        spelled(state.model, name, FORMATS["peft"])
+    except DoesNotFit as reason:
+        warnings.warn(
+            f"save_pretrained will refuse this adapter ({reason}); what is trained can be saved with "
+            f"studio.save(model.get_base_model(), 'adapter.safetensors', name={name!r})",
+            PeftWarning,
+            stacklevel=6,
+        )

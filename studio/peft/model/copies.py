@@ -1,0 +1,158 @@
+"""modules_to_save: whole modules of the base of which an adapter has, trains and saves a copy of its own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from studio.peft.configs.select import modules_named
+from studio.peft.model.dressing import generated_class
+from studio.peft.model.samples import rows_of
+from studio.peft.model.state import KEY, State
+from studio.peft.terms.errors import Wrong
+
+__all__ = ["AuxiliaryTrainingWrapper", "ModulesToSaveWrapper", "drop_copy", "give_copies", "plain_view"]
+
+
+class AuxiliaryTrainingWrapper:
+    """What ``isinstance`` asks of a module that an adapter has a copy of."""
+
+
+class ModulesToSaveWrapper(AuxiliaryTrainingWrapper):
+    """A module of the base with copies: the same object, which runs the copy of the active adapter.
+
+    Attributes:
+        modules_to_save: adapter name -> copy.
+    """
+
+    modules_to_save: nn.ModuleDict
+    adapter_layer_names = ("modules_to_save",)
+    other_param_names = ()
+
+    @property
+    def _state(self) -> State:
+        return cast(State, self.__dict__[KEY])
+
+    @property
+    def original_module(self) -> nn.Module:
+        """The base's own module: its class, its parameters."""
+        return plain_view(cast(nn.Module, self))
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The adapters of which a copy is here and that are active."""
+        return [name for name in self._state.active if name in self.modules_to_save]
+
+    active_adapter = active_adapters
+
+    @property
+    def _adapters(self) -> set[str]:
+        return set(self.modules_to_save)
+
+    @property
+    def disable_adapters(self) -> bool:
+        """Whether adapters are switched off."""
+        return self._state.disabled
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Does nothing: a copy is on as long as any adapted layer is."""
+
+    def set_adapter(self, adapter_names: str | Sequence[str], inference_mode: bool = False) -> None:
+        """Sets whose copies are trained; they act when their adapters do."""
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        for name, module in self.modules_to_save.items():
+            module.requires_grad_(name in names and not inference_mode)
+
+    def adapter_state_dict_load_map(self, adapter_name: str) -> dict[str, str]:
+        """Returns the names of the module's tensors in a file, and here."""
+        held = self.modules_to_save[adapter_name].state_dict()
+        return {key: f"modules_to_save.{adapter_name}.{key}" for key in held}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the copy of the adapter that acts, or each copy on the rows of its samples."""
+        state = self._state
+        if state.samples is not None:
+            return self._forward_by_sample(rows_of(state, args, kwargs), *args, **kwargs)
+        chosen = [] if state.disabled else self.active_adapters
+        return (self.modules_to_save[chosen[0]] if chosen else self.original_module)(*args, **kwargs)
+
+    def _forward_by_sample(self, names: list[str], x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        result: Tensor | None = None
+        off = self._state.disabled
+        for name in dict.fromkeys(names):
+            rows = torch.tensor([row for row, one in enumerate(names) if one == name], device=x.device)
+            module = self.original_module if off or name not in self.modules_to_save else self.modules_to_save[name]
+            part = module(x.index_select(0, rows), *args, **kwargs)
+            if not isinstance(part, Tensor):
+                raise Wrong(
+                    f"adapter_names cannot be mixed in a batch with a whole {type(self).__name__}, which returns more "
+                    "than one tensor"
+                )
+            if result is None:
+                result = part.new_zeros((len(names), *part.shape[1:]))
+            result = result.index_copy(0, rows, part)
+        return result
+
+
+def plain_view(module: nn.Module) -> nn.Module:
+    """Returns the module as the base has it: an object of its own class that shares all that it holds."""
+    plain = next((one for one in type(module).__mro__ if "hosts" not in vars(one) and "holds" not in vars(one)
+                  and issubclass(one, nn.Module)), nn.Module)  # fmt: skip
+    view = plain.__new__(plain)
+    object.__setattr__(view, "__dict__", module.__dict__)
+    return view
+
+
+def give_copies(state: State, name: str, endings: Sequence[str]) -> None:
+    """Gives an adapter copies of modules.
+
+    Args:
+        state: what is on the model. name: the adapter. endings: what the modules' names end in, in whole words.
+
+    Raises:
+        NoMatchingPeftModuleError: an ending that names nothing.
+        Wrong: a module cannot be copied, because it or what is in it carries an adapter, or its forward is not its own.
+    """
+    found = modules_named(state.model, endings, "modules_to_save")
+    for path in dict.fromkeys(path for paths in found.values() for path in paths):
+        state.extras[name].modules[path] = _give_copy(state, path, name)
+
+
+def _give_copy(state: State, path: str, name: str) -> nn.Module:
+    module = state.model.get_submodule(path)
+    inside = [where for where, one in module.named_modules() if "hosts" in vars(type(one))]
+    if inside:
+        raise Wrong(f"modules_to_save {path!r} carries an adapter at {inside[0] or path}; leave it out of the targets")
+    if not isinstance(module, ModulesToSaveWrapper):
+        if "forward" in module.__dict__:
+            raise Wrong(f"modules_to_save {path!r}: something else has replaced its forward; take that off first")
+        made = copy.deepcopy(module)
+        module.__class__ = generated_class(type(module), "", (ModulesToSaveWrapper,))
+        module._modules["modules_to_save"] = nn.ModuleDict({name: made})
+        module.__dict__[KEY] = state
+        return made
+    others, _ = module._modules.pop("modules_to_save"), module.__dict__.pop(KEY)  # which are not to be copied
+    try:
+        made = copy.deepcopy(plain_view(module))
+    finally:
+        module._modules["modules_to_save"], module.__dict__[KEY] = others, state
+    cast(nn.ModuleDict, others)[name] = made
+    return made
+
+
+def drop_copy(state: State, path: str, name: str) -> None:
+    """Takes a copy out again; after the last one the module is what it was.
+
+    Args:
+        state: what is on the model. path: the module. name: the adapter.
+    """
+    module = state.model.get_submodule(path)
+    copies = cast(nn.ModuleDict, module._modules["modules_to_save"])
+    del copies[name]
+    if not len(copies):
+        del module._modules["modules_to_save"], module.__dict__[KEY]
+        module.__class__ = cast("type[nn.Module]", vars(type(module))["holds"])

@@ -1,0 +1,105 @@
+"""Dressing: a layer that carries adapters is one of PEFT's layers too, which ``isinstance`` and attributes show.
+
+The class of the layer is changed once more, to one that also has PEFT's views of the methods on it; the core undoes
+both changes when it takes the last adapter off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeVar, cast
+
+from torch import nn
+
+from studio.adapters.hosting.host import hosted_class, is_hosted
+from studio.adapters.sites.site import Site
+from studio.peft.model.state import KEY, State
+
+__all__ = ["dress_all", "generated_class", "undress", "view_of"]
+
+V = TypeVar("V", bound=type)
+
+_VIEWS: Final[dict[str, type]] = {}
+"""PEFT's word for a method -> its view of a layer with the method on it; "" is the view of all others."""
+
+
+def view_of(*words: str) -> Callable[[V], V]:
+    """Registers PEFT's view of a layer under the words for its methods; "" for all without a view of their own.
+
+    Args:
+        words: PEFT's words for methods.
+    """
+
+    def register(view: V) -> V:
+        _VIEWS.update(dict.fromkeys(words, view))
+        return view
+
+    return register
+
+
+def dress_all(state: State) -> None:
+    """Gives the adapted layers of a model the views of the methods that they carry.
+
+    Args:
+        state: what is on the model.
+    """
+    views: dict[str, set[type]] = {}
+    sites: dict[str, Site] = {}
+    for name, config in state.configs.items():
+        for path, adapter in state.layers(name):
+            views.setdefault(path, set()).add(_VIEWS.get(config.word, _VIEWS[""]))
+            sites[path] = adapter.site
+    for path, site in sites.items():
+        module = site.module
+        if site.hosting in ("owner", "hooks") or not is_hosted(module):
+            continue  # no layer that is called with one input
+        ordered = sorted(views[path], key=_by_name)
+        special = tuple(view for view in ordered if view is not _VIEWS[""])
+        module.__class__ = generated_class(vars(type(module))["hosts"], site.hosting, special or tuple(ordered))
+        module.__dict__[KEY] = state
+
+
+def _by_name(view: type) -> str:
+    return view.__name__
+
+
+def undress(modules: Iterable[nn.Module]) -> None:
+    """Takes from layers that carry no adapter any more what :func:`dress_all` noted in them.
+
+    Args:
+        modules: layers that may have been adapted.
+    """
+    for module in modules:
+        if not is_hosted(module):
+            module.__dict__.pop(KEY, None)
+
+
+Made = tuple[type[nn.Module], str, tuple[type, ...]]
+
+_CLASSES: Final[dict[Made, type[nn.Module]]] = {}
+
+
+def generated_class(base: type[nn.Module], hosting: str, views: tuple[type, ...]) -> type[nn.Module]:
+    """Returns the subclass of a layer's class that has PEFT's views too; one per class, and it pickles and copies.
+
+    Args:
+        base: the layer's own class. hosting: how the core hosts it; "" for a module that carries no adapter.
+        views: the classes that say what PEFT's users see.
+    """
+    key = (base, hosting, views)
+    if key not in _CLASSES:
+
+        def reduce_ex(self: nn.Module, protocol: int) -> Any:
+            reduced: Any = base.__reduce_ex__(self, protocol)
+            return (_rebuild, key, *reduced[2:])
+
+        names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__reduce_ex__": reduce_ex}
+        bases = (*views, hosted_class(base, hosting) if hosting else base)
+        made = type(base.__name__, bases, {**names, "hosts" if hosting else "holds": base})
+        _CLASSES[key] = cast("type[nn.Module]", made)
+    return _CLASSES[key]
+
+
+def _rebuild(*key: Any) -> nn.Module:
+    made = generated_class(*key)
+    return made.__new__(made)

@@ -1,0 +1,236 @@
+"""PEFT's view of an adapted layer: ``BaseTunerLayer`` and its attributes, read from what the core keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from studio.adapters import Adapter, Site
+from studio.adapters.hosting.host import is_hosted, mount_of
+from studio.peft.model.activity import activate_at, enable_at, require_at, scale_at
+from studio.peft.model.copies import plain_view
+from studio.peft.model.dressing import view_of
+from studio.peft.model.merging import merge, unmerge
+from studio.peft.model.names import Table, attribute_of, peft_name, setting_of, settings
+from studio.peft.model.removing import lend, remove
+from studio.peft.model.state import KEY, State
+from studio.peft.terms.errors import Wrong
+
+__all__ = ["BaseTunerLayer", "IA3Layer", "LoHaLayer", "LoKrLayer", "LoraLayer"]
+
+
+@dataclass
+class TokenRows:
+    """The rows of single tokens: adapter name -> ``(tokens, dim)``."""
+
+    trainable_tokens_delta: Table
+
+
+@view_of("")
+class BaseTunerLayer:
+    """A layer that carries adapters, with PEFT's attributes."""
+
+    # -- what is here --------------------------------------------------------------------------------------------------
+
+    @property
+    def _state(self) -> State:
+        return cast(State, self.__dict__[KEY])
+
+    @property
+    def _site(self) -> Site:
+        return mount_of(cast(nn.Module, self)).site
+
+    def _adapters(self, *, tokens: bool = False) -> dict[str, Adapter]:
+        """PEFT's adapter name -> the adapter of the core that holds its tensors here; none once all are taken off."""
+        if not is_hosted(cast(nn.Module, self)):
+            return {}
+        return self._state.adapters_at(self._site.path, tokens=tokens)
+
+    @property
+    def adapter_layer_names(self) -> tuple[str, ...]:
+        """The names under which this layer has trained tensors, by adapter."""
+        found = [(adapter, key) for adapter in self._adapters().values() for key in adapter.tensors()]
+        return tuple(dict.fromkeys(peft_name(one, key).partition(".")[0] for one, key in found if key in one.trained))
+
+    @property
+    def other_param_names(self) -> tuple[str, ...]:
+        """The names under which this layer has settings, by adapter."""
+        return ("scaling", *sorted({name for adapter in self._adapters().values() for name in settings(adapter)}))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)  # type: ignore[misc]
+        except AttributeError:
+            if name.startswith("__") or not self._by_adapter(name):
+                raise
+            return Table(partial(BaseTunerLayer._by_adapter, self, name))
+
+    def _by_adapter(self, name: str) -> dict[str, Any]:
+        """One of PEFT's attributes, by adapter: the tensors of that name, or a field of the config."""
+        here = self._adapters()
+        tensors = {owner: attribute_of(adapter, name) for owner, adapter in here.items()}
+        if any(one is not None for one in tensors.values()):
+            return {owner: one for owner, one in tensors.items() if one is not None}
+        return {owner: setting_of(adapter, name) for owner, adapter in here.items() if name in settings(adapter)}
+
+    @property
+    def token_adapter(self) -> TokenRows:
+        """The rows of single tokens that adapters have here.
+
+        Raises:
+            AttributeError: none has any.
+        """
+        if not self._token_rows():
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute 'token_adapter'")
+        return TokenRows(Table(partial(BaseTunerLayer._token_rows, self)))
+
+    def _token_rows(self) -> dict[str, Tensor]:
+        return {name: adapter.tensors()["rows"] for name, adapter in self._adapters(tokens=True).items()}
+
+    # -- the base ------------------------------------------------------------------------------------------------------
+
+    def get_base_layer(self) -> nn.Module:
+        """Returns the layer as the base has it; putting it in the place of every layer takes the adapters off."""
+        lend(self._state)
+        return plain_view(cast(nn.Module, self))
+
+    @property
+    def base_layer(self) -> nn.Module:
+        """The layer as the base has it."""
+        return self.get_base_layer()
+
+    @property
+    def in_features(self) -> int:
+        """Inputs of the layer."""
+        own = self.__dict__.get("in_features")
+        return int(self._site.inner_shape[0] if own is None else own)
+
+    @property
+    def out_features(self) -> int:
+        """Outputs of the layer."""
+        own = self.__dict__.get("out_features")
+        return int(self._site.rows if own is None else own)
+
+    # -- which adapters act --------------------------------------------------------------------------------------------
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """Names of the adapters that act here."""
+        return self._state.active_at(self._site.path)
+
+    active_adapter = active_adapters
+
+    @property
+    def disable_adapters(self) -> bool:
+        """Whether adapters are switched off here."""
+        return self._state.disabled_at(self._site.path)
+
+    @property
+    def merged_adapters(self) -> list[str]:
+        """Names of the adapters that are folded into the weight."""
+        return [name for name in self._state.merged if name in self._adapters()]
+
+    @property
+    def merged(self) -> bool:
+        """Whether adapters are folded into the weight."""
+        return bool(self.merged_adapters)
+
+    def _all_available_adapter_names(self) -> list[str]:
+        return sorted(self._adapters())
+
+    _get_available_adapters = _all_available_adapter_names
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Switches all adapters here on or off."""
+        enable_at(self._state, self._site.path, enabled)
+
+    def set_adapter(self, adapter_names: str | Sequence[str], inference_mode: bool = False) -> None:
+        """Sets the adapters that act here and are trained."""
+        activate_at(self._state, self._site.path, _listed(adapter_names), inference_mode)
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        """Sets whether adapters here are trained."""
+        require_at(self._state, self._site.path, _listed(adapter_names), requires_grad)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Takes an adapter off, here and everywhere in the model."""
+        if adapter_name in self._state.configs:
+            remove(self._state, adapter_name)
+
+    # -- strengths and merging -----------------------------------------------------------------------------------------
+
+    @property
+    def scaling(self) -> Table:
+        """Adapter name -> the factor of its change; assigning to one acts at once."""
+        return Table(partial(BaseTunerLayer._scaling, self), partial(BaseTunerLayer._set_scaling, self))
+
+    def _scaling(self) -> dict[str, float]:
+        path = self._site.path
+        return {name: self._state.own_scale(name, path) * self._state.scale_of(name, path) for name in self._adapters()}
+
+    def _set_scaling(self, name: str, value: float) -> None:
+        own, path = self._state.own_scale(name, self._site.path), self._site.path
+        if not own:
+            raise Wrong(f"scaling[{name!r}] = {value}: the adapter's own scale at {path} is 0, which no factor changes")
+        self.set_scale(name, value / own)
+
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Sets the factor beside the adapter's own scale."""
+        if adapter in self._adapters():
+            scale_at(self._state, adapter, self._site.path, float(scale))
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiplies the factor of the active adapters."""
+        for name in self.active_adapters:
+            self.set_scale(name, self._state.scale_of(name, self._site.path) * scale)
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Divides the factor of the active adapters, or sets it back."""
+        for name in self.active_adapters:
+            self.set_scale(name, 1.0 if scale is None else self._state.scale_of(name, self._site.path) / scale)
+
+    def merge(self, safe_merge: bool = False, adapter_names: Sequence[str] | None = None) -> None:
+        """Folds adapters into the weights, of this layer and of all others: a model is merged as a whole."""
+        merge(self._state, adapter_names, safe=safe_merge)
+
+    def unmerge(self) -> None:
+        """Gives the base its own weights back, in all layers."""
+        unmerge(self._state)
+
+    @torch.no_grad()
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """Returns the change of the weight as it acts, ``(rows, cols)``, or ``(rows, cols, height, width)``."""
+        site = self._site
+        delta = self._adapters()[adapter].delta(site.weight, site.bias).weight
+        if delta is None:
+            return torch.zeros_like(site.weight)
+        return delta * self._state.scale_of(adapter, site.path)
+
+
+def _listed(names: str | Sequence[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
+
+
+@view_of("LORA", "ADALORA")
+class LoraLayer(BaseTunerLayer):
+    """A layer with LoRA, DoRA or AdaLoRA on it."""
+
+
+@view_of("LOHA")
+class LoHaLayer(BaseTunerLayer):
+    """A layer with LoHa on it."""
+
+
+@view_of("LOKR")
+class LoKrLayer(BaseTunerLayer):
+    """A layer with LoKr on it."""
+
+
+@view_of("IA3")
+class IA3Layer(BaseTunerLayer):
+    """A layer with IA³ on it."""

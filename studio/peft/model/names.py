@@ -1,0 +1,145 @@
+"""PEFT's names of what an adapter has: its tensors, as they are called in the live model, and its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from studio.adapters import Adapter
+from studio.adapters.contract.ranked import RankedConfig
+from studio.files.layout import to_file
+from studio.peft.model.state import State, owner_of
+
+__all__ = ["NamedTensors", "Table", "attribute_of", "names_of_tensors", "peft_name", "setting_of", "settings"]
+
+
+class NamedTensors(nn.Module):
+    """The tensors of one adapter under one of PEFT's names: ``.weight``, ``.bias``.
+
+    Args:
+        tensors: the last word of the name -> a parameter, or a view of one in PEFT's shape ``(...)``.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            if isinstance(tensor, nn.Parameter):
+                self._parameters[name] = tensor
+            else:
+                self._buffers[name] = tensor
+
+
+class Table(Mapping[str, Any]):
+    """Adapter name -> what is read of it at each look; assigning to an entry calls ``write``, where there is one.
+
+    Args:
+        read: returns the entries. write: takes a name and its new value.
+    """
+
+    def __init__(self, read: Callable[[], Mapping[str, Any]], write: Callable[[str, Any], None] | None = None) -> None:
+        self._read, self._write = read, write
+
+    def __getattr__(self, name: str) -> Any:
+        found = {} if name.startswith("_") else self._read()
+        if name not in found:
+            raise AttributeError(name)
+        return found[name]
+
+    def __getitem__(self, name: str) -> Any:
+        return self._read()[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if self._write is None:
+            raise TypeError("these values are read from the adapters and cannot be set")
+        self._write(name, value)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read())
+
+    def __len__(self) -> int:
+        return len(self._read())
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+def peft_name(adapter: Adapter, tensor: str) -> str:
+    """Returns PEFT's name of a tensor in the live model, with ``{}`` where the adapter's name stands."""
+    foreign = adapter.foreign
+    table = {**foreign.peft_tensors, **(foreign.peft_embedding if adapter.site.kind == "embedding" else {})}
+    head, dot, rest = table.get(tensor, tensor).partition(".")
+    return f"{head}.{{}}{dot}{rest}"
+
+
+def attribute_of(adapter: Adapter, name: str) -> Tensor | NamedTensors | None:
+    """Returns what a PEFT layer has of an adapter under an attribute, or None where the adapter has no such tensor.
+
+    Args:
+        adapter: the adapter on the layer. name: the attribute ("lora_A").
+    """
+    parts: dict[str, Tensor] = {}
+    for key, tensor in adapter.tensors().items():
+        head, _, rest = peft_name(adapter, key).partition(".{}")
+        if head == name:
+            parts[rest.lstrip(".")] = _in_pefts_shape(adapter, key, tensor)
+    return parts[""] if "" in parts else NamedTensors(parts) if parts else None
+
+
+def _in_pefts_shape(adapter: Adapter, name: str, tensor: Tensor) -> Tensor:
+    """A live tensor in the shape that PEFT has it in: itself, or a view of it."""
+    layout = adapter.foreign.layouts.get(name, ("plain", "plain"))[0]
+    shaped = to_file(tensor, layout, adapter.site)
+    return tensor if shaped.shape == tensor.shape else shaped
+
+
+def setting_of(adapter: Adapter, name: str) -> Any:
+    """Returns a field of an adapter's config under PEFT's name for it, as it holds at the adapter's layer.
+
+    Args:
+        adapter: the adapter on the layer. name: PEFT's name of a field that :func:`settings` lists.
+    """
+    ours = settings(adapter)[name]
+    config, path = adapter.config, adapter.site.path
+    if isinstance(config, RankedConfig) and ours in ("rank", "alpha"):
+        return config.rank_at(path) if ours == "rank" else config.alpha_at(path)
+    return getattr(config, ours)
+
+
+def settings(adapter: Adapter) -> dict[str, str]:
+    """Returns PEFT's names of the fields of an adapter's config -> ours."""
+    return {theirs: ours for ours, theirs in adapter.foreign.peft_fields.items()}
+
+
+def names_of_tensors(state: State) -> dict[str, str]:
+    """Returns the names of the adapters' tensors in a PEFT model as the core has them -> PEFT's.
+
+    Args:
+        state: what is on the base.
+    """
+    found: dict[str, str] = {}
+    for core in (core for name in state.configs for core in state.cores(name)):
+        name = owner_of(core)
+        for path, adapter in state.assembly.adapters(core):
+            mount = state.assembly.mounts[path]
+            owner = path.rpartition(".")[0] if adapter.site.hosting == "owner" else path
+            around = "token_adapter" if core != name else _base_layers(adapter, name)
+            for key in adapter.tensors():
+                theirs = _dotted("base_model.model", owner, around, peft_name(adapter, key).format(name))
+                found[_dotted("base_model.model", mount.place, core, key)] = theirs
+    return found
+
+
+def _base_layers(adapter: Adapter, name: str) -> str:
+    """How far inside PEFT's wrappers an adapter of a bare parameter is: one for each that follows on its module."""
+    site = adapter.site
+    if site.hosting != "owner":
+        return ""
+    held = cast(Any, site.module._modules["adapters"])._modules
+    beside = [one for one in site.module._parameters if one in held and name in held[one]._modules]
+    return _dotted(*["base_layer"] * (len(beside) - 1 - beside.index(site.weight_name)))
+
+
+def _dotted(*parts: str) -> str:
+    return ".".join(part for part in parts if part)

@@ -1,0 +1,181 @@
+"""Taking adapters off: one, all, or all with what they change left in the weights."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from studio.adapters import detach, unbake
+from studio.adapters.sites.read import module_at
+from studio.peft.model.activity import check_together, enable, let_act, train_active
+from studio.peft.model.copies import drop_copy
+from studio.peft.model.dressing import dress_all, undress
+from studio.peft.model.merging import fold_again, merge, take_out
+from studio.peft.model.stand_ins import put_parameter, swap
+from studio.peft.model.state import KEY, Extras, State
+from studio.peft.terms.errors import PeftWarning, Wrong, refusals
+
+__all__ = ["before_each_call", "forget", "lend", "merge_and_unload", "remove", "unload"]
+
+
+def remove(state: State, name: str) -> None:
+    """Takes an adapter off; if it acted alone, the first that remains acts in its place.
+
+    Args:
+        state: what is on the model. name: the adapter.
+
+    Raises:
+        Unknown: no adapter has that name. Wrong: it is merged.
+    """
+    with refusals():
+        state.check(name)
+        if name in state.merged:
+            raise Wrong(f"Cannot delete adapter(s) [{name!r}] while they are merged. Please unmerge them first.")
+        acted = name in state.active
+        take_out(state)
+        forget(state, name)
+        dress_all(state)
+        if acted and not state.active and state.configs:
+            first = next(iter(state.configs))
+            warnings.warn(
+                f"Adapter {name} was active which is now deleted. Setting active adapter to {first}.",
+                PeftWarning,
+                stacklevel=4,
+            )
+            let_act(state, [first])
+        fold_again(state)
+        train_active(state)
+
+
+def forget(state: State, name: str) -> None:
+    """Takes off all that belongs to an adapter, and after the last one every trace of PEFT's.
+
+    Args:
+        state: what is on the model, with nothing folded into the weights. name: the adapter.
+    """
+    extras = state.extras.pop(name, Extras())
+    swap(state)  # which finds nothing of it to put in the base's place
+    for path in extras.modules:
+        drop_copy(state, path, name)
+    modules = [adapter.site.module for _, adapter in state.layers(name)]
+    for core in state.cores(name):
+        detach(state.model, core)
+    undress(modules)
+    state.configs.pop(name, None)
+    if not state.configs:
+        state.model.__dict__.pop(KEY, None)
+        state.model.__dict__.pop("peft_config", None)
+        if state.hook is not None:
+            state.hook.remove()
+            state.hook = None
+
+
+def unload(state: State) -> None:
+    """Takes everything off; the base is what it was.
+
+    Args:
+        state: what is on the model.
+    """
+    take_out(state)
+    state.waiting = None
+    for name in list(state.configs):
+        forget(state, name)
+
+
+# -- with what they change left in the weights -------------------------------------------------------------------------
+
+
+def merge_and_unload(state: State, names: Sequence[str] | None = None, *, safe: bool = False) -> nn.Module:
+    """Makes the merged weights the base's own and takes everything off; what the adapters have beside layers stays.
+
+    Args:
+        state: what is on the model. names: the adapters; None: those that act. safe: as in :func:`merge`.
+
+    Raises:
+        Unknown: no adapter has that name. Wrong: two of them stand in for the same thing, or a weight that is no
+            number any more (with ``safe``).
+    """
+    wanted = list(state.active if names is None else names)
+    model = state.model
+    with refusals():
+        state.check(*wanted)
+        check_together(state, wanted)
+        if state.disabled:
+            enable(state, True)
+        wanted = list(dict.fromkeys([*state.merged, *wanted]))
+        merge(state, wanted, safe=safe)
+        baked = _baked_tensors(state)
+        if state.assembly.baked is not None:
+            unbake(model)
+        modules = {path: module for name in wanted for path, module in state.extras[name].modules.items()}
+        parameters = {path: one for name in wanted for path, one in state.extras[name].parameters.items()}
+        unload(state)
+    for path, module in modules.items():
+        above, _, last = path.rpartition(".")
+        model.get_submodule(above)._modules[last] = module.requires_grad_(True)
+    for path, parameter in parameters.items():
+        put_parameter(model, path, parameter)
+    for holder, table, key, tensor in baked:
+        getattr(holder, table)[key] = tensor
+    _untie(model)
+    return model
+
+
+def _baked_tensors(state: State) -> list[tuple[nn.Module, str, str, Tensor]]:
+    """The merged tensors as they are now, and where each stands."""
+    found: list[tuple[nn.Module, str, str, Tensor]] = []
+    assembly = state.assembly
+    for path, held in assembly.originals.items():
+        module = assembly.mounts[path].site.module
+        for table, key, original in held:
+            now = getattr(module, table)[key]
+            if original is not None and isinstance(now, nn.Parameter):
+                now.requires_grad_(now.is_floating_point())
+            found.append((module, table, key, now))
+    return found
+
+
+def _untie(model: nn.Module) -> None:
+    """Says in the model's config that its embeddings are no longer tied, where a merge has untied them."""
+    config = getattr(model, "config", None)
+    if config is None or not getattr(config, "tie_word_embeddings", False):
+        return
+    ask = [getattr(model, name, None) for name in ("get_input_embeddings", "get_output_embeddings")]
+    found = [one() for one in ask if callable(one)]
+    if len(found) == 2 and None not in found and found[0].weight is not found[1].weight:
+        config.tie_word_embeddings = False
+
+
+# -- before each call --------------------------------------------------------------------------------------------------
+
+
+def lend(state: State) -> None:
+    """Notes that somebody has a base layer in hand, and may put it where the adapted one was (diffusers does).
+
+    Args:
+        state: what is on the model.
+    """
+    state.lent = True
+    before_each_call(state)
+
+
+def before_each_call(state: State) -> None:
+    """Takes care of lent layers and of bounds before each call of the model from now on.
+
+    Args:
+        state: what is on the model.
+    """
+    if state.hook is None:
+        state.hook = state.model.register_forward_pre_hook(functools.partial(_before_call, state), prepend=True)
+
+
+def _before_call(state: State, model: nn.Module, args: Any) -> None:
+    sites = [adapter.site for name in state.configs for _, adapter in state.layers(name)] if state.lent else []
+    if sites and all(module_at(model, site.path) is not site.module for site in sites):
+        unload(state)  # every adapted layer has been replaced by its base
+    else:
+        state.bound()

@@ -1,0 +1,62 @@
+"""Parameters of an adapter that stand in for the base's own while it acts: its biases (``bias="all"``), embeddings."""
+
+from __future__ import annotations
+
+from typing import Any, Final, cast
+
+from torch import nn
+
+from studio.adapters.hosting.host import is_hosted
+from studio.peft.configs.select import names_in
+from studio.peft.model.state import State
+from studio.peft.terms.errors import Wrong
+
+__all__ = ["give_biases", "put_parameter", "swap"]
+
+_WORDS: Final = ("none", "all")
+
+
+def give_biases(state: State, name: str, config: Any) -> None:
+    """Gives an adapter biases of its own, where its config asks for them.
+
+    Args:
+        state: what is on the model. name: the adapter. config: its config.
+
+    Raises:
+        Wrong: an unknown word, or one that names no bias of the model.
+    """
+    word = getattr(config, "bias", "none")
+    if word == "none":
+        return
+    if word not in _WORDS and not word.endswith("_only"):
+        raise Wrong(f"bias={word!r} must be 'none', 'all' or '<method>_only'")
+    found = state.extras[name].parameters
+    for path, module in names_in(state.model).items():
+        bias = module._parameters.get("bias")
+        if bias is not None and (word == "all" or is_hosted(module)):
+            found[f"{path}.bias"] = nn.Parameter(bias.detach().clone())
+    if not found:
+        raise Wrong(f"bias={word!r}: no layer that it names has a bias")
+
+
+def swap(state: State) -> None:
+    """Puts the parameters of the adapters that act in the base's place, and the base's own back in all others."""
+    for path, original in state.originals.items():
+        put_parameter(state.model, path, original)
+    state.originals = {}
+    for name in state.active:
+        for path, parameter in state.extras[name].parameters.items() if name in state.extras else ():
+            module, _, last = path.rpartition(".")
+            if not state.disabled_at(module):
+                state.originals[path] = cast(nn.Parameter, state.model.get_submodule(module)._parameters[last])
+                put_parameter(state.model, path, parameter)
+
+
+def put_parameter(model: nn.Module, path: str, parameter: nn.Parameter) -> None:
+    """Puts a parameter in the place of the one at ``path``.
+
+    Args:
+        model: the base. path: the module's path and the parameter's name. parameter: of the same shape, ``(...)``.
+    """
+    above, _, last = path.rpartition(".")
+    model.get_submodule(above)._parameters[last] = parameter

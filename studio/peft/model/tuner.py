@@ -1,0 +1,312 @@
+"""The object that stands between a PEFT model and its base: ``LoraModel`` and its like."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Final, cast
+
+from torch import Tensor, nn
+
+from studio.adapters.training import on_step, penalty
+from studio.files.spelling import part_of
+from studio.peft.configs import methods as _methods  # noqa: F401  (registers the configs)
+from studio.peft.configs.config import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PromptLearningConfig, config_for
+from studio.peft.model.activity import activate, enable, require
+from studio.peft.model.adding import add
+from studio.peft.model.merging import merge, unmerge
+from studio.peft.model.removing import merge_and_unload, remove, unload
+from studio.peft.model.state import KEY, State, state_of
+from studio.peft.model.weighted import Combination, add_weighted
+from studio.peft.terms.errors import Wrong
+from studio.peft.terms.types import PeftType
+
+__all__ = [
+    "PEFT_TYPE_TO_TUNER_MAPPING",
+    "AdaLoraModel",
+    "BaseTuner",
+    "LoraModel",
+    "base_of",
+    "inject_adapter_in_model",
+    "tuner_for",
+    "tuner_of",
+    "unwrapped",
+]
+
+
+class BaseTuner(nn.Module):
+    """A base and what is on it.
+
+    Args:
+        model: the base. peft_config: a config, or name to config. adapter_name: the adapter's name.
+        low_cpu_mem_usage: accepted for PEFT's sake. autocast: keep half-precision adapters in fp32.
+        calibrate, original: as in :func:`get_peft_model`.
+    """
+
+    word: ClassVar[str] = ""
+    prefix: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        peft_config: PeftConfig | Mapping[str, PeftConfig],
+        adapter_name: str,
+        low_cpu_mem_usage: bool = False,
+        *,
+        autocast: bool = True,
+        calibrate: Any = None,
+        original: Any = None,
+    ) -> None:
+        super().__init__()
+        config = peft_config[adapter_name] if isinstance(peft_config, Mapping) else peft_config
+        state = model.__dict__.get(KEY) or State(model)
+        add(state, adapter_name, config, autocast=autocast, calibrate=calibrate, original=original)
+        self._take(state)
+
+    def _take(self, state: State) -> None:
+        self.model = state.model
+        self.__dict__["state"] = state
+        if not hasattr(type(state.model), "peft_config"):
+            state.model.__dict__["peft_config"] = state.configs
+
+    @classmethod
+    def around(cls, state: State) -> BaseTuner:
+        """Returns a tuner around a base that has a state already."""
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made._take(state)
+        return made
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the base."""
+        return self.model(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "model":
+                raise
+            return getattr(self.model, name)
+
+    def _own(self) -> State:
+        return cast(State, self.__dict__["state"])
+
+    @property
+    def peft_config(self) -> dict[str, PeftConfig]:
+        """Adapter name -> config."""
+        return self._own().configs
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The adapters that act."""
+        return self._own().active
+
+    active_adapter = active_adapters
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool = False) -> None:
+        """Attaches the adapter whose config stands in ``peft_config``."""
+        add(self._own(), adapter_name, self.peft_config.pop(adapter_name))
+
+    def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
+        """Sets the adapters that act; they are trained and no other is.
+
+        Raises:
+            UnknownName: a name that no adapter has.
+        """
+        activate(self._own(), [adapter_name] if isinstance(adapter_name, str) else list(adapter_name), inference_mode)
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        """Sets whether adapters are trained, whether they act or not."""
+        require(self._own(), [adapter_names] if isinstance(adapter_names, str) else list(adapter_names), requires_grad)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Takes an adapter off."""
+        remove(self._own(), adapter_name)
+
+    def enable_adapter_layers(self) -> None:
+        """Switches all adapters on."""
+        enable(self._own(), True)
+
+    def disable_adapter_layers(self) -> None:
+        """Switches all adapters off."""
+        enable(self._own(), False)
+
+    def merge_adapter(self, adapter_names: Sequence[str] | None = None, safe_merge: bool = False) -> None:
+        """Folds adapters into the weights; the originals are kept."""
+        merge(self._own(), adapter_names, safe=safe_merge)
+
+    def unmerge_adapter(self) -> None:
+        """Gives the base its weights back, bit for bit."""
+        unmerge(self._own())
+
+    def merge_and_unload(
+        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: Sequence[str] | None = None
+    ) -> nn.Module:
+        """Returns the base with adapters in its weights and nothing else on it."""
+        return merge_and_unload(self._own(), adapter_names, safe=safe_merge)
+
+    def unload(self) -> nn.Module:
+        """Returns the base as it was."""
+        unload(self._own())
+        return self.model
+
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        combination_type: str | None = None,
+        svd_rank: int | None = None,
+        svd_clamp: float | None = None,
+        svd_full_matrices: bool = True,
+        svd_driver: str | None = None,
+        density: float | None = None,
+        majority_sign_method: str = "total",
+    ) -> None:
+        """Makes one new adapter out of several.
+
+        Args:
+            adapters: their names. weights: one number for each. adapter_name: the new name.
+            combination_type: "svd", "linear", "cat", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd",
+                "dare_ties_svd", "magnitude_prune", "magnitude_prune_svd"; None: "svd" for LoRA, the weighted sum else.
+            svd_rank: rank of the new adapter; None: the largest. svd_clamp: quantile at which factors are cut off.
+            svd_full_matrices, svd_driver: accepted; they change how the same factors are found.
+            density: part of the numbers that is kept (ties, dare, magnitude_prune).
+            majority_sign_method: "total" or "frequency" (ties).
+
+        Raises:
+            Wrong: a name that is taken, an unknown type, or adapters that cannot be combined so.
+        """
+        way = Combination(combination_type, svd_rank, svd_clamp, density, majority_sign_method)
+        add_weighted(self._own(), adapters, weights, adapter_name, way)
+
+    def get_model_config(self, model: nn.Module) -> dict[str, Any]:
+        """Returns the base's config as a table."""
+        config = getattr(model, "config", {"model_type": "custom"})
+        return cast("dict[str, Any]", config.to_dict() if hasattr(config, "to_dict") else config)
+
+
+class LoraModel(BaseTuner):
+    """A base with LoRA or DoRA on it."""
+
+    word, prefix = "LORA", "lora_"
+
+
+class AdaLoraModel(LoraModel):
+    """A base with AdaLoRA on it."""
+
+    word = "ADALORA"
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the base; while it is trained, a loss that it returns has AdaLoRA's penalty in it."""
+        found = super().forward(*args, **kwargs)
+        if self.training and getattr(found, "loss", None) is not None:
+            for name in self.active_adapters:
+                more = penalty(self.model, name)
+                found.loss = found.loss if more is None else found.loss + more
+        return found
+
+    def update_and_allocate(self, global_step: int) -> None:
+        """Does AdaLoRA's part of a training step: call it after ``backward`` and before ``zero_grad``.
+
+        Args:
+            global_step: steps done so far, this one too; ``total_step`` of the config is how many there will be.
+        """
+        for name in self.active_adapters:
+            config: Any = self.peft_config[name]
+            on_step(self.model, name, step=global_step, steps=config.total_step)
+
+
+_PREFIXES: Final = {"LOHA": "hada_", "VERA": "vera_lambda_"}
+"""What PEFT's names of a method's tensors begin with, where that is not its word."""
+
+
+def _made(word: str, config: type[PeftConfig]) -> type[BaseTuner]:
+    """The tuner class of a method that needs no code of its own, named as PEFT names it."""
+    body = {
+        "word": word,
+        "prefix": _PREFIXES.get(word, f"{word.lower()}_"),
+        "__doc__": f"A base with {word} on it.",
+        "__module__": __name__,
+    }
+    return type(f"{config.__name__.removesuffix('Config')}Model", (BaseTuner,), body)
+
+
+PEFT_TYPE_TO_TUNER_MAPPING: Final[dict[PeftType, type[BaseTuner]]] = {
+    word: {"LORA": LoraModel, "ADALORA": AdaLoraModel}.get(word.value) or _made(word.value, config)
+    for word, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()
+    if not issubclass(config, PromptLearningConfig)
+}
+"""PEFT's word for a method -> the class that stands around its bases."""
+
+
+def tuner_for(word: str) -> type[BaseTuner]:
+    """Returns the tuner class of a method.
+
+    Raises:
+        Wrong: the studio does not have the method.
+    """
+    config_for(word)
+    return PEFT_TYPE_TO_TUNER_MAPPING.get(PeftType(word), BaseTuner)
+
+
+# -- what stands around a base -----------------------------------------------------------------------------------------
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Takes off what ``torch.compile``, FSDP or DDP put around a model."""
+    wraps = ("_orig_mod", "_fsdp_wrapped_module", "module")
+    inner = next((model._modules[name] for name in wraps if name in model._modules and len(model._modules) == 1), None)
+    return model if inner is None else unwrapped(inner)
+
+
+def tuner_of(model: nn.Module) -> BaseTuner | None:
+    """Returns the tuner inside a PEFT model, or None for a base."""
+    inner = unwrapped(model)
+    found = inner if isinstance(inner, BaseTuner) else inner._modules.get("base_model")
+    return found if isinstance(found, BaseTuner) else None
+
+
+def base_of(model: nn.Module) -> nn.Module:
+    """Returns the base of a PEFT model, or the model itself."""
+    tuner = tuner_of(model)
+    return unwrapped(model) if tuner is None else tuner.model
+
+
+def inject_adapter_in_model(
+    peft_config: PeftConfig,
+    model: nn.Module,
+    adapter_name: str = "default",
+    low_cpu_mem_usage: bool = False,
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> nn.Module:
+    """Attaches an adapter to a model and returns the model itself.
+
+    Args:
+        peft_config: the config. model: any module. adapter_name: the adapter's name.
+        low_cpu_mem_usage: accepted for PEFT's sake.
+        state_dict: tensors ``(...)`` by PEFT's keys; where given, the adapter's layers are those that the keys name,
+            and not those of ``target_modules``.
+
+    Raises:
+        Wrong: a method that is no change of layers, a taken name, or targets that fit nothing.
+    """
+    if peft_config.is_prompt_learning:
+        raise Wrong("`create_and_replace` does not support prompt learning and adaption prompt yet.")
+    config = peft_config if state_dict is None else _targeted_by(peft_config, state_dict)
+    tuner_for(str(peft_config.word))(model, config, adapter_name, low_cpu_mem_usage)
+    state_of(model).configs[adapter_name] = peft_config
+    return model
+
+
+def _targeted_by(config: Any, tensors: Mapping[str, Any]) -> Any:
+    """The config with the layers that the keys of a state dict name as its targets."""
+    split = [part_of(key.removeprefix("base_model.model.")) for key in tensors]
+    names = {found[0] for found in split if found is not None}
+    if not names:
+        raise Wrong("none of the keys of `state_dict` is the tensor of an adapter")
+    made = copy.copy(config)
+    made.target_modules = names
+    made.layers_to_transform = made.layers_pattern = None
+    return made

@@ -1,0 +1,1 @@
+"""PEFT's words: its enumerations, its errors, and where its folders are."""
