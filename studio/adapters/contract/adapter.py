@@ -82,6 +82,9 @@ class AdapterConfig:
             (``"down_blocks.*.to_k"``), or a regular expression (``"re:.*attn[12]\\.to_[qk]"``). A pattern that names no
             layer may name parameters that a module keeps itself (``"text_projection"``).
         exclude: patterns of layers that are left out.
+
+    Raises:
+        BadConfig: no targets, or a field with an impossible value.
     """
 
     method: ClassVar[str]
@@ -124,7 +127,16 @@ class AdapterConfig:
         raise NotImplementedError
 
     def require(self, sound: bool, name: str, wanted: str) -> None:
-        """Raises :class:`BadConfig` about the field ``name`` unless ``sound``."""
+        """Checks one field.
+
+        Args:
+            sound: whether its value is possible.
+            name: the field.
+            wanted: what it must be, in words.
+
+        Raises:
+            BadConfig: it is not ``sound``.
+        """
         if not sound:
             raise BadConfig(f"{type(self).__name__}({name}={getattr(self, name)!r}): {name} must be {wanted}")
 
@@ -152,6 +164,13 @@ class Adapter(nn.Module, ABC):
         config: the method's config.
         tensors: initial tensors by name, from :meth:`start` or from a file.
         trainable: whether the tensors that the method trains require gradients.
+
+    Shapes, the same in every method (see :class:`~studio.adapters.sites.site.Site`):
+        x: what the layer is called with, ``(batch, ..., in)``; ``(batch, in, *space)`` for a convolution.
+        y: what the base computes of it, ``(batch, ..., rows)``; ``(batch, rows, *space)`` from a convolution.
+        total: ``y`` and what other adapters have added to it, ``(batch, ..., rows)``.
+        weight: the base's weight, ``(rows, *inner_shape)``, or as the layer stores it otherwise.
+        bias: the base's bias, ``(rows,)``.
 
     Raises:
         DoesNotFit: tensors that are missing, unknown, or of another shape than the layer needs.
@@ -219,6 +238,7 @@ class Adapter(nn.Module, ABC):
 
         Raises:
             BadConfig: a config that this layer cannot have (a rank larger than the layer).
+            UnsupportedLayer: a layer that this start cannot be made for.
         """
 
     def delta(self, weight: Tensor, bias: Tensor | None) -> Delta:
@@ -244,6 +264,9 @@ class Adapter(nn.Module, ABC):
             sites: path -> layer.
             config: the config as it was given.
             given: path -> what the layer's start is given.
+
+        Raises:
+            BadConfig: a config that these layers together cannot have.
         """
         return config
 
@@ -335,6 +358,7 @@ class Adapter(nn.Module, ABC):
 
         Raises:
             DoesNotFit: a tensor is missing or has another shape than the layer needs.
+            UnsupportedLayer: a layer that the method cannot cover.
         """
 
     def change(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -360,7 +384,7 @@ class Adapter(nn.Module, ABC):
         A layer that carries such methods only (``moves``) is computed once, with ``x + Σ s_i · d_i``.
 
         Args:
-            total: ``x``, and what other adapters have added to it. x: the layer's input.
+            total: ``x``, and what other adapters have added to it, ``(batch, ..., in)``. x: the layer's input.
             strength: a number, or a tensor that broadcasts over ``x``.
         """
         raise NotImplementedError
@@ -424,7 +448,7 @@ class Adapter(nn.Module, ABC):
         return tensor
 
     def keep(self, name: str, tensor: Tensor) -> None:
-        """Registers a tensor of :attr:`scratch`."""
+        """Registers ``tensor`` (of any shape) as one of :attr:`scratch`."""
         self.register_buffer(name, tensor, persistent=False)
 
     def remembered(self, make: Callable[[], Tensor], *sources: Tensor) -> Tensor:

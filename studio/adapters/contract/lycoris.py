@@ -52,7 +52,7 @@ class LycorisAdapter(Adapter):
         return float(max(config.rank_dropout, config.module_dropout))
 
     def thinned(self, change: Tensor) -> Tensor:
-        """Returns ``change`` with outputs dropped while this adapter is trained."""
+        """Returns ``change`` ``(batch, ..., rows)`` with outputs dropped while this adapter is trained."""
         if not (self.dropout and self.training and self.trainable):
             return change
         config: Any = self.config

@@ -104,7 +104,11 @@ class Rotation(Adapter):
 
 
 def skew(packed: Tensor, size: int) -> Tensor:
-    """Makes skew-symmetric matrices ``(..., b, b)`` from their entries above the diagonal ``(..., b (b - 1) / 2)``.
+    """Makes skew-symmetric matrices ``(..., b, b)`` from what is above their diagonals.
+
+    Args:
+        packed: these entries, ``(..., b (b - 1) / 2)``.
+        size: ``b``.
 
     Example:
         >>> skew(torch.tensor([5.0]), 2)
@@ -121,7 +125,7 @@ def cayley(q: Tensor, terms: int | None = None) -> Tensor:
     """Computes ``R - I`` for the rotation ``R = (I + Q)(I - Q)⁻¹`` of skew-symmetric ``Q`` ``(..., b, b)``.
 
     Args:
-        q: the matrices.
+        q: the matrices ``(..., b, b)``.
         terms: None for the exact rotation; a number >= 2 for that many terms of its series, ``I + 2Q + 2Q² + … +
             Q^(terms - 1)``, which is orthogonal only nearly.
 
@@ -146,7 +150,12 @@ def cayley(q: Tensor, terms: int | None = None) -> Tensor:
 
 
 def turn_blocks(v: Tensor, blocks: Tensor) -> Tensor:
-    """Multiplies the ``k`` parts of rows ``(n, k·b)`` by a matrix each, ``(k, b, b)``, or all by one ``(1, b, b)``."""
+    """Multiplies the ``k`` parts of each row by a matrix of its own, or all by the same.
+
+    Args:
+        v: the rows ``(n, k·b)``.
+        blocks: the matrices ``(k, b, b)``, or one ``(1, b, b)``.
+    """
     size = blocks.shape[-1]
     if blocks.shape[0] == 1:
         return (v.reshape(-1, size) @ blocks[0]).view(v.shape)
@@ -221,7 +230,11 @@ def packed_size(count: int) -> int:
 
 
 def packed(matrix: Tensor) -> Tensor:
-    """Takes the entries above the diagonal of ``X - Xᵀ``: what :func:`skew` makes a matrix of."""
+    """Takes the entries above the diagonal of ``X - Xᵀ``: what :func:`skew` makes a matrix of.
+
+    Args:
+        matrix: ``X``, ``(..., b, b)``.
+    """
     rows, cols = torch.triu_indices(matrix.shape[-1], matrix.shape[-1], 1, device=matrix.device)
     return (matrix - matrix.mT)[..., rows, cols]
 

@@ -141,7 +141,17 @@ def _corda(site: Site, weight: Tensor, rank: int, inputs: Covariance, lowest: bo
 
 
 def loftq(site: Site, weight: Tensor, original: Tensor, rank: int) -> Pair:
-    """Finds the pair that best makes up for what quantisation took: ``up @ down ≈ original − weight``."""
+    """Finds the pair that best makes up for what quantisation took: ``up @ down ≈ original − weight``.
+
+    Args:
+        site: the layer, for the message.
+        weight: the quantised weight ``(rows, cols)``.
+        original: what it was before, ``(rows, cols)``.
+        rank: of the pair.
+
+    Raises:
+        DoesNotFit: the two are not of one shape.
+    """
     if original.shape != weight.shape:
         raise DoesNotFit(
             f"the original's layer {site.path} is {tuple(original.shape)}, the quantised one {tuple(weight.shape)}; "
@@ -206,6 +216,10 @@ def grown_pair(adapter: Adapter, rank: int, generator: torch.Generator) -> tuple
 
 def padded(old: Tensor, new: Tensor) -> Tensor:
     """Returns ``new`` with ``old`` in the place of its first entries along every axis, in the dtype of ``old``.
+
+    Args:
+        old: a tensor ``(n, ...)``.
+        new: one with as many axes, none of them shorter, ``(N, ...)``.
 
     Example:
         >>> padded(torch.ones(1, 2), torch.zeros(2, 2)).tolist()

@@ -33,7 +33,17 @@ def attend(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Computes the attention of ``layer`` with its adapters; arguments and results are those of torch's layer."""
+    """Computes the attention of ``layer`` with its adapters; arguments and results are those of torch's layer.
+
+    Args:
+        layer: the attention.
+        query, key, value: the sequences, ``(L, B, in)``, ``(S, B, in)`` twice; ``(B, L, in)`` with ``batch_first``.
+        key_padding_mask: what is not read, ``(B, S)``.
+        need_weights: whether the weights are returned too.
+        attn_mask: what each query does not read, ``(L, S)`` or ``(B · heads, L, S)``.
+        average_attn_weights: whether the weights are averaged over the heads.
+        is_causal: whether ``attn_mask`` is the causal one.
+    """
     own = cast(Mount, layer.__dict__[MOUNT])
     out = cast("Mount | None", layer.out_proj.__dict__.get(MOUNT))
     batched = query.dim() == 3

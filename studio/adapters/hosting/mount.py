@@ -136,7 +136,7 @@ class Mount:
         return next((number for _, number in self.acting if isinstance(number, Tensor)), None)
 
     def checked(self, coefficient: Tensor, y: Tensor) -> Tensor:
-        """Returns coefficients ``(rows, ...)`` on the device and in the dtype of ``y`` ``(rows, ...)``.
+        """Returns ``coefficient`` ``(rows, ...)`` on the device and in the dtype of ``y`` ``(rows, ...)``.
 
         Raises:
             DoesNotFit: the blend names another number of rows.
@@ -151,7 +151,7 @@ class Mount:
     # -- the input -----------------------------------------------------------------------------------------------------
 
     def moved(self, x: Tensor) -> Tensor:
-        """Returns ``x + Σ s_i · d_i(x)``, what the base is called with; ``x`` is the layer's input."""
+        """Returns ``x + Σ s_i · d_i(x)``, what the base is called with, of the input ``x`` ``(batch, ..., in)``."""
         if torch.compiler.is_compiling():  # there they act on the output, as any other adapter
             return x
         self.prepare()
@@ -165,7 +165,12 @@ class Mount:
     # -- the output ----------------------------------------------------------------------------------------------------
 
     def changed(self, x: Tensor, y: Tensor) -> Tensor:
-        """Returns ``y + Σ s_i · change_i(x)`` for the output ``y`` of the base; a module's ``x`` is its main input."""
+        """Returns ``y + Σ s_i · change_i(x)``.
+
+        Args:
+            x: the layer's input ``(batch, ..., in)``; a module's main one.
+            y: the base's output ``(batch, ..., rows)``.
+        """
         self.called = True
         if torch.compiler.is_compiling():
             pairs, others = self._in_graph(y.dtype)
@@ -234,7 +239,7 @@ class Mount:
         """Returns ``(W + Σ s_i ΔW_i, b + Σ s_i Δb_i)``; of one row, where strengths differ by row.
 
         Args:
-            weight: the base's weight, in the layer's own shape. bias: the base's bias, or None.
+            weight: the base's weight ``(rows, *inner_shape)``. bias: the base's bias ``(rows,)``, or None.
             row: the row.
         """
         self.called = True

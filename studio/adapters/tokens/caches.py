@@ -26,13 +26,26 @@ class Ahead:
         self.cache, self.prefix = cache, (keys, values)
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Returns all keys and values, the prefix first; the real cache gets the new ones only."""
+        """Returns all keys and values, the prefix first; the real cache gets the new ones only.
+
+        Args:
+            keys, values: the new ones ``(B, heads, L, size)``.
+            layer_idx: the attention's number, for the real cache.
+            args, kwargs: what else the real cache is told.
+
+        Raises:
+            DoesNotFit: the prefix is of another attention.
+        """
         if self.cache is not None:
             keys, values = self.cache.update(keys, values, layer_idx, *args, **kwargs)
         return self.before(keys, values)
 
     def before(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Puts the prefix before keys and values."""
+        """Puts the prefix before keys and values ``(B, heads, L, size)``.
+
+        Raises:
+            DoesNotFit: the prefix is of another attention.
+        """
         ours, theirs = self.prefix[0], keys
         if (ours.shape[1], ours.shape[3]) != (theirs.shape[1], theirs.shape[3]):
             raise DoesNotFit(
@@ -104,7 +117,12 @@ def _classes() -> tuple[type[Any], type[Any], type[Any]]:
 
 
 def ahead_across(cache: Any, keys: Tensor, values: Tensor) -> Any:
-    """Returns a cache for cross-attention with a prefix before the encoder's keys and values."""
+    """Returns a cache for cross-attention with a prefix before the encoder's keys and values.
+
+    Args:
+        cache: the call's, or None.
+        keys, values: the prefix ``(B, heads, m, size)``.
+    """
     from transformers.cache_utils import EncoderDecoderCache
 
     return _classes()[0](cache if isinstance(cache, EncoderDecoderCache) else None, keys, values)

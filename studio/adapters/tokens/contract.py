@@ -78,7 +78,12 @@ class TokenAdapter(Adapter):
 
     @classmethod
     def whole(cls, modules: Mapping[str, nn.Module], chosen: Sequence[str] | None) -> dict[str, list[str]]:
-        """Returns the model itself as the one place."""
+        """Returns the model itself as the one place.
+
+        Raises:
+            UnsupportedLayer: it is no language model that the studio knows.
+            NoTargets: a component is asked for, and a language model has none.
+        """
         method = cls.__name__.removesuffix("Adapter")
         if "" not in modules:  # a pipeline; a text encoder in it can be given by itself
             raise UnsupportedLayer(refusal(next(iter(modules.values())), method))
@@ -133,11 +138,20 @@ class PromptAdapter(TokenAdapter):
 
         Args:
             rows: rows of the batch. tasks: the task of each row ``(rows,)``, for methods that have several.
+
+        Raises:
+            DoesNotFit: the tasks of the rows are not known, or are no tasks of the adapter.
         """
         raise NotImplementedError
 
     def before(self, role: str, rows: int, tasks: Tensor | None) -> Tensor | None:
-        """Returns the virtual tokens of one stack, ``(rows, count, width)``, or None where it has none."""
+        """Returns the virtual tokens of one stack, ``(rows, count, width)``, or None where it has none.
+
+        Args:
+            role: "encoder" or "decoder".
+            rows: rows of the batch.
+            tasks: the task of each row ``(rows,)``, for methods that have several.
+        """
         if not self.stands_before(role):
             return None
         whole = self.embedded(rows, tasks)

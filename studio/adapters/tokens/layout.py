@@ -55,12 +55,12 @@ class Layout:
         return torch.cat([prompts, text], dim=1).argsort(dim=1, stable=True)
 
     def place(self, prompts: Tensor, text: Tensor) -> Tensor:
-        """Puts virtual columns ``(B, M, ...)`` and text columns ``(B, L, ...)`` where they belong."""
+        """Puts virtual columns ``prompts`` ``(B, M, ...)`` and those of ``text`` ``(B, L, ...)`` in their places."""
         whole = torch.cat([prompts.to(text.dtype), text], dim=1)
         return whole if self.order is None else _gather(whole, self.order)
 
     def text(self, whole: Tensor) -> Tensor:
-        """Takes the columns of the text ``(B, L, ...)`` out of ``(B, M + L, ...)``."""
+        """Takes the columns of the text ``(B, L, ...)`` out of ``whole`` ``(B, M + L, ...)``."""
         if self.order is None:
             return whole[:, self.virtual :]
         return _gather(whole, self.order.argsort(dim=1)[:, self.virtual :])
@@ -81,7 +81,7 @@ class Layout:
         return self.on.sum(1, keepdim=True)
 
     def positions(self, given: Tensor) -> Tensor:
-        """Positions of all columns, from those of the text ``(..., B or 1, L)``."""
+        """Positions of all columns, from those of the text, ``given`` ``(..., B or 1, L)``."""
         given = given.expand(*given.shape[:-2], self.on.shape[0], self.length)
         ahead = self.ahead.to(given.dtype)
         prompts = (self.on.cumsum(1) - 1).clamp_min(0).to(given.dtype).expand(*given.shape[:-1], self.virtual)

@@ -26,7 +26,11 @@ class AttentionWire:
         self.state, self.attention = state, attention
 
     def before(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Changes the cache and the mask that the attention is called with."""
+        """Changes the cache and the mask that the attention is called with.
+
+        Raises:
+            DoesNotFit: the model calls it as an attention of another place.
+        """
         attention = self.attention
         prefixes = self.state.prefixes(attention.place)
         if not prefixes:
