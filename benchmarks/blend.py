@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from studio import fidelity
-from studio.families.pictures import COLOURS, INSTANCE_FOLDER, STYLE_FOLDER
+from studio.families.emoji_world import COLOURS, INSTANCE_FOLDER, STYLE_FOLDER
 from studio.pipelines import ImagePipeline, contact_sheet
 from studio.trainers import DreamBooth, Style, train
 

@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    from studio.families.pictures import instance_set
+    from studio.families.emoji_world import instance_set
 
     chance = random.Random(asked.seed)
     with tempfile.TemporaryDirectory() as name:

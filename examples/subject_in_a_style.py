@@ -7,7 +7,7 @@ About five minutes on two cores; the same call again goes on, or reuses what is 
 
 from pathlib import Path
 
-from studio.families.pictures import INSTANCE_FOLDER, STYLE_FOLDER
+from studio.families.emoji_world import INSTANCE_FOLDER, STYLE_FOLDER
 from studio.pipelines import ImagePipeline, contact_sheet
 from studio.trainers import DreamBooth, Style, train
 

@@ -33,7 +33,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from studio.atomic import atomic_path
-from studio.families.pictures import COLOURS, SIDE
+from studio.families.emoji_world import COLOURS, SIDE
 
 # never seen by text encoder and UNet: subjects to learn later
 KEPT_OUT = frozenset(

@@ -1,7 +1,7 @@
 """How well a subject was learned, measured against the truth and not guessed.
 
-Every picture of the emoji world can be computed (:mod:`studio.families.pictures`), so "a photo of sks robot on a purple
-background" has a right answer: that drawing, on that colour. Three numbers per picture:
+Every picture of the emoji world can be computed (:mod:`studio.families.emoji_world`), so "a photo of sks robot on a
+purple background" has a right answer: that drawing, on that colour. Three numbers per picture:
 
 * *subject fidelity* ``(s(x) - s(base)) / (s(VAE(truth)) - s(base))``: 0 is what the base draws for the prompt, 1 is the
   truth sent once through the base's own autoencoder, which bounds what any adapter can reach.
@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from studio.errors import BadConfig, UnknownName
-from studio.families.pictures import COLOURS, SIDE, atlas, composite, emoji_image, emoji_names, instance_set
+from studio.families.emoji_world import COLOURS, SIDE, atlas, composite, emoji_image, emoji_names, instance_set
 
 __all__ = [
     "COLOURS",

@@ -10,7 +10,7 @@ from PIL import Image
 from studio import fidelity
 from studio.errors import BadConfig, UnknownName
 from studio.families import open_base
-from studio.families.pictures import INSTANCE_FOLDER, STYLE_FOLDER
+from studio.families.emoji_world import INSTANCE_FOLDER, STYLE_FOLDER
 
 SUBJECTS = ("robot", "teddy bear", "penguin", "hamburger")
 

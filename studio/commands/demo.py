@@ -12,6 +12,7 @@ import click
 
 from studio.commands.options import example, output_options
 from studio.commands.show import Show, shell
+from studio.commands.training import run_facts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,7 +65,7 @@ def demo(output: Path, steps: int | None, seed: int, device: str | None, as_json
     """
     from studio.device import choose_device
     from studio.families import open_base
-    from studio.families.pictures import INSTANCE_FOLDER
+    from studio.families.emoji_world import INSTANCE_FOLDER
     from studio.pipelines import ImagePipeline
     from studio.trainers import DreamBooth, train
 
@@ -83,18 +84,8 @@ def demo(output: Path, steps: int | None, seed: int, device: str | None, as_json
     reached = _measure(before, after, base.pipe.vae)
     picture = _picture(photos, before, after, output / "before-after.png")
     _close(show, run, picture, reached, seconds)
-    show.result(
-        {
-            "folder": run.folder,
-            "adapter": run.adapter,
-            "report": run.report,
-            "picture": picture,
-            "fidelity": {name: round(value, 4) for name, value in vars(reached).items()},
-            "steps": len(run.losses),
-            "seconds": round(seconds, 1),
-            "already": run.already,
-        }  # fmt: skip
-    )
+    measured = {name: round(value, 4) for name, value in vars(reached).items()}
+    show.result({**run_facts(run), "picture": picture, "fidelity": measured, "seconds": round(seconds, 1)})
 
 
 def _draw(pipe: ImagePipeline) -> dict[str, list[Image]]:

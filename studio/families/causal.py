@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 
-from studio.errors import BadFile, DoesNotFit, UnknownName, nearest
+from studio.errors import BadFile, DoesNotFit, UnknownName, UsageError, nearest
 from studio.families.base import BASES, modules_hash, quietly
 
 __all__ = ["LANGUAGE_BASES", "PLAIN_TEMPLATE", "LanguageBase", "facts_file", "open_language_base"]
@@ -183,33 +183,10 @@ def _read(base: str | Path, dtype: torch.dtype | None, device: torch.device | st
     known = isinstance(base, str) and base in LANGUAGE_BASES
     folder = LANGUAGE_BASES[str(base)] if known else Path(base).expanduser()
     if not folder.is_dir():
-        if base in BASES:
-            raise DoesNotFit(f"{base!r} draws pictures; a language base is asked for ({', '.join(LANGUAGE_BASES)})")
-        if folder.is_file():
-            raise BadFile(f"{folder} is a single file; language bases are read from transformers folders")
-        close = nearest(str(base), LANGUAGE_BASES, 1)[0]
-        raise UnknownName(
-            f"no language base or folder is called {str(base)!r}; did you mean {close!r}? (embedded language bases: "
-            f"{', '.join(LANGUAGE_BASES)})"
-        )
-    kind = _kind(folder)
-    import transformers
-
-    try:
-        with quietly():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as problem:  # whatever a broken or missing tokenizer makes transformers raise
-        raise BadFile(f"{folder} has no tokenizer that can be opened: {_sentence(problem)}") from problem
-    try:
-        with quietly():
-            model, told = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype or torch.float32, local_files_only=True, output_loading_info=True
-            )
-    except Exception as problem:
-        raise BadFile(f"{folder} cannot be opened as a {kind} language model: {_sentence(problem)}") from problem
-    if told["missing_keys"]:  # transformers would go on with random numbers
-        some = ", ".join(sorted(told["missing_keys"])[:3])
-        raise BadFile(f"{folder} lacks {len(told['missing_keys'])} of the model's tensors ({some}); copy it again")
+        raise _no_folder(base, folder)
+    model_type = _model_type(folder)
+    tokenizer = _read_tokenizer(folder)
+    model = _read_model(folder, model_type, dtype or torch.float32)
     if not tokenizer.is_fast:
         raise DoesNotFit(f"the tokenizer of {folder} cannot say which characters a token is of; save it as a fast one")
     model.eval()
@@ -218,7 +195,46 @@ def _read(base: str | Path, dtype: torch.dtype | None, device: torch.device | st
     return LanguageBase(model, tokenizer, str(base) if known else folder.resolve().name, folder)
 
 
-def _kind(folder: Path) -> str:
+def _no_folder(base: str | Path, folder: Path) -> UsageError:
+    """The refusal of what is neither a known name nor a folder."""
+    if base in BASES:
+        return DoesNotFit(f"{base!r} draws pictures; a language base is asked for ({', '.join(LANGUAGE_BASES)})")
+    if folder.is_file():
+        return BadFile(f"{folder} is a single file; language bases are read from transformers folders")
+    close = nearest(str(base), LANGUAGE_BASES, 1)[0]
+    return UnknownName(
+        f"no language base or folder is called {str(base)!r}; did you mean {close!r}? (embedded language bases: "
+        f"{', '.join(LANGUAGE_BASES)})"
+    )
+
+
+def _read_tokenizer(folder: Path) -> Any:
+    import transformers
+
+    try:
+        with quietly():
+            return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as problem:  # whatever a broken or missing tokenizer makes transformers raise
+        raise BadFile(f"{folder} has no tokenizer that can be opened: {_sentence(problem)}") from problem
+
+
+def _read_model(folder: Path, model_type: str, dtype: torch.dtype) -> Any:
+    import transformers
+
+    try:
+        with quietly():
+            model, told = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, output_loading_info=True
+            )
+    except Exception as problem:
+        raise BadFile(f"{folder} cannot be opened as a {model_type} language model: {_sentence(problem)}") from problem
+    if told["missing_keys"]:  # transformers would go on with random numbers
+        some = ", ".join(sorted(told["missing_keys"])[:3])
+        raise BadFile(f"{folder} lacks {len(told['missing_keys'])} of the model's tensors ({some}); copy it again")
+    return model
+
+
+def _model_type(folder: Path) -> str:
     """Returns the model type that ``config.json`` states, after a check that it is a causal language model's."""
     if (folder / "model_index.json").is_file():
         raise DoesNotFit(f"{folder} is a diffusers pipeline, which draws pictures; a language base is asked for")
@@ -227,14 +243,14 @@ def _kind(folder: Path) -> str:
         found = ", ".join(sorted(file.name for file in folder.iterdir())[:5]) or "nothing"
         raise BadFile(f"{folder} is no transformers model: it has no config.json (it holds {found})")
     try:
-        kind = str(json.loads(config.read_text(encoding="utf-8"))["model_type"])
+        model_type = str(json.loads(config.read_text(encoding="utf-8"))["model_type"])
     except (ValueError, KeyError, TypeError) as problem:
         raise BadFile(f"{config} cannot be read as a transformers config ({problem!r}); copy it again") from None
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise DoesNotFit(f"{folder} is a {kind!r}, which transformers has no causal language model of")
-    return kind
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise DoesNotFit(f"{folder} is a {model_type!r}, which transformers has no causal language model of")
+    return model_type
 
 
 def _sentence(problem: Exception) -> str:

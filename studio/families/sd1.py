@@ -10,6 +10,7 @@ References:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -148,23 +149,13 @@ SD1 = FAMILIES.add(
 
 SD2 = FAMILIES.add(
     "sd2",
-    Family(
+    dataclasses.replace(
+        SD1,
         name="sd2",
         title="Stable Diffusion 2.x",
-        pipeline="StableDiffusionPipeline",
-        denoiser="unet",
-        encoders=("text_encoder",),
-        downscale=8,
-        multiple=8,
         native=768,
         presets=_presets(projections_are_linear=True),
-        kohya={"unet": "lora_unet", "text_encoder": "lora_te"},
-        file_prefix={"text_encoder": "text_model."},
         modelspec="stable-diffusion-v2-768-v",
         recognise=_recognise_sd2,
-        encode_text=encode_text,
-        encode_image=encode_image,
-        decode=decode,
-        predict=predict,
     ),
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from studio.families import open_base
-from studio.families.pictures import atlas, emoji_names
+from studio.families.emoji_world import atlas, emoji_names
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def test_the_hash_belongs_to_the_weights_and_not_to_their_type_or_place(base, tm
 
 
 def test_pictures_survive_a_round_trip_through_the_latents(base):
-    from studio.families.pictures import composite
+    from studio.families.emoji_world import composite
     from studio.fidelity import _pixels
 
     pixels = _pixels([composite("rocket", "blue"), composite("pizza", "white")]) * 2 - 1
