@@ -113,7 +113,12 @@ class Gumbel:
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Returns ``scores / temperature - log(-log(u))``."""
+        """Returns ``scores / temperature - log(-log(u))``, ``(B, V)``.
+
+        Args:
+            input_ids: the tokens so far, int64 ``(B, T)``.
+            scores: the logits of the next, ``(B, V)``.
+        """
         chance = torch.rand(scores.shape[-1], generator=self.generator, dtype=torch.float64)
         noise = -(-chance.clamp_min(1e-300).log()).clamp_min(1e-300).log()
         return scores / self.temperature + noise.to(scores.device, scores.dtype)

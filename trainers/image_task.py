@@ -68,6 +68,9 @@ class ImageTask(ABC):
         preview_seeds: every prompt is shown with each of these.
         preview_steps, preview_guidance: sampling of the previews.
         licence: what the adapter file says about its licence.
+
+    Raises:
+        BadConfig: a field with an impossible value, or two that contradict each other.
     """
 
     task_name: ClassVar[str]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -72,18 +73,13 @@ def complete(
     from studio.pipelines import TextPipeline
 
     show = Show(as_json, quiet)
-    if per_sample and len(adapters) != len(prompts):
-        raise BadConfig(
-            f"--per-sample pairs prompts with adapters, and there are {len(prompts)} prompts and {len(adapters)} "
-            "adapters: give one --adapter for each prompt"
-        )
+    if per_sample:
+        _require_pairs(prompts, adapters)
     pipe = open_pipeline(TextPipeline, base, device=device, dtype=dtype, show=show)
     used = [load_adapter(pipe, word, allow_partial, show) for word in adapters]
     tagged = [prompt for prompt in prompts if pipe.read_tags(prompt).blend is not None]
     if per_sample and tagged:
-        raise BadConfig(
-            f"the prompt {tagged[0]!r} has a tag, and --per-sample says which adapter acts: drop one of them"
-        )
+        _refuse_tag(tagged[0])
     _note_bases(pipe, show)
     blend = [{entry["name"]: entry["strength"]} for entry in used] if per_sample else None
     made = pipe.complete(
@@ -96,6 +92,18 @@ def complete(
     if cut:
         show.tell(f"{cut} of {len(made)} did not end within {max_new_tokens} tokens")
     show.result({"completions": [asdict(completion) for completion in made], "adapters": used})
+
+
+def _require_pairs(prompts: Sequence[str], adapters: Sequence[AdapterWord]) -> None:
+    if len(adapters) != len(prompts):
+        raise BadConfig(
+            f"--per-sample pairs prompts with adapters, and there are {len(prompts)} prompts and {len(adapters)} "
+            "adapters: give one --adapter for each prompt"
+        )
+
+
+def _refuse_tag(prompt: str) -> NoReturn:
+    raise BadConfig(f"the prompt {prompt!r} has a tag, and --per-sample says which adapter acts: drop one of them")
 
 
 def _note_bases(pipe: TextPipeline, show: Show) -> None:

@@ -114,7 +114,6 @@ def generate(
         parse_prompt(prompt, pipe.adapters, denoiser=pipe.base.family.denoiser, encoders=pipe.base.family.encoders)
     _note_triggers(pipe, prompts, show)
     width, height = resolution or pipe.base.native
-    rows = max(batch_size, 1)
     draw = partial(
         pipe.generate, steps=steps, guidance=guidance, negative=negative, width=width, height=height,
         batch_size=batch_size, scheduler=scheduler,
@@ -122,7 +121,7 @@ def generate(
     images: list[Image] = []
     made: list[dict[str, Any]] = []
     with _progress(show, len(files)) as advance:
-        for prompt, image, one in _drawn(draw, prompts, seeds, rows):
+        for prompt, image, one in _drawn(draw, prompts, seeds, max(batch_size, 1)):
             made.append({"file": save_png(image, files[len(made)]), "prompt": prompt, "seed": one})
             images += [image] if grid else []
             advance()

@@ -15,7 +15,7 @@ from studio.errors import BadConfig
 if TYPE_CHECKING:
     from studio.trainers import Plan, Run
 
-__all__ = ["PICTURES", "TEXTS", "Medium", "TrainingRequest", "read_request", "run_training"]
+__all__ = ["PICTURES", "TEXTS", "Medium", "TrainingRequest", "read_request", "run_facts", "run_training"]
 
 ARGUMENTS = {"base": "BASE", "instance_images": "IMAGES", "images": "IMAGES", "data": "DATA"}
 """Fields that are arguments on the command line, as it names them."""
@@ -122,6 +122,14 @@ def run_training(
             **more,
         }  # fmt: skip
     )
+
+
+def run_facts(run: Run) -> dict[str, Any]:
+    """Returns what the JSON output says about every run."""
+    return {
+        "folder": run.folder, "adapter": run.adapter, "report": run.report, "steps": len(run.losses),
+        "loss": run.losses[-1], "already": run.already,
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -143,3 +143,20 @@ def test_the_context_is_the_limit(pipe):
     ((text, tokens, ended),) = write(pipe.base, ["word " * 18], chat=False, max_new_tokens=500)
     asked = len(pipe.base.tokens("word " * 18, chat=False)[0])
     assert text and (ended or asked + tokens == 96)
+
+
+def test_what_image_pipelines_do_with_adapters_these_do_too(pipe):
+    bare, weights = (
+        texts(pipe.complete(PROMPTS, max_new_tokens=8)),
+        {k: t.clone() for k, t in pipe.model.state_dict().items()},
+    )
+    put(pipe, "a", 1)
+    live = texts(pipe.complete(PROMPTS, max_new_tokens=8))
+    pipe.blend({})
+    assert texts(pipe.complete(PROMPTS, max_new_tokens=8)) == bare
+    pipe.blend("a")
+    pipe.bake()
+    assert texts(pipe.complete(PROMPTS, max_new_tokens=8)) == live != bare
+    pipe.unbake()
+    pipe.unload("a")
+    assert not pipe.adapters and all(torch.equal(weights[k], t) for k, t in pipe.model.state_dict().items())

@@ -93,6 +93,9 @@ def debiased(snr: Tensor, factor: Callable[[Tensor], Tensor], gamma: float) -> T
 def snr_of(alphas: Tensor) -> Tensor:
     """Returns the signal-to-noise ratio ``ᾱ / (1 − ᾱ)`` of each timestep.
 
+    Args:
+        alphas: ᾱ of each, ``(T,)``.
+
     Example:
         >>> snr_of(torch.tensor([0.5, 0.0])).tolist()
         [1.0, 0.0]
@@ -101,12 +104,23 @@ def snr_of(alphas: Tensor) -> Tensor:
 
 
 def noisy(latents: Tensor, noise: Tensor, alphas: Tensor) -> Tensor:
-    """Returns ``√ᾱ x + √(1−ᾱ) n``; ``alphas`` broadcasts against ``latents``."""
+    """Returns ``√ᾱ x + √(1−ᾱ) n``, ``(B, C, h, w)``.
+
+    Args:
+        latents: x, ``(B, C, h, w)``.
+        noise: n, ``(B, C, h, w)``.
+        alphas: ᾱ of each row, ``(B, 1, 1, 1)``.
+    """
     return alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
 
 
 def row_losses(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     """Returns the weighted mean squared error of every row, ``(B,)``, in fp32.
+
+    Args:
+        prediction: what the denoiser said, ``(B, C, h, w)``.
+        target: what it should have said, ``(B, C, h, w)``.
+        weights: of each row, ``(B,)``.
 
     Example:
         >>> row_losses(torch.ones(2, 1, 2, 2), torch.zeros(2, 1, 2, 2), torch.tensor([1.0, 0.5])).tolist()
@@ -170,15 +184,33 @@ class Objective:
         return len(self.alphas)
 
     def noisy(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Returns ``x_t`` for each row, ``(B, C, h, w)``."""
+        """Returns ``x_t`` for each row, ``(B, C, h, w)``.
+
+        Args:
+            latents: x, ``(B, C, h, w)``.
+            noise: n, ``(B, C, h, w)``.
+            timesteps: t, int64 ``(B,)``.
+        """
         return noisy(latents, noise, self._rows(timesteps, latents))
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Returns what the denoiser shall predict for each row, ``(B, C, h, w)``."""
+        """Returns what the denoiser shall predict for each row, ``(B, C, h, w)``.
+
+        Args:
+            latents: x, ``(B, C, h, w)``.
+            noise: n, ``(B, C, h, w)``.
+            timesteps: t, int64 ``(B,)``.
+        """
         return PREDICTIONS[self.prediction].target(latents, noise, self._rows(timesteps, latents))
 
     def losses(self, prediction: Tensor, target: Tensor, timesteps: Tensor) -> Tensor:
-        """Returns the weighted squared error of each row, ``(B,)``."""
+        """Returns the weighted squared error of each row, ``(B,)``.
+
+        Args:
+            prediction: what the denoiser said, ``(B, C, h, w)``.
+            target: what it should have said, ``(B, C, h, w)``.
+            timesteps: t, int64 ``(B,)``.
+        """
         return row_losses(prediction, target, self.weights[timesteps])
 
     def _rows(self, timesteps: Tensor, like: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 __all__ = ["curve", "running_mean", "smoothing"]
@@ -46,34 +47,48 @@ def curve(values: Sequence[float], label: str) -> str:
     low = min(0.0, ordered[0])
     high = high if high > low else low + 1.0
     ticks = _ticks(low, high)
-    high = max(high, ticks[-1])
-    every = max(1, math.ceil(len(values) / MOST_POINTS))
+    plane = _Plane(len(values), low, max(high, ticks[-1]))
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{_marks(plane, ticks)}'
+        f"{_line(plane, values, 'single')}{_line(plane, means, 'mean')}</svg>"
+    )
 
-    def across(index: int) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * (index / max(len(values) - 1, 1))
 
-    def up(value: float) -> float:
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (min(value, high) - low) / (high - low)
+@dataclass(frozen=True)
+class _Plane:
+    """Where ``count`` values between ``low`` and ``high`` are drawn, in SVG units."""
 
-    def line(points: Sequence[float], name: str) -> str:
-        places = " ".join(f"{across(i):.1f},{up(points[i]):.1f}" for i in range(0, len(points), every))
-        return f'<polyline class="{name}" points="{places}"/>'
+    count: int
+    low: float
+    high: float
 
-    marks = "".join(
-        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{up(tick):.1f}" y2="{up(tick):.1f}"/>'
-        f'<text x="{LEFT - 8}" y="{up(tick) + 4:.1f}" text-anchor="end">{tick:.4g}</text>'
+    def across(self, index: int) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * (index / max(self.count - 1, 1))
+
+    def up(self, value: float) -> float:
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (min(value, self.high) - self.low) / (self.high - self.low)
+
+
+def _line(plane: _Plane, points: Sequence[float], name: str) -> str:
+    every = max(1, math.ceil(plane.count / MOST_POINTS))
+    places = " ".join(f"{plane.across(i):.1f},{plane.up(points[i]):.1f}" for i in range(0, len(points), every))
+    return f'<polyline class="{name}" points="{places}"/>'
+
+
+def _marks(plane: _Plane, ticks: Sequence[float]) -> str:
+    """The grid with its numbers, and the steps below it."""
+    last = plane.count - 1
+    grid = "".join(
+        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{plane.up(tick):.1f}" y2="{plane.up(tick):.1f}"/>'
+        f'<text x="{LEFT - 8}" y="{plane.up(tick) + 4:.1f}" text-anchor="end">{tick:.4g}</text>'
         for tick in ticks
     )
-    steps = sorted({0, *(round((len(values) - 1) * part / 4) for part in range(5))})
-    marks += "".join(
-        f'<text x="{across(i):.1f}" y="{HEIGHT - 8}" text-anchor="{"end" if i and i == steps[-1] else "middle"}">'
+    steps = "".join(
+        f'<text x="{plane.across(i):.1f}" y="{HEIGHT - 8}" text-anchor="{"end" if i and i == last else "middle"}">'
         f"{i + 1}</text>"
-        for i in steps
+        for i in sorted({0, *(round(last * part / 4) for part in range(5))})
     )
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{marks}'
-        f"{line(values, 'single')}{line(means, 'mean')}</svg>"
-    )
+    return grid + steps
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -12,6 +12,8 @@ from PIL import Image
 
 import studio
 from studio.adapters import IA3, DoRA, LoKr, LoRA
+from studio.datasets.check import check_folder
+from studio.datasets.trigger import Trigger
 from studio.errors import BadConfig, BadFile, DoesNotFit, NoTargets, NothingTrained
 from studio.families import components, open_base
 from studio.trainers import DreamBooth, NotFinite, Plan, Style, train
@@ -261,6 +263,17 @@ def test_captions_that_lack_the_trigger_get_the_instance_prompt(dreambooth, phot
     lesson = dreambooth().open(None, Plan(), lambda line: None)
     assert lesson.captions_of[:3] == ["a photo of sks robot, red background", "the sks robot in rain", PROMPT]
     assert dreambooth(captions=False).open(None, Plan(), lambda line: None).captions_of == [PROMPT] * 5
+
+
+def test_check_reads_the_captions_that_are_trained(dreambooth, tiny_base, photos):
+    for number, caption in enumerate(["red background", "a sks robot.", "Sks, robot in rain", "ink Style", "x"]):
+        (photos / f"photo{number}.txt").write_text(caption)
+    subject = dreambooth().open(None, Plan(), lambda line: None)
+    assert check_folder(photos, instance_prompt=PROMPT).sent == tuple(subject.captions_of[:3])
+    assert subject.origin["trigger"] == Trigger.of_subject(PROMPT).words
+    style = Style(base=tiny_base, images=photos, trigger="ink style").open(None, Plan(), lambda line: None)
+    assert check_folder(photos, trigger="ink style").sent == tuple(style.captions_of[:3])
+    assert style.previews.prompts == tuple(style.captions_of[:2])
 
 
 def test_photos_that_are_not_square_are_cropped_and_said(dreambooth, photos, picture):
