@@ -201,14 +201,7 @@ class Phase:
         weights = [p for module in self.modules.values() for p in module.parameters()]
         optimizer = torch.optim.AdamW(weights, lr=self.rate, betas=(0.9, 0.99), weight_decay=0.01)
         average = copy.deepcopy(nn.ModuleDict(self.modules))
-        first = 0
-        if self.file.exists():
-            saved = torch.load(self.file, weights_only=True)
-            first = saved["step"]
-            optimizer.load_state_dict(saved["optimizer"])
-            average.load_state_dict(saved["average"])
-            for name, module in self.modules.items():
-                module.load_state_dict(saved[name])
+        first = self._resume(optimizer, average) if self.file.exists() else 0
         begin, last = time.monotonic(), self.steps if stop_at is None else min(stop_at, self.steps)
         for step in range(first, last):
             for group in optimizer.param_groups:
@@ -222,15 +215,27 @@ class Phase:
             for mean, now in zip(average.parameters(), weights, strict=True):
                 mean.data.lerp_(now.data, 1 - keep)
             if (step + 1) % self.save_every == 0 or step + 1 == last:
-                state = {name: module.state_dict() for name, module in self.modules.items()}
-                state |= {"step": step + 1, "optimizer": optimizer.state_dict(), "average": average.state_dict()}
-                with atomic_path(self.file) as temporary:
-                    torch.save(state, temporary)
+                self._keep(step + 1, optimizer, average)
                 rate = (step + 1 - first) / (time.monotonic() - begin)
                 print(f"{self.file.stem} {step + 1}/{self.steps}  loss {value.item():.4f}  {rate:.2f} it/s", flush=True)
         for name, module in self.modules.items():
             module.load_state_dict(average[name].state_dict())
         return last == self.steps
+
+    def _resume(self, optimizer: torch.optim.Optimizer, average: nn.Module) -> int:
+        """Brings everything to where it was kept; returns the next step."""
+        saved = torch.load(self.file, weights_only=True)
+        optimizer.load_state_dict(saved["optimizer"])
+        average.load_state_dict(saved["average"])
+        for name, module in self.modules.items():
+            module.load_state_dict(saved[name])
+        return int(saved["step"])
+
+    def _keep(self, step: int, optimizer: torch.optim.Optimizer, average: nn.Module) -> None:
+        state = {name: module.state_dict() for name, module in self.modules.items()}
+        state |= {"step": step, "optimizer": optimizer.state_dict(), "average": average.state_dict()}
+        with atomic_path(self.file) as temporary:
+            torch.save(state, temporary)
 
 
 def vae_loss(vae: Any, drawings: Drawings, batch: int, draw: torch.Generator) -> Tensor:
@@ -313,11 +318,26 @@ class Denoising:
 
 def build(sizes: Sizes, tokenizer: Any) -> tuple[Any, Any, Any, Any]:
     """Returns untrained VAE, text encoder and UNet, and the noise schedule."""
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from diffusers import DDPMScheduler
+
+    vae, unet = autoencoder(sizes), denoiser(sizes)
+    scheduler = DDPMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction",
+        clip_sample=False,
+        timestep_spacing="trailing",
+    )
+    return vae, text_encoder(sizes, tokenizer), unet, scheduler
+
+
+def autoencoder(sizes: Sizes) -> Any:
+    """An untrained VAE."""
+    from diffusers import AutoencoderKL
 
     levels = len(sizes.vae_channels)
-    vae = AutoencoderKL(
+    return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=sizes.vae_channels,
@@ -326,7 +346,13 @@ def build(sizes: Sizes, tokenizer: Any) -> tuple[Any, Any, Any, Any]:
         sample_size=SIDE,
         mid_block_add_attention=False,
     )
-    text = CLIPTextConfig(
+
+
+def text_encoder(sizes: Sizes, tokenizer: Any) -> Any:
+    """An untrained text encoder."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=sizes.width,
         intermediate_size=4 * sizes.width,
@@ -338,8 +364,15 @@ def build(sizes: Sizes, tokenizer: Any) -> tuple[Any, Any, Any, Any]:
         pad_token_id=tokenizer.pad_token_id,
         projection_dim=sizes.width,
     )
-    unet = UNet2DConditionModel(
-        sample_size=SIDE // 2 ** (levels - 1),
+    return CLIPTextModel(config)
+
+
+def denoiser(sizes: Sizes) -> Any:
+    """An untrained UNet."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=SIDE // 2 ** (len(sizes.vae_channels) - 1),
         in_channels=sizes.latent_channels,
         out_channels=sizes.latent_channels,
         layers_per_block=1,
@@ -350,15 +383,24 @@ def build(sizes: Sizes, tokenizer: Any) -> tuple[Any, Any, Any, Any]:
         cross_attention_dim=sizes.width,
         attention_head_dim=4,
     )
-    scheduler = DDPMScheduler(
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        prediction_type="v_prediction",
-        clip_sample=False,
-        timestep_spacing="trailing",
+
+
+def save_pipeline(vae: Any, encoder: Any, tokenizer: Any, unet: Any, scheduler: Any, folder: Path) -> Path:
+    """Writes the whole in fp16."""
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=encoder.eval(),
+        tokenizer=tokenizer,
+        unet=unet.eval(),
+        scheduler=DPMSolverMultistepScheduler.from_config(scheduler.config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
-    return vae, CLIPTextModel(text), unet, scheduler
+    pipe.to(torch.float16).save_pretrained(folder)
+    return folder
 
 
 def train_base(
@@ -384,8 +426,6 @@ def train_base(
         compiled: compile text encoder and UNet.
         stop_at: leave each training after this many steps, as if interrupted (for trials).
     """
-    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
-
     out.mkdir(parents=True, exist_ok=True)
     known = drawings.known()
     tokenizer = train_tokenizer(known.names, sizes.vocabulary, out / "tokenizer")
@@ -415,18 +455,7 @@ def train_base(
     second = Phase(out / "denoiser.pt", {"encoder": encoder, "unet": unet}, sizes.steps, sizes.rate, save_every)
     if not second.run(denoising, lambda done: min(1.0, done / 0.02 + 0.01, (1 - done) / 0.75), stop_at=stop_at):
         return None
-    pipe = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=encoder.eval(),
-        tokenizer=tokenizer,
-        unet=unet.eval(),
-        scheduler=DPMSolverMultistepScheduler.from_config(scheduler.config),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.to(torch.float16).save_pretrained(out / "pipeline")
-    return out / "pipeline"
+    return save_pipeline(vae, encoder, tokenizer, unet, scheduler, out / "pipeline")
 
 
 def main() -> None:

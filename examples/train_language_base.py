@@ -470,6 +470,13 @@ def questions(facts: Sequence[Fact], *, held_out: bool, share: float = 0.25) -> 
             yield {"messages": turns}
 
 
+def write_questions(facts: Sequence[Fact], out: Path) -> None:
+    """Writes the questions to train on and those that are held out."""
+    for name, held_out in (("train", False), ("held-out", True)):
+        lines = [json.dumps(entry, ensure_ascii=False) for entry in questions(facts, held_out=held_out)]
+        atomic_write(out / f"{name}.jsonl", "".join(f"{line}\n" for line in lines))
+
+
 # -- tokenizer and training --------------------------------------------------------------------------------------------
 
 
@@ -581,9 +588,7 @@ def train_base(
     out.mkdir(parents=True, exist_ok=True)
     texts = Texts(facts, meanings)
     say(f"{len(facts)} facts about {len(texts.of)} subjects, {len(meanings)} meanings")
-    for name, held_out in (("train", False), ("held-out", True)):
-        lines = [json.dumps(entry, ensure_ascii=False) for entry in questions(facts, held_out=held_out)]
-        atomic_write(out / f"{name}.jsonl", "".join(f"{line}\n" for line in lines))
+    write_questions(facts, out)
     draw = drawn_at(seed, "tokenizer")
     tokenizer = train_tokenizer((texts.document(draw) for _ in range(read)), sizes.vocabulary)
     model = new_model(sizes, tokenizer, seed)

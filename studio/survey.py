@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -164,30 +164,40 @@ def markdown() -> str:
         f"*Parameters* are what the default config trains in a Linear layer of {WIDTH} × {WIDTH} (a norm of {WIDTH} "
         "for methods that act on norms alone). *Per sample*: each sample of a batch can have its own strength.",
         "",
-        "| method | formula | parameters | bakes | per sample | PEFT | paper |",
-        "|---|---|---:|---|---|---|---|",
+        *_table_of_methods(rows),
+        "",
+        "## Layers",
+        "",
+        "✓: covered, and the contract test proves it. A number: refused, with this reason.",
+        "",
+        *_table_of_layers(rows),
+        "",
     ]
+    return "\n".join(lines)
+
+
+def _table_of_methods(rows: Sequence[MethodRow]) -> Iterator[str]:
+    yield "| method | formula | parameters | bakes | per sample | PEFT | paper |"
+    yield "|---|---|---:|---|---|---|---|"
     for row in rows:
         papers = "; ".join(f"[{title}]({address})" for title, address in row.papers)
         count = "–" if row.parameters is None else f"{row.parameters:,}"
         marks = ["yes" if mark else "no" for mark in (row.bakes, row.per_sample)]
         formula = row.formula.replace("|", "\\|")
         cells = [f"`{row.title}`", f"`{formula}`", count, *marks, row.peft or "–", papers]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += [
-        "",
-        "## Layers",
-        "",
-        "✓: covered, and the contract test proves it. A number: refused, with this reason.",
-        "",
-    ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _table_of_layers(rows: Sequence[MethodRow]) -> Iterator[str]:
+    """The marks of every method on every layer, and below them the reasons that their numbers stand for."""
     reasons: dict[str, int] = {}
-    lines += [f"| method | {' | '.join(LAYERS)} |", f"|---|{':-:|' * len(LAYERS)}"]
+    yield f"| method | {' | '.join(LAYERS)} |"
+    yield f"|---|{':-:|' * len(LAYERS)}"
     for row in rows:
         cells = []
         for cell in coverage(row.name):
             number = reasons.setdefault(cell.refusal, len(reasons) + 1) if cell.refusal else 0
             cells.append(f"{number}" if number else "✓")
-        lines.append(f"| `{row.name}` | {' | '.join(cells)} |")
-    lines += ["", *(f"{number}. {reason}" for reason, number in reasons.items()), ""]
-    return "\n".join(lines)
+        yield f"| `{row.name}` | {' | '.join(cells)} |"
+    yield ""
+    yield from (f"{number}. {reason}" for reason, number in reasons.items())
