@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from studio.adapters.targets.structure import Structure, ends_of, is_attention_name, read_structure
+from studio.adapters.targets.structure import Structure, ends_of, read_structure
+from studio.adapters.targets.words import is_attention_name
 
 SECONDS = 60
 

@@ -58,7 +58,7 @@ def build(cls: type[C], values: Mapping[str, Any], *, where: str = "") -> C:
         studio.errors.BadConfig: Crop has no field 'widht'; did you mean 'width'? (fields: width, sides)
     """
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
-    kinds = typing.get_type_hints(cls)
+    expected = typing.get_type_hints(cls)
     title = f"{where}: {cls.__name__}" if where else cls.__name__
     arguments = {}
     for name, value in _nested(values, title).items():
@@ -66,7 +66,7 @@ def build(cls: type[C], values: Mapping[str, Any], *, where: str = "") -> C:
             close = nearest(name, fields, 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise BadConfig(f"{title} has no field {name!r}{hint} (fields: {', '.join(fields)})")
-        arguments[name] = _convert(value, kinds[name], f"{title}.{name}")
+        arguments[name] = _convert(value, expected[name], f"{title}.{name}")
     missing = [
         name
         for name, field in fields.items()
@@ -101,10 +101,10 @@ def check(config: Any) -> None:
         ...
         studio.errors.BadConfig: Blur.radius must be a number, not 'wide'
     """
-    kinds = typing.get_type_hints(type(config))
+    expected = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        converted = _convert(value, kinds[field.name], f"{type(config).__name__}.{field.name}")
+        converted = _convert(value, expected[field.name], f"{type(config).__name__}.{field.name}")
         if converted is not value:
             object.__setattr__(config, field.name, converted)
 
@@ -249,19 +249,19 @@ class _Mismatch(Exception):
     """A value does not have the type that was tried; the message says what was expected."""
 
 
-def _convert(value: Any, kind: Any, where: str) -> Any:
+def _convert(value: Any, expected: Any, where: str) -> Any:
     try:
-        return _as(value, kind, where)
+        return _as(value, expected, where)
     except _Mismatch:
         shown = repr(str(value)) if isinstance(value, (Text, Path)) else repr(value)
-        raise BadConfig(f"{where} must be {_words(kind)}, not {shown}") from None
+        raise BadConfig(f"{where} must be {_words(expected)}, not {shown}") from None
 
 
-def _as(value: Any, kind: Any, where: str) -> Any:
+def _as(value: Any, expected: Any, where: str) -> Any:
     if isinstance(value, Text):
-        return _from_text(value, kind, where)
-    origin, arguments = get_origin(kind), get_args(kind)
-    if kind is Any or kind is object:
+        return _from_text(value, expected, where)
+    origin, arguments = get_origin(expected), get_args(expected)
+    if expected is Any or expected is object:
         return value
     if origin is Union or origin is types.UnionType:
         return _as_one_of(value, arguments, where)
@@ -271,7 +271,7 @@ def _as(value: Any, kind: Any, where: str) -> Any:
         return _as_tuple(value, arguments, where)
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return _as_table(value, arguments, where)
-    return _as_plain(value, type(None) if kind is None else origin or kind, where)
+    return _as_plain(value, type(None) if expected is None else origin or expected, where)
 
 
 def _as_choice(value: Any, choices: Sequence[Any]) -> Any:
@@ -280,78 +280,78 @@ def _as_choice(value: Any, choices: Sequence[Any]) -> Any:
     raise _Mismatch
 
 
-def _as_table(value: Any, kinds: Sequence[Any], where: str) -> dict[Any, Any]:
+def _as_table(value: Any, expected: Sequence[Any], where: str) -> dict[Any, Any]:
     if not isinstance(value, Mapping):
         raise _Mismatch
-    return {_as(key, kinds[0], where): _as(entry, kinds[1], where) for key, entry in value.items()}
+    return {_as(key, expected[0], where): _as(entry, expected[1], where) for key, entry in value.items()}
 
 
-def _as_plain(value: Any, kind: Any, where: str) -> Any:
-    if not isinstance(kind, type):
+def _as_plain(value: Any, expected: Any, where: str) -> Any:
+    if not isinstance(expected, type):
         return value
-    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
-        return build(kind, value, where=where)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if dataclasses.is_dataclass(expected) and isinstance(value, Mapping):
+        return build(expected, value, where=where)
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if kind is Path and isinstance(value, str):
+    if expected is Path and isinstance(value, str):
         return Path(value)
-    if isinstance(value, bool) and kind is not bool:
+    if isinstance(value, bool) and expected is not bool:
         raise _Mismatch  # True is an int to Python, and never what the user meant
-    if not isinstance(value, kind):
+    if not isinstance(value, expected):
         raise _Mismatch
     return value
 
 
-def _as_one_of(value: Any, kinds: Sequence[Any], where: str) -> Any:
-    if value == "none" and type(None) in kinds and str not in kinds:
+def _as_one_of(value: Any, expected: Sequence[Any], where: str) -> Any:
+    if value == "none" and type(None) in expected and str not in expected:
         return None
     # the exact type first, so that 3 stays a whole number in `float | int`
-    for kind in sorted(kinds, key=lambda kind: type(value) is not kind):
+    for one in sorted(expected, key=lambda one: type(value) is not one):
         try:
-            return _as(value, kind, where)
+            return _as(value, one, where)
         except _Mismatch:
             continue
     raise _Mismatch
 
 
-def _as_tuple(value: Any, kinds: Sequence[Any], where: str) -> tuple[Any, ...]:
+def _as_tuple(value: Any, expected: Sequence[Any], where: str) -> tuple[Any, ...]:
     if not isinstance(value, (list, tuple)):
         raise _Mismatch
-    if len(kinds) == 2 and kinds[1] is Ellipsis:
-        items = tuple(_as(entry, kinds[0], where) for entry in value)
-    elif len(value) == len(kinds):
-        items = tuple(_as(entry, kind, where) for entry, kind in zip(value, kinds, strict=True))
+    if len(expected) == 2 and expected[1] is Ellipsis:
+        items = tuple(_as(entry, expected[0], where) for entry in value)
+    elif len(value) == len(expected):
+        items = tuple(_as(entry, one, where) for entry, one in zip(value, expected, strict=True))
     else:
         raise _Mismatch
     unchanged = isinstance(value, tuple) and all(a is b for a, b in zip(items, value, strict=True))
     return value if unchanged else items  # type: ignore[return-value]
 
 
-def _from_text(text: Text, kind: Any, where: str) -> Any:
+def _from_text(text: Text, expected: Any, where: str) -> Any:
     """Tries the text as a TOML value, as a comma-separated list, and as it stands, in this order."""
     readings: list[Any] = []
     with contextlib.suppress(tomllib.TOMLDecodeError):
         readings.append(tomllib.loads(f"value = {text}")["value"])
     readings.append(str(text))
-    if _takes_tuple(kind):
+    if _takes_tuple(expected):
         readings.append([Text(part.strip()) for part in text.split(",") if part.strip()])
     for reading in readings:
         try:
-            return _as(reading, kind, where)
+            return _as(reading, expected, where)
         except _Mismatch:
             continue
     raise _Mismatch
 
 
-def _takes_tuple(kind: Any) -> bool:
-    return get_origin(kind) is tuple or any(get_origin(part) is tuple for part in get_args(kind))
+def _takes_tuple(expected: Any) -> bool:
+    return get_origin(expected) is tuple or any(get_origin(part) is tuple for part in get_args(expected))
 
 
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 
 
-def _words(kind: Any) -> str:
-    origin, arguments = get_origin(kind), get_args(kind)
+def _words(expected: Any) -> str:
+    origin, arguments = get_origin(expected), get_args(expected)
     if origin is Union or origin is types.UnionType:
         return " or ".join(_words(part) for part in arguments if part is not type(None))
     if origin is Literal:
@@ -362,4 +362,4 @@ def _words(kind: Any) -> str:
         return f"a list of {len(arguments)} ({', '.join(map(_words, arguments))})"
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return f"a table (each value {_words(arguments[1])})"
-    return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))
+    return _WORDS.get(expected, getattr(expected, "__name__", str(expected)))

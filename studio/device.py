@@ -25,8 +25,8 @@ __all__ = [
     "wait",
 ]
 
-# best first; the index of a kind is its preference when nothing is asked for
-KINDS = ("cuda", "xpu", "mps", "cpu")
+# best first: what is taken when nothing is asked for
+BACKENDS = ("cuda", "xpu", "mps", "cpu")
 
 DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -83,8 +83,8 @@ def choose_device(asked: str | torch.device | None = None) -> torch.device:
         asked: a torch device name such as ``"cpu"`` or ``"mps"``; ``None`` and ``"auto"`` take the best there is.
 
     Raises:
-        UnknownName: no such kind of device.
-        DoesNotFit: the kind exists and this machine, or this build of torch, has none.
+        UnknownName: no such device.
+        DoesNotFit: a device that this machine, or this build of torch, does not have.
 
     Example:
         >>> choose_device("cpu")
@@ -95,22 +95,22 @@ def choose_device(asked: str | torch.device | None = None) -> torch.device:
         studio.errors.UnknownName: no device is named 'gpuu'; did you mean 'cpu'? (known: auto, cuda, xpu, mps, cpu)
     """
     if asked is None or asked == "auto":
-        return next(torch.device(kind) for kind in KINDS if _count(kind))
-    kind, _, index = str(asked).partition(":")
-    if kind not in KINDS or (index and not index.isdigit()):
-        close = nearest(kind, KINDS, 1)[0]
+        return next(torch.device(backend) for backend in BACKENDS if _count(backend))
+    backend, _, index = str(asked).partition(":")
+    if backend not in BACKENDS or (index and not index.isdigit()):
+        close = nearest(backend, BACKENDS, 1)[0]
         raise UnknownName(
-            f"no device is named {str(asked)!r}; did you mean {close!r}? (known: auto, {', '.join(KINDS)})"
+            f"no device is named {str(asked)!r}; did you mean {close!r}? (known: auto, {', '.join(BACKENDS)})"
         )
-    count = _count(kind)
+    count = _count(backend)
     if not count:
         there = ", ".join(row.device for row in device_rows())
         raise DoesNotFit(
             f"the device {str(asked)!r} was asked for and torch {torch.__version__} finds none: use {there}"
         )
-    if index and int(index) >= count and kind != "cpu":
+    if index and int(index) >= count and backend != "cpu":
         raise DoesNotFit(
-            f"the device {str(asked)!r} was asked for and there are {count}: the last is '{kind}:{count - 1}'"
+            f"the device {str(asked)!r} was asked for and there are {count}: the last is '{backend}:{count - 1}'"
         )
     return torch.device(str(asked))
 
@@ -163,9 +163,9 @@ def has_dtype(dtype: torch.dtype, device: torch.device) -> bool:
 def device_rows() -> list[DeviceRow]:
     """Returns the devices of this machine, best first."""
     rows = []
-    for kind in KINDS:
-        for index in range(_count(kind)):
-            device = torch.device(kind) if kind in ("cpu", "mps") else torch.device(kind, index)
+    for backend in BACKENDS:
+        for index in range(_count(backend)):
+            device = torch.device(backend) if backend in ("cpu", "mps") else torch.device(backend, index)
             dtypes = tuple(name for dtype, name in _SHORT.items() if has_dtype(dtype, device))
             rows.append(DeviceRow(str(device), _title(device), dtypes, memory(device).total))
     return rows
@@ -208,13 +208,13 @@ def free_cache(device: torch.device) -> None:
         torch.get_device_module(device).empty_cache()
 
 
-def _count(kind: str) -> int:
-    if kind == "cpu":
+def _count(backend: str) -> int:
+    if backend == "cpu":
         return 1
-    if kind == "mps":
+    if backend == "mps":
         return int(torch.backends.mps.is_available())
-    backend = torch.get_device_module(kind)
-    return backend.device_count() if backend.is_available() else 0
+    module = torch.get_device_module(backend)
+    return module.device_count() if module.is_available() else 0
 
 
 def _title(device: torch.device) -> str:

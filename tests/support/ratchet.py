@@ -29,7 +29,7 @@ LIST = Path(__file__).with_name("ratchet.toml")
 LIMITS = {"lines": 30, "raises": 0, "shapes": 0}
 SAYS = {
     "lines": "has {} lines of code, its signature and docstring left out; a part of it wants a name of its own",
-    "raises": "raises {} kind(s) of errors that are missing under Raises in its docstring",
+    "raises": "raises {} error(s) that are missing under Raises in its docstring",
     "shapes": "takes {} tensor(s) without a shape in its docstring: `x: the inputs ``(B, C, H, W)``.`",
 }
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -164,8 +164,8 @@ def bases(error: str) -> set[str]:
     """Returns the names of the classes that an error is one of."""
     known = getattr(builtins, error, None)
     if isinstance(known, type):
-        return {kind.__name__ for kind in known.__mro__}
-    above = {_name(base) for kind in CLASSES.get(error, ()) for base in kind.bases}
+        return {one.__name__ for one in known.__mro__}
+    above = {_name(base) for one in CLASSES.get(error, ()) for base in one.bases}
     return above.union(*(bases(name) for name in above))
 
 

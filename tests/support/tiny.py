@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import studio
 
 __all__ = [
-    "KINDS",
+    "LANGUAGE_MODELS",
     "Tower",
     "interrupted",
     "language",
@@ -28,7 +28,7 @@ __all__ = [
 
 
 class Tower(nn.Module):
-    """One layer, called ``name``, of whatever kind: an attention attends to its input and gives a tensor."""
+    """One layer, called ``name``: an attention attends to its input and gives a tensor."""
 
     def __init__(self, layer: nn.Module, name: str = "layer") -> None:
         super().__init__()
@@ -105,7 +105,7 @@ def interrupted(task: type, step: int) -> Iterator[None]:
     raise AssertionError(f"the training ended before step {step}")
 
 
-# -- language models of many kinds -------------------------------------------------------------------------------------
+# -- language models ---------------------------------------------------------------------------------------------------
 
 _SIZES = dict(vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64)
 _FEW = dict(num_key_value_heads=2, intermediate_size=32, pad_token_id=0, eos_token_id=None)
@@ -116,7 +116,7 @@ _BART = dict(
     encoder_layers=3, decoder_layers=3, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=32,
     decoder_ffn_dim=32, max_position_embeddings=64, pad_token_id=1, forced_eos_token_id=None,
 )  # fmt: skip
-KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
+LANGUAGE_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", "LlamaConfig", _SIZES | _FEW),
     "mistral": ("MistralForCausalLM", "MistralConfig", _SIZES | _FEW | dict(sliding_window=6)),
     "gemma3": ("Gemma3ForCausalLM", "Gemma3TextConfig", _SIZES | _FEW | _GEMMA),
@@ -133,24 +133,24 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert": ("BertForSequenceClassification", "BertConfig", _SIZES | dict(intermediate_size=32)),
     "roberta": ("RobertaForSequenceClassification", "RobertaConfig", _SIZES | dict(intermediate_size=32)),
 }  # fmt: skip
-"""Kind -> the classes of transformers' model and config, and the sizes."""
+"""Name -> the classes of transformers' model and config, and the sizes."""
 
 
-def language(kind: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A tiny language model of one of the :data:`KINDS`.
+def language(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A tiny language model of one of the :data:`LANGUAGE_MODELS`.
 
     Weights are large enough for every token to matter; texts have 64 token ids, 0 or 1 pads, the context is 64.
     """
     import transformers
 
-    model, config, sizes = KINDS[kind]
+    model, config, sizes = LANGUAGE_MODELS[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = getattr(transformers, model)(getattr(transformers, config)(**sizes)).eval()
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.dim() > 1:
-                parameter *= 1.0 if kind == "t5" else 8.0
+                parameter *= 1.0 if name == "t5" else 8.0
     return made.to(dtype)
 
 

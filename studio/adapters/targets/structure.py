@@ -8,8 +8,6 @@ back. What is found is a proposal: a family's own presets go before it.
 
 from __future__ import annotations
 
-import functools
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
@@ -17,8 +15,9 @@ from typing import Final, cast
 from torch import Tensor, nn
 
 from studio.adapters.sites.kinds import kind_of
+from studio.adapters.targets.words import POSITIONS, Roles, is_attention_name, roles_of, words_of
 
-__all__ = ["Attention", "FeedForward", "Structure", "read_structure"]
+__all__ = ["Attention", "Ends", "FeedForward", "Structure", "ends_of", "read_structure"]
 
 
 @dataclass(frozen=True)
@@ -77,60 +76,16 @@ MOST_PARTS: Final = 4
 """A module around an attention that has more parts with projections than these is a whole layer, or a model."""
 
 Ends = tuple[int, int]
-Roles = frozenset[str]
 
-_WORDS: Final[Mapping[str, str]] = {
-    "query": "q", "queries": "q", "key": "k", "keys": "k", "value": "v", "values": "v",
-}  # fmt: skip
-_LETTERS: Final = re.compile(r"w?(?P<letters>q?k?v?|q?v?k?)z?")
-_POSITIONS: Final = frozenset(("relative", "rel", "pos", "position", "positional", "bias", "conv"))
 _OUT: Final = frozenset(("o", "out", "output", "wo"))
 _PERHAPS_OUT: Final = frozenset(("proj", "projection", "dense", "post", "final", "merge"))
-_NO_OUT: Final = _POSITIONS | {"gate"}
-_NO_TOKENS: Final = _POSITIONS | {
+_NO_OUT: Final = POSITIONS | {"gate"}
+_NO_TOKENS: Final = POSITIONS | {
     "positions", "wpe", "type", "segment", "distance", "time", "timestep", "temporal", "query", "queries", "quantize",
     "codebook", "point", "points", "prompt", "label", "mask", "class", "reference", "iou", "row", "column", "level",
 }  # fmt: skip
 _NO_FEED_FORWARD: Final = frozenset(("router", "score", "time", "temb", "emb", "shortcut", "adaln", "modulation"))
 _HEADS: Final = frozenset(("lm_head", "embed_out", "score", "classifier", "qa_outputs", "output_projection", "head"))
-
-
-@functools.lru_cache(maxsize=4096)
-def words_of(name: str) -> tuple[str, ...]:
-    """Splits a name into its lower-case words, without numbers.
-
-    Example:
-        >>> words_of("EncDecAttention"), words_of("to_q"), words_of("attn2")
-        (('enc', 'dec', 'attention'), ('to', 'q'), ('attn',))
-    """
-    parts = re.split(r"[\W_\d]+", re.sub(r"(?<=[a-z\d])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name))
-    return tuple(part.lower() for part in parts if part)
-
-
-def roles_of(name: str) -> Roles:
-    """Reads the roles of a projection off its name.
-
-    Example:
-        >>> [sorted(roles_of(name)) for name in ("add_q_proj", "kv_proj", "Wqkv", "query_key_value", "out_proj")]
-        [['q'], ['k', 'v'], ['k', 'q', 'v'], ['k', 'q', 'v'], []]
-        >>> sorted(roles_of("relative_k_proj"))  # of positions, not of tokens
-        []
-    """
-    words = words_of(name)
-    if _POSITIONS & set(words):
-        return frozenset()
-    found: set[str] = set()
-    for word in words:
-        if word in _WORDS:
-            found.add(_WORDS[word])
-        elif (match := _LETTERS.fullmatch(word)) is not None:
-            found |= set(match["letters"])
-    return frozenset(found)
-
-
-def is_attention_name(name: str) -> bool:
-    """Says whether a class or a module is called an attention."""
-    return any(word in ("attention", "attn", "attentions", "mha", "att") for word in words_of(name))
 
 
 def ends_of(layer: nn.Module) -> Ends | None:
