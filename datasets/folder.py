@@ -17,7 +17,7 @@ from studio.datasets.captions import CAPTION_SUFFIXES, METADATA_NAME, Caption, C
 from studio.datasets.image import Probe, probe_image
 from studio.errors import BadFile
 
-__all__ = ["ImageFolder", "ImageItem", "Skipped", "read_folder", "scan_folder"]
+__all__ = ["ImageFolder", "ImageItem", "SkippedFile", "read_folder", "scan_folder"]
 
 _REPEATS = re.compile(r"(\d+)_(.+)")  # kohya's folder names: "10_sks dog"
 _FOREIGN_IMAGES = (".heic", ".heif", ".svg", ".psd", ".raw", ".cr2", ".nef", ".arw", ".dng")
@@ -49,7 +49,7 @@ class ImageItem:
 
 
 @dataclass(frozen=True)
-class Skipped:
+class SkippedFile:
     """A file, or a line of ``metadata.jsonl``, that is not used; ``reason`` completes "this file ..."."""
 
     file: Path
@@ -73,7 +73,7 @@ class ImageFolder:
 
     folder: Path
     items: tuple[ImageItem, ...]
-    skipped: tuple[Skipped, ...]
+    skipped: tuple[SkippedFile, ...]
     digest: str
     several_lines: tuple[Path, ...] = ()
 
@@ -130,36 +130,38 @@ def scan_folder(folder: str | Path, *, captions: bool = True) -> ImageFolder:
         raise BadFile(f"there is no image folder {folder}: check the path")
     if not folder.is_dir():
         raise BadFile(f"{folder} is a file, and a folder of images is needed: name the folder it is in")
-    skipped: list[Skipped] = []
+    skipped: list[SkippedFile] = []
     images, texts = _told_apart(_files(folder, skipped), skipped)
     looked = _looked_at(images, skipped)
     found = _captions(images, texts) if captions else Captions()
-    skipped += [Skipped(file, reason) for file, reason in found.unused]
+    skipped += [SkippedFile(file, reason) for file, reason in found.unused]
     items = [_item(file, *looked[file], found.of.get(file), folder, captions) for file in images if file in looked]
-    skipped += [Skipped(item.file, "is in a folder whose name says 0 repeats") for item in items if not item.repeats]
+    skipped += [
+        SkippedFile(item.file, "is in a folder whose name says 0 repeats") for item in items if not item.repeats
+    ]
     items = [item for item in items if item.repeats]
     several_lines = tuple(item.file for item in items if item.file in found.of and found.of[item.file].several_lines)
     skipped.sort(key=lambda entry: entry.file.as_posix())
     return ImageFolder(folder, tuple(items), tuple(skipped), _digest(items), several_lines)
 
 
-def _told_apart(files: list[Path], skipped: list[Skipped]) -> tuple[list[Path], list[Path]]:
+def _told_apart(files: list[Path], skipped: list[SkippedFile]) -> tuple[list[Path], list[Path]]:
     """Sorts files by name into pictures and captions; what is neither is skipped."""
     images: list[Path] = []
     texts: list[Path] = []
     for file in files:
         if file.name.startswith(".") or file.name.lower() in ("thumbs.db", "desktop.ini"):
-            skipped.append(Skipped(file, "is a hidden or system file"))
+            skipped.append(SkippedFile(file, "is a hidden or system file"))
         elif _is_image_name(file):
             images.append(file)
         elif file.suffix.lower() in CAPTION_SUFFIXES or file.name == METADATA_NAME:
             texts.append(file)
         else:
-            skipped.append(Skipped(file, _why_not(file)))
+            skipped.append(SkippedFile(file, _why_not(file)))
     return images, texts
 
 
-def _looked_at(images: list[Path], skipped: list[Skipped]) -> dict[Path, tuple[Probe, str]]:
+def _looked_at(images: list[Path], skipped: list[SkippedFile]) -> dict[Path, tuple[Probe, str]]:
     """Decodes each picture; returns what the look told and the digest of the bytes of those that can be used."""
     looked: dict[Path, tuple[Probe, str]] = {}
     for file in images:
@@ -167,9 +169,9 @@ def _looked_at(images: list[Path], skipped: list[Skipped]) -> dict[Path, tuple[P
             data = file.read_bytes()
             looked[file] = probe_image(data), hashlib.sha256(data).hexdigest()
         except OSError as error:
-            skipped.append(Skipped(file, f"cannot be read: {error.strerror}"))
+            skipped.append(SkippedFile(file, f"cannot be read: {error.strerror}"))
         except BadFile as error:
-            skipped.append(Skipped(file, str(error)))
+            skipped.append(SkippedFile(file, str(error)))
     return looked
 
 
@@ -181,13 +183,13 @@ def _item(file: Path, probe: Probe, digest: str, caption: Caption | None, folder
     return ImageItem(file, text, origin, repeats, probe.width, probe.height, digest, probe)  # type: ignore[arg-type]
 
 
-def _files(folder: Path, skipped: list[Skipped]) -> list[Path]:
+def _files(folder: Path, skipped: list[SkippedFile]) -> list[Path]:
     """All files below ``folder``, sorted by path; links are followed, once."""
     found: list[Path] = []
     seen: set[Path] = set()
 
     def unreadable(error: OSError) -> None:
-        skipped.append(Skipped(Path(error.filename), f"cannot be listed: {error.strerror}"))
+        skipped.append(SkippedFile(Path(error.filename), f"cannot be listed: {error.strerror}"))
 
     for place, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
         here = Path(place)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from studio.datasets.folder import ImageItem
+if TYPE_CHECKING:
+    from studio.datasets.folder import ImageItem
 
 __all__ = ["Trigger", "class_prompt_of", "missing_words", "rare_word", "subject_words"]
 

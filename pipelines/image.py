@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
 import studio.adapters as core
-from studio.adapters import Strength
 from studio.errors import BadConfig
 from studio.families import Base, open_base
 from studio.pipelines.blends import BlendLike, deal_blend
@@ -17,10 +15,6 @@ from studio.pipelines.describe import describe
 from studio.pipelines.pipeline import Pipeline
 from studio.pipelines.prompt import TaggedPrompt, parse_prompt
 from studio.pipelines.sample import Request, sample
-from studio.pipelines.sources import Source, source_of
-
-if TYPE_CHECKING:
-    from studio.files import LoadReport
 
 __all__ = ["ImagePipeline"]
 
@@ -37,7 +31,7 @@ class ImagePipeline(Pipeline):
     Attributes:
         base: the base.
         pipe: its diffusers pipeline.
-        sources: the file of every adapter that :meth:`load` loaded, by name.
+        sources: the file of every adapter that :meth:`load` loaded, by name; pictures state it.
 
     Example:
         >>> pipe = ImagePipeline.open("emoji")
@@ -52,31 +46,11 @@ class ImagePipeline(Pipeline):
     def __init__(self, base: Base) -> None:
         super().__init__(base)
         self.pipe = base.pipe
-        self.sources: dict[str, Source] = {}
 
     @property
     def carrier(self) -> Any:
         """The diffusers pipeline."""
         return self.pipe
-
-    def load(
-        self,
-        file: str | Path,
-        *,
-        name: str | None = None,
-        strength: float | Strength = 1.0,
-        allow_partial: bool = False,
-        trainable: bool = False,
-    ) -> LoadReport:
-        """Loads an adapter and adds it to the current blend, as :meth:`Pipeline.load`; pictures then name its file."""
-        report = super().load(file, name=name, strength=strength, allow_partial=allow_partial, trainable=trainable)
-        self.sources[report.name] = source_of(Path(file))
-        return report
-
-    def unload(self, name: str) -> None:
-        """Takes an adapter off, as :meth:`Pipeline.unload`."""
-        super().unload(name)
-        self.sources.pop(name, None)
 
     def generate(
         self,

@@ -12,6 +12,7 @@ import torch
 import studio.adapters as core
 from studio.adapters import AdapterInfo, Strength
 from studio.pipelines.blends import BlendLike
+from studio.pipelines.sources import Source, source_of
 
 if TYPE_CHECKING:
     from studio.files import LoadReport
@@ -29,12 +30,14 @@ class Pipeline(ABC):
 
     Attributes:
         base: the base.
+        sources: the file of every adapter that :meth:`load` loaded, by name.
     """
 
     _open_base: ClassVar[Callable[..., Any]]
 
     def __init__(self, base: Any) -> None:
         self.base = base
+        self.sources: dict[str, Source] = {}
 
     @classmethod
     def open(
@@ -93,9 +96,11 @@ class Pipeline(ABC):
         from studio.files import load
 
         self._check_fit(file)
-        return load(
+        report = load(
             self.carrier, file, name=name, strength=strength, allow_partial=allow_partial, trainable=trainable
         )  # fmt: skip
+        self.sources[report.name] = source_of(Path(file))
+        return report
 
     def _check_fit(self, file: str | Path) -> None:  # noqa: B027  (a base without tokens of its own takes any file)
         """Checks that an adapter's file is not for another base, where its tensors do not tell."""
@@ -107,6 +112,7 @@ class Pipeline(ABC):
             UnknownName: no adapter has this name; the nearest is named.
         """
         core.detach(self.carrier, name)
+        self.sources.pop(name, None)
 
     def blend(self, blend: BlendLike | str) -> None:
         """Sets the current blend: which adapters act from now on; ``{}`` is the base alone.

@@ -17,7 +17,7 @@ from torch import nn
 from studio.errors import BadFile, DoesNotFit, UnknownName, nearest
 from studio.families.family import FAMILIES, Family, family_of, is_pipeline
 
-__all__ = ["BASES", "Base", "modules_hash", "open_base", "quietly", "weights_hash"]
+__all__ = ["BASES", "Base", "modules_hash", "move", "open_base", "quietly", "weights_hash"]
 
 BASES: dict[str, Path] = {"emoji": Path(__file__).parent / "emoji" / "pipeline"}
 """The embedded bases: name -> diffusers folder inside the package."""
@@ -78,11 +78,11 @@ def open_base(
         studio.errors.UnknownName: no base or folder is called 'emoij'; did you mean 'emoji'? (embedded bases: emoji)
     """
     if isinstance(base, Base):
-        _move(base.pipe, dtype, device)
+        move(base.pipe, dtype, device)
         return base
     if is_pipeline(base):
         pipe: Any = base
-        _move(pipe, dtype, device)
+        move(pipe, dtype, device)
         name = str(pipe.config.get("_name_or_path") or "")
         return _describe(pipe, Path(name).name or type(pipe).__name__, None)
     if not isinstance(base, (str, Path)):
@@ -104,6 +104,12 @@ def open_base(
             f"no base or folder is called {str(base)!r}; did you mean {close!r}? (embedded bases: {', '.join(BASES)})"
         )
     return _describe(_read(folder, dtype, device), folder.resolve().name, folder)
+
+
+def move(model: Any, dtype: torch.dtype | None, device: torch.device | str | None) -> None:
+    """Moves a module or a pipeline where ``dtype`` or ``device`` say so; None leaves either as it is."""
+    if dtype is not None or device is not None:
+        model.to(*(wish for wish in (device, dtype) if wish is not None))
 
 
 def weights_hash(pipe: Any) -> str:
@@ -180,11 +186,6 @@ def quietly() -> Iterator[None]:
     finally:
         for log in shown:
             log.enable_progress_bar()
-
-
-def _move(pipe: Any, dtype: torch.dtype | None, device: torch.device | str | None) -> None:
-    if dtype is not None or device is not None:
-        pipe.to(*(wish for wish in (device, dtype) if wish is not None))
 
 
 def _describe(pipe: Any, name: str, folder: Path | None) -> Base:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 
 from studio.errors import BadFile, DoesNotFit, UnknownName, UsageError, nearest
-from studio.families.base import BASES, modules_hash, quietly
+from studio.families.base import BASES, modules_hash, move, quietly
 
 __all__ = ["LANGUAGE_BASES", "PLAIN_TEMPLATE", "LanguageBase", "facts_file", "open_language_base"]
 
@@ -169,8 +169,7 @@ def open_language_base(
             f"a language base is a name, a transformers folder or a pair of a model and its tokenizer, not a "
             f"{type(base).__name__}"
         )
-    if dtype is not None or device is not None:
-        found.model.to(*(wish for wish in (device, dtype) if wish is not None))
+    move(found.model, dtype, device)
     return found
 
 
@@ -189,9 +188,7 @@ def _read(base: str | Path, dtype: torch.dtype | None, device: torch.device | st
     model = _read_model(folder, model_type, dtype or torch.float32)
     if not tokenizer.is_fast:
         raise DoesNotFit(f"the tokenizer of {folder} cannot say which characters a token is of; save it as a fast one")
-    model.eval()
-    if device is not None:
-        model.to(device)
+    move(model.eval(), None, device)
     return LanguageBase(model, tokenizer, str(base) if known else folder.resolve().name, folder)
 
 
