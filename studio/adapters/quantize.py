@@ -100,7 +100,7 @@ def quantize(
         raise DoesNotFit("adapters are attached to the model: quantise the base first, then attach")
     modules = components(model)
     preset = isinstance(targets, str) and targets in PRESETS
-    made: dict[tuple[str, str], _Made] = {}
+    made: dict[tuple[str, str], _Replacement] = {}
     kept: list[str] = []
     for component, paths in find_targets(modules, targets, exclude).items():
         for path in paths:
@@ -110,7 +110,7 @@ def quantize(
                 kept.append(name)
                 continue
             _check(site, modules[component], path, name, group)
-            made[component, path] = _made(site, bits, group, rank, iterations)
+            made[component, path] = _replacement(site, bits, group, rank, iterations)
     for (component, path), one in made.items():
         above, _, last = path.rpartition(".")
         cast(nn.Module, module_at(modules[component], above))._modules[last] = one.layer
@@ -125,7 +125,7 @@ def quantize(
 
 
 @dataclass(frozen=True)
-class _Made:
+class _Replacement:
     """A quantised layer, the bytes of the weight that it stands for, ``‖W − Q‖²`` and ``‖W‖²``."""
 
     layer: GroupQuantizedLinear
@@ -134,12 +134,12 @@ class _Made:
     norm: float
 
 
-def _made(site: Site, bits: int, group: int, rank: int, iterations: int) -> _Made:
+def _replacement(site: Site, bits: int, group: int, rank: int, iterations: int) -> _Replacement:
     weight = read_weight(site)
     grid = _rounded(weight, bits, group, rank, iterations)
     layer = GroupQuantizedLinear.of(site.weight, cast("nn.Parameter | None", site.bias), bits=bits, grid=grid)
     off = float((weight - grid.weight()).square().sum())
-    return _Made(layer.train(site.module.training), site.weight.nbytes, off, float(weight.square().sum()))
+    return _Replacement(layer.train(site.module.training), site.weight.nbytes, off, float(weight.square().sum()))
 
 
 def _rounded(weight: torch.Tensor, bits: int, group: int, rank: int, iterations: int) -> Grid:

@@ -71,6 +71,17 @@ def padded(side: str) -> tuple[Tensor, Tensor, list[Tensor]]:
     return torch.cat([torch.cat(p, 1) for p in parts]), torch.cat([torch.cat(p, 1) for p in mask]), rows
 
 
+def pulled(model: Any, ids: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The logits, numbers to weigh them with, and the gradients of the adapter that the weighed sum has."""
+    logits = call(model, ids)
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    (logits * weights).sum().backward()
+    found = {name: tensor.grad.clone() for name, tensor in state(model).items()}
+    for tensor in state(model).values():
+        tensor.grad = None
+    return logits, weights, found
+
+
 # -- the definition ----------------------------------------------------------------------------------------------------
 
 
@@ -84,14 +95,7 @@ def padded(side: str) -> tuple[Tensor, Tensor, list[Tensor]]:
 def test_a_soft_prompt_is_embeddings_before_the_text(kind: str, method: str) -> None:
     model, ids = language(kind, torch.float64), texts()
     attach(model, METHODS[method]())
-    model.double()
-    logits = call(model, ids)
-    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    (logits * weights).sum().backward()
-    tensors = state(model)
-    found = {name: tensor.grad.clone() for name, tensor in tensors.items()}
-    for tensor in tensors.values():
-        tensor.grad = None
+    logits, weights, found = pulled(model.double(), ids)
     prompt = adapter_of(model).embedded(len(ids), None).expand(len(ids), -1, -1)
     with blended(model, {}):
         both = torch.cat([prompt, embedded(model, ids)], dim=1)
@@ -100,7 +104,7 @@ def test_a_soft_prompt_is_embeddings_before_the_text(kind: str, method: str) -> 
     expected = expected[:, M:] if kind in CAUSAL else expected
     close(logits, expected, 1e-12)
     (expected * weights).sum().backward()
-    for name, tensor in tensors.items():
+    for name, tensor in state(model).items():
         close(found[name], tensor.grad, 1e-10)
     assert all(p.grad is None for key, p in model.named_parameters() if not key.startswith("adapters."))
 
@@ -110,14 +114,7 @@ def test_a_soft_prompt_is_embeddings_before_the_text(kind: str, method: str) -> 
 def test_a_prefix_is_keys_and_values_in_the_cache(kind: str, method: str) -> None:
     model, ids = language(kind, torch.float64), texts()
     attach(model, METHODS[method]())
-    model.double()
-    logits = call(model, ids)
-    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    (logits * weights).sum().backward()
-    tensors = state(model)
-    found = {name: tensor.grad.clone() for name, tensor in tensors.items()}
-    for tensor in tensors.values():
-        tensor.grad = None
+    logits, weights, found = pulled(model.double(), ids)
     adapter = adapter_of(model)
     heads, size = next(iter(adapter.spans.values()))[1].heads, next(iter(adapter.spans.values()))[1].size
     columns = adapter.made().view(M, 2, 2, heads, size).permute(1, 2, 3, 0, 4)  # layer, key or value, head, token
@@ -126,7 +123,7 @@ def test_a_prefix_is_keys_and_values_in_the_cache(kind: str, method: str) -> Non
         expected = model(ids, past_key_values=cache, attention_mask=torch.ones(3, M + 5)).logits
     close(logits, expected, 1e-12)
     (expected * weights).sum().backward()
-    for name, tensor in tensors.items():
+    for name, tensor in state(model).items():
         close(found[name], tensor.grad, 1e-10)
 
 
@@ -149,18 +146,30 @@ def test_a_prefix_reaches_every_attention_of_a_place(kind: str, place: str) -> N
     handle = attention.module.register_forward_hook(watch, with_kwargs=True)
     logits = call(model, ids)
     handle.remove()
-    layer, states = attention.module, seen["states"]
+    source = seen["kwargs"].get("key_value_states")
+    source = seen["states"] if source is None else source
+    by_hand = attended(attention.module, kind, place, adapter.at(path), seen["states"], source)
+    close(seen["output"], by_hand, 1e-12)
+    assert len(adapter.spans) == 3 and (logits - base).norm() > 1e-3 * base.norm()
+    logits.square().sum().backward()
+    gradient = state(model)["prefix"].grad
+    assert gradient is not None
+    assert all(bool(part.abs().sum() > 0) for part in gradient.split(2 * attention.width, dim=1))
+
+
+def attended(
+    layer: Any, kind: str, place: str, prefix: tuple[Tensor, Tensor], states: Tensor, source: Tensor
+) -> Tensor:
+    """The output of an attention whose keys and values have a prefix before them."""
     parts = {"q": "q", "k": "k", "v": "v", "o": "o"} if kind == "t5" else {
         "q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"
     }  # fmt: skip
     q, k, v, o = (getattr(layer, parts[one]) for one in "qkvo")
-    source = seen["kwargs"].get("key_value_states")
-    source = states if source is None else source
 
     def split(x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], 4, 4).transpose(1, 2)
 
-    before_k, before_v = adapter.at(path)
+    before_k, before_v = prefix
     keys = torch.cat([before_k.expand(3, -1, -1, -1), split(k(source))], dim=2)
     values = torch.cat([before_v.expand(3, -1, -1, -1), split(v(source))], dim=2)
     scores = split(q(states)) @ keys.mT * (1.0 if kind == "t5" else 0.5)
@@ -169,12 +178,7 @@ def test_a_prefix_reaches_every_attention_of_a_place(kind: str, place: str) -> N
         scores = scores + layer.compute_bias(length, width, past_seen_tokens=M)
     if place == "decoder":
         scores = scores.masked_fill(torch.ones(length, width).triu(M + 1).bool(), float("-inf"))
-    close(seen["output"], o((scores.softmax(-1) @ values).transpose(1, 2).flatten(2)), 1e-12)
-    assert len(adapter.spans) == 3 and (logits - base).norm() > 1e-3 * base.norm()
-    logits.square().sum().backward()
-    gradient = state(model)["prefix"].grad
-    assert gradient is not None
-    assert all(bool(part.abs().sum() > 0) for part in gradient.split(2 * attention.width, dim=1))
+    return o((scores.softmax(-1) @ values).transpose(1, 2).flatten(2))
 
 
 # -- batches -----------------------------------------------------------------------------------------------------------
