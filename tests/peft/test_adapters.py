@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import studio
+import tiny
 from studio import peft as ours
 from studio.peft.helpers import rescale_adapter_scale
 from studio.peft.tuners.lora import LoraLayer
@@ -332,18 +333,11 @@ def test_adapter_names_with_whole_modules():
 @pytest.mark.parametrize("kind", ["decoder", "encoder-decoder"])
 @pytest.mark.filterwarnings("ignore:The attention mask")
 def test_adapter_names_in_generate(kind, beams):
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
     if kind == "decoder":
-        config = transformers.LlamaConfig(
-            vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
-        )
-        base = transformers.LlamaForCausalLM(config).eval()
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+        base = tiny.llama(vocab_size=64, **sizes)
     else:
-        config = transformers.T5Config(
-            vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4, decoder_start_token_id=0
-        )
-        base = transformers.T5ForConditionalGeneration(config).eval()
+        base = tiny.t5(vocab_size=64, d_model=32, d_ff=48, num_heads=4)
     base.generation_config.pad_token_id, base.generation_config.eos_token_id = 0, None
     model = ours.get_peft_model(base, ours.LoraConfig(r=4, lora_alpha=32, init_lora_weights=False), adapter_name="a")
     model.add_adapter("b", ours.LoraConfig(r=4, lora_alpha=32, init_lora_weights=False))
