@@ -20,30 +20,13 @@ from studio.peft.auto import (
 )
 from studio.peft.configs.config import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PromptLearningConfig, get_peft_config
 from studio.peft.configs.methods import (
-    AdaLoraConfig,
-    BeftConfig,
-    BOFTConfig,
     CordaConfig,
     EvaConfig,
-    HRAConfig,
-    IA3Config,
-    LNTuningConfig,
     LoftQConfig,
-    LoHaConfig,
-    LoKrConfig,
-    LoraConfig,
     LoraRuntimeConfig,
-    MultitaskPromptTuningConfig,
     MultitaskPromptTuningInit,
-    OFTConfig,
-    PrefixTuningConfig,
-    PromptEncoderConfig,
     PromptEncoderReparameterizationType,
-    PromptTuningConfig,
     PromptTuningInit,
-    RoadConfig,
-    TrainableTokensConfig,
-    VeraConfig,
 )
 from studio.peft.files.folder import load_peft_weights
 from studio.peft.get_model import get_peft_model
@@ -77,7 +60,6 @@ __all__ = [
     "MODEL_TYPE_TO_PEFT_MODEL_MAPPING",
     "PEFT_TYPE_TO_CONFIG_MAPPING",
     "PEFT_TYPE_TO_TUNER_MAPPING",
-    "AdaLoraConfig",
     "AutoPeftModel",
     "AutoPeftModelForCausalLM",
     "AutoPeftModelForFeatureExtraction",
@@ -85,24 +67,14 @@ __all__ = [
     "AutoPeftModelForSeq2SeqLM",
     "AutoPeftModelForSequenceClassification",
     "AutoPeftModelForTokenClassification",
-    "BOFTConfig",
     "BaseTuner",
-    "BeftConfig",
     "CordaConfig",
     "EvaConfig",
-    "HRAConfig",
-    "IA3Config",
-    "LNTuningConfig",
-    "LoHaConfig",
-    "LoKrConfig",
     "LoftQConfig",
-    "LoraConfig",
     "LoraModel",
     "LoraRuntimeConfig",
-    "MultitaskPromptTuningConfig",
     "MultitaskPromptTuningInit",
     "NoMatchingPeftModuleError",
-    "OFTConfig",
     "PeftConfig",
     "PeftError",
     "PeftMixedModel",
@@ -115,16 +87,10 @@ __all__ = [
     "PeftModelForTokenClassification",
     "PeftType",
     "PeftWarning",
-    "PrefixTuningConfig",
-    "PromptEncoderConfig",
     "PromptEncoderReparameterizationType",
     "PromptLearningConfig",
-    "PromptTuningConfig",
     "PromptTuningInit",
-    "RoadConfig",
     "TaskType",
-    "TrainableTokensConfig",
-    "VeraConfig",
     "cast_mixed_precision_params",
     "get_base_model_state_dict",
     "get_layer_status",
@@ -139,15 +105,18 @@ __all__ = [
     "set_peft_model_state_dict",
 ]
 
+_CONFIGS = {config.__name__: config for config in PEFT_TYPE_TO_CONFIG_MAPPING.values()}
+"""The config classes of the methods, which come with the methods."""
+
+__all__ += sorted(_CONFIGS)
 paths.install()
 
 
 def __getattr__(name: str) -> Any:
     if name in paths.PATHS or name == "optimizers":
         return importlib.import_module(f"studio.peft.{name}")
-    registered = {config.__name__: config for config in PEFT_TYPE_TO_CONFIG_MAPPING.values()}
-    if name in registered:
-        return registered[name]
+    if name in _CONFIGS:
+        return _CONFIGS[name]
     if name not in ABSENT:
         raise AttributeError(f"module 'studio.peft' has no attribute {name!r}")
     globals()[name] = absent(name)

@@ -10,42 +10,18 @@ from studio.peft.terms.errors import Wrong
 
 __all__ = ["ABSENT", "absent"]
 
-ABSENT: Final = {
-    "AdamssConfig": "AdaMSS",
-    "AdaptionPromptConfig": "LLaMA-Adapter",
-    "ArrowConfig": "Arrow",
-    "BdLoraConfig": "BD-LoRA",
-    "C3AConfig": "C3A",
-    "CPTConfig": "CPT",
-    "CartridgeConfig": "Cartridge",
-    "DeftConfig": "DEFT",
-    "DeloraConfig": "DeLoRA",
-    "FourierFTConfig": "FourierFT",
-    "FrodConfig": "FRoD",
-    "GloraConfig": "GLoRA",
-    "GraloraConfig": "GraLoRA",
-    "HiraConfig": "HiRA",
-    "KasaConfig": "KaSA",
-    "LilyConfig": "Lily",
-    "LoraGAConfig": "LoRA-GA",
-    "MissConfig": "MiSS",
-    "MontecloraConfig": "MonteCLoRA",
-    "OSFConfig": "OSF",
-    "PeanutConfig": "PEANuT",
-    "PolyConfig": "Poly",
-    "PsoftConfig": "PSOFT",
-    "PveraConfig": "PVeRA",
-    "RandLoraConfig": "RandLoRA",
-    "ShadowConfig": "Shadow",
-    "ShiraConfig": "SHiRA",
-    "SupertuningConfig": "Super-Tuning",
-    "TinyLoraConfig": "TinyLoRA",
-    "UniLoraConfig": "UniLoRA",
-    "VBLoRAConfig": "VB-LoRA",
-    "VeloraConfig": "VeLoRA",
-    "WaveFTConfig": "WaveFT",
-    "XLoraConfig": "X-LoRA",
-}
+ABSENT: Final = dict(
+    row.split("=")
+    for row in (
+        "AdamssConfig=AdaMSS AdaptionPromptConfig=LLaMA-Adapter ArrowConfig=Arrow BdLoraConfig=BD-LoRA C3AConfig=C3A "
+        "CPTConfig=CPT CartridgeConfig=Cartridge DeftConfig=DEFT DeloraConfig=DeLoRA FourierFTConfig=FourierFT "
+        "FrodConfig=FRoD GloraConfig=GLoRA GraloraConfig=GraLoRA HiraConfig=HiRA KasaConfig=KaSA LilyConfig=Lily "
+        "LoraGAConfig=LoRA-GA MissConfig=MiSS MontecloraConfig=MonteCLoRA OSFConfig=OSF PeanutConfig=PEANuT "
+        "PolyConfig=Poly PsoftConfig=PSOFT PveraConfig=PVeRA RandLoraConfig=RandLoRA ShadowConfig=Shadow "
+        "ShiraConfig=SHiRA SupertuningConfig=Super-Tuning TinyLoraConfig=TinyLoRA UniLoraConfig=UniLoRA "
+        "VBLoRAConfig=VB-LoRA VeloraConfig=VeLoRA WaveFTConfig=WaveFT XLoraConfig=X-LoRA"
+    ).split()
+)
 """PEFT's name of a config -> the method's name."""
 
 

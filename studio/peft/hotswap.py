@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +10,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from studio.adapters import Adapter, detach, install
+from studio.adapters import Adapter, grow
 from studio.adapters.contract.ranked import RankedConfig
 from studio.peft.configs.config import PeftConfig
-from studio.peft.configs.translate import exactly
 from studio.peft.files.filling import read_into
 from studio.peft.files.folder import load_peft_weights
-from studio.peft.model.dressing import dress_all
 from studio.peft.model.state import State, state_of
 from studio.peft.model.tuner import base_of
 from studio.peft.terms.errors import PeftWarning, Wrong, refusals
@@ -74,11 +71,7 @@ def hotswap_adapter(
 
 
 def hotswap_adapter_from_state_dict(
-    model: nn.Module,
-    state_dict: Mapping[str, Tensor],
-    adapter_name: str,
-    config: Any,
-    parameter_prefix: str = "lora_",
+    model: nn.Module, state_dict: Mapping[str, Tensor], adapter_name: str, config: Any, parameter_prefix: str = "lora_"
 ) -> None:
     """Replaces the tensors of an adapter; layers that the new one does not have are zero from then on.
 
@@ -149,11 +142,7 @@ def _copy_all(live: Mapping[str, Adapter], made: Mapping[str, Mapping[str, Tenso
 
 
 def prepare_model_for_compiled_hotswap(
-    model: nn.Module,
-    *,
-    target_rank: int | None = None,
-    config: Any = None,
-    check_compiled: str = "error",
+    model: nn.Module, *, target_rank: int | None = None, config: Any = None, check_compiled: str = "error"
 ) -> None:
     """Gives every LoRA the same rank, padded with zeros, so that adapters up to it can be swapped in.
 
@@ -184,43 +173,15 @@ def prepare_model_for_compiled_hotswap(
 
 @torch.no_grad()
 def _widen(state: State, name: str, rank: int) -> None:
-    """Pads one adapter to a rank; its change stays the same."""
-    live = state.own_layers(name)
-    layers = {path: _wide(adapter, rank) for path, adapter in live.items()}
-    alphas = {path: _alpha_for(adapter, rank) for path, adapter in live.items()}
-    requires = {path: adapter.trainable for path, adapter in live.items()}
-    first: Any = next(iter(live.values())).config
-    patterns = {exactly([path]): alpha for path, alpha in alphas.items()}
-    wider = dataclasses.replace(first, rank=rank, rank_pattern={}, alpha_pattern=patterns, init="kaiming")
-    levels = state.assembly.levels
-    strengths, factors = dict(levels.strengths), dict(levels.factors)
-    detach(state.model, name)
-    install(state.model, wider, layers, name=name)
-    levels = state.assembly.levels  # new ones, if it was the only adapter
-    levels.factors.update(factors)
-    levels.set(strengths)
-    dress_all(state)
-    for path, adapter in state.own_layers(name).items():
-        for parameter in adapter.parameters():
-            parameter.requires_grad_(requires[path])
-
-
-def _wide(adapter: Adapter, rank: int) -> dict[str, Tensor]:
-    """The tensors of one layer, padded to a rank."""
-    own = adapter.tensors()
-    if own["down"].shape[0] > rank:
+    """Pads one adapter with zeros to a rank; its change stays the same."""
+    ranks = {path: adapter.tensors()["down"].shape[0] for path, adapter in state.own_layers(name).items()}
+    if max(ranks.values()) > rank:
+        path = max(ranks, key=ranks.__getitem__)
         raise Wrong(
             f"Trying to pad the adapter to the target rank {rank}, but the original rank is larger "
-            f"({own['down'].shape[0]} at {adapter.site.path})"
+            f"({ranks[path]} at {path})"
         )
-    shapes = {"down": (rank, *own["down"].shape[1:]), "up": (own["up"].shape[0], rank)}
-    return {
-        key: _padded(tensor, torch.empty(shapes.get(key, tuple(tensor.shape)), device="meta"))
-        for key, tensor in own.items()
-    }
-
-
-def _alpha_for(adapter: Adapter, rank: int) -> float:
-    """The alpha with which a layer's scale stays what it is at another rank."""
-    config: Any = adapter.config
-    return float(config.scale_at(adapter.site.path) * (rank**0.5 if config.rank_stabilized else rank))
+    if min(ranks.values()) < rank:
+        grow(state.model, name, rank)
+        for path, adapter in state.own_layers(name).items():
+            adapter.tensors()["down"][ranks[path] :].zero_()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, cast
@@ -14,12 +13,11 @@ from studio.peft.configs.config import PeftConfig
 from studio.peft.files.card import write_card
 from studio.peft.files.filling import Keys, install_state
 from studio.peft.files.folder import load_peft_weights, write_folder
-from studio.peft.model.activity import activate, switched_off
+from studio.peft.model.activity import set_adapter, switched_off
 from studio.peft.model.adding import add, cast_down, check_new
 from studio.peft.model.names import names_of_tensors
-from studio.peft.model.removing import remove
 from studio.peft.model.samples import batch_of, by_sample, repeated_rows
-from studio.peft.model.state import State
+from studio.peft.model.state import State, by_state
 from studio.peft.model.status import TunerLayerStatus, TunerModelStatus, get_layer_status, get_model_status
 from studio.peft.model.tuner import BaseTuner, tuner_for
 from studio.peft.terms.errors import Wrong, refusals
@@ -98,19 +96,9 @@ class PeftModel(nn.Module):
         return cast(State, self.base_model.__dict__["state"])
 
     @property
-    def peft_config(self) -> dict[str, PeftConfig]:
-        """Adapter name -> config."""
-        return self._state.configs
-
-    @property
     def active_peft_config(self) -> PeftConfig:
         """The config of the adapter that acts."""
         return self.peft_config[self.active_adapter]
-
-    @property
-    def active_adapters(self) -> list[str]:
-        """The adapters that act."""
-        return self._state.active
 
     @property
     def active_adapter(self) -> str:
@@ -130,7 +118,7 @@ class PeftModel(nn.Module):
 
     def get_base_model(self) -> nn.Module:
         """Returns the base, which carries the adapters."""
-        return cast(nn.Module, self.base_model.model)
+        return self.base_model.model
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -175,13 +163,8 @@ class PeftModel(nn.Module):
         """Prints how many numbers are trained, of how many."""
         print(trainable(self.get_base_model()))
 
-    def get_layer_status(self) -> list[TunerLayerStatus]:
-        """Returns the state of every adapted layer."""
-        return get_layer_status(self)
-
-    def get_model_status(self) -> TunerModelStatus:
-        """Returns the state of the whole model."""
-        return get_model_status(self)
+    get_layer_status = get_layer_status
+    get_model_status = get_model_status
 
     # -- running -------------------------------------------------------------------------------------------------------
 
@@ -206,9 +189,7 @@ class PeftModel(nn.Module):
         with samples, repeated_rows(self._state, len(adapter_names)):
             return base.generate(*args, **kwargs)
 
-    def disable_adapter(self) -> contextlib.AbstractContextManager[None]:
-        """Switches all adapters off while the context lasts; what was before comes back, after an error too."""
-        return switched_off(self._state)
+    disable_adapter = by_state(switched_off)
 
     # -- adapters ------------------------------------------------------------------------------------------------------
 
@@ -248,19 +229,7 @@ class PeftModel(nn.Module):
         """
         if not isinstance(adapter_name, str) and type(self) is not PeftMixedModel:
             raise Wrong("set_adapter of a PeftModel takes one name; model.base_model.set_adapter takes several")
-        activate(self._state, [adapter_name] if isinstance(adapter_name, str) else list(adapter_name), inference_mode)
-
-    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
-        """Sets whether adapters are trained, whether they act or not."""
-        self.base_model.set_requires_grad(adapter_names, requires_grad)
-
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Takes an adapter off.
-
-        Raises:
-            Unknown: no adapter has that name. Wrong: it is merged.
-        """
-        remove(self._state, adapter_name)
+        set_adapter(self._state, adapter_name, inference_mode)
 
     def load_adapter(
         self,
@@ -393,8 +362,6 @@ class PeftModel(nn.Module):
             folder.mkdir(parents=True, exist_ok=True)
             write_folder(self._state, name, folder, safe=safe_serialization, embeddings=save_embedding_layers)
         write_card(self._state, Path(save_directory))
-
-    # -- merging -------------------------------------------------------------------------------------------------------
 
     def create_or_update_model_card(self, output_dir: str | Path) -> None:
         """Writes ``README.md`` beside the adapter."""

@@ -24,7 +24,7 @@ from studio.peft.configs.select import ends_with, names_in
 from studio.peft.configs.translate import method_of
 from studio.peft.files.tensors import PREFIX, SHARED
 from studio.peft.model.adding import check_new, put
-from studio.peft.model.removing import remove
+from studio.peft.model.removing import delete_adapter
 from studio.peft.model.stand_ins import swap
 from studio.peft.model.state import State, state_of
 from studio.peft.model.tokens import TOKEN_KEY, fill_tokens
@@ -110,13 +110,7 @@ def _copied(layers: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, T
 
 
 def install_state(
-    state: State,
-    name: str,
-    config: Any,
-    tensors: Mapping[str, Tensor],
-    *,
-    trainable: bool,
-    allow_partial: bool = False,
+    state: State, name: str, config: Any, tensors: Mapping[str, Tensor], *, trainable: bool, allow_partial: bool = False
 ) -> Keys:
     """Adds an adapter with given tensors; all of them find a place, or nothing is changed. It acts if no other does.
 
@@ -152,7 +146,7 @@ def install_state(
         try:
             missing = _fill_extras(state, name, parts, strict=not allow_partial)
         except BaseException:
-            remove(state, name)
+            delete_adapter(state, name)
             raise
     return Keys(missing, unexpected)
 

@@ -18,7 +18,7 @@ from studio.peft.configs.config import PeftConfig
 from studio.peft.configs.prompts import note_sizes, prompt_config
 from studio.peft.configs.select import select
 from studio.peft.configs.translate import method_of, random_start, translate
-from studio.peft.model.activity import enable, let_act, train_active
+from studio.peft.model.activity import disable_adapter_layers, let_act, train_active
 from studio.peft.model.copies import give_copies
 from studio.peft.model.dressing import dress_all
 from studio.peft.model.removing import before_each_call, forget
@@ -31,13 +31,7 @@ __all__ = ["add", "cast_down", "check_new", "put"]
 
 
 def add(
-    state: State,
-    name: str,
-    config: PeftConfig,
-    *,
-    autocast: bool = True,
-    calibrate: Any = None,
-    original: Any = None,
+    state: State, name: str, config: PeftConfig, *, autocast: bool = True, calibrate: Any = None, original: Any = None
 ) -> None:
     """Attaches a new adapter; it acts from now on if no other does.
 
@@ -111,7 +105,7 @@ def put(state: State, name: str, config: PeftConfig, place: Callable[[], None], 
         else:
             let_act(state, [name])
         if disabled:
-            enable(state, False)
+            disable_adapter_layers(state)
         train_active(state)
 
 
@@ -136,11 +130,7 @@ def check_new(state: State, name: str, config: PeftConfig) -> None:
 
 @torch.no_grad()
 def cast_down(state: State, name: str) -> None:
-    """Keeps an adapter in its layers' own half precision.
-
-    Args:
-        state: what is on the model. name: the adapter.
-    """
+    """Keeps an adapter in its layers' own half precision."""
     for _, adapter in state.layers(name):
         dtype = adapter.site.weight.dtype
         if dtype in (torch.float16, torch.bfloat16):

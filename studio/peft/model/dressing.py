@@ -38,11 +38,7 @@ def view_of(*words: str) -> Callable[[V], V]:
 
 
 def dress_all(state: State) -> None:
-    """Gives the adapted layers of a model the views of the methods that they carry.
-
-    Args:
-        state: what is on the model.
-    """
+    """Gives the adapted layers of a model the views of the methods that they carry."""
     views: dict[str, set[type]] = {}
     sites: dict[str, Site] = {}
     for name, config in state.configs.items():

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, Concatenate, ParamSpec, cast
 
 import torch
 from torch import Tensor, nn
 
 from studio.adapters import Adapter, Site
 from studio.adapters.hosting.host import is_hosted, mount_of
-from studio.peft.model.activity import activate_at, enable_at, require_at, scale_at
+from studio.peft.model.activity import enable_adapters_at, set_adapter_at, set_requires_grad_at, set_scale_at
 from studio.peft.model.copies import plain_view
 from studio.peft.model.dressing import view_of
-from studio.peft.model.merging import merge, unmerge
+from studio.peft.model.merging import merge_adapter, unmerge_adapter
 from studio.peft.model.names import Table, attribute_of, peft_name, setting_of, settings
-from studio.peft.model.removing import lend, remove
-from studio.peft.model.state import KEY, State
+from studio.peft.model.removing import delete_adapter, lend
+from studio.peft.model.state import KEY, State, by_state
 from studio.peft.terms.errors import Wrong
 
 __all__ = ["BaseTunerLayer", "IA3Layer", "LoHaLayer", "LoKrLayer", "LoraLayer"]
+
+
+P = ParamSpec("P")
+
+
+def _at(verb: Callable[Concatenate[State, str, P], None]) -> Callable[Concatenate[Any, P], None]:
+    """Makes a verb on one layer of a state a method of the layer."""
+
+    @functools.wraps(verb)
+    def method(self: Any, *args: P.args, **kwargs: P.kwargs) -> None:
+        verb(self._state, self._site.path, *args, **kwargs)
+
+    return method
 
 
 @dataclass
@@ -145,22 +159,14 @@ class BaseTunerLayer:
 
     _get_available_adapters = _all_available_adapter_names
 
-    def enable_adapters(self, enabled: bool) -> None:
-        """Switches all adapters here on or off."""
-        enable_at(self._state, self._site.path, enabled)
-
-    def set_adapter(self, adapter_names: str | Sequence[str], inference_mode: bool = False) -> None:
-        """Sets the adapters that act here and are trained."""
-        activate_at(self._state, self._site.path, _listed(adapter_names), inference_mode)
-
-    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
-        """Sets whether adapters here are trained."""
-        require_at(self._state, self._site.path, _listed(adapter_names), requires_grad)
+    enable_adapters = _at(enable_adapters_at)
+    set_adapter = _at(set_adapter_at)
+    set_requires_grad = _at(set_requires_grad_at)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Takes an adapter off, here and everywhere in the model."""
         if adapter_name in self._state.configs:
-            remove(self._state, adapter_name)
+            delete_adapter(self._state, adapter_name)
 
     # -- strengths and merging -----------------------------------------------------------------------------------------
 
@@ -179,10 +185,7 @@ class BaseTunerLayer:
             raise Wrong(f"scaling[{name!r}] = {value}: the adapter's own scale at {path} is 0, which no factor changes")
         self.set_scale(name, value / own)
 
-    def set_scale(self, adapter: str, scale: float) -> None:
-        """Sets the factor beside the adapter's own scale."""
-        if adapter in self._adapters():
-            scale_at(self._state, adapter, self._site.path, float(scale))
+    set_scale = _at(set_scale_at)
 
     def scale_layer(self, scale: float) -> None:
         """Multiplies the factor of the active adapters."""
@@ -196,11 +199,9 @@ class BaseTunerLayer:
 
     def merge(self, safe_merge: bool = False, adapter_names: Sequence[str] | None = None) -> None:
         """Folds adapters into the weights, of this layer and of all others: a model is merged as a whole."""
-        merge(self._state, adapter_names, safe=safe_merge)
+        merge_adapter(self._state, adapter_names, safe_merge)
 
-    def unmerge(self) -> None:
-        """Gives the base its own weights back, in all layers."""
-        unmerge(self._state)
+    unmerge = by_state(unmerge_adapter)
 
     @torch.no_grad()
     def get_delta_weight(self, adapter: str) -> Tensor:
@@ -210,10 +211,6 @@ class BaseTunerLayer:
         if delta is None:
             return torch.zeros_like(site.weight)
         return delta * self._state.scale_of(adapter, site.path)
-
-
-def _listed(names: str | Sequence[str]) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)
 
 
 @view_of("LORA", "ADALORA")

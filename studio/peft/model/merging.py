@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -11,20 +11,16 @@ from studio.adapters import Strength, bake, unbake
 from studio.peft.model.state import State
 from studio.peft.terms.errors import PeftWarning, Wrong, refusals
 
-__all__ = ["fold_again", "merge", "take_out", "unmerge"]
+__all__ = ["fold_again", "merge_adapter", "take_out", "unmerge_adapter"]
 
 
-def merge(state: State, names: Sequence[str] | None = None, *, safe: bool = False) -> None:
-    """Folds adapters into the weights; those that are there already stay.
-
-    Args:
-        state: what is on the model. names: which adapters; None: those that act.
-        safe: refuse what makes a weight infinite or NaN.
+def merge_adapter(state: State, adapter_names: Sequence[str] | None = None, safe_merge: bool = False) -> None:
+    """Folds adapters into the weights, those that act by default; those that are there already stay.
 
     Raises:
-        Unknown: no adapter has that name. Wrong: an adapter would make a weight infinite or NaN (with ``safe``).
+        Unknown: no adapter has that name. Wrong: a weight would become infinite or NaN (with ``safe_merge``).
     """
-    wanted = list(state.active if names is None else names)
+    wanted = list(state.active if adapter_names is None else adapter_names)
     with refusals():
         state.check(*wanted)
         before = state.assembly.baked or state.waiting or {}
@@ -32,22 +28,18 @@ def merge(state: State, names: Sequence[str] | None = None, *, safe: bool = Fals
         if not fresh:
             warnings.warn("All adapters are already merged, nothing to do.", PeftWarning, stacklevel=4)
             return
-        state.waiting = {**before, **_blend_of(state, fresh)}
+        strengths = state.assembly.levels.strengths
+        blend = {core: strengths.get(core, Strength()) for name in fresh for core in state.cores(name)}
+        state.waiting = {**before, **blend}
         try:
             fold_again(state)
-            if safe:
+            if safe_merge:
                 _check_finite(state, fresh)
         except BaseException:
             take_out(state)
             state.waiting = dict(before) or None
             fold_again(state)
             raise
-
-
-def _blend_of(state: State, names: Sequence[str]) -> Mapping[str, Strength]:
-    """The blend of some adapters, whether they act now or not."""
-    strengths = state.assembly.levels.strengths
-    return {core: strengths.get(core, Strength()) for name in names for core in state.cores(name)}
 
 
 def _check_finite(state: State, names: Sequence[str]) -> None:
@@ -57,15 +49,10 @@ def _check_finite(state: State, names: Sequence[str]) -> None:
                 raise Wrong(f"NaNs detected in the merged weights. The adapter {name} seems to be broken (at {path})")
 
 
-def unmerge(state: State) -> None:
-    """Gives the base its weights back, bit for bit; the adapters act live again.
-
-    Args:
-        state: what is on the model.
-    """
+def unmerge_adapter(state: State) -> None:
+    """Gives the base its weights back, bit for bit; the adapters act live again."""
     if not state.merged:
         warnings.warn("Already unmerged. Nothing to do.", PeftWarning, stacklevel=4)
-        return
     take_out(state)
     state.waiting = None
 

@@ -9,40 +9,39 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from studio.adapters import detach, unbake
+from studio.adapters import detach
 from studio.adapters.sites.read import module_at
-from studio.peft.model.activity import check_together, enable, let_act, train_active
+from studio.peft.model.activity import check_together, enable_adapter_layers, let_act, train_active
 from studio.peft.model.copies import drop_copy
 from studio.peft.model.dressing import dress_all, undress
-from studio.peft.model.merging import fold_again, merge, take_out
+from studio.peft.model.merging import fold_again, merge_adapter, take_out
 from studio.peft.model.stand_ins import put_parameter, swap
 from studio.peft.model.state import KEY, Extras, State
 from studio.peft.terms.errors import PeftWarning, Wrong, refusals
 
-__all__ = ["before_each_call", "forget", "lend", "merge_and_unload", "remove", "unload"]
+__all__ = ["before_each_call", "delete_adapter", "forget", "lend", "merge_and_unload", "unload"]
 
 
-def remove(state: State, name: str) -> None:
+def delete_adapter(state: State, adapter_name: str) -> None:
     """Takes an adapter off; if it acted alone, the first that remains acts in its place.
-
-    Args:
-        state: what is on the model. name: the adapter.
 
     Raises:
         Unknown: no adapter has that name. Wrong: it is merged.
     """
     with refusals():
-        state.check(name)
-        if name in state.merged:
-            raise Wrong(f"Cannot delete adapter(s) [{name!r}] while they are merged. Please unmerge them first.")
-        acted = name in state.active
+        state.check(adapter_name)
+        if adapter_name in state.merged:
+            raise Wrong(
+                f"Cannot delete adapter(s) [{adapter_name!r}] while they are merged. Please unmerge them first."
+            )
+        acted = adapter_name in state.active
         take_out(state)
-        forget(state, name)
+        forget(state, adapter_name)
         dress_all(state)
         if acted and not state.active and state.configs:
             first = next(iter(state.configs))
             warnings.warn(
-                f"Adapter {name} was active which is now deleted. Setting active adapter to {first}.",
+                f"Adapter {adapter_name} was active which is now deleted. Setting active adapter to {first}.",
                 PeftWarning,
                 stacklevel=4,
             )
@@ -52,11 +51,7 @@ def remove(state: State, name: str) -> None:
 
 
 def forget(state: State, name: str) -> None:
-    """Takes off all that belongs to an adapter, and after the last one every trace of PEFT's.
-
-    Args:
-        state: what is on the model, with nothing folded into the weights. name: the adapter.
-    """
+    """Takes off all that belongs to an adapter while nothing is merged; after the last one no trace of PEFT is left."""
     extras = state.extras.pop(name, Extras())
     swap(state)  # which finds nothing of it to put in the base's place
     for path in extras.modules:
@@ -74,50 +69,45 @@ def forget(state: State, name: str) -> None:
             state.hook = None
 
 
-def unload(state: State) -> None:
-    """Takes everything off; the base is what it was.
-
-    Args:
-        state: what is on the model.
-    """
+def unload(state: State) -> nn.Module:
+    """Takes everything off and returns the base, which is what it was."""
     take_out(state)
     state.waiting = None
     for name in list(state.configs):
         forget(state, name)
+    return state.model
 
 
 # -- with what they change left in the weights -------------------------------------------------------------------------
 
 
-def merge_and_unload(state: State, names: Sequence[str] | None = None, *, safe: bool = False) -> nn.Module:
-    """Makes the merged weights the base's own and takes everything off; what the adapters have beside layers stays.
+def merge_and_unload(
+    state: State, progressbar: bool = False, safe_merge: bool = False, adapter_names: Sequence[str] | None = None
+) -> nn.Module:
+    """Makes the merged weights the base's own, takes everything else off and returns the base.
 
-    Args:
-        state: what is on the model. names: the adapters; None: those that act. safe: as in :func:`merge`.
+    What the adapters have beside their layers, copies of modules and parameters, stays.
 
     Raises:
-        Unknown: no adapter has that name. Wrong: two of them stand in for the same thing, or a weight that is no
-            number any more (with ``safe``).
+        Unknown: no adapter has that name. Wrong: two of them stand in for the same thing, or a weight that would become
+            infinite or NaN (with ``safe_merge``).
     """
-    wanted = list(state.active if names is None else names)
+    wanted = list(state.active if adapter_names is None else adapter_names)
     model = state.model
     with refusals():
         state.check(*wanted)
         check_together(state, wanted)
         if state.disabled:
-            enable(state, True)
+            enable_adapter_layers(state)
         wanted = list(dict.fromkeys([*state.merged, *wanted]))
-        merge(state, wanted, safe=safe)
+        merge_adapter(state, wanted, safe_merge)
         baked = _baked_tensors(state)
-        if state.assembly.baked is not None:
-            unbake(model)
-        modules = {path: module for name in wanted for path, module in state.extras[name].modules.items()}
-        parameters = {path: one for name in wanted for path, one in state.extras[name].parameters.items()}
+        extras = [state.extras[name] for name in wanted]
         unload(state)
-    for path, module in modules.items():
+    for path, module in ((path, module) for one in extras for path, module in one.modules.items()):
         above, _, last = path.rpartition(".")
         model.get_submodule(above)._modules[last] = module.requires_grad_(True)
-    for path, parameter in parameters.items():
+    for path, parameter in ((path, parameter) for one in extras for path, parameter in one.parameters.items()):
         put_parameter(model, path, parameter)
     for holder, table, key, tensor in baked:
         getattr(holder, table)[key] = tensor
@@ -154,21 +144,13 @@ def _untie(model: nn.Module) -> None:
 
 
 def lend(state: State) -> None:
-    """Notes that somebody has a base layer in hand, and may put it where the adapted one was (diffusers does).
-
-    Args:
-        state: what is on the model.
-    """
+    """Notes that somebody has a base layer in hand, and may put it where the adapted one was (diffusers does)."""
     state.lent = True
     before_each_call(state)
 
 
 def before_each_call(state: State) -> None:
-    """Takes care of lent layers and of bounds before each call of the model from now on.
-
-    Args:
-        state: what is on the model.
-    """
+    """Takes care of lent layers and of bounds before each call of the model from now on."""
     if state.hook is None:
         state.hook = state.model.register_forward_pre_hook(functools.partial(_before_call, state), prepend=True)
 

@@ -19,9 +19,6 @@ _WORDS: Final = ("none", "all")
 def give_biases(state: State, name: str, config: Any) -> None:
     """Gives an adapter biases of its own, where its config asks for them.
 
-    Args:
-        state: what is on the model. name: the adapter. config: its config.
-
     Raises:
         Wrong: an unknown word, or one that names no bias of the model.
     """

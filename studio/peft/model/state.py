@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
 from torch import nn
 
@@ -16,13 +17,21 @@ from studio.errors import nearest
 from studio.peft.configs.config import PeftConfig
 from studio.peft.terms.errors import Unknown, Wrong
 
-__all__ = ["KEY", "TOKENS", "Extras", "State", "owner_of", "state_of"]
+__all__ = ["KEY", "TOKENS", "Extras", "State", "by_state", "listed", "owner_of", "state_of"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 KEY: Final = "_studio_peft"
 """Where a model, and each of its adapted layers, keeps its state."""
 
 TOKENS: Final = "--tokens"
 """What follows an adapter's name in the names of the core's adapters that have its token rows."""
+
+
+def listed(names: str | Sequence[str]) -> list[str]:
+    """Returns the names of adapters as a list; PEFT's verbs take one name or several."""
+    return [names] if isinstance(names, str) else list(names)
 
 
 def owner_of(core: str) -> str:
@@ -178,3 +187,17 @@ def state_of(model: nn.Module) -> State:
             "PEFT adapters injected in the model (get_peft_model, inject_adapter_in_model)."
         )
     return cast(State, found)
+
+
+def by_state(verb: Callable[Concatenate[State, P], R]) -> Callable[Concatenate[Any, P], R]:
+    """Makes a verb on a state a method of an object that has one under ``_state``.
+
+    Args:
+        verb: takes the state first; the method's other arguments, and what it says of itself, are the verb's.
+    """
+
+    @functools.wraps(verb)
+    def method(self: Any, *args: P.args, **kwargs: P.kwargs) -> R:
+        return verb(self._state, *args, **kwargs)
+
+    return method

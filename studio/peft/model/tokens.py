@@ -23,9 +23,6 @@ TOKEN_KEY: Final = ".token_adapter.trainable_tokens_delta"
 def add_tokens(state: State, name: str, config: Any) -> None:
     """Attaches the rows that ``trainable_token_indices`` names.
 
-    Args:
-        state: what is on the model. name: the adapter. config: its config.
-
     Raises:
         Wrong: a list without a name, where the model has no input embedding.
         NoMatchingPeftModuleError: a name that fits nothing.

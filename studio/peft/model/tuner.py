@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Final, cast
 
 from torch import Tensor, nn
@@ -12,12 +12,12 @@ from studio.adapters.training import on_step, penalty
 from studio.files.spelling import part_of
 from studio.peft.configs import methods as _methods  # noqa: F401  (registers the configs)
 from studio.peft.configs.config import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PromptLearningConfig, config_for
-from studio.peft.model.activity import activate, enable, require
+from studio.peft.model.activity import disable_adapter_layers, enable_adapter_layers, set_adapter, set_requires_grad
 from studio.peft.model.adding import add
-from studio.peft.model.merging import merge, unmerge
-from studio.peft.model.removing import merge_and_unload, remove, unload
-from studio.peft.model.state import KEY, State, state_of
-from studio.peft.model.weighted import Combination, add_weighted
+from studio.peft.model.merging import merge_adapter, unmerge_adapter
+from studio.peft.model.removing import delete_adapter, merge_and_unload, unload
+from studio.peft.model.state import KEY, State, by_state, state_of
+from studio.peft.model.weighted import add_weighted_adapter
 from studio.peft.terms.errors import Wrong
 from studio.peft.terms.types import PeftType
 
@@ -89,97 +89,36 @@ class BaseTuner(nn.Module):
                 raise
             return getattr(self.model, name)
 
-    def _own(self) -> State:
+    @property
+    def _state(self) -> State:
         return cast(State, self.__dict__["state"])
 
     @property
     def peft_config(self) -> dict[str, PeftConfig]:
         """Adapter name -> config."""
-        return self._own().configs
+        return self._state.configs
 
     @property
     def active_adapters(self) -> list[str]:
         """The adapters that act."""
-        return self._own().active
+        return self._state.active
 
     active_adapter = active_adapters
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool = False) -> None:
         """Attaches the adapter whose config stands in ``peft_config``."""
-        add(self._own(), adapter_name, self.peft_config.pop(adapter_name))
+        add(self._state, adapter_name, self.peft_config.pop(adapter_name))
 
-    def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
-        """Sets the adapters that act; they are trained and no other is.
-
-        Raises:
-            UnknownName: a name that no adapter has.
-        """
-        activate(self._own(), [adapter_name] if isinstance(adapter_name, str) else list(adapter_name), inference_mode)
-
-    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
-        """Sets whether adapters are trained, whether they act or not."""
-        require(self._own(), [adapter_names] if isinstance(adapter_names, str) else list(adapter_names), requires_grad)
-
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Takes an adapter off."""
-        remove(self._own(), adapter_name)
-
-    def enable_adapter_layers(self) -> None:
-        """Switches all adapters on."""
-        enable(self._own(), True)
-
-    def disable_adapter_layers(self) -> None:
-        """Switches all adapters off."""
-        enable(self._own(), False)
-
-    def merge_adapter(self, adapter_names: Sequence[str] | None = None, safe_merge: bool = False) -> None:
-        """Folds adapters into the weights; the originals are kept."""
-        merge(self._own(), adapter_names, safe=safe_merge)
-
-    def unmerge_adapter(self) -> None:
-        """Gives the base its weights back, bit for bit."""
-        unmerge(self._own())
-
-    def merge_and_unload(
-        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: Sequence[str] | None = None
-    ) -> nn.Module:
-        """Returns the base with adapters in its weights and nothing else on it."""
-        return merge_and_unload(self._own(), adapter_names, safe=safe_merge)
-
-    def unload(self) -> nn.Module:
-        """Returns the base as it was."""
-        unload(self._own())
-        return self.model
-
-    def add_weighted_adapter(
-        self,
-        adapters: Sequence[str],
-        weights: Sequence[float],
-        adapter_name: str,
-        combination_type: str | None = None,
-        svd_rank: int | None = None,
-        svd_clamp: float | None = None,
-        svd_full_matrices: bool = True,
-        svd_driver: str | None = None,
-        density: float | None = None,
-        majority_sign_method: str = "total",
-    ) -> None:
-        """Makes one new adapter out of several.
-
-        Args:
-            adapters: their names. weights: one number for each. adapter_name: the new name.
-            combination_type: "svd", "linear", "cat", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd",
-                "dare_ties_svd", "magnitude_prune", "magnitude_prune_svd"; None: "svd" for LoRA, the weighted sum else.
-            svd_rank: rank of the new adapter; None: the largest. svd_clamp: quantile at which factors are cut off.
-            svd_full_matrices, svd_driver: accepted; they change how the same factors are found.
-            density: part of the numbers that is kept (ties, dare, magnitude_prune).
-            majority_sign_method: "total" or "frequency" (ties).
-
-        Raises:
-            Wrong: a name that is taken, an unknown type, or adapters that cannot be combined so.
-        """
-        way = Combination(combination_type, svd_rank, svd_clamp, density, majority_sign_method)
-        add_weighted(self._own(), adapters, weights, adapter_name, way)
+    set_adapter = by_state(set_adapter)
+    set_requires_grad = by_state(set_requires_grad)
+    enable_adapter_layers = by_state(enable_adapter_layers)
+    disable_adapter_layers = by_state(disable_adapter_layers)
+    delete_adapter = by_state(delete_adapter)
+    unload = by_state(unload)
+    merge_adapter = by_state(merge_adapter)
+    unmerge_adapter = by_state(unmerge_adapter)
+    merge_and_unload = by_state(merge_and_unload)
+    add_weighted_adapter = by_state(add_weighted_adapter)
 
     def get_model_config(self, model: nn.Module) -> dict[str, Any]:
         """Returns the base's config as a table."""

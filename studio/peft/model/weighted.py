@@ -20,7 +20,7 @@ from studio.peft.model.adding import put
 from studio.peft.model.state import State
 from studio.peft.terms.errors import Wrong, refusals
 
-__all__ = ["Combination", "add_weighted"]
+__all__ = ["add_weighted_adapter"]
 
 _TYPES: Final = ("cat", "svd", *COMBINERS, *(f"{name}_svd" for name in COMBINERS if name != "linear"))
 _PRUNED: Final = ("ties", "dare_ties", "dare_linear", "magnitude_prune")
@@ -30,75 +30,77 @@ Parts = list[tuple[Adapter, float]]
 
 
 @dataclass(frozen=True)
-class Combination:
-    """How adapters become one.
+class _Way:
+    """A way in which low-rank adapters become one, by the words that PEFT has for it.
 
     Attributes:
-        type: PEFT's word for the way; None: the usual one of the method. rank: of the result of a way that ends in
-            "svd"; None: the largest. clamp: quantile at which its factors are cut off.
-        density: part of the numbers that is kept (ties, dare, magnitude_prune). sign: "total" or "frequency" (ties).
+        type: the way. rank, clamp: see ``svd_rank``, ``svd_clamp``. density: see there. sign: ``majority_sign_method``.
     """
 
-    type: str | None = None
-    rank: int | None = None
-    clamp: float | None = None
-    density: float | None = None
-    sign: str = "total"
+    type: str
+    rank: int | None
+    clamp: float | None
+    density: float | None
+    sign: str
 
-    def checked(self) -> Combination:
-        """Returns the way of low-rank adapters, with the usual one where none is named.
-
-        Raises:
-            Wrong: an unknown way, or one whose density or sign is missing or unknown.
-        """
-        way = Combination(self.type or "svd", self.rank, self.clamp, self.density, self.sign)
-        if way.type not in _TYPES:
-            raise Wrong(f"Invalid combination_type: {way.type}; it is one of {', '.join(_TYPES)}")
-        if way.rule in _PRUNED and self.density is None:
-            raise Wrong(f"combination_type={way.type!r} needs density, the part of the numbers that is kept")
+    def __post_init__(self) -> None:
+        if self.type not in _TYPES:
+            raise Wrong(f"Invalid combination_type: {self.type}; it is one of {', '.join(_TYPES)}")
+        if self.rule in _PRUNED and self.density is None:
+            raise Wrong(f"combination_type={self.type!r} needs density, the part of the numbers that is kept")
         if self.sign not in ("total", "frequency"):
             raise Wrong(f"majority_sign_method={self.sign!r} must be 'total' or 'frequency'")
-        return way
-
-    @property
-    def by_change(self) -> bool:
-        """Whether it combines the changes of the weight, and not the factors by themselves."""
-        return str(self.type).endswith("svd")
 
     @property
     def rule(self) -> str:
         """The rule by which tensors are combined: a key of the core's combiners."""
-        return "linear" if self.type == "svd" else str(self.type).removesuffix("_svd")
+        return "linear" if self.type == "svd" else self.type.removesuffix("_svd")
 
     def together(self, tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         """Combines tensors of one shape ``(...)`` by the rule."""
-        arguments = () if self.rule == "linear" else (self.density,)
-        arguments += (self.sign,) if self.rule.endswith("ties") else ()  # type: ignore[assignment]
-        return COMBINERS[self.rule](tensors, weights, *arguments)
+        arguments: list[Any] = [] if self.rule == "linear" else [self.density]
+        return COMBINERS[self.rule](tensors, weights, *arguments, *([self.sign] if self.rule.endswith("ties") else []))
 
 
 @torch.no_grad()
-def add_weighted(state: State, names: Sequence[str], weights: Sequence[float], new: str, way: Combination) -> None:
-    """Adds the combination of adapters as a new adapter, which does not act.
+def add_weighted_adapter(
+    state: State,
+    adapters: Sequence[str],
+    weights: Sequence[float],
+    adapter_name: str,
+    combination_type: str | None = None,
+    svd_rank: int | None = None,
+    svd_clamp: float | None = None,
+    svd_full_matrices: bool = True,
+    svd_driver: str | None = None,
+    density: float | None = None,
+    majority_sign_method: str = "total",
+) -> None:
+    """Makes one new adapter out of several; it does not act.
 
     Args:
-        state: what is on the model. names: the adapters. weights: one number for each. new: the new adapter's name.
-        way: how.
+        state: what is on the model. adapters: their names. weights: one number for each. adapter_name: the new name.
+        combination_type: "svd", "linear", "cat", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd",
+            "dare_ties_svd", "magnitude_prune", "magnitude_prune_svd"; None: "svd" for LoRA, the weighted sum else.
+        svd_rank: rank of the new adapter; None: the largest. svd_clamp: quantile at which factors are cut off.
+        svd_full_matrices, svd_driver: accepted; they change how the same factors are found.
+        density: part of the numbers that is kept (ties, dare, magnitude_prune).
+        majority_sign_method: "total" or "frequency" (ties).
 
     Raises:
-        Wrong: a name that is taken, an unknown way, or adapters that cannot be combined so.
+        Wrong: a name that is taken, an unknown type, or adapters that cannot be combined so.
     """
     with refusals():
-        names, weights = list(names), [float(weight) for weight in weights]
+        names, new, weights = list(adapters), adapter_name, [float(weight) for weight in weights]
         if _word(state, names, weights, new) == "IA3":
-            _add_gains(state, names, weights, new, way.type)
+            _add_gains(state, names, weights, new, combination_type)
             return
-        way = way.checked()
+        way = _Way(combination_type or "svd", svd_rank, svd_clamp, density, majority_sign_method)
         at: dict[str, Parts] = {}
         for name, weight in zip(names, weights, strict=True):
             for path, adapter in state.layers(name):
                 at.setdefault(path, []).append((adapter, weight * state.scale_of(name, path)))
-        combine = _by_change if way.by_change else _by_factors
+        combine = _by_change if way.type.endswith("svd") else _by_factors
         _put_plain(state, names, new, {path: combine(parts, way) for path, parts in at.items()})
 
 
@@ -135,7 +137,7 @@ def _owners(state: State, names: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _by_factors(parts: Parts, way: Combination) -> Layer:
+def _by_factors(parts: Parts, way: _Way) -> Layer:
     """Combines the two factors: exactly for "cat", else each by itself, which mixes the adapters crosswise."""
     if not all(type(adapter).fused for adapter, _ in parts):
         raise Wrong(
@@ -160,7 +162,7 @@ def _by_factors(parts: Parts, way: Combination) -> Layer:
     return _layer(way.together(downs, signed), way.together(ups, roots), biases)
 
 
-def _by_change(parts: Parts, way: Combination) -> Layer:
+def _by_change(parts: Parts, way: _Way) -> Layer:
     """Combines the changes of the weight, and takes the best pair of a rank for the result."""
     site = parts[0][0].site
     bias = None if site.bias is None else site.bias.float()

@@ -8,13 +8,7 @@ from typing import Final
 
 from studio.errors import BadConfig, NoTargets, StudioError, UnknownName
 
-__all__ = [
-    "NoMatchingPeftModuleError",
-    "PeftError",
-    "PeftWarning",
-    "Wrong",
-    "refusals",
-]
+__all__ = ["NoMatchingPeftModuleError", "PeftError", "PeftWarning", "Wrong", "refusals"]
 
 
 class PeftWarning(UserWarning):
