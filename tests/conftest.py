@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 
 # before torch is imported anywhere: one thread per process (the tests run in several), no network
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -31,6 +33,24 @@ ROOT = Path(__file__).resolve().parent.parent
 def root() -> Path:
     """The root of the repository."""
     return ROOT
+
+
+@pytest.fixture(scope="module")
+def example(root):
+    """Returns a function that imports a script of ``examples/`` by its name; it is forgotten after the module."""
+    found = []
+
+    def load(name: str):
+        spec = importlib.util.spec_from_file_location(name, root / "examples" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses look their module up
+        found.append(name)
+        spec.loader.exec_module(module)
+        return module
+
+    yield load
+    for name in found:
+        del sys.modules[name]
 
 
 @pytest.fixture

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-
 import pytest
 import torch
 
@@ -13,14 +10,8 @@ from studio.families.emoji_world import atlas, emoji_names
 
 
 @pytest.fixture(scope="module")
-def script(request):
-    file = request.config.rootpath / "examples" / "train_emoji_base.py"
-    spec = importlib.util.spec_from_file_location("train_emoji_base", file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+def script(example):
+    return example("train_emoji_base")
 
 
 @pytest.fixture(scope="module")

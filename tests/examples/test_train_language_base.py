@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
-import sys
 
 import pytest
 
@@ -14,14 +12,8 @@ from studio.families.causal import LANGUAGE_BASES, facts_file, open_language_bas
 
 
 @pytest.fixture(scope="module")
-def script(request):
-    file = request.config.rootpath / "examples" / "train_language_base.py"
-    spec = importlib.util.spec_from_file_location("train_language_base", file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+def script(example):
+    return example("train_language_base")
 
 
 @pytest.fixture
