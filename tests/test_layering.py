@@ -23,6 +23,7 @@ else:
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
+MAPPED = ("studio", "benchmarks", "examples", "docs", "tests")
 # the ground is open to everybody; the command line and what only it calls may import everything
 GROUND = {"version", "errors", "registry", "config", "atomic", "packages", "device", ""}
 PARTS = {
@@ -140,6 +141,15 @@ def test_every_asset_goes_into_the_wheel():
     }
     assert assets - listed == set()
     assert any(file.name == "model_index.json" for file in assets)
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_the_map_is_true(page):
+    """Every path that a page names is there."""
+    words = re.findall(r"`([a-z]+/[\w./-]*)`", (ROOT / page).read_text(encoding="utf-8"))
+    paths = [word for word in words if word.partition("/")[0] in {*MAPPED, *LINKED}]
+    assert len(paths) > 5
+    assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
 def test_extras_are_described_and_described_extras_exist():
