@@ -5,19 +5,16 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy
 
+from studio.datasets.findings import CheckReport, Problem, Severity, count
 from studio.datasets.folder import ImageFolder, ImageItem, scan_folder
 from studio.datasets.trigger import Trigger, subject_words
 from studio.errors import BadConfig
 
-__all__ = ["CheckReport", "Problem", "check_folder"]
-
-Severity = Literal["error", "warning", "note"]
+__all__ = ["check_folder"]
 
 FEW = 3  # pictures; with fewer, the background is learned with the subject
 LONG_CAPTION = 60  # words; a CLIP text encoder reads 75 tokens, which are about that many
@@ -25,80 +22,6 @@ CUT = 0.3  # share of a picture that a crop may cut off without a remark
 STRETCHED = 4.0  # longer side over shorter side
 ALIKE = 1.5  # mean difference of two thumbnails, of 255, below which the pictures are the same
 COMPARED = 2000  # pictures up to which every pair is compared
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One finding.
-
-    Args:
-        severity: an ``error`` stops a training, a ``warning`` spoils it, a ``note`` is good to know.
-        message: what was found, and what to do about it.
-        files: the files that it is about, relative to the folder where they are inside it.
-    """
-
-    severity: Severity
-    message: str
-    files: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        if not self.files:
-            return self.message
-        named = ", ".join(self.files[:4]) + (f" and {len(self.files) - 4} more" if len(self.files) > 4 else "")
-        return f"{named}: {self.message}" if len(self.files) == 1 else f"{self.message}: {named}"
-
-
-@dataclass(frozen=True)
-class CheckReport:
-    """The findings on one folder; ``str()`` of it is a readable report.
-
-    Args:
-        folder: the folder.
-        images: how many pictures can be used.
-        captions: how many of them have a caption.
-        sizes: ``(width, height)`` in pixels of each picture.
-        problems: the findings, errors first.
-        digest: that of the folder, as :func:`studio.datasets.folder.read_folder` gives it.
-        sent: for up to three pictures with a caption, the text that they would be trained with.
-    """
-
-    folder: Path
-    images: int
-    captions: int
-    sizes: tuple[tuple[int, int], ...]
-    problems: tuple[Problem, ...]
-    digest: str
-    sent: tuple[str, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        """Whether a training can start: nothing found is an error."""
-        return not any(problem.severity == "error" for problem in self.problems)
-
-    def as_dict(self) -> dict[str, object]:
-        """The report as plain values, for JSON."""
-        return {
-            "folder": self.folder.as_posix(),
-            "images": self.images,
-            "captions": self.captions,
-            "sizes": [list(size) for size in self.sizes],
-            "digest": self.digest,
-            "sent": list(self.sent),
-            "ok": self.ok,
-            "problems": [
-                {"severity": problem.severity, "message": problem.message, "files": list(problem.files)}
-                for problem in self.problems
-            ],
-        }
-
-    def __str__(self) -> str:
-        lines = [f"{self.folder}: {_count(self.images, 'image')}, {self.captions} with a caption{_range(self.sizes)}"]
-        lines += [f'  reads "{text}"' for text in self.sent]
-        for severity in ("error", "warning", "note"):
-            lines += [f"  {severity:7}  {problem}" for problem in self.problems if problem.severity == severity]
-        if not self.problems:
-            lines.append("  nothing to mend")
-        return "\n".join(lines)
 
 
 def check_folder(
@@ -170,7 +93,7 @@ def _unusable(found: ImageFolder) -> Iterator[Problem]:
         yield Problem("error", "there is no usable image: put PNG, JPEG or WebP files into the folder")
     elif len(found) < FEW:
         text = (
-            f"only {_count(len(found), 'image')}: with {FEW} or more in different places, the background is not learned"
+            f"only {count(len(found), 'image')}: with {FEW} or more in different places, the background is not learned"
         )
         yield Problem("warning", text)
     for entry in found.skipped:
@@ -272,7 +195,7 @@ def _content(found: ImageFolder) -> Iterator[Problem]:
         yield Problem("note", f"converted to RGB ({text}); transparent parts are laid over white")
     turned = sum(item.probe.rotated for item in found)
     if turned:
-        yield Problem("note", f"{_count(turned, 'image')} turned as the camera recorded it (EXIF)")
+        yield Problem("note", f"{count(turned, 'image')} turned as the camera recorded it (EXIF)")
 
 
 def _same_picture(one: ImageItem, other: ImageItem) -> bool:
@@ -299,17 +222,3 @@ def _names(items: Iterable[ImageItem], found: ImageFolder) -> tuple[str, ...]:
 
 def _name(file: Path, found: ImageFolder) -> str:
     return file.relative_to(found.folder).as_posix() if file.is_relative_to(found.folder) else str(file)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _range(sizes: tuple[tuple[int, int], ...]) -> str:
-    if not sizes:
-        return ""
-    ordered = sorted(sizes, key=lambda size: size[0] * size[1])
-    small, large = ordered[0], ordered[-1]
-    if small == large:
-        return f", {small[0]}x{small[1]} pixels"
-    return f", {small[0]}x{small[1]} to {large[0]}x{large[1]} pixels"

@@ -14,7 +14,7 @@ from typing import Literal
 from PIL import Image
 
 from studio.datasets.captions import CAPTION_SUFFIXES, METADATA_NAME, Caption, Captions, read_captions
-from studio.datasets.image import Probe, probe_image
+from studio.datasets.picture import Probe, probe_image
 from studio.errors import BadFile
 
 __all__ = ["ImageFolder", "ImageItem", "SkippedFile", "read_folder", "scan_folder"]

@@ -112,7 +112,7 @@ def _picture(photos: Path, before: dict[str, list[Image]], after: dict[str, list
     """Puts what was learned from above what came of it."""
     from PIL import Image
 
-    from studio.datasets.image import open_image
+    from studio.datasets.picture import open_image
     from studio.pipelines import before_after, contact_sheet, save_png
 
     given = [open_image(photo) for photo in sorted(photos.glob("*.png"))]

@@ -51,6 +51,23 @@ class TrainingRequest:
         return train(opened, output=output, adapter=adapter, quiet=quiet, **plan)
 
 
+@dataclass(frozen=True)
+class Medium:
+    """What a training command trains on, and what it says about that.
+
+    Args:
+        group: the command's group, ``"tune"`` or none.
+        open_base: opens the base of a task.
+        remark: says what to look at before anything is trained: ``(task, show)``.
+        tell: says how to try what was learned, ``(task, run, show)``, and returns what the JSON output says besides.
+    """
+
+    group: str
+    open_base: Callable[[Any], Any]
+    remark: Callable[[Any, Show], None]
+    tell: Callable[[Any, Run, Show], Mapping[str, Any]]
+
+
 def read_request(
     task: type[Any], facts: Mapping[str, Any], options: Mapping[str, Any], *, command: str, config: Path | None,
     words: Sequence[str],
@@ -130,23 +147,6 @@ def run_facts(run: Run) -> dict[str, Any]:
         "folder": run.folder, "adapter": run.adapter, "report": run.report, "steps": len(run.losses),
         "loss": run.losses[-1], "already": run.already,
     }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Medium:
-    """What a training command trains on, and what it says about that.
-
-    Args:
-        group: the command's group, ``"tune"`` or none.
-        open_base: opens the base of a task.
-        remark: says what to look at before anything is trained: ``(task, show)``.
-        tell: says how to try what was learned, ``(task, run, show)``, and returns what the JSON output says besides.
-    """
-
-    group: str
-    open_base: Callable[[Any], Any]
-    remark: Callable[[Any, Show], None]
-    tell: Callable[[Any, Run, Show], Mapping[str, Any]]
 
 
 def _open_image_base(base: Any) -> Any:

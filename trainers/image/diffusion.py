@@ -143,7 +143,7 @@ class Diffusion(Lesson):
 
     def examples(self) -> list[Image]:
         """Returns some training pictures as the model sees them, for the report."""
-        from studio.datasets.image import fit_image, open_image
+        from studio.datasets.picture import fit_image, open_image
 
         return [fit_image(open_image(item), *self.latents.size) for item in self.latents.items]
 

@@ -103,7 +103,7 @@ class Latents:
     def _encode(self, index: int, mirrored: bool, generator: torch.Generator | None) -> Tensor:
         from PIL import ImageOps
 
-        from studio.datasets.image import fit_image, open_image, to_pixels
+        from studio.datasets.picture import fit_image, open_image, to_pixels
 
         picture = fit_image(open_image(self.items[index]), *self.size, crop=self.crop, generator=generator)
         picture = ImageOps.mirror(picture) if mirrored else picture

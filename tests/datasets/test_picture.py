@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from studio.datasets.image import MIN_SIDE, fit_image, open_image, probe_image, to_pixels
+from studio.datasets.picture import MIN_SIDE, fit_image, open_image, probe_image, to_pixels
 from studio.errors import BadConfig, BadFile
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)

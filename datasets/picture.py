@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from studio.datasets.rgb import to_rgb
 from studio.errors import BadConfig, BadFile
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ __all__ = ["MIN_SIDE", "Probe", "fit_image", "open_image", "probe_image", "to_pi
 MIN_SIDE = 16  # pixels; what is smaller holds nothing to learn
 THUMBNAIL = 16  # pixels; enough to see that two pictures are the same one
 _ORIENTATION = 0x0112  # the EXIF tag
-_WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
 class HasFile(Protocol):
@@ -66,7 +66,7 @@ def probe_image(data: bytes) -> Probe:
             frames = getattr(image, "n_frames", 1)
             # JPEG can decode at an eighth of its size, which still reads the file to its end
             image.draft(None, (width // 8, height // 8))  # type: ignore[arg-type]
-            rgb = _rgb(ImageOps.exif_transpose(image), (255, 255, 255))
+            rgb = to_rgb(ImageOps.exif_transpose(image), (255, 255, 255))
             thumbnail = numpy.asarray(rgb.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), dtype=numpy.float32)
             mode = image.mode
     except UnidentifiedImageError:
@@ -108,7 +108,7 @@ def open_image(
     try:
         with _quiet(), Image.open(io.BytesIO(data)) as image:
             image.load()
-            return _rgb(ImageOps.exif_transpose(image), background)
+            return to_rgb(ImageOps.exif_transpose(image), background)
     except UnidentifiedImageError:
         raise BadFile(f"the image {file} {_what_else(data)}") from None
     except BadFile as error:
@@ -183,55 +183,6 @@ def to_pixels(image: Image.Image) -> torch.Tensor:
 
     values = numpy.array(image.convert("RGB"), dtype=numpy.float32)
     return torch.from_numpy(values).permute(2, 0, 1).div_(127.5).sub_(1.0).contiguous()
-
-
-def _rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    image = _eight_bits(image)
-    if image.mode == "LAB":
-        raise BadFile("is in the LAB colour space: save it as RGB")
-    if image.mode in _WITH_ALPHA or "transparency" in image.info:
-        if image.mode in ("RGBa", "La"):
-            image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
-        rgba = image.convert("RGBA")
-        alpha = rgba.getchannel("A")
-        colour = _to_srgb(rgba.convert("RGB"), image)
-        canvas = Image.new("RGB", image.size, background)
-        canvas.paste(colour, mask=alpha)
-        return canvas
-    return _to_srgb(image, image).convert("RGB")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scales 16-bit and float pictures to 8 bits; PIL's own conversion would clip them to white."""
-    if image.mode.startswith("I;16") or image.mode == "I":
-        values = numpy.asarray(image).astype(numpy.float64)
-        scaled = values / 257 if image.mode != "I" or values.max(initial=0) > 255 else values
-    elif image.mode == "F":
-        values = numpy.nan_to_num(numpy.asarray(image).astype(numpy.float64))
-        high = values.max(initial=0)
-        scaled = values * 255 if high <= 1 else values / 257 if high > 255 else values
-    else:
-        return image
-    grey = Image.fromarray(scaled.clip(0, 255).round().astype(numpy.uint8))
-    grey.info = {key: value for key, value in image.info.items() if key != "transparency"}
-    return grey
-
-
-def _to_srgb(image: Image.Image, source: Image.Image) -> Image.Image:
-    """Converts from the colour profile that ``source`` embeds, where there is one that fits and can be read."""
-    embedded = source.info.get("icc_profile")
-    if not embedded or image.mode not in ("RGB", "CMYK"):
-        return image
-    try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(embedded))
-        if "srgb" in ImageCms.getProfileDescription(profile).lower():
-            return image
-        if profile.profile.xcolor_space.strip() != image.mode:
-            return image  # a grey profile on a picture that was converted to RGB
-        converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return image  # a broken profile: the plain conversion is what every viewer shows
-    return image if converted is None else converted
 
 
 def _what_else(data: bytes) -> str:
