@@ -5,13 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from studio.adapters import Adapter, grow
-from studio.adapters.contract.ranked import RankedConfig
+from studio.adapters.contract.starts import padded
 from studio.peft.configs.config import PeftConfig
 from studio.peft.files.filling import read_into
 from studio.peft.files.folder import load_peft_weights
@@ -59,7 +59,7 @@ def hotswap_adapter(
         torch_device: accepted; tensors go to where the old ones are. kwargs: subfolder, revision, cache_dir, token.
 
     Raises:
-        Wrong: an adapter that cannot take the other's place. UnknownName: no adapter has that name.
+        Wrong: an adapter that cannot take the other's place. Unknown: no adapter has that name.
     """
     subfolder = kwargs.pop("subfolder", None)
     config = kwargs.pop("config", None) or PeftConfig.from_pretrained(model_name_or_path, subfolder, **kwargs)
@@ -78,7 +78,7 @@ def hotswap_adapter_from_state_dict(
     A smaller rank is padded with zeros, another scale is worked into the tensors: shapes and config stay.
 
     Args:
-        model: a PEFT model, or a base with adapters. state_dict: PEFT's keys to tensors.
+        model: a PEFT model, or a base with adapters. state_dict: PEFT's keys to tensors ``(...)``.
         adapter_name: the adapter that is replaced. config: the new one's config. parameter_prefix: "lora_".
 
     Raises:
@@ -97,17 +97,17 @@ def hotswap_adapter_from_state_dict(
                 "layers that the old one does not have"
             )
         made = {path: _fitted(adapter, layers.get(path), ours) for path, adapter in live.items()}
-        _copy_all(live, made)
+    with torch.no_grad():
+        for path, adapter in live.items():
+            for name, tensor in adapter.tensors().items():
+                tensor.copy_(made[path][name])
 
 
 def _fitted(adapter: Adapter, new: Mapping[str, Tensor] | None, config: Any) -> dict[str, Tensor]:
     """The new tensors in the shapes and at the scale of the old ones."""
-    own = adapter.tensors()
+    own, path = adapter.tensors(), adapter.site.path
     if new is None:
         return {name: torch.zeros_like(tensor) for name, tensor in own.items()}
-    path = adapter.site.path
-    mine = cast(RankedConfig, adapter.config)
-    ratio = cast(RankedConfig, config).scale_at(path) / mine.scale_at(path)
     if set(new) != set(own):
         raise Wrong(f"the new adapter has the tensors {sorted(new)} at {path}, the old one {sorted(own)}")
     if new["down"].shape[0] > own["down"].shape[0]:
@@ -115,30 +115,14 @@ def _fitted(adapter: Adapter, new: Mapping[str, Tensor] | None, config: Any) -> 
             f"the new adapter has rank {new['down'].shape[0]} at {path}, the old one {own['down'].shape[0]}; call "
             "prepare_model_for_compiled_hotswap(model, target_rank=…) with the largest rank first"
         )
-    made: dict[str, Tensor] = {}
+    mine: Any = adapter.config
+    ratio = config.scale_at(path) / mine.scale_at(path)
+    made = {}
     for name, tensor in new.items():
-        made[name] = _padded(tensor * (ratio if name in ("up", "bias") else 1.0), own[name])
+        if any(size > most for size, most in zip(tensor.shape, own[name].shape, strict=True)):
+            raise Wrong(f"{path}.{name}: {tuple(tensor.shape)} does not fit {tuple(own[name].shape)}")
+        made[name] = padded(tensor * (ratio if name in ("up", "bias") else 1.0), torch.zeros(own[name].shape))
     return made
-
-
-def _padded(tensor: Tensor, like: Tensor) -> Tensor:
-    """The tensor with zeros at the end of the axes that are longer in ``like``."""
-    if tensor.shape == like.shape:
-        return tensor
-    wide = torch.zeros(like.shape, dtype=tensor.dtype)
-    wide[tuple(slice(0, size) for size in tensor.shape)] = tensor
-    return wide
-
-
-@torch.no_grad()
-def _copy_all(live: Mapping[str, Adapter], made: Mapping[str, Mapping[str, Tensor]]) -> None:
-    for path, adapter in live.items():
-        for name, tensor in adapter.tensors().items():
-            if made[path][name].shape != tensor.shape:
-                raise Wrong(f"{path}.{name}: {tuple(made[path][name].shape)} does not fit {tuple(tensor.shape)}")
-    for path, adapter in live.items():
-        for name, tensor in adapter.tensors().items():
-            tensor.copy_(made[path][name])
 
 
 def prepare_model_for_compiled_hotswap(

@@ -191,3 +191,19 @@ def test_a_copy_bounds_its_own_rotations():
                     model.base_model.model.first.oft_R["default"].weight)  # fmt: skip
     other(X)
     assert same(other(X), model(X))
+
+
+def test_a_call_by_sample_changes_nothing_that_stays():
+    model = two()
+    layer = model.base_model.model.first
+    model.base_model.set_adapter(["b", "a"])
+    model(X, adapter_names=["a", "__base__", "b", "a"])
+    assert model.active_adapters == ["b", "a"]
+    layer.set_adapter("b")
+    alone = {name: two() for name in ("a", "b")}
+    for name, one in alone.items():
+        one.set_adapter(name)
+    mixed = model(X, adapter_names=["a", "b", "a", "b"])  # "a" does not act on this layer otherwise
+    for row, name in enumerate(["a", "b", "a", "b"]):
+        assert same(mixed[row], alone[name](X)[row])
+    assert layer.active_adapters == ["b"]

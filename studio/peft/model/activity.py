@@ -162,14 +162,15 @@ def train_active(state: State) -> None:
 
 def _train(state: State, name: str, wanted: bool) -> None:
     extras = state.extras[name]
-    copies = [one for module in extras.modules.values() for one in module.parameters() if one.is_floating_point()]
-    own = [one for _, adapter in state.layers(name) for one in adapter.parameters()]
-    _require_grad([*own, *copies, *extras.parameters.values()], wanted)
+    modules = [*(adapter for _, adapter in state.layers(name)), *extras.modules.values()]
+    _require_grad((one for module in modules for one in module.parameters()), wanted)
+    _require_grad(extras.parameters.values(), wanted)
 
 
 def _require_grad(parameters: Iterable[nn.Parameter], wanted: bool) -> None:
     for parameter in parameters:
-        parameter.requires_grad_(wanted)
+        if parameter.is_floating_point():
+            parameter.requires_grad_(wanted)
 
 
 # -- one layer: what PEFT's users call in a loop over all --------------------------------------------------------------

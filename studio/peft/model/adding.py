@@ -49,8 +49,8 @@ def add(
         if config.is_prompt_learning:
             ours = prompt_config(config, state.model)
         else:
-            method = METHODS[method_of(config)].adapter
-            ours = translate(config, state.model, select(state.model, config, method.kinds))
+            covered = METHODS[method_of(config)].adapter.kinds
+            ours = translate(config, state.model, select(state.model, config, covered))
         put(state, name, config, partial(_attach, state, name, ours, calibrate, original))
         layers = state.own_layers(name)
         for adapter in layers.values():

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-from studio.adapters import Strength, blended, sample_rows
+from studio.adapters import Strength, sample_rows
 from studio.peft.model.state import State
 from studio.peft.terms.errors import Wrong, refusals
 
@@ -58,12 +58,16 @@ def by_sample(state: State, names: Sequence[str] | None, batch: int | None) -> I
                 "Length of `adapter_names` should be the same as the number of inputs, but got "
                 f"{len(now)} and {batch} respectively."
             )
-    state.samples = now
+    levels = state.assembly.levels
+    strengths, muted = levels.strengths, levels.muted
+    state.samples, levels.muted = now, {}
     try:
-        with refusals(), blended(state.model, _strengths(state, now)):
+        with refusals():
+            state.assembly.set(_strengths(state, now))
             yield
     finally:
-        state.samples = before
+        state.samples, levels.muted = before, muted
+        levels.set(strengths)
 
 
 def _check(state: State, names: Sequence[str]) -> None:
