@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import nn
@@ -89,7 +89,7 @@ def survey() -> Iterator[MethodRow]:
         adapter = config.adapter
         yield MethodRow(
             name, config.__name__, formula_of(config), papers_of(config), _parameters(config),
-            adapter.bakes, adapter.per_sample, adapter.foreign.peft_type,
+            adapter.bakes, adapter.per_sample, adapter.peft.type,
         )  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def _refusal(config: type[AdapterConfig], make: Callable[[], nn.Module]) -> str:
     with torch.random.fork_rng(devices=[]):
         model = _alone(make())
     try:
-        attach(model, config(**_here(config)))
+        attach(model, config.usual(targets=("layer",)))
     except StudioError as refused:
         return str(refused)
     detach(model)
@@ -135,11 +135,6 @@ def _alone(layer: nn.Module) -> nn.Module:
     return nn.Sequential(OrderedDict(layer=layer))
 
 
-def _here(config: type[AdapterConfig]) -> dict[str, Any]:
-    """Settings for a model of one layer: its path, and what a config has no default for."""
-    return {"targets": ("layer",), **config.needed}
-
-
 def _parameters(config: type[AdapterConfig]) -> int | None:
     for make in (partial(nn.Linear, WIDTH, WIDTH), partial(nn.LayerNorm, WIDTH)):
         model = _alone(torch.nn.utils.skip_init(make.func, *make.args))
@@ -147,7 +142,7 @@ def _parameters(config: type[AdapterConfig]) -> int | None:
             for parameter in model.parameters():
                 parameter.fill_(0.01)
         try:
-            return attach(model, config(**_here(config))).parameters
+            return attach(model, config.usual(targets=("layer",))).parameters
         except StudioError:
             continue
     return None

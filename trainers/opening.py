@@ -15,7 +15,7 @@ from studio.families import Base
 from studio.families.causal import LanguageBase
 from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.task import Say
-from studio.trainers.recipes import RATE_FACTORS, Recipe, recipe_for
+from studio.trainers.recipes import Recipe, recipe_for
 
 __all__ = ["Opening", "open_with_recipe"]
 
@@ -109,7 +109,7 @@ def open_with_recipe(
     recipe = recipe_for(task_name, opened)
     adapter = adapter or recipe.adapter()
     steps = recipe.steps if plan.steps is None else plan.steps
-    factor = RATE_FACTORS.get(adapter.method, 1.0)
+    factor = adapter.rate
     plan = plan.filled(
         steps=steps, learning_rate=recipe.learning_rate * factor, batch_size=recipe.batch_size,
         warmup=round(recipe.warmup * steps), schedule=recipe.schedule, beta2=recipe.beta2, preview_every=0,

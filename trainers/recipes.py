@@ -13,18 +13,11 @@ from studio.adapters import METHODS, AdapterConfig
 from studio.families import Base
 from studio.families.causal import LanguageBase
 
-__all__ = ["RATE_FACTORS", "RECIPES", "SMALL_BASE", "ImageRecipe", "Recipe", "recipe_for"]
+__all__ = ["RECIPES", "SMALL_BASE", "ImageRecipe", "Recipe", "recipe_for"]
 
 SMALL_BASE: Final = 100_000_000
 """Denoisers and language models with fewer parameters than this are *small* (the embedded bases have 8.75 and 2.2
 million), others *full*."""
-
-RATE_FACTORS: Final = {
-    "lora": 1.0, "dora": 1.0, "lokr": 1.0, "qalora": 1.0, "adalora": 1.0, "deltalora": 1.0, "ia3": 3.0, "loha": 3.0,
-    "vera": 5.0, "hra": 5.0, "road": 5.0, "oft": 0.5, "boft": 1.0, "mora": 0.3,
-    "prompttuning": 30.0, "multitaskprompt": 30.0, "prefixtuning": 10.0, "ptuning": 3.0,
-}  # fmt: skip
-"""What a recipe's rates, which are LoRA's, are multiplied by for another method."""
 
 
 @dataclass(frozen=True, kw_only=True)

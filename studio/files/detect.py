@@ -13,7 +13,7 @@ from studio.files.format import Format
 from studio.files.header import TensorInfo
 from studio.files.spelling import WHOLE, Spelling, nearest_part, recognise, shared_parts, with_axes
 
-__all__ = ["Layer", "Sorted", "guess_family", "sort_keys"]
+__all__ = ["Contents", "Layer", "guess_family", "sort_keys"]
 
 _ORDER: Final = (peft.PEFT, kohya.KOHYA, diffusers.DIFFUSERS)
 """Formats as they are asked whose a key is; the last takes what is left."""
@@ -57,8 +57,8 @@ class Layer:
 
 
 @dataclass
-class Sorted:
-    """A file's keys.
+class Contents:
+    """A file's keys, sorted into layers.
 
     Attributes:
         layers: by module name as the file has it. strangers: key -> why it belongs to no layer.
@@ -83,13 +83,13 @@ class Sorted:
         return min(found, key=lambda name: (-found[name], name)) if found else ""
 
 
-def sort_keys(keys: Mapping[str, TensorInfo], preferred: str = "") -> Sorted:
+def sort_keys(keys: Mapping[str, TensorInfo], preferred: str = "") -> Contents:
     """Sorts the keys of a file into layers; every key ends in a layer or among the strangers.
 
     Args:
         keys: of the file. preferred: the method that it says it is of, where it says so.
     """
-    found = Sorted()
+    found = Contents()
     unknown: list[tuple[str, Format]] = []
     for key, info in keys.items():
         root, _, last = key.rpartition(".")
@@ -102,9 +102,7 @@ def sort_keys(keys: Mapping[str, TensorInfo], preferred: str = "") -> Sorted:
             unknown.append((key, format))
             continue
         module, part = split[0], with_axes(split[1], len(info.shape))
-        layer = found.layers.get(module)
-        if layer is None:
-            layer = found.layers[module] = Layer(format, module, preferred=preferred)
+        layer = found.layers.setdefault(module, Layer(format, module, preferred=preferred))
         if part in layer.parts:
             layer.spoiled = f"{part} of this layer is in the file twice, as {layer.parts[part]} and {key}"
             found.strangers[key] = layer.spoiled
@@ -119,7 +117,7 @@ def sort_keys(keys: Mapping[str, TensorInfo], preferred: str = "") -> Sorted:
     return found
 
 
-def _place_unknown(key: str, format: Format, found: Sorted) -> None:
+def _place_unknown(key: str, format: Format, found: Contents) -> None:
     """Notes a key whose end is unknown; a layer that it belongs to cannot be used without it."""
     for expression, what in _STRANGERS:
         if expression.search(key):
@@ -167,7 +165,7 @@ _TEXT_WIDTHS: Final = {768: "sd1", 1024: "sd2", 1280: "sdxl"}
 _DOWNS: Final = ("lora_A.weight", "lora_down.weight")
 
 
-def guess_family(found: Sorted, infos: Mapping[str, TensorInfo]) -> tuple[str, str]:
+def guess_family(found: Contents, infos: Mapping[str, TensorInfo]) -> tuple[str, str]:
     """Guesses for which family a file was made, from names and widths.
 
     Returns:
@@ -177,12 +175,23 @@ def guess_family(found: Sorted, infos: Mapping[str, TensorInfo]) -> tuple[str, s
     for expression, family in _BY_NAME:
         if any(expression.search(module) for module in found.layers if family != "llm" or not text_like.search(module)):
             return family, _TITLES[family]
-    for ending, table in (("attn2", _WIDTHS), ("self_attn", _TEXT_WIDTHS)):
-        for module, layer in found.layers.items():
-            down = next((layer.parts[part] for part in _DOWNS if part in layer.parts), None)
-            inner = ("to_k", "to_v") if ending == "attn2" else ("q_proj", "k_proj", "v_proj")
-            if down is not None and ending in module and module.endswith(inner):
-                family = table.get(infos[down].shape[1] if len(infos[down].shape) > 1 else 0, "")
-                if family:
-                    return family, _TITLES[family]
+    for attention, ends, table in (
+        ("attn2", ("to_k", "to_v"), _WIDTHS),
+        ("self_attn", ("q_proj", "k_proj", "v_proj"), _TEXT_WIDTHS),
+    ):
+        widths = (
+            _inputs(layer, infos)
+            for module, layer in found.layers.items()
+            if attention in module and module.endswith(ends)
+        )
+        family = next((table[width] for width in widths if width in table), "")
+        if family:
+            return family, _TITLES[family]
     return "", ""
+
+
+def _inputs(layer: Layer, infos: Mapping[str, TensorInfo]) -> int:
+    """How many inputs a layer has, as far as the usual pair tells; 0 where it does not."""
+    down = next((layer.parts[part] for part in _DOWNS if part in layer.parts), None)
+    shape = () if down is None else infos[down].shape
+    return shape[1] if len(shape) > 1 else 0

@@ -15,7 +15,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from studio.errors import BadFile
-from studio.files.format import FORMATS, Format, Saved, Source
+from studio.files.format import FORMATS, Draft, Format, Source
 from studio.files.header import write_tensors
 from studio.files.names import Names
 from studio.files.peft import peft_fields
@@ -66,17 +66,17 @@ def _settings(source: Source, method: str, component: str) -> PeftSettings | Non
     return PeftSettings(fields, method, f"the metadata {_METADATA!r}") if fields else None
 
 
-def _check(saved: Saved) -> None:
+def _check(draft: Draft) -> None:
     """Everything can be said."""
 
 
-def _write(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], saved: Saved) -> None:
-    if saved.config.adapter.foreign.peft_type == "LORA":  # diffusers knows no other
-        components = dict.fromkeys(saved.names.paths[path][0] for path in saved.sites)
+def _write(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], draft: Draft) -> None:
+    if draft.config.adapter.peft.diffusers:
+        components = dict.fromkeys(draft.names.paths[path][0] for path in draft.sites)
         table: dict[str, Any] = {}
         for component in components:
-            label = saved.names.labels[component]
-            fields = peft_fields(saved, component)
+            label = draft.names.labels[component]
+            fields = peft_fields(draft, component)
             table |= {f"{label}.{name}" if label else name: value for name, value in fields.items()}
         metadata[_METADATA] = json.dumps(table, indent=2, sort_keys=True)
     write_tensors(file, tensors, metadata)
@@ -95,7 +95,6 @@ DIFFUSERS: Final = FORMATS.add(
         settings=_settings,
         write=_write,
         check=_check,
-        # the UNet reads both spellings, transformers (the text encoder) this one only
-        respelled={"lora_magnitude_vector": "lora_magnitude_vector.weight"},
+        respells=True,
     ),
 )

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from torch import Tensor
 
-from studio.adapters import AdapterConfig, Foreign, Site
-from studio.adapters.contract.foreign import SAME_WAY, Way
+from studio.adapters import Adapter, AdapterConfig, Site
+from studio.adapters.contract.foreign import OURS, Foreign
 from studio.files.header import TensorInfo
 from studio.files.names import Names
-from studio.files.scale import Seen
+from studio.files.scale import Grade
 from studio.registry import Registry
 
-__all__ = ["FORMATS", "Format", "Saved", "Settings", "Source"]
+__all__ = ["FORMATS", "Draft", "Format", "Settings", "Source"]
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,18 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Saved:
-    """An adapter that is being written.
+class Draft:
+    """An adapter on its way into a file.
 
     Attributes:
         config: the method and its settings. names: the model's names.
-        sites: path -> site. layers: path -> our tensors.
-        stated: what the format's own program states beside the tensors, by its names.
+        sites: path -> site. layers: path -> the tensors, as the format's own program has them.
     """
 
     config: AdapterConfig
     names: Names
     sites: Mapping[str, Site]
     layers: Mapping[str, Mapping[str, Tensor]]
-    stated: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Settings(Protocol):
@@ -59,7 +57,7 @@ class Settings(Protocol):
     notes: list[str]
     stated: Mapping[str, Any]
 
-    def seen(self, module: str, rank: int | None) -> Seen:
+    def grade(self, module: str, rank: int | None) -> Grade:
         """Returns rank and scale of the layer that the file calls ``module``, whose tensors have rank ``rank``."""
 
     def fields(self) -> dict[str, Any]:
@@ -67,6 +65,10 @@ class Settings(Protocol):
 
     def second(self, module: str) -> bool | None:
         """Says whether the layer has the second of two tensors of one name; None if that is not stated."""
+
+
+def _component_label(names: Names, path: str) -> str:
+    return names.relative(path)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +86,8 @@ class Format:
             it says nothing.
         write: writes keys to tensors, and metadata, to a file.
         check: refuses what this format cannot say.
-        respelled: part in its dialect -> how this format spells it.
-        way: how the format's own program has a method; the studio's own files have it as we do.
+        respells: whether names are spelled as in diffusers' single files, where those are others.
+        peft: whether PEFT reads it, so that tensors are as PEFT has them; else they are the studio's, or LyCORIS'.
         root: what stands before a tensor that all layers of a path's component share.
     """
 
@@ -98,11 +100,21 @@ class Format:
     find: Callable[[Names, str], str | None]
     spell: Callable[[Names, str], str]
     settings: Callable[[Source, str, str], Settings | None]
-    write: Callable[[Path, Mapping[str, Tensor], dict[str, str], Saved], None]
-    check: Callable[[Saved], None]
-    respelled: Mapping[str, str] = field(default_factory=dict)
-    way: Callable[[Foreign], Way] = lambda foreign: SAME_WAY
-    root: Callable[[Names, str], str] = lambda names, path: names.relative(path)[0]
+    write: Callable[[Path, Mapping[str, Tensor], dict[str, str], Draft], None]
+    check: Callable[[Draft], None]
+    respells: bool = False
+    peft: bool = False
+    root: Callable[[Names, str], str] = _component_label
+
+    def form(self, adapter: type[Adapter], dialect: str = "") -> Foreign:
+        """Returns how a file of this format has a method.
+
+        Args:
+            adapter: the method's. dialect: that of the file's names, where it may be another than the format writes.
+        """
+        if "lycoris" in (self.dialect, dialect):
+            return adapter.lycoris
+        return adapter.peft if self.peft else OURS
 
 
 FORMATS: Final[Registry[Format]] = Registry("file format")

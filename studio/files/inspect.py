@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from studio.adapters import AdapterConfig
-from studio.files.detect import Sorted, guess_family, sort_keys
+from studio.files.detect import Contents, guess_family, sort_keys
 from studio.files.format import Source
 from studio.files.metadata import facts_of, own_entry
 from studio.files.peft_settings import flagged_method
@@ -113,14 +113,14 @@ def inspect(file: str | Path) -> AdapterFile:
     )
 
 
-def _ranks(found: Sorted, source: Source) -> dict[int, int]:
+def _ranks(found: Contents, source: Source) -> dict[int, int]:
     counts: dict[int, int] = {}
     for layer in found.layers.values():
         spelling = layer.spelling()
         if not isinstance(spelling, Spelling):
             continue
         by_name = {name: key for part, key in layer.parts.items() for name in spelling.ours.get(part, ())}
-        key = next((by_name[name] for name in spelling.foreign.ranks if name in by_name), None)
+        key = next((by_name[name] for name in spelling.adapter.ranks if name in by_name), None)
         if key is not None and source.infos[key].shape:
             rank = source.infos[key].shape[0]
             counts[rank] = counts.get(rank, 0) + 1

@@ -12,9 +12,9 @@ from studio.adapters import METHODS, install
 from studio.adapters.contract.strength import StrengthLike
 from studio.errors import BadFile, DoesNotFit, PartialLoad, StudioError
 from studio.families import components
-from studio.files.detect import Sorted, guess_family, sort_keys
+from studio.files.detect import Contents, guess_family, sort_keys
 from studio.files.format import Source
-from studio.files.metadata import Own, facts_of, own_entry
+from studio.files.metadata import Entry, facts_of, own_entry
 from studio.files.names import Names
 from studio.files.peft import CONFIG_FILE
 from studio.files.peft_settings import flagged_method, refuse_unknown_type
@@ -145,7 +145,7 @@ def load_source(
 def _load_soft(
     model: Any,
     source: Source,
-    own: Own | None,
+    own: Entry | None,
     method: str,
     name: str | None,
     strength: StrengthLike,
@@ -175,7 +175,7 @@ def _load_soft(
     )
 
 
-def _unscaled(source: Source, found: Sorted, own: Own | None) -> bool:
+def _unscaled(source: Source, found: Contents, own: Entry | None) -> bool:
     return found.format() == "peft" and source.peft is None and (own is None or own.config is None)
 
 
@@ -205,14 +205,14 @@ def _drop_misfits(names: Names, reading: Reading) -> bool:
     return bool(misfits)
 
 
-def _reasons(found: Sorted) -> dict[str, str]:
+def _reasons(found: Contents) -> dict[str, str]:
     reasons = dict(found.strangers)
     for layer in found.layers.values():
         reasons |= dict.fromkeys(layer.parts.values(), str(layer.spelling()))
     return reasons
 
 
-def _judge(source: Source, found: Sorted, names: Names, reading: Reading, allow_partial: bool) -> None:
+def _judge(source: Source, found: Contents, names: Names, reading: Reading, allow_partial: bool) -> None:
     """Refuses a file that does not fit, wholly or in part."""
     if not reading.ignored and reading.layers:
         return

@@ -19,7 +19,7 @@ from studio.errors import BadConfig, StudioError
 from studio.families import Family
 from studio.version import __version__
 
-__all__ = ["Own", "facts_of", "own_entry", "write_metadata"]
+__all__ = ["Entry", "facts_of", "own_entry", "write_metadata"]
 
 KEY: Final = "studio"
 
@@ -57,7 +57,7 @@ _VERSIONS: Final = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0", "s
 
 
 @dataclass(frozen=True)
-class Own:
+class Entry:
     """Our entry of a file.
 
     Attributes:
@@ -73,7 +73,7 @@ class Own:
     family: str
 
 
-def own_entry(metadata: Mapping[str, str]) -> Own | None:
+def own_entry(metadata: Mapping[str, str]) -> Entry | None:
     """Returns our entry, or None where a file has none that can be read."""
     entry = _entry(metadata)
     method = entry.get("method")
@@ -87,7 +87,7 @@ def own_entry(metadata: Mapping[str, str]) -> Own | None:
             config = None
     texts = [entry.get(name) for name in ("name", "tool", "family")]
     name, tool, family = (text if isinstance(text, str) else "" for text in texts)
-    return Own(name, method, tool, config, family)
+    return Entry(name, method, tool, config, family)
 
 
 def facts_of(metadata: Mapping[str, str]) -> dict[str, str]:
@@ -138,7 +138,7 @@ def write_metadata(
         "name": name,
         "tool": f"adapter-studio {__version__}",
     }
-    algorithm = config.adapter.foreign.lycoris_algo
+    algorithm = config.adapter.lycoris.algo
     metadata = {
         **foreign,
         **{_PUBLIC[fact]: value for fact, value in own.items() if fact in _PUBLIC},

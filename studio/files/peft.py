@@ -16,17 +16,15 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from studio.adapters import Site
+from studio.adapters import Adapter, Site
 from studio.adapters.contract.ranked import RankedConfig
 from studio.adapters.sites.parameter import BARE
 from studio.adapters.sites.site import is_attention_output
 from studio.atomic import atomic_folder, atomic_path
 from studio.errors import DoesNotFit
-from studio.files.format import FORMATS, Format, Saved, Source
+from studio.files.format import FORMATS, Draft, Format, Source
 from studio.files.header import write_tensors
 from studio.files.names import Names, shortest_endings
-from studio.files.peft_adalora import allocated
-from studio.files.peft_lokr import decompose_factor
 from studio.files.peft_parameters import wrapped
 from studio.files.peft_settings import PeftSettings
 from studio.files.spelling import part_of
@@ -38,24 +36,26 @@ TENSOR_FILE: Final = "adapter_model.safetensors"
 _PREFIX: Final = "base_model.model."
 
 
-def peft_fields(saved: Saved, component: str) -> dict[str, Any]:
+def peft_fields(draft: Draft, component: str) -> dict[str, Any]:
     """Makes the fields of PEFT's config that say what ours says.
 
     Args:
-        saved: the adapter. component: the component that the fields are for.
+        draft: the adapter. component: the component that the fields are for.
 
     Raises:
         DoesNotFit: PEFT has no way to say it.
     """
-    config, names = saved.config, saved.names
-    foreign = config.adapter.foreign
-    sites = {names.paths[path][1]: site for path, site in saved.sites.items() if names.paths[path][0] == component}
+    config, names = draft.config, draft.names
+    adapter, settings = config.adapter, config.adapter.peft.settings
+    chosen = {path: site for path, site in draft.sites.items() if names.paths[path][0] == component}
+    layers = {path: draft.layers[path] for path in chosen}
+    sites = {names.paths[path][1]: site for path, site in chosen.items()}
     modules = [
         name for path, (label, name) in names.paths.items() if label == component and name and path not in names.owners
     ]
     bare = {name for name, site in sites.items() if site.kind in BARE}
-    fields: dict[str, Any] = {**foreign.peft_flags, "peft_type": foreign.peft_type}
-    for ours, theirs in foreign.peft_fields.items():
+    fields: dict[str, Any] = {**settings.flags, "peft_type": adapter.peft.type}
+    for ours, theirs in settings.fields.items():
         fields[theirs] = getattr(config, ours)
     outer = {_outer(name, site) for name, site in sites.items() if name not in bare}
     fields["target_modules"] = _endings(outer, modules)
@@ -64,27 +64,17 @@ def peft_fields(saved: Saved, component: str) -> dict[str, Any]:
         fields["target_parameters"] = shortest_endings(bare, parameters) or sorted(bare)
     if isinstance(config, RankedConfig):
         fields |= _rank_fields(config, sites)
-    if foreign.inputs is not None:
-        second = [
-            names.paths[path][1]
-            for path, tensors in saved.layers.items()
-            if names.paths[path][0] == component and _is_second(foreign.peft_tensors, tensors)
-        ]
-        fields |= _two_sided(second, sites, modules)
-    fields |= saved.stated
-    if foreign.peft_type == "LOKR":
-        fields["decompose_factor"] = decompose_factor(saved)
-    if foreign.peft_type == "ADALORA":
-        assert isinstance(config, RankedConfig), "it has a rank"
-        fields |= allocated(config, sites)
-    return fields
+    if adapter.either is not None:
+        second = [names.paths[path][1] for path, tensors in layers.items() if _has_second(adapter, tensors)]
+        fields |= _two_sided(adapter.either.setting, second, sites, modules)
+    return fields | settings.state(config, chosen, layers)
 
 
 def _rank_fields(config: RankedConfig, sites: Mapping[str, Site]) -> dict[str, Any]:
     """r, alpha and the patterns for the layers that have others."""
-    foreign = config.adapter.foreign
+    names = config.adapter.peft.settings.fields
     usual = {"rank": config.rank, "alpha": config.rank if config.alpha is None else config.alpha}
-    fields: dict[str, Any] = {foreign.peft_fields[name]: _whole(value) for name, value in usual.items()}
+    fields: dict[str, Any] = {names[name]: _whole(value) for name, value in usual.items()}
     values: dict[str, dict[str, float]] = {
         "rank": {module: config.rank_at(module) for module in sites},
         "alpha": {module: config.alpha_at(module) for module in sites},
@@ -118,7 +108,9 @@ def _endings(chosen: Iterable[str], among: Iterable[str]) -> list[str] | str:
     return endings if endings is not None else _expression(wanted)
 
 
-def _two_sided(second: Collection[str], sites: Collection[str], modules: Collection[str]) -> dict[str, Any]:
+def _two_sided(
+    setting: str, second: Collection[str], sites: Collection[str], modules: Collection[str]
+) -> dict[str, Any]:
     """Names the adapted modules and, among them, those with the second tensor.
 
     PEFT wants the second list to be part of the first, and compares its names as text: "head" also names "lm_head".
@@ -128,16 +120,16 @@ def _two_sided(second: Collection[str], sites: Collection[str], modules: Collect
     endings = [shortest_endings(chosen, modules) for chosen in (first, second)]
     clear = endings[0] is not None and endings[1] is not None
     if clear and not any(name.endswith(ending) for ending in endings[1] or () for name in first):
-        return {"target_modules": sorted({*(endings[0] or ()), *(endings[1] or ())}), "feedforward_modules": endings[1]}
-    return {"target_modules": _expression(sites), "feedforward_modules": _expression(second)}
+        return {"target_modules": sorted({*(endings[0] or ()), *(endings[1] or ())}), setting: endings[1]}
+    return {"target_modules": _expression(sites), setting: _expression(second)}
 
 
 def _expression(names: Iterable[str]) -> str:
     return f"({'|'.join(map(re.escape, sorted(names)))})"
 
 
-def _is_second(table: Mapping[str, str], tensors: Mapping[str, Tensor]) -> bool:
-    return list(table).index(next(iter(tensors))) == 1
+def _has_second(adapter: type[Adapter], tensors: Mapping[str, Tensor]) -> bool:
+    return list(adapter.peft.tensors).index(next(iter(tensors))) == 1
 
 
 # -- the format ------------------------------------------------------------------------------------------------------
@@ -163,49 +155,62 @@ def _spell(names: Names, path: str) -> str:
     return f"{_PREFIX}{name}"
 
 
+def _root(names: Names, path: str) -> str:
+    return "base_model"
+
+
 def _settings(source: Source, method: str, component: str) -> PeftSettings | None:
     return None if source.peft is None else PeftSettings(source.peft, method, CONFIG_FILE)
 
 
-def _check(saved: Saved) -> None:
-    if not saved.config.adapter.foreign.peft_type:
-        raise DoesNotFit(f"PEFT has no {type(saved.config).__name__}; save with format='diffusers'")
-    labels = sorted({saved.names.paths[path][0] for path in saved.sites})
+def _check(draft: Draft) -> None:
+    if not draft.config.adapter.peft.type:
+        raise DoesNotFit(f"PEFT has no {type(draft.config).__name__}; save with format='diffusers'")
+    labels = sorted({draft.names.paths[path][0] for path in draft.sites})
     if len(labels) > 1:
         raise DoesNotFit(
             f"a PEFT folder holds one model, and this adapter is on {' and '.join(labels)}; save it with "
             "format='diffusers', or attach one adapter to each component"
         )
-    for path, site in saved.sites.items():
-        if site.kind in BARE and saved.config.method != "lora":
-            raise DoesNotFit(f"PEFT adapts parameters with LoRA alone, and {path} is one; save with format='diffusers'")
-        if site.kind in BARE and (len(site.weight_shape) == 1 or "." not in saved.names.paths[path][1]):
-            raise DoesNotFit(
-                f"PEFT adapts parameters with two or three axes that a module below the model keeps, and {path} has "
-                f"the shape {site.weight_shape}; save with format='diffusers'"
-            )
-        if site.kind == "embedding" and "bias" in saved.layers[path]:
-            raise DoesNotFit(f"PEFT has no bias for the embedding {path}; save with format='diffusers'")
-        if saved.names.paths[path][1] == "":
-            raise DoesNotFit("PEFT cannot adapt a model that is one single layer; save with format='diffusers'")
+    for path, site in draft.sites.items():
+        reason = _refusal(draft, path, site)
+        if reason:
+            raise DoesNotFit(reason)
 
 
-def warn_doubled(saved: Saved) -> None:
+def _refusal(draft: Draft, path: str, site: Site) -> str:
+    """Why PEFT cannot have this layer, or ""."""
+    name = draft.names.paths[path][1]
+    if site.kind in BARE and not draft.config.adapter.peft.parameters:
+        return f"PEFT adapts parameters with LoRA alone, and {path} is one; save with format='diffusers'"
+    if site.kind in BARE and (len(site.weight_shape) == 1 or "." not in name):
+        return (
+            f"PEFT adapts parameters with two or three axes that a module below the model keeps, and {path} has "
+            f"the shape {site.weight_shape}; save with format='diffusers'"
+        )
+    if site.kind == "embedding" and "bias" in draft.layers[path]:
+        return f"PEFT has no bias for the embedding {path}; save with format='diffusers'"
+    if name == "":
+        return "PEFT cannot adapt a model that is one single layer; save with format='diffusers'"
+    return ""
+
+
+def warn_doubled(draft: Draft) -> None:
     """Warns where PEFT would let an adapter act more strongly than it does here.
 
     Args:
-        saved: the adapter that is written.
+        draft: the adapter that is written.
     """
-    for path, tensors in saved.layers.items():
-        if is_attention_output(saved.sites[path].module) and "up" in tensors and bool(tensors["up"].any()):
+    for path, tensors in draft.layers.items():
+        if is_attention_output(draft.sites[path].module) and "up" in tensors and bool(tensors["up"].any()):
             warnings.warn(
                 f"PEFT 0.21 adds the change of {path} twice unless it is merged, so there it is stronger than here",
                 stacklevel=2,
             )
 
 
-def _write(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], saved: Saved) -> None:
-    warn_doubled(saved)
+def _write(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], draft: Draft) -> None:
+    warn_doubled(draft)
     fields = {
         "auto_mapping": None,
         "base_model_name_or_path": None,
@@ -213,12 +218,13 @@ def _write(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], 
         "modules_to_save": None,
         "revision": None,
         "task_type": None,
-        **peft_fields(saved, saved.names.paths[next(iter(saved.sites))][0]),
+        **peft_fields(draft, draft.names.paths[next(iter(draft.sites))][0]),
     }
-    if fields["peft_type"] in ("LORA", "IA3", "ADALORA", "VERA"):
-        fields["fan_in_fan_out"] = any(site.kind == "conv1d-gpt2" for site in saved.sites.values())
-    if fields["peft_type"] == "TRAINABLE_TOKENS":
-        del fields["modules_to_save"]  # PEFT warns of fields that its config does not have
+    peft = draft.config.adapter.peft
+    if peft.turns:
+        fields["fan_in_fan_out"] = any(site.kind == "conv1d-gpt2" for site in draft.sites.values())
+    for name in peft.without:  # PEFT warns of fields that its config does not have
+        del fields[name]
     text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
     if file.exists():  # beside other files of the user's
         with atomic_path(file / CONFIG_FILE) as temporary:
@@ -244,7 +250,7 @@ PEFT: Final = FORMATS.add(
         settings=_settings,
         write=_write,
         check=_check,
-        way=lambda foreign: foreign.peft_way,
-        root=lambda names, path: "base_model",
+        peft=True,
+        root=_root,
     ),
 )

@@ -6,53 +6,68 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from studio.adapters import METHODS
+from studio.adapters import METHODS, Adapter
+from studio.adapters.contract.foreign import Settings
 from studio.errors import BadFile, DoesNotFit
-from studio.files.peft_adalora import as_patterns
-from studio.files.scale import Seen, root_or_rank
+from studio.files.scale import Grade, root_or_rank
 
 __all__ = ["PeftSettings", "flagged_method", "refuse_unknown", "refuse_unknown_type"]
 
-# Fields with which PEFT computes something else than the tensors say by themselves, and what they may be.
-_CHANGES_FUNCTION: Final[Mapping[str, tuple[Any, ...]]] = {
-    "alora_invocation_tokens": (None,),
-    "arrow_config": (None,),
-    "bias": ("none", None),
-    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva", None),
-    "kasa_config": (None,),
-    "layer_replication": (None, []),
-    "monteclora_config": (None,),
-    "trainable_token_indices": (None, []),
-    "use_bdlora": (None, False),
-    "use_mora": (None, False),
-    "use_qalora": (None, False),
-}
-
-# Fields that say where an adapter sits or how it was begun and trained, or what its tensors show by themselves.
 _BESIDE_FUNCTION: Final = frozenset(
     "auto_mapping base_model_name_or_path inference_mode modules_to_save peft_type peft_version revision task_type "
     "target_modules target_parameters exclude_modules layers_to_transform layers_pattern fan_in_fan_out "
-    "feedforward_modules init_weights init_ia3_weights rank_pattern alpha_pattern lora_bias rank_dropout "
-    "module_dropout rank_dropout_scale use_effective_conv2d megatron_config megatron_core loftq_config eva_config "
-    "corda_config lora_ga_config velora_config qalora_group_size runtime_config ensure_weight_tying".split()
+    "rank_pattern alpha_pattern runtime_config bias".split()
 )
+"""Fields of every method that say where an adapter sits, or what its tensors show by themselves."""
+
+_OFF: Final[tuple[Any, ...]] = (None, False, [], {}, "")
 
 
-def refuse_unknown(fields: Mapping[str, Any], known: Collection[str], where: str) -> None:
+def refuse_unknown(fields: Mapping[str, Any], method: str, where: str, beside: Collection[str] = ()) -> None:
     """Refuses a field that may change what the tensors mean.
 
     Args:
-        fields: PEFT's config. known: the fields of the method. where: what the config is called in the message.
+        fields: PEFT's config. method: our method. where: what the config is called in the message.
+        beside: further fields that change nothing.
 
     Raises:
-        DoesNotFit: a field is set that is neither of the method nor one of those that change nothing.
+        DoesNotFit: a field is set with which PEFT computes something else than the tensors say by themselves, or one
+            that is neither of the method nor one of those that change nothing.
     """
+    adapter = METHODS[method].adapter
+    peft, settings = adapter.peft, adapter.peft.settings
+    taken = {*_BESIDE_FUNCTION, *_read_fields(adapter), *settings.beside, *beside}
     for name, value in fields.items():
-        if name not in known and name not in _BESIDE_FUNCTION and value not in (None, False, [], {}, ""):
+        if _changes_function(settings, name, value, taken):
+            raise DoesNotFit(
+                f"{where} says {name}={value!r}, with which PEFT computes something that its tensors alone do not say; "
+                "convert the adapter in PEFT to a plain one first"
+            )
+    for name, wanted in {"peft_type": peft.type, **settings.flags}.items():
+        if name in fields and fields[name] != wanted:
+            raise DoesNotFit(f"{where} says {name}={fields[name]!r}, and the tensors beside it are those of {method}")
+    for name, value in fields.items():
+        if name not in taken and name not in settings.defaults and value not in _OFF:
             raise DoesNotFit(
                 f"{where} says {name}={value!r}, which is not known here and may change what the tensors mean; if it "
                 "does not, take it out there"
             )
+
+
+def _read_fields(adapter: type[Adapter]) -> list[str]:
+    """The fields of PEFT's config that are read."""
+    settings, either = adapter.peft.settings, adapter.either
+    read = [*settings.fields.values(), *settings.flags, *settings.reads, settings.init]
+    return read if either is None else [*read, either.setting]
+
+
+def _changes_function(settings: Settings, name: str, value: Any, taken: Collection[str]) -> bool:
+    """Whether a field of PEFT's says that it computes something else than the tensors do."""
+    if name == "bias":  # a trained bias of the base stands in no tensor of the method
+        return value not in ("none", None)
+    if name == settings.init and settings.starts is not None:
+        return value not in (True, False, None, *settings.starts)
+    return name in settings.defaults and name not in taken and value not in _OFF
 
 
 def refuse_unknown_type(fields: Mapping[str, Any], where: str) -> None:
@@ -61,7 +76,7 @@ def refuse_unknown_type(fields: Mapping[str, Any], where: str) -> None:
     Raises:
         DoesNotFit: its ``peft_type`` is of no registered method.
     """
-    known = sorted({config.adapter.foreign.peft_type for config in METHODS.values()} - {""})
+    known = sorted({config.adapter.peft.type for config in METHODS.values()} - {""})
     stated = fields.get("peft_type")
     if stated is not None and stated not in known:
         raise DoesNotFit(
@@ -72,9 +87,9 @@ def refuse_unknown_type(fields: Mapping[str, Any], where: str) -> None:
 def flagged_method(fields: Mapping[str, Any] | None) -> str:
     """Returns the method that a PEFT config names by a flag (``use_qalora``), "" where it names none."""
     for method, config in METHODS.items():
-        foreign = config.adapter.foreign
-        flags = [name for name, value in foreign.peft_flags.items() if value]
-        if fields and flags and fields.get("peft_type") == foreign.peft_type and all(map(fields.get, flags)):
+        peft = config.adapter.peft
+        flags = [name for name, value in peft.settings.flags.items() if value]
+        if fields and flags and fields.get("peft_type") == peft.type and all(map(fields.get, flags)):
             return method
     return ""
 
@@ -91,27 +106,15 @@ class PeftSettings:
 
     def __init__(self, fields: Mapping[str, Any], method: str, where: str) -> None:
         self.notes: list[str] = []
-        self._foreign = METHODS[method].adapter.foreign
+        self._adapter = METHODS[method].adapter
         self._fields = self.stated = fields
-        for name, allowed in _CHANGES_FUNCTION.items():
-            if name in fields and fields[name] not in allowed and not self._foreign.peft_flags.get(name):
-                raise DoesNotFit(
-                    f"{where} says {name}={fields[name]!r}, with which PEFT computes something that its tensors alone "
-                    "do not say; convert the adapter in PEFT to a plain one first"
-                )
-        for name, wanted in {"peft_type": self._foreign.peft_type, **self._foreign.peft_flags}.items():
-            if name in fields and fields[name] != wanted:
-                raise DoesNotFit(
-                    f"{where} says {name}={fields[name]!r}, and the tensors beside it are those of {method}"
-                )
-        names = self._foreign.peft_fields
-        known = {*names.values(), *self._foreign.peft_flags, *self._foreign.peft_way.fields, *_CHANGES_FUNCTION}
-        refuse_unknown(fields, known, where)
+        refuse_unknown(fields, method, where)
+        settings = self._adapter.peft.settings
+        names = settings.fields
         self._where = where
         self._ranked = "alpha" in names
         try:
-            if self._foreign.peft_type == "ADALORA":
-                fields = as_patterns(fields)
+            fields = settings.restate(fields)
             self._rank_field = names.get("rank", "")
             self._rank = int(fields.get(self._rank_field, 8))
             self._alpha = float(fields.get(names.get("alpha", ""), 8))
@@ -121,14 +124,14 @@ class PeftSettings:
         except (TypeError, ValueError, AttributeError, re.error) as error:
             raise BadFile(f"{where} cannot be read as a PEFT config: {error}") from None
 
-    def seen(self, module: str, rank: int | None) -> Seen:
+    def grade(self, module: str, rank: int | None) -> Grade:
         """Returns the rank and the scale that the config states for ``module``, whose tensors have rank ``rank``.
 
         Raises:
             BadFile: the tensors have another rank than the config says, and so the scale could be either's.
         """
         if not self._ranked:
-            return Seen(None, None)
+            return Grade(None, None)
         stated = self._ranks.first(module, self._rank)
         rank = int(stated) if rank is None else rank
         if rank != stated and self._rank_field in self._fields:
@@ -136,7 +139,7 @@ class PeftSettings:
                 f"{self._where} says rank {stated:g} for {module}, and its tensors have rank {rank}; one of them is of "
                 f"another adapter: correct {self._rank_field} or rank_pattern there"
             )
-        return Seen(rank, self._alphas.first(module, self._alpha) / root_or_rank(rank, self._stabilized))
+        return Grade(rank, self._alphas.first(module, self._alpha) / root_or_rank(rank, self._stabilized))
 
     def fields(self) -> dict[str, Any]:
         """Returns the fields for the method's own config, and notes the patterns that match no layer of the file."""
@@ -144,14 +147,15 @@ class PeftSettings:
             self.notes += [f"{table} {pattern!r} matches no layer of the file" for pattern in patterns.unused()]
         return {
             ours: self._fields[theirs]
-            for ours, theirs in self._foreign.peft_fields.items()
+            for ours, theirs in self._adapter.peft.settings.fields.items()
             if self._fields.get(theirs) is not None and (ours not in ("rank", "alpha") or not self._ranked)
         }
 
     def second(self, module: str) -> bool | None:
-        """Whether the tensors of ``module`` scale its input; None where the config does not say."""
-        stated = self._fields.get("feedforward_modules")
-        if stated is None or self._foreign.inputs is None:
+        """Says whether a layer has the second of two tensors of one name; None where the config does not say."""
+        either = self._adapter.either
+        stated = None if either is None else self._fields.get(either.setting)
+        if stated is None:
             return None
         if isinstance(stated, str):
             return re.fullmatch(stated, module) is not None

@@ -10,18 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studio.adapters import AdapterConfig, Foreign, Site, adapters, state
+from studio.adapters import AdapterConfig, Site, adapters, state
+from studio.adapters.contract.foreign import Foreign, Tables
 from studio.adapters.contract.ranked import RankedConfig
 from studio.adapters.hosting.attached import check_known, check_unbaked
 from studio.adapters.tokens.contract import TokenConfig
 from studio.errors import BadConfig, DoesNotFit
 from studio.families import is_pipeline
-from studio.files.format import FORMATS, Format, Saved
+from studio.files.format import FORMATS, Draft, Format
 from studio.files.header import DTYPES, payload_hash
 from studio.files.layout import to_file
 from studio.files.metadata import write_metadata
 from studio.files.names import Names
-from studio.files.scale import Seen, settle
+from studio.files.scale import Grade, settle
 from studio.files.soft import save_soft
 
 __all__ = ["save", "spelled"]
@@ -76,13 +77,13 @@ def save(
     stored = _stored_dtype(dtype, facts, info.trainable)
     if isinstance(info.config, TokenConfig):
         return save_soft(model, file, chosen, name, facts, stored)
-    saved, tensors = spelled(model, name, chosen, stored)
-    text = write_metadata(saved.config, facts, name=name, family=saved.names.family, payload=payload_hash(tensors))
-    chosen.write(file, tensors, text, saved)
+    draft, tensors = spelled(model, name, chosen, stored)
+    text = write_metadata(draft.config, facts, name=name, family=draft.names.family, payload=payload_hash(tensors))
+    chosen.write(file, tensors, text, draft)
     return file
 
 
-def spelled(model: Any, name: str, format: Format, dtype: torch.dtype | None = None) -> tuple[Saved, dict[str, Tensor]]:
+def spelled(model: Any, name: str, format: Format, dtype: torch.dtype | None = None) -> tuple[Draft, dict[str, Tensor]]:
     """Returns an adapter as a format has it, without writing it: what it is, and its tensors by key.
 
     Args:
@@ -96,17 +97,17 @@ def spelled(model: Any, name: str, format: Format, dtype: torch.dtype | None = N
     info = adapters(model)[name]
     names = Names(model)
     names.chosen = frozenset(info.sites)
-    layers: dict[str, dict[str, Tensor]] = {path: {} for path in sorted(info.sites)}
+    layers: Tables = {path: {} for path in sorted(info.sites)}
     for key, tensor in state(model, name).items():
         path, _, tensor_name = key.rpartition(".")
         layers[path][tensor_name] = tensor.detach()
     layers = {path: tensors for path, tensors in layers.items() if tensors}  # a tied layer has none of its own
     config, layers = _plain(info.config, layers, format)
     sites = {path: names.site(path, config.adapter.kinds) for path in layers}
-    saved = _settled(config, names, sites, layers, format)
-    format.check(saved)
-    saved = _as_stored(saved, format)
-    return saved, _keyed(saved, format, dtype)
+    draft = _settled(config, names, sites, layers, format)
+    format.check(draft)
+    draft = _as_stored(draft, format)
+    return draft, _keyed(draft, format, dtype)
 
 
 def _usual_format(model: Any, file: Path) -> str:
@@ -125,104 +126,104 @@ def _stored_dtype(dtype: torch.dtype | None, facts: dict[str, str], trainable: b
 
 
 def _plain(
-    config: AdapterConfig, layers: dict[str, dict[str, Tensor]], format: Format
-) -> tuple[AdapterConfig, dict[str, dict[str, Tensor]]]:
+    config: AdapterConfig, layers: Mapping[str, Mapping[str, Tensor]], format: Format
+) -> tuple[AdapterConfig, Tables]:
     """Brings what other programs do not know (starts of two pairs, pruned ranks) to what they do, at the same scale."""
-    foreign = config.adapter.foreign
-    if foreign.fold is not None:
-        config, layers = foreign.fold(config, layers)
-    if foreign.lycoris_form is not None and format.dialect == "lycoris":
-        config, layers = foreign.lycoris_form(config, layers)
-    return config, layers
+    adapter = config.adapter
+    config, plain = adapter.to_save(config, layers)
+    if adapter.lycoris.form is not None and format.dialect == "lycoris":
+        return adapter.lycoris.form(config, plain)
+    return config, plain
 
 
-def _settled(
-    config: AdapterConfig, names: Names, sites: Mapping[str, Site], layers: dict[str, dict[str, Tensor]], format: Format
-) -> Saved:
+def _settled(config: AdapterConfig, names: Names, sites: Mapping[str, Site], layers: Tables, format: Format) -> Draft:
     """The adapter as this format states it: rank and scale of every layer are what a reader will find."""
-    foreign = config.adapter.foreign
+    adapter = config.adapter
     if not isinstance(config, RankedConfig):
-        return Saved(config, names, sites, layers)
-    seen: dict[str, Seen] = {}
+        return Draft(config, names, sites, layers)
+    grades: dict[str, Grade] = {}
+    unranked = adapter.lycoris.unranked if format.dialect == "lycoris" else ""
     for path, tensors in layers.items():
         site = sites[path]
         scale = config.scale_at(site.path)
-        rank = next((tensors[one].shape[len(site.lead)] for one in foreign.ranks if one in tensors), None)
-        if rank is None and format.dialect == "lycoris" and foreign.unranked in tensors and scale != 1.0:
-            tensors = {**tensors, foreign.unranked: tensors[foreign.unranked] * scale}
-            layers = {**layers, path: tensors}
+        rank = next((tensors[one].shape[len(site.lead)] for one in adapter.ranks if one in tensors), None)
+        if rank is None and unranked in tensors and scale != 1.0:
+            layers = {**layers, path: {**tensors, unranked: tensors[unranked] * scale}}
             scale = 1.0
-        said = Seen(rank, scale)
-        if seen.setdefault(site.path, said) != said:
+        grade = Grade(rank, scale)
+        if grades.setdefault(site.path, grade) != grade:
             raise DoesNotFit(
                 f"two components have a layer {site.path!r} with other ranks or alphas; save each by itself"
             )
-    return Saved(settle(config, seen), names, sites, layers)
+    return Draft(settle(config, grades), names, sites, layers)
 
 
-def _as_stored(saved: Saved, format: Format) -> Saved:
+def _as_stored(draft: Draft, format: Format) -> Draft:
     """The adapter as the format's own program has the method."""
-    way = format.way(saved.config.adapter.foreign)
-    for path, site in saved.sites.items():
-        reason = way.limit(site) or way.differs(site)
+    form = format.form(draft.config.adapter)
+    for path, site in draft.sites.items():
+        reason = form.refusal(site) or form.differs(site)
         if reason:
             raise DoesNotFit(
-                f"a {format.title} cannot hold {type(saved.config).__name__} on {path}: {reason}; save with "
+                f"a {format.title} cannot hold {type(draft.config).__name__} on {path}: {reason}; save with "
                 "format='diffusers'"
             )
-    layers = {path: dict(tensors) for path, tensors in saved.layers.items()}
-    stated, layers = way.write(saved.config, saved.sites, layers)
-    return dataclasses.replace(saved, layers=layers, stated=stated)
+    return dataclasses.replace(draft, layers=form.store(draft.config, draft.sites, draft.layers))
 
 
-def _keyed(saved: Saved, format: Format, dtype: torch.dtype | None) -> dict[str, Tensor]:
+def _keyed(draft: Draft, format: Format, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """The tensors under the keys of the format."""
     keyed: dict[str, Tensor] = {}
-    shared = saved.config.adapter.foreign.peft_shared
-    for path, tensors in saved.layers.items():
-        for name in shared.keys() & tensors.keys():
-            root = format.root(saved.names, path)
-            key = f"{root}.{shared[name]}" if root else shared[name]
-            keyed[key] = tensors[name] if dtype is None else tensors[name].to(dtype)
-        tensors = {name: tensor for name, tensor in tensors.items() if name not in shared}
-        module = format.spell(saved.names, path)
-        for part, tensor in _parts(saved, path, tensors, format.dialect, dtype).items():
-            part = format.respelled.get(part, part)
-            keyed[f"{module}.{part}" if module else part] = tensor
+    peft = draft.config.adapter.peft
+    common = {name: tensor for own in draft.layers.values() for name, tensor in own.items() if name in peft.shared}
+    for path, tensors in draft.layers.items():
+        module = format.spell(draft.names, path)
+        for name in peft.shared.keys() & tensors.keys():
+            keyed[_dotted(format.root(draft.names, path), peft.shared[name])] = _narrowed(tensors[name], dtype)
+        if format.peft and peft.repeated:
+            keyed |= {_dotted(module, peft.shared[name]): _narrowed(one, dtype) for name, one in common.items()}
+        own = {name: tensor for name, tensor in tensors.items() if name not in peft.shared}
+        for part, tensor in _parts(draft, path, own, format.dialect).items():
+            part = peft.respelled.get(part, part) if format.respells else part
+            keyed[_dotted(module, part)] = _narrowed(tensor, dtype)
+        if format.dialect == "lycoris":
+            stated = _stated(draft, draft.sites[path], own)
+            keyed |= {_dotted(module, part): number for part, number in stated.items()}
     return keyed
 
 
-def _parts(
-    saved: Saved, path: str, tensors: Mapping[str, Tensor], dialect: str, dtype: torch.dtype | None
-) -> dict[str, Tensor]:
-    """One layer's tensors as a dialect spells them, and what it states beside them."""
-    foreign, site = saved.config.adapter.foreign, saved.sites[path]
-    column = 0 if dialect == "peft" else 1
-    table = {**foreign.peft_tensors, **(foreign.peft_embedding if site.kind == "embedding" else {})}
-    if column:
-        table = dict(foreign.lycoris_tensors)
+def _dotted(module: str, part: str) -> str:
+    return f"{module}.{part}" if module else part
+
+
+def _narrowed(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
+
+
+def _parts(draft: Draft, path: str, tensors: Mapping[str, Tensor], dialect: str) -> dict[str, Tensor]:
+    """One layer's tensors as a dialect spells them."""
+    adapter, site = draft.config.adapter, draft.sites[path]
+    form: Foreign = adapter.peft if dialect == "peft" else adapter.lycoris
+    names = adapter.peft.names(site) if dialect == "peft" else form.tensors
     parts: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if column and name in foreign.lycoris_minus:
-            tensor = tensor - foreign.lycoris_minus[name]
-        if column and name in foreign.lycoris_scaled and isinstance(saved.config, RankedConfig):
-            tensor = tensor * saved.config.scale_at(site.path)
-        tensor = tensor if dtype is None else tensor.to(dtype)
-        layout = foreign.layouts.get(name, ("plain", "plain"))[column]
-        parts[table[name].partition("/")[0]] = to_file(tensor, layout, site)
-    if column:
-        parts |= _stated(saved, foreign, site, tensors)
+        if dialect == "lycoris" and name in adapter.lycoris.minus:
+            tensor = tensor - adapter.lycoris.minus[name]
+        if dialect == "lycoris" and name in adapter.lycoris.scaled and isinstance(draft.config, RankedConfig):
+            tensor = tensor * draft.config.scale_at(site.path)
+        parts[names[name].partition("/")[0]] = to_file(tensor, form.layouts.get(name, "plain"), site)
     return parts
 
 
-def _stated(saved: Saved, foreign: Foreign, site: Site, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _stated(draft: Draft, site: Site, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What stands beside the tensors in kohya's and LyCORIS' files: alpha, or which side a gain is on."""
-    if foreign.inputs is not None:
-        second = list(foreign.peft_tensors).index(next(iter(tensors))) == 1
-        return {foreign.inputs[1]: torch.tensor(int(second))}
-    if not isinstance(saved.config, RankedConfig):
-        return {name: torch.tensor(value) for name, value in saved.stated.items()}
-    rank = next((tensors[one].shape[0] for one in foreign.ranks if one in tensors), None)
+    adapter = draft.config.adapter
+    if adapter.either is not None:
+        second = list(adapter.peft.tensors).index(next(iter(tensors))) == 1
+        return {adapter.either.flag: torch.tensor(int(second))}
+    if not isinstance(draft.config, RankedConfig):
+        return {name: torch.tensor(value) for name, value in adapter.lycoris.beside.items()}
+    rank = next((tensors[one].shape[0] for one in adapter.ranks if one in tensors), None)
     if rank is None:
-        return {"alpha": torch.tensor(float(saved.config.rank_at(site.path)))}
-    return {"alpha": torch.tensor(saved.config.scale_at(site.path) * rank, dtype=torch.float32)}
+        return {"alpha": torch.tensor(float(draft.config.rank_at(site.path)))}
+    return {"alpha": torch.tensor(draft.config.scale_at(site.path) * rank, dtype=torch.float32)}

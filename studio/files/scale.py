@@ -16,11 +16,11 @@ from studio.adapters import AdapterConfig
 from studio.adapters.contract.ranked import FactorConfig, RankedConfig
 from studio.files.names import shortest_endings
 
-__all__ = ["Seen", "root_or_rank", "settle"]
+__all__ = ["Grade", "root_or_rank", "settle"]
 
 
-class Seen(NamedTuple):
-    """What a file says about one layer; None where it says nothing."""
+class Grade(NamedTuple):
+    """Rank and scale of one layer, as a file states them; None where it says nothing."""
 
     rank: int | None
     scale: float | None
@@ -31,25 +31,25 @@ def root_or_rank(rank: int, stabilized: bool) -> float:
     return math.sqrt(rank) if stabilized else float(rank)
 
 
-def settle(config: AdapterConfig, seen: Mapping[str, Seen]) -> AdapterConfig:
-    """Returns ``config`` if it gives every layer the rank and scale in ``seen``, else one that does.
+def settle(config: AdapterConfig, grades: Mapping[str, Grade]) -> AdapterConfig:
+    """Returns ``config`` if it gives every layer the rank and scale in ``grades``, else one that does.
 
     Args:
         config: the config that a file carries, or one made from its fields.
-        seen: path -> rank and scale.
+        grades: path -> rank and scale.
     """
-    if not isinstance(config, RankedConfig) or all(_agrees(config, path, said) for path, said in seen.items()):
+    if not isinstance(config, RankedConfig) or all(_agrees(config, path, said) for path, said in grades.items()):
         return config
     stabilized = isinstance(config, FactorConfig) and config.rank_stabilized
-    ranks = {path: config.rank_at(path) if said.rank is None else said.rank for path, said in seen.items()}
+    ranks = {path: config.rank_at(path) if said.rank is None else said.rank for path, said in grades.items()}
     alphas = {
         path: config.alpha_at(path)
         if said.scale is None
         else float(f"{said.scale * root_or_rank(ranks[path], stabilized):.12g}")
-        for path, said in seen.items()
+        for path, said in grades.items()
     }
     rank, alpha = _most_common(ranks), _most_common(alphas)
-    follows = all(alphas[path] == ranks[path] for path in seen)
+    follows = all(alphas[path] == ranks[path] for path in grades)
     return dataclasses.replace(
         config,
         rank=int(rank),
@@ -59,7 +59,7 @@ def settle(config: AdapterConfig, seen: Mapping[str, Seen]) -> AdapterConfig:
     )
 
 
-def _agrees(config: RankedConfig, path: str, said: Seen) -> bool:
+def _agrees(config: RankedConfig, path: str, said: Grade) -> bool:
     if said.rank is not None and said.rank != config.rank_at(path):
         return False
     return said.scale is None or math.isclose(said.scale, config.scale_at(path), rel_tol=1e-6, abs_tol=1e-12)

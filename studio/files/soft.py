@@ -16,18 +16,14 @@ from torch import Tensor, nn
 
 from studio.adapters import METHODS, AdapterConfig
 from studio.adapters.hosting.attached import assemblies
-from studio.adapters.methods.multitaskprompt import MultitaskPrompt
-from studio.adapters.methods.prefixtuning import PrefixTuning, PrefixTuningAdapter
-from studio.adapters.methods.prompttuning import PromptTuning
-from studio.adapters.methods.ptuning import PTuning, PTuningAdapter
 from studio.adapters.sites.language import ModelSite
-from studio.adapters.tokens.contract import TokenAdapter, TokenConfig
+from studio.adapters.tokens.contract import PromptConfig, TokenAdapter, TokenConfig
 from studio.atomic import atomic_folder, atomic_path
 from studio.errors import BadFile, DoesNotFit
 from studio.families import family_of
 from studio.files.format import Format, Source
 from studio.files.header import payload_hash, write_tensors
-from studio.files.metadata import Own, write_metadata
+from studio.files.metadata import Entry, write_metadata
 from studio.files.peft import CONFIG_FILE, TENSOR_FILE
 from studio.files.peft_settings import refuse_unknown
 from studio.files.reading import Reading
@@ -35,7 +31,6 @@ from studio.files.reading import Reading
 __all__ = ["FORMAT", "peft_form", "read_soft", "save_soft", "soft_config", "soft_method"]
 
 FORMAT: Final = "studio"
-EMBEDDINGS: Final = "prompt_embeddings"
 _TASKS: Final = {
     "ForCausalLM": "CAUSAL_LM",
     "LMHeadModel": "CAUSAL_LM",
@@ -44,13 +39,8 @@ _TASKS: Final = {
     "ForTokenClassification": "TOKEN_CLS",
     "ForQuestionAnswering": "QUESTION_ANS",
 }
-_FIELDS: Final = frozenset(
-    "num_attention_heads num_layers num_transformer_submodules num_virtual_tokens token_dim "
-    "prompt_tuning_init prompt_tuning_init_text tokenizer_name_or_path tokenizer_kwargs prompt_tuning_init_task "
-    "prompt_tuning_init_state_dict_path num_tasks num_ranks encoder_reparameterization_type encoder_hidden_size "
-    "encoder_num_layers encoder_dropout prefix_projection".split()
-)
-"""PEFT's fields of virtual tokens: they are read, or do not change what its tensors mean."""
+_FIELDS: Final = ("num_attention_heads", "num_layers", "num_transformer_submodules", "num_virtual_tokens", "token_dim")
+"""PEFT's fields of all methods of virtual tokens."""
 _HEADS: Final = {
     "SEQ_CLS": ("classifier", "score"),
     "TOKEN_CLS": ("classifier", "score"),
@@ -62,10 +52,10 @@ _HEADS: Final = {
 def peft_types() -> dict[str, type[TokenConfig]]:
     """PEFT's word for each method of virtual tokens."""
     soft = [config for config in METHODS.values() if issubclass(config, TokenConfig)]
-    return {config.adapter.foreign.peft_type: config for config in soft}
+    return {config.adapter.peft.type: config for config in soft}
 
 
-def soft_method(source: Source, own: Own | None) -> str:
+def soft_method(source: Source, own: Entry | None) -> str:
     """Returns the method of a file of virtual tokens, or "" for any other file."""
     if own is not None and own.method in METHODS and issubclass(METHODS[own.method], TokenConfig):
         return own.method
@@ -77,7 +67,7 @@ def soft_method(source: Source, own: Own | None) -> str:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def read_soft(module: nn.Module, source: Source, own: Own | None, method: str) -> Reading:
+def read_soft(module: nn.Module, source: Source, own: Entry | None, method: str) -> Reading:
     """Reads a file of virtual tokens for a language model.
 
     Raises:
@@ -93,7 +83,8 @@ def read_soft(module: nn.Module, source: Source, own: Own | None, method: str) -
         raise BadFile(
             f"{source.file} holds virtual tokens of PEFT's, and no {CONFIG_FILE} beside it says of which method"
         )
-    table = METHODS[method].adapter.foreign.peft_tensors
+    peft = METHODS[method].adapter.peft
+    table = peft.tensors
     keys = {name: key for name, key in table.items() if key in source.tensors}
     missing = [key for name, key in table.items() if name not in keys]
     if missing:
@@ -103,12 +94,16 @@ def read_soft(module: nn.Module, source: Source, own: Own | None, method: str) -
     reading = _reading(method, config, tensors, keys, source)
     _drop_heads(module, source, reading)
     prompt = tensors.get("prompt")
-    if prompt is not None and not isinstance(config, MultitaskPrompt) and len(prompt) == 2 * config.tokens:
-        reading.layers[""]["prompt"] = prompt[: config.tokens].clone()
+    if prompt is not None and not _before_decoder(config) and len(prompt) == 2 * config.tokens:
+        tensors["prompt"] = prompt[: config.tokens].clone()
         reading.notes.append("PEFT stores a second half of the prompt for a decoder and never reads it; it is left out")
-    if isinstance(config, PrefixTuning) and site.encodes_first:
-        reading.layers[""]["prefix"] = _unshared(site, config, tensors["prefix"])
+    reading.layers[""] = peft.read(source.peft, site, tensors)
     return reading
+
+
+def _before_decoder(config: TokenConfig) -> bool:
+    """Whether virtual tokens stand before a decoder's input too."""
+    return isinstance(config, PromptConfig) and config.decoder
 
 
 def _reading(
@@ -155,41 +150,15 @@ def soft_config(fields: Mapping[str, Any], *, encodes_first: bool = False) -> To
     Raises:
         BadFile: a field has an impossible value. DoesNotFit: a field asks for what the studio does not do.
     """
-    refuse_unknown(fields, _FIELDS, CONFIG_FILE)
-    kind = peft_types()[fields["peft_type"]]
+    config = peft_types()[fields["peft_type"]]
+    settings = config.adapter.peft.settings
+    refuse_unknown(fields, config.method, CONFIG_FILE, {*_FIELDS, *settings.defaults})
     try:
         known: dict[str, Any] = {"tokens": int(fields["num_virtual_tokens"])}
-        if kind is MultitaskPrompt:
-            twice = (fields.get("num_transformer_submodules") or (2 if encodes_first else 1)) == 2
-            known |= {"tasks": int(fields["num_tasks"]), "rank": int(fields["num_ranks"]), "decoder": twice}
-        if kind is PTuning:
-            known["encoder"] = str(fields.get("encoder_reparameterization_type") or "MLP").rpartition(".")[2].lower()
-            known["hidden"] = fields.get("encoder_hidden_size")
-            if known["encoder"] == "lstm":
-                known["layers"] = int(fields.get("encoder_num_layers") or 2)
-                known["dropout"] = float(fields.get("encoder_dropout") or 0.0)
-        if kind is PrefixTuning and encodes_first:
-            known["places"] = ("decoder",)
+        known |= settings.config({**fields, "is_encoder_decoder": encodes_first})
     except (KeyError, TypeError, ValueError) as error:
         raise BadFile(f"{CONFIG_FILE} cannot be read as the config of a soft prompt: {error}") from None
-    return kind(**known)
-
-
-def _unshared(site: ModelSite, config: PrefixTuning, prefix: Tensor) -> Tensor:
-    """PEFT's prefix of a decoder that has an encoder: doubled, and read four columns per layer, of which two act.
-
-    So the l-th layer reads the parts ``4l`` and ``4l + 1``, counted round; half of what is stored is never read.
-    """
-    layers = [attention for attention in site.attentions() if attention.place == "decoder"]
-    parts = 2 * len(layers)
-    if prefix.shape[1] != sum(2 * attention.width for attention in layers):
-        raise DoesNotFit(
-            f"the prefix has {prefix.shape[1]} numbers per token, and the {len(layers)} layers of "
-            f"{type(site.module).__name__} need {sum(2 * attention.width for attention in layers)}"
-        )
-    columns = prefix.view(len(prefix), parts, -1)
-    order = [(4 * layer + part) % parts for layer in range(len(layers)) for part in (0, 1)]
-    return columns[:, order].reshape(len(prefix), -1)
+    return config(**known)
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -236,8 +205,7 @@ def peft_form(adapter: TokenAdapter) -> tuple[dict[str, Any], dict[str, Tensor]]
     Raises:
         DoesNotFit: PEFT has no way to say it.
     """
-    config: Any = adapter.config
-    site, foreign = adapter.site, adapter.foreign
+    config, site, peft = adapter.config, adapter.site, adapter.peft
     task = next(
         (word for end, word in _TASKS.items() if type(site.module).__name__.endswith(end)), "FEATURE_EXTRACTION"
     )
@@ -247,9 +215,9 @@ def peft_form(adapter: TokenAdapter) -> tuple[dict[str, Any], dict[str, Tensor]]
         "inference_mode": True,
         "num_attention_heads": int(getattr(site.config, "num_attention_heads", 1)),
         "num_layers": int(getattr(site.config, "num_hidden_layers", 1)),
-        "num_transformer_submodules": 2 if getattr(config, "decoder", False) else 1,
+        "num_transformer_submodules": 2 if _before_decoder(config) else 1,
         "num_virtual_tokens": config.tokens,
-        "peft_type": foreign.peft_type,
+        "peft_type": peft.type,
         "revision": None,
         "task_type": task,
         "token_dim": site.rows,
@@ -257,65 +225,9 @@ def peft_form(adapter: TokenAdapter) -> tuple[dict[str, Any], dict[str, Tensor]]
     heads = {key: tensor.clone() for key, tensor in _heads(site.module, task).items()}
     if heads:
         fields["modules_to_save"] = list(_HEADS[task])
-    if isinstance(config, PrefixTuning):
-        assert isinstance(adapter, PrefixTuningAdapter)
-        more, prefix = _peft_prefix(adapter)
-        return fields | more, {EMBEDDINGS: prefix, **heads}
-    if getattr(config, "decoder", False) and not isinstance(config, MultitaskPrompt):
-        raise DoesNotFit(f"PEFT puts no {type(config).__name__} before a decoder's input; save it as .safetensors")
-    if isinstance(config, PTuning):
-        assert isinstance(adapter, PTuningAdapter)
-        fields |= {
-            "encoder_dropout": config.dropout,
-            "encoder_hidden_size": config.hidden or site.rows,
-            "encoder_num_layers": config.layers,
-            "encoder_reparameterization_type": config.encoder.upper(),
-        }
-        return fields, {EMBEDDINGS: adapter.embedded(1, None).detach().clone(), **heads}
-    if isinstance(config, (PromptTuning, MultitaskPrompt)):
-        fields |= {"prompt_tuning_init": "RANDOM"}  # what it started from matters no more
-    fields |= {theirs: getattr(config, ours) for ours, theirs in foreign.peft_fields.items()}
-    stored = {foreign.peft_tensors[name]: tensor.detach() for name, tensor in adapter.tensors().items()}
+    sites, ours = {"": site}, {name: tensor.detach() for name, tensor in adapter.folded().items()}
+    layers = peft.store(config, sites, {"": ours})
+    fields |= {theirs: getattr(config, name) for name, theirs in peft.settings.fields.items()}
+    fields |= peft.settings.state(config, sites, layers)
+    stored = {peft.tensors[name]: tensor for name, tensor in layers[""].items()}
     return fields, {**stored, **heads}
-
-
-def _peft_prefix(adapter: PrefixTuningAdapter) -> tuple[dict[str, Any], Tensor]:
-    site, prefix = adapter.site, adapter.made().detach()
-    chosen = [attention for _, attention in adapter.spans.values()]
-    if site.encodes_first and set(adapter.places) != {"decoder"}:
-        raise DoesNotFit(
-            "PEFT has no prefix in an encoder or in cross-attention; save it as .safetensors, or attach with "
-            "places=('decoder',)"
-        )
-    heads, size = chosen[0].heads, chosen[0].size
-    if any((attention.heads, attention.size) != (heads, size) for attention in chosen):
-        raise DoesNotFit("PEFT has one number of key heads for all layers, and this model has several")
-    if site.encodes_first:
-        prefix = _shared(prefix, len(chosen))
-    fields = {
-        "encoder_hidden_size": None,
-        "init_weights": None,
-        "num_attention_heads": heads,
-        "num_layers": len(chosen),
-        "num_transformer_submodules": 2 if site.encodes_first else 1,
-        "prefix_projection": False,
-        "token_dim": heads * size,
-    }
-    return fields, prefix.clone()
-
-
-def _shared(prefix: Tensor, layers: int) -> Tensor:
-    """The other way round: what PEFT has to store for a decoder that has an encoder; see :func:`_unshared`."""
-    parts = 2 * layers
-    columns = prefix.reshape(len(prefix), parts, -1)
-    stored = torch.zeros_like(columns)
-    for layer in range(layers):
-        for part in (0, 1):
-            stored[:, (4 * layer + part) % parts] = columns[:, 2 * layer + part]
-    again = stored[:, [(4 * layer + part) % parts for layer in range(layers) for part in (0, 1)]]
-    if not torch.equal(again, columns):
-        raise DoesNotFit(
-            f"PEFT gives the layers l and l + {layers // 2} of a decoder that has an encoder the same prefix, and "
-            "these differ; save it as .safetensors"
-        )
-    return stored.reshape(len(prefix), -1)

@@ -6,18 +6,20 @@ A *part* is what a key ends in ("lora_A.weight"). Two dialects spell parts: PEFT
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from studio.adapters import METHODS, Foreign
+from studio.adapters import METHODS, Adapter, AdapterConfig
+from studio.adapters.contract.foreign import Foreign
 from studio.errors import nearest
+from studio.files.elsewhere import ELSEWHERE
 
 __all__ = [
-    "ALIASES",
     "EXTRAS",
     "WHOLE",
     "Spelling",
+    "first_spelling",
     "is_part",
     "nearest_part",
     "part_of",
@@ -26,38 +28,11 @@ __all__ = [
     "with_axes",
 ]
 
-EXTRAS: Final = ("alpha", "lora_mid.weight")
+EXTRAS: Final = ("alpha",)
 """Parts that belong to no tensor of ours: they are worked into the others."""
-
-ALIASES: Final[Mapping[str, str]] = {
-    "lora.down.weight": "lora_A.weight",
-    "lora.up.weight": "lora_B.weight",
-    "lora_linear_layer.down.weight": "lora_A.weight",
-    "lora_linear_layer.up.weight": "lora_B.weight",
-    "lora_A.default.weight": "lora_A.weight",
-    "lora_B.default.weight": "lora_B.weight",
-    "lora_magnitude_vector.weight": "lora_magnitude_vector",
-    "magnitude": "lora_magnitude_vector",
-}
-"""Other spellings of the same parts."""
 
 WHOLE: Final = frozenset({"weight", "bias"})
 """Parts that are tensors of the base itself, when they stand alone."""
-
-_ELSEWHERE: Final[Mapping[str, str]] = {
-    "a1.weight": "GLoRA",
-    "a2.weight": "GLoRA",
-    "b1.weight": "GLoRA",
-    "b2.weight": "GLoRA",
-    "bm.weight": "GLoRA",
-    "diff": "a full difference of the weight",
-    "set_weight": "a replaced weight",
-    "w_norm": "a trained normalisation",
-    "b_norm": "a trained normalisation",
-    "miss_block": "MiSS",
-    "c3a_kernel": "C3A",
-    "fourierft_spectrum": "FourierFT",
-}
 
 
 @dataclass(frozen=True)
@@ -77,9 +52,19 @@ class Spelling:
     ranks: tuple[str, ...]
 
     @property
-    def foreign(self) -> Foreign:
-        """The method's own table."""
-        return METHODS[self.method].adapter.foreign
+    def config(self) -> type[AdapterConfig]:
+        """The method's config class."""
+        return METHODS[self.method]
+
+    @property
+    def adapter(self) -> type[Adapter]:
+        """The method's adapter class."""
+        return METHODS[self.method].adapter
+
+    @property
+    def names(self) -> Foreign:
+        """The table of the names that are spelled."""
+        return self.adapter.peft if self.dialect == "peft" else self.adapter.lycoris
 
 
 def _reversed(tensors: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
@@ -89,35 +74,51 @@ def _reversed(tensors: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     return ours
 
 
+def _spellings_of(method: str, adapter: type[Adapter]) -> Iterator[Spelling]:
+    for dialect, tensors in (
+        ("peft", adapter.peft.tensors),
+        ("lycoris", adapter.lycoris.tensors),
+        ("peft", adapter.peft.embedding),
+    ):
+        if not tensors:
+            continue
+        needs = {tensors[name] for name in adapter.needs}
+        ours = _reversed(tensors)
+        if adapter.either is not None and dialect == "lycoris":
+            needs |= {adapter.either.flag, *ours}
+            ours[adapter.either.flag] = ()
+        yield Spelling(method, dialect, ours, frozenset(needs), tuple(tensors[name] for name in adapter.ranks))
+
+
 @functools.cache
 def _spellings() -> tuple[Spelling, ...]:
-    """All of them, those with more required parts first."""
-    found = []
-    for method, config in METHODS.items():
-        if "model" in config.adapter.kinds:
-            continue  # its files have no layers
-        foreign = config.adapter.foreign
-        tables = [("peft", foreign.peft_tensors), ("lycoris", foreign.lycoris_tensors)]
-        if foreign.peft_embedding:
-            tables.append(("peft", foreign.peft_embedding))
-        for dialect, tensors in tables:
-            if not tensors:
-                continue
-            needs = {tensors[name] for name in foreign.needs}
-            ours = _reversed(tensors)
-            if foreign.inputs and dialect == "lycoris":
-                needs |= {foreign.inputs[1], *ours}
-                ours[foreign.inputs[1]] = ()
-            ranks = tuple(tensors[name] for name in foreign.ranks)
-            found.append(Spelling(method, dialect, ours, frozenset(needs), ranks))
+    """All of them, those with more required parts first; files of methods on whole models have no layers."""
+    layered = ((name, METHODS[name].adapter) for name in METHODS if "model" not in METHODS[name].adapter.kinds)
+    found = [spelling for name, adapter in layered for spelling in _spellings_of(name, adapter)]
     return tuple(sorted(found, key=lambda spelling: -len(spelling.needs)))
+
+
+@functools.cache
+def _aliases() -> dict[str, str]:
+    """Other spellings of the same parts."""
+    return {alias: part for config in METHODS.values() for alias, part in config.adapter.peft.aliases.items()}
+
+
+def first_spelling(part: str) -> str:
+    """Returns the first spelling of a part that has several.
+
+    Example:
+        >>> first_spelling("lora.down.weight"), first_spelling("lora_A.weight")
+        ('lora_A.weight', 'lora_A.weight')
+    """
+    return _aliases().get(part, part)
 
 
 @functools.cache
 def _parts() -> frozenset[str]:
     known = {part for spelling in _spellings() for part in spelling.ours}
     known |= {part.partition("/")[0] for part in known}
-    return frozenset(known | set(ALIASES) | set(EXTRAS) | set(_ELSEWHERE) | WHOLE)
+    return frozenset(known | set(_aliases()) | set(EXTRAS) | set(ELSEWHERE) | WHOLE)
 
 
 def with_axes(part: str, axes: int) -> str:
@@ -129,7 +130,7 @@ def with_axes(part: str, axes: int) -> str:
 @functools.cache
 def shared_parts() -> frozenset[str]:
     """Returns what keys of tensors end in that all layers of a model share."""
-    return frozenset(part for config in METHODS.values() for part in config.adapter.foreign.peft_shared.values())
+    return frozenset(part for config in METHODS.values() for part in config.adapter.peft.shared.values())
 
 
 def part_of(key: str) -> tuple[str, str] | None:
@@ -149,7 +150,7 @@ def part_of(key: str) -> tuple[str, str] | None:
             break
     for module, part in reversed(ends):
         if part in known:
-            return module, ALIASES.get(part, part)
+            return module, first_spelling(part)
     return None
 
 
@@ -162,7 +163,7 @@ def nearest_part(key: str) -> str:
     """Returns the known part that the end of ``key`` looks most like."""
     ends = key.split(".")
     tail = ".".join(ends[-2:]) if ends[-1] in WHOLE else ends[-1]
-    known = {part.partition("/")[0] for part in _parts() - set(ALIASES) - WHOLE}
+    known = {part.partition("/")[0] for part in _parts() - set(_aliases()) - WHOLE}
     return nearest(tail, known, 1)[0]
 
 
@@ -171,13 +172,14 @@ def _recognise(parts: frozenset[str], preferred: str) -> Spelling | str:
     own = parts - set(EXTRAS)
     if own and own <= WHOLE:
         return "it is a whole tensor of the base (PEFT's bias or modules_to_save, or a checkpoint), not an adapter's"
-    for part in sorted(own):
-        if part in _ELSEWHERE:
-            known = ", ".join(METHODS)
-            return f"it is of another method, {_ELSEWHERE[part]}, which is not among those that can be read ({known})"
     for spelling in sorted(_spellings(), key=lambda spelling: spelling.method != preferred):
         if own and own <= set(spelling.ours) and spelling.needs <= own:
             return spelling
+    ours = {part for spelling in _spellings() for part in spelling.ours}
+    for part in sorted(own - ours):
+        if part in ELSEWHERE:
+            known = ", ".join(METHODS)
+            return f"it is of another method, {ELSEWHERE[part]}, which is not among those that can be read ({known})"
     best = max(_spellings(), key=lambda spelling: (len(own & set(spelling.ours)), -len(spelling.needs)))
     missing = sorted(best.needs - own)
     if own and own <= set(best.ours) and missing:

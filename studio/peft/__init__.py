@@ -18,16 +18,8 @@ from studio.peft.auto import (
     AutoPeftModelForSequenceClassification,
     AutoPeftModelForTokenClassification,
 )
+from studio.peft.configs import methods
 from studio.peft.configs.config import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PromptLearningConfig, get_peft_config
-from studio.peft.configs.methods import (
-    CordaConfig,
-    EvaConfig,
-    LoftQConfig,
-    LoraRuntimeConfig,
-    MultitaskPromptTuningInit,
-    PromptEncoderReparameterizationType,
-    PromptTuningInit,
-)
 from studio.peft.files.folder import load_peft_weights
 from studio.peft.get_model import get_peft_model
 from studio.peft.model.status import get_layer_status, get_model_status
@@ -68,12 +60,7 @@ __all__ = [
     "AutoPeftModelForSequenceClassification",
     "AutoPeftModelForTokenClassification",
     "BaseTuner",
-    "CordaConfig",
-    "EvaConfig",
-    "LoftQConfig",
     "LoraModel",
-    "LoraRuntimeConfig",
-    "MultitaskPromptTuningInit",
     "NoMatchingPeftModuleError",
     "PeftConfig",
     "PeftError",
@@ -87,9 +74,7 @@ __all__ = [
     "PeftModelForTokenClassification",
     "PeftType",
     "PeftWarning",
-    "PromptEncoderReparameterizationType",
     "PromptLearningConfig",
-    "PromptTuningInit",
     "TaskType",
     "cast_mixed_precision_params",
     "get_base_model_state_dict",
@@ -105,18 +90,15 @@ __all__ = [
     "set_peft_model_state_dict",
 ]
 
-_CONFIGS = {config.__name__: config for config in PEFT_TYPE_TO_CONFIG_MAPPING.values()}
-"""The config classes of the methods, which come with the methods."""
-
-__all__ += sorted(_CONFIGS)
+__all__ += methods.names()
 paths.install()
 
 
 def __getattr__(name: str) -> Any:
     if name in paths.PATHS or name == "optimizers":
         return importlib.import_module(f"studio.peft.{name}")
-    if name in _CONFIGS:
-        return _CONFIGS[name]
+    if name in methods.names():
+        return getattr(methods, name)
     if name not in ABSENT:
         raise AttributeError(f"module 'studio.peft' has no attribute {name!r}")
     globals()[name] = absent(name)

@@ -54,7 +54,7 @@ PATHS: Final[dict[str, Mapping[str, str]]] = {
     "tuners.loha": {".model.layers": "LoHaLayer"},
     "tuners.loha.layer": {".model.layers": "LoHaLayer"},
     "tuners.lokr": {".model.layers": "LoKrLayer"},
-    "tuners.lokr.layer": {".model.layers": "LoKrLayer", "studio.files.peft_lokr": "factorization=peft_split"},
+    "tuners.lokr.layer": {".model.layers": "LoKrLayer", "studio.adapters.methods.lokr": "factorization=peft_split"},
     "tuners.tuners_utils": {".model.layers": "BaseTunerLayer", ".model.tuner": "BaseTuner"},
     "utils": {
         **_FILES,

@@ -41,7 +41,7 @@ def attached(model: nn.Module, method: str, seed: int = 2) -> nn.Module:
     """The model with an adapter that is moved away from its start, by the same numbers on every device."""
     config = METHODS[method]
     targets = {} if method in PROMPTS else {"targets": ("layer",)}
-    studio.attach(model, config(**targets, **config.needed))
+    studio.attach(model, config.usual(**targets))
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for tensor in studio.state(model).values():

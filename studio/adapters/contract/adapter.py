@@ -9,18 +9,19 @@ the fused path of all low-rank methods; tests prove that they agree with the del
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from studio.adapters.contract.calibration import Gauge
-from studio.adapters.contract.foreign import Foreign
+from studio.adapters.contract.foreign import Either, Layers, Lycoris, Peft, Tables
 from studio.adapters.sites.site import LAYERS, Site
 from studio.errors import BadConfig, DoesNotFit, UnsupportedLayer
 from studio.registry import Registry
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "Adapter", "AdapterConfig", "Delta", "Factors", "Given", "generator_for"]
 
 R = TypeVar("R")
+Config = TypeVar("Config", bound="AdapterConfig")
 
 
 class Delta(NamedTuple):
@@ -89,8 +91,10 @@ class AdapterConfig:
 
     method: ClassVar[str]
     adapter: ClassVar[type[Adapter]]
-    needed: ClassVar[Mapping[str, Any]] = {}
-    """Example values of the fields that have no default; what lists and tries all methods takes them."""
+    rate: ClassVar[float] = 1.0
+    """What a recipe's learning rates, which are LoRA's, are multiplied by for the method."""
+    small: ClassVar[Mapping[str, Any]] = {}
+    """Fields of a config for layers of eight inputs; the values of those that have no default stand here too."""
 
     targets: str | tuple[str, ...] = "attention"
     exclude: tuple[str, ...] = ()
@@ -104,6 +108,31 @@ class AdapterConfig:
                 f"{type(self).__name__}(targets={self.targets!r}) names no layer; give a preset or patterns"
             )
         self.check()
+
+    @classmethod
+    def example(cls: type[Config], **fields: Any) -> Config:
+        """Returns a config for layers of eight inputs, which lists and tests of all methods take.
+
+        Args:
+            fields: fields that are other than in :attr:`small`.
+
+        Raises:
+            BadConfig: a field with an impossible value.
+        """
+        return cls(**{**cls.small, **fields})
+
+    @classmethod
+    def usual(cls: type[Config], **fields: Any) -> Config:
+        """Returns the config with the method's own defaults; what has none is as in :meth:`example`.
+
+        Args:
+            fields: fields that are other than that.
+
+        Raises:
+            BadConfig: a field with an impossible value.
+        """
+        missing = (one.name for one in dataclasses.fields(cls) if one.default is one.default_factory)
+        return cls(**{**{name: cls.small[name] for name in missing}, **fields})
 
     def check(self) -> None:
         """Checks the method's own fields.
@@ -156,7 +185,7 @@ def generator_for(seed: int, *parts: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
-class Adapter(nn.Module, ABC):
+class Adapter(nn.Module, ABC, Generic[Config]):
     """The tensors of one method on one site.
 
     Args:
@@ -189,7 +218,18 @@ class Adapter(nn.Module, ABC):
     """Whether the change is one of the weight and bias; a method that says False defines :meth:`change` alone."""
     kinds: ClassVar[tuple[str, ...]] = (*LAYERS, "parameter")
     """Kinds of sites that the method covers."""
-    foreign: ClassVar[Foreign]
+    peft: ClassVar[Peft]
+    """Its names in PEFT, and in the studio's own files."""
+    lycoris: ClassVar[Lycoris] = Lycoris()
+    """Its names in kohya's tools and LyCORIS; none where they do not have it."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Names of the tensors without which a layer in a file is not of this method."""
+    ranks: ClassVar[tuple[str, ...]] = ()
+    """Names of the tensors whose first axis is the rank; the first that is there counts."""
+    whole_numbers: ClassVar[tuple[str, ...]] = ()
+    """Names of the :attr:`frozen` tensors that hold whole numbers, such as places in the weight."""
+    either: ClassVar[Either | None] = None
+    """Set where two of its tensors have one name elsewhere."""
     fused: ClassVar[bool] = False
     """Whether :meth:`factors` is defined."""
     moves: ClassVar[bool] = False
@@ -200,9 +240,7 @@ class Adapter(nn.Module, ABC):
     per_sample: ClassVar[bool] = True
     """Whether the samples of a batch can have strengths of their own."""
 
-    def __init__(
-        self, site: Site, config: AdapterConfig, tensors: Mapping[str, Tensor], *, trainable: bool = True
-    ) -> None:
+    def __init__(self, site: Site, config: Config, tensors: Mapping[str, Tensor], *, trainable: bool = True) -> None:
         super().__init__()
         if site.kind not in self.kinds:
             raise UnsupportedLayer(
@@ -228,7 +266,7 @@ class Adapter(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def start(cls, site: Site, config: Any, given: Given) -> dict[str, Tensor]:
+    def start(cls, site: Site, config: Config, given: Given) -> dict[str, Tensor]:
         """Makes the tensors that a new adapter starts with.
 
         Args:
@@ -257,7 +295,7 @@ class Adapter(nn.Module, ABC):
         )
 
     @classmethod
-    def plan(cls, sites: Mapping[str, Site], config: Any, given: Mapping[str, Given]) -> Any:
+    def plan(cls, sites: Mapping[str, Site], config: Config, given: Mapping[str, Given]) -> Config:
         """Returns the config with what can only be decided over all layers of a model together (ranks, say).
 
         Args:
@@ -271,7 +309,7 @@ class Adapter(nn.Module, ABC):
         return config
 
     @classmethod
-    def common(cls, sites: Mapping[str, Site], config: Any) -> dict[str, Tensor]:
+    def common(cls, sites: Mapping[str, Site], config: Config) -> dict[str, Tensor]:
         """Makes the tensors that all layers of a model share; the first layer's adapter owns them.
 
         Args:
@@ -331,7 +369,25 @@ class Adapter(nn.Module, ABC):
             BadConfig: a config that does not fit that number of steps.
         """
 
-    def grown(self, rank: int, generator: torch.Generator) -> tuple[Any, dict[str, Tensor]]:
+    @classmethod
+    def shown(cls, layers: Layers) -> dict[str, Any]:
+        """Returns the fields of the config that the tensors of all layers show.
+
+        Args:
+            layers: path -> name -> tensor, as a file without a config of ours has them.
+        """
+        return {}
+
+    @classmethod
+    def to_save(cls, config: Config, layers: Layers) -> tuple[Config, Tables]:
+        """Brings an adapter to the form that files have, at the same change.
+
+        Args:
+            config: the method's config. layers: path -> name -> tensor.
+        """
+        return config, {path: dict(tensors) for path, tensors in layers.items()}
+
+    def grown(self, rank: int, generator: torch.Generator) -> tuple[Config, dict[str, Tensor]]:
         """Returns a config and tensors of a higher rank with the same change; new ranks stand behind the old ones.
 
         Raises:
@@ -403,7 +459,7 @@ class Adapter(nn.Module, ABC):
     # -- what all methods share --------------------------------------------------------------------------------------
 
     site: Site
-    config: AdapterConfig
+    config: Config
 
     def forward(self, use: Callable[..., R], *args: Any) -> R:
         """Calls ``use(self, *args)``.

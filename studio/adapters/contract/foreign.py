@@ -1,156 +1,263 @@
-"""What other programs call a method and its tensors, and where theirs computes something else."""
+"""How other programs have a method: what they call its tensors and settings, and where theirs computes otherwise.
+
+A method's file fills in :class:`Peft`, and :class:`Lycoris` where kohya's tools and LyCORIS have it too. Reading and
+writing files, and ``studio.peft``, know nothing else about a method. A function that is handed over stands above the
+class that it is for; most methods need none.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from studio.adapters.sites.site import Site, is_attention_output, is_free_linear
+from studio.adapters.contract.coverage import USUAL_TARGETS, peft_covers
+from studio.adapters.sites.site import Site
 
-__all__ = ["SAME_WAY", "Foreign", "Reform", "Way", "peft_covers", "peft_convolves", "peft_pads", "peft_ungrouped"]
+__all__ = [
+    "OURS",
+    "Choice",
+    "Either",
+    "Foreign",
+    "Layers",
+    "Lycoris",
+    "Part",
+    "Peft",
+    "Settings",
+    "Sites",
+    "Tables",
+]
 
-Tables = dict[str, dict[str, Tensor]]
-Reform = Callable[[Any, Mapping[str, Mapping[str, Tensor]]], tuple[Any, Tables]]
-"""Makes another config, and the tensors of all layers, path -> name -> tensor, of the present ones."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Way:
-    """How another program has a method, where names and shapes do not say it.
-
-    Attributes:
-        fields: names of its config fields that ``config`` or ``read`` takes into account.
-        limit: says why the program has no such layer, or none that its tensors describe; "" where it has.
-        differs: says how the program's own computation there departs from what the tensors mean, or "". Such an adapter
-            is not written for it; one that is read acts as its tensors mean, and the report says so.
-        config: fields of its config (PEFT), or numbers beside the tensors (LyCORIS' alpha) -> fields of ours. It raises
-            DoesNotFit for what cannot be said here.
-        read: those fields, the site, tensors as they are stored under our names -> ours.
-        write: config, sites, layers -> its fields, and the tensors as it stores them. It raises DoesNotFit for what
-            cannot be said there.
-    """
-
-    fields: tuple[str, ...] = ()
-    limit: Callable[[Site], str] = lambda site: ""
-    differs: Callable[[Site], str] = lambda site: ""
-    config: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda fields: {}
-    read: Callable[[Mapping[str, Any], Site, dict[str, Tensor]], dict[str, Tensor]] = lambda fields, site, tensors: (
-        tensors
-    )
-    write: Callable[[Any, Mapping[str, Site], Mapping[str, dict[str, Tensor]]], tuple[dict[str, Any], Tables]] = (
-        lambda config, sites, layers: ({}, dict(layers))
-    )
+Sites: TypeAlias = Mapping[str, Site]
+"""Path -> layer."""
+Layers: TypeAlias = Mapping[str, Mapping[str, Tensor]]
+"""Path -> name -> tensor."""
+Tables: TypeAlias = dict[str, dict[str, Tensor]]
+"""The same, made anew."""
 
 
-SAME_WAY: Final = Way()
+# -- what hooks do where a method has none -----------------------------------------------------------------------------
+
+
+def _nowhere(site: Site) -> str:
+    return ""
+
+
+def _as_read(fields: Mapping[str, Any], site: Site, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return tensors
+
+
+def _as_saved(config: Any, sites: Sites, layers: Layers) -> Tables:
+    return {path: dict(tensors) for path, tensors in layers.items()}
+
+
+def _nothing(config: Any, sites: Sites, layers: Layers) -> dict[str, Any]:
+    return {}
+
+
+def _no_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+def _no_new_fields(config: Any, sites: Sites) -> dict[str, Any]:
+    return {}
+
+
+def _same_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    return fields
+
+
+def _same_word(config: Any, word: str) -> dict[str, Any]:
+    return {"init": word}
+
+
+def _sound(config: Any) -> None:
+    pass
+
+
+# -- any program -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Foreign:
-    """The names that other programs use for a method; reading and writing files needs nothing else about it.
+    """How a program has a method.
 
     Attributes:
-        peft_type: PEFT's word for the method.
-        peft_tensors: our tensor -> PEFT's. peft_embedding: where PEFT spells the tensors of an Embedding differently.
-        peft_shared: tensors that PEFT stores once for the model, under these names; ours are with the first layer.
-        peft_fields: our config field -> PEFT's. peft_flags: PEFT's fields that tell the method from others of its type.
-        lycoris_tensors: our tensor -> kohya's or LyCORIS'. lycoris_algo: LyCORIS' word, "" for kohya's own network.
-        layouts: our tensor -> its shape in PEFT and in LyCORIS, in the words of :mod:`studio.files.layout`.
-        needs: tensors without which a layer is not of this method.
-        ranks: tensors whose first axis is the rank; the first that is there counts.
-        lycoris_minus: what LyCORIS subtracts from a tensor before storing it.
-        lycoris_scaled: tensors that LyCORIS stores multiplied by the scale.
+        tensors: our tensor -> its name there.
+        layouts: our tensor -> its shape there, in the words of :mod:`studio.files.layout`; "plain" where it is ours.
+        fixed: fields of our config that are always so there.
+        limit: site -> why the program has no such layer, or none that its tensors describe; "" where it has.
+        differs: site -> how the program's own computation there departs from what the tensors mean, or "". Such an
+            adapter is not written for it; one that is read acts as its tensors mean, and the report says so.
+        read: what is stated beside the tensors (PEFT's config, LyCORIS' alpha), the site, tensors as they are stored
+            under our names -> ours.
+        store: config, sites, our tensors -> the tensors as it stores them.
+
+    ``read`` and ``store`` raise DoesNotFit for what cannot be said here, or there.
+    """
+
+    tensors: Mapping[str, str] = field(default_factory=dict)
+    layouts: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    limit: Callable[[Site], str] = _nowhere
+    differs: Callable[[Site], str] = _nowhere
+    read: Callable[[Mapping[str, Any], Site, dict[str, Tensor]], dict[str, Tensor]] = _as_read
+    store: Callable[[Any, Sites, Layers], Tables] = _as_saved
+
+    def refusal(self, site: Site) -> str:
+        """Returns why the program has no such layer, or "" where it has."""
+        return self.limit(site)
+
+
+OURS: Final = Foreign()
+"""The studio's own way, in which nothing is otherwise."""
+
+
+# -- PEFT --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """A small config inside a config of PEFT's: the name of its class, and its fields with their defaults."""
+
+    name: str
+    defaults: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An enumeration of PEFT's as a field's default: its name, its words, and the one that is the default."""
+
+    name: str
+    words: tuple[str, ...]
+    usual: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """PEFT's config class of a method; ``studio.peft`` makes it from this.
+
+    Attributes:
+        name: of the class ("LoraConfig"). extends: the name of the method's config class that it extends, or "".
+        defaults: the class's own fields and their defaults in PEFT, of which files and targets need no mention.
+        numbered: whether it can be limited to numbered layers (``layers_to_transform``).
+        fields: our field -> PEFT's, where they mean the same.
+        flags: PEFT's fields that tell the method from others of its type, and what they are.
+        init: the field that names the start. starts: its words beside which tensors mean what they say; None: all.
+        reads: fields that the functions below, or ``read``, take into account.
+        beside: fields that change nothing about what tensors mean: how they were begun and trained.
+        parts: fields that hold a small config of their own.
+        targets: model type of transformers -> the layers that PEFT adapts where none are named.
+        check: refuses, with a BadConfig, an object of the class with impossible fields.
+        restate: its fields -> the same ones with ranks and alphas as LoRA's config has them.
+        config: its fields -> fields of ours that ``fields`` does not say. For virtual tokens ``is_encoder_decoder``, of
+            the model, is among them. It raises DoesNotFit for what cannot be said here.
+        new: an object of the class, and the layers -> fields of ours that only a new adapter has to be told.
+        start: the object, and the word of its start -> fields of ours.
+        state: our config, sites, tensors as PEFT stores them -> its fields that ``fields`` does not say.
+    """
+
+    name: str
+    extends: str = ""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    numbered: bool = True
+    fields: Mapping[str, str] = field(default_factory=dict)
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    init: str = "init_weights"
+    starts: tuple[str, ...] | None = None
+    reads: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    targets: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: USUAL_TARGETS)
+    check: Callable[[Any], None] = _sound
+    restate: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _same_fields
+    config: Callable[[Mapping[str, Any]], dict[str, Any]] = _no_fields
+    new: Callable[[Any, Sites], dict[str, Any]] = _no_new_fields
+    start: Callable[[Any, str], dict[str, Any]] = _same_word
+    state: Callable[[Any, Sites, Layers], dict[str, Any]] = _nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peft(Foreign):
+    """PEFT's names for a method; they are those of the studio's own files too.
+
+    Attributes:
+        type: PEFT's word for the method ("LORA"), "" where PEFT has none.
+        settings: its config class.
+        embedding: our tensor -> its name on an Embedding, where that is another one.
+        shared: our tensors that all layers share and the first one holds -> their names beside the layers.
+        repeated: whether PEFT stores those with every layer as well.
+        aliases: other spellings of the names.
+        covers: the layers that PEFT has it on, by PEFT's words: Linear, Conv1D (GPT-2's), Embedding,
+            MultiheadAttention, Conv1d, Conv2d, Conv3d; none named: all that ``limit`` does not refuse.
+        parameters: whether PEFT has it on bare parameters.
+        diffusers: whether diffusers reads its settings out of a single file.
+        respelled: name -> how diffusers spells it there.
+        without: fields of every config that its config does not have.
+    """
+
+    type: str = ""
+    settings: Settings = Settings(name="")
+    embedding: Mapping[str, str] = field(default_factory=dict)
+    shared: Mapping[str, str] = field(default_factory=dict)
+    repeated: bool = False
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    covers: tuple[str, ...] = ()
+    parameters: bool = False
+    diffusers: bool = False
+    respelled: Mapping[str, str] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+
+    def refusal(self, site: Site) -> str:
+        return (peft_covers(site, *self.covers) if self.covers else "") or self.limit(site)
+
+    def names(self, site: Site) -> dict[str, str]:
+        """Returns our tensor -> its name at a layer."""
+        return {**self.tensors, **(self.embedding if site.kind == "embedding" else {})}
+
+    @property
+    def turns(self) -> bool:
+        """Whether its config says if a layer keeps its weight transposed, as GPT-2's does."""
+        return "fan_in_fan_out" in self.settings.defaults and (not self.covers or "Conv1D" in self.covers)
+
+
+# -- kohya's tools and LyCORIS -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lycoris(Foreign):
+    """kohya's or LyCORIS' names for a method.
+
+    Attributes:
+        algo: LyCORIS' word for the method, "" for kohya's own network.
+        minus: our tensor -> what LyCORIS subtracts from it before storing it.
+        scaled: tensors that LyCORIS stores multiplied by the scale.
         unranked: the tensor that takes the scale where no tensor has a rank, because LyCORIS applies none there.
-        inputs: our config field that names the layers with the second of two tensors of one foreign name, and the
-            LyCORIS tensor that says so.
-        fold: brings a config and the tensors of a layer to a form that other programs know.
-        lycoris_form: brings them to those of another method, where kohya's tools and LyCORIS have only that one.
-        shows: fields of our config that the tensors of all layers show (path -> name -> tensor).
-        peft_way, lycoris_way: what is left to say about their forms of the method.
+        beside: numbers that stand beside the tensors of every layer.
+        form: config, our tensors -> those of another method with the same change, where only that one is known there.
     """
 
-    peft_type: str
-    peft_tensors: Mapping[str, str]
-    peft_embedding: Mapping[str, str] = field(default_factory=dict)
-    peft_shared: Mapping[str, str] = field(default_factory=dict)
-    peft_fields: Mapping[str, str] = field(default_factory=dict)
-    peft_flags: Mapping[str, Any] = field(default_factory=dict)
-    lycoris_tensors: Mapping[str, str] = field(default_factory=dict)
-    lycoris_algo: str = ""
-    layouts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    needs: tuple[str, ...] = ()
-    ranks: tuple[str, ...] = ()
-    lycoris_minus: Mapping[str, float] = field(default_factory=dict)
-    lycoris_scaled: tuple[str, ...] = ()
+    algo: str = ""
+    minus: Mapping[str, float] = field(default_factory=dict)
+    scaled: tuple[str, ...] = ()
     unranked: str = ""
-    inputs: tuple[str, str] | None = None
-    fold: Reform | None = None
-    lycoris_form: Reform | None = None
-    shows: Callable[[Mapping[str, Mapping[str, Tensor]]], dict[str, Any]] = lambda layers: {}
-    peft_way: Way = SAME_WAY
-    lycoris_way: Way = SAME_WAY
+    beside: Mapping[str, float] = field(default_factory=dict)
+    form: Callable[[Any, Layers], tuple[Any, Tables]] | None = None
 
 
-_CONVOLUTIONS: Final = {"Conv1d": nn.Conv1d, "Conv2d": nn.Conv2d, "Conv3d": nn.Conv3d}
+@dataclass(frozen=True, kw_only=True)
+class Either:
+    """Two tensors that have one name elsewhere, the first two of :attr:`Peft.tensors`: which one a layer has.
 
-
-def peft_covers(site: Site, *names: str) -> str:
-    """Says that PEFT's method has no such layer, or "" where it has.
-
-    Args:
-        site: the layer.
-        names: the layers that it has, by PEFT's words: Linear, Conv1D (GPT-2's), Embedding, MultiheadAttention, Conv1d,
-            Conv2d, Conv3d.
-
-    Example:
-        >>> from studio.adapters.sites.site import ConvSite
-        >>> peft_covers(ConvSite("layer", nn.Conv3d(1, 1, 1)), "Linear", "Conv1d", "Conv2d")
-        "PEFT's covers Linear, Conv1d and Conv2d layers, no Conv3d"
+    Attributes:
+        field: our field with the patterns of the layers that have the second. setting: PEFT's.
+        flag: the number beside a layer's tensors that says so in LyCORIS' files.
+        usual: the default targets of PEFT that have the second.
     """
-    name = _peft_word(site)
-    if name in names:
-        return ""
-    *first, last = names
-    return f"PEFT's covers {', '.join(first)}{' and ' if first else ''}{last} layers, no {name}"
 
-
-def _peft_word(site: Site) -> str:
-    module = site.module
-    if site.kind == "conv1d-gpt2":
-        return "Conv1D"
-    if site.kind == "embedding":
-        return "Embedding"
-    if is_free_linear(module):
-        return "Linear"
-    if isinstance(module, nn.MultiheadAttention) or is_attention_output(module):
-        return "MultiheadAttention"
-    return next((word for word, kind in _CONVOLUTIONS.items() if isinstance(module, kind)), type(module).__name__)
-
-
-def peft_pads(site: Site) -> str:
-    """Says that a convolution is padded with something else than zeros, which PEFT's change always is, or ""."""
-    module: Any = site.module
-    if site.kind != "conv" or module.padding_mode == "zeros" or not any(module._reversed_padding_repeated_twice):
-        return ""
-    return f"PEFT's change pads the convolution with zeros, not in its mode {module.padding_mode!r}"
-
-
-def peft_convolves(site: Site) -> str:
-    """Says how the convolution that PEFT's LoRA makes beside a convolution differs from it, or ""."""
-    module: Any = site.module
-    if site.kind != "conv":
-        return ""
-    if any(size > 1 and step > 1 for size, step in zip(module.kernel_size, module.dilation, strict=True)):
-        return "PEFT's change leaves out the convolution's dilation"
-    return peft_pads(site)
-
-
-def peft_ungrouped(site: Site) -> str:
-    """Says that a convolution is grouped, where the pair of PEFT's LoRA is not, or ""."""
-    module: Any = site.module
-    if site.kind != "conv" or module.groups == 1:
-        return ""
-    return "PEFT lets each output of a grouped convolution see all inputs, which is no change of its weight"
+    field: str
+    setting: str
+    flag: str
+    usual: frozenset[str]

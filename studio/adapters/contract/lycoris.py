@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
 
 from studio.adapters.contract.adapter import Adapter
+from studio.adapters.contract.foreign import Layers, Sites, Tables
 from studio.adapters.contract.ranked import RankedConfig
 from studio.adapters.sites.site import Site
 from studio.config import finite
 from studio.errors import DoesNotFit
 
-__all__ = ["LycorisAdapter", "LycorisConfig", "drawn", "peft_cores_read", "peft_cores_written", "through_core"]
+__all__ = [
+    "LycorisAdapter",
+    "LycorisConfig",
+    "cores_for_peft",
+    "cores_of_peft",
+    "cores_stated",
+    "drawn",
+    "through_core",
+]
+
+Config = TypeVar("Config", bound="LycorisConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,19 +54,22 @@ class LycorisConfig(RankedConfig):
             self.require(finite(value) and 0.0 <= value < 1.0, name, "a probability in [0, 1)")
 
 
-class LycorisAdapter(Adapter):
+class LycorisAdapter(Adapter[Config]):
     """An adapter that may drop outputs of its change, or all of it, while it is trained."""
 
     @property
     def dropout(self) -> float:
-        config: Any = self.config
-        return float(max(config.rank_dropout, config.module_dropout))
+        return float(max(self.config.rank_dropout, self.config.module_dropout))
+
+    @classmethod
+    def shown(cls, layers: Layers) -> dict[str, Any]:
+        return {"tucker": any(tensors.keys() & CORES for tensors in layers.values())}
 
     def thinned(self, change: Tensor) -> Tensor:
         """Returns ``change`` ``(batch, ..., rows)`` with outputs dropped while this adapter is trained."""
         if not (self.dropout and self.training and self.trainable):
             return change
-        config: Any = self.config
+        config = self.config
         kept = (torch.rand(self.site.rows) >= config.rank_dropout) * (torch.rand(1) >= config.module_dropout)
         gain = 1 / (1 - config.rank_dropout) if config.rank_dropout_scale else 1.0
         return change * self.site.over_outputs((kept * gain).to(change))
@@ -81,28 +95,24 @@ def through_core(core: Tensor, right: Tensor) -> Tensor:
 
 # -- PEFT --------------------------------------------------------------------------------------------------------------
 
+CORES: Final = ("t1", "t2", "w2_t")
 
-def peft_cores_read(site: Site, tensors: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+
+def cores_of_peft(fields: Mapping[str, Any], site: Site, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Takes the axis off that PEFT adds to the core of a Conv1d."""
-    kernel, cores = site.inner_shape[1:], {name: tensors[name] for name in names if name in tensors}
+    kernel, cores = site.inner_shape[1:], {name: tensors[name] for name in CORES if name in tensors}
     fits = {name: core for name, core in cores.items() if math.prod(core.shape[2:]) == math.prod(kernel)}
     return {**tensors, **{name: core.reshape(*core.shape[:2], *kernel) for name, core in fits.items()}}
 
 
-def peft_cores_written(
-    sites: Mapping[str, Site], layers: Mapping[str, Mapping[str, Tensor]], names: Sequence[str], whole: str = ""
-) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """Says to PEFT whether there are cores, and gives those of a Conv1d the axis that it expects.
-
-    Args:
-        sites: path -> layer. layers: path -> tensors. names: which of them are cores.
-        whole: the tensor that a layer has where it is not factorised, and so has no core.
+def cores_for_peft(config: LycorisConfig, sites: Sites, layers: Layers) -> Tables:
+    """Gives the cores of Conv1d layers the axis that PEFT expects.
 
     Raises:
-        DoesNotFit: some convolutions have a core and some have none.
+        DoesNotFit: some convolutions have a core and some, though they are factorised, have none.
     """
-    wide = [path for path, site in sites.items() if math.prod(site.inner_shape[1:]) > 1 and whole not in layers[path]]
-    cored = [path for path, tensors in layers.items() if names[0] in tensors]
+    wide = [path for path, site in sites.items() if math.prod(site.inner_shape[1:]) > 1 and "w2" not in layers[path]]
+    cored = [path for path, tensors in layers.items() if tensors.keys() & CORES]
     if cored and sorted(cored) != sorted(wide):
         raise DoesNotFit(
             "PEFT gives a core to all convolutions wider than 1, or to none, and here some have one; save with "
@@ -110,5 +120,10 @@ def peft_cores_written(
         )
     made = {path: dict(tensors) for path, tensors in layers.items()}
     for tensors in made.values():
-        tensors |= {name: tensors[name][..., None] for name in names if name in tensors and tensors[name].dim() == 3}
-    return {"use_effective_conv2d": bool(cored)}, made
+        tensors |= {name: tensors[name][..., None] for name in CORES if name in tensors and tensors[name].dim() == 3}
+    return made
+
+
+def cores_stated(config: LycorisConfig, sites: Sites, layers: Layers) -> dict[str, Any]:
+    """Says to PEFT whether there are cores."""
+    return {"use_effective_conv2d": any(tensors.keys() & CORES for tensors in layers.values())}

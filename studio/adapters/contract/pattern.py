@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterable
 from typing import Final
 
 from studio.errors import BadConfig
 
-__all__ = ["matches"]
+__all__ = ["exactly", "matches"]
 
 _GLOB: Final = re.compile(r"[*?\[]")
 
@@ -38,3 +39,13 @@ def matches(pattern: str, path: str) -> bool:
     if expression is not None:
         return expression.fullmatch(path) is not None
     return path == pattern or path.endswith("." + pattern)
+
+
+def exactly(paths: Iterable[str]) -> str:
+    """Returns a pattern that names exactly ``paths``.
+
+    Example:
+        >>> [matches(exactly(["mid.to_q", "to_k"]), path) for path in ("mid.to_q", "to_q", "to_k")]
+        [True, False, True]
+    """
+    return f"re:(?:{'|'.join(map(re.escape, paths))})"

@@ -10,17 +10,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
-from studio.adapters.contract.adapter import AdapterConfig
+from torch import Tensor
+
+from studio.adapters.contract.adapter import Adapter, AdapterConfig, Delta
 from studio.adapters.contract.pattern import matches
 from studio.adapters.sites.site import Site
 from studio.config import finite
 from studio.errors import BadConfig
 
-__all__ = ["RankedConfig", "any_rank", "checked_rank"]
+__all__ = ["FactorAdapter", "FactorConfig", "RankedConfig", "any_rank", "checked_rank"]
 
 C = TypeVar("C", bound="RankedConfig")
+F = TypeVar("F", bound="FactorConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,8 @@ class RankedConfig(AdapterConfig):
         rank_pattern: rank of the layers that match a pattern; the first match counts.
         alpha_pattern: the same for alpha.
     """
+
+    small: ClassVar[Mapping[str, Any]] = {"rank": 2}
 
     rank: int = 8
     alpha: float | None = None
@@ -105,6 +110,27 @@ class FactorConfig(RankedConfig):
 
     def divisor(self, rank: int) -> float:
         return math.sqrt(rank) if self.rank_stabilized else float(rank)
+
+
+class FactorAdapter(Adapter[F]):
+    """An adapter whose change is a low-rank pair, :meth:`factors`; a method says what its tensors are."""
+
+    fused = True
+    scale: float
+
+    @property
+    def dropout(self) -> float:
+        return float(self.config.dropout)
+
+    def delta(self, weight: Tensor, bias: Tensor | None) -> Delta:
+        down, up, scale, extra = self.factors()
+        change = self.site.shaped((up * scale) @ down.flatten(1 + len(self.site.lead)))
+        return Delta(change, None if extra is None else extra * scale)
+
+    def change(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        down, up, scale, extra = self.factors()
+        change = self.site.low_rank(self.dropped(x), down.to(y.dtype), (up * scale).to(y.dtype))
+        return change if extra is None else change + self.site.over_outputs((extra * scale).to(y.dtype))
 
 
 def _lookup(table: Mapping[str, Any], path: str, default: float) -> float:

@@ -10,36 +10,37 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from studio.adapters.contract.adapter import Adapter, AdapterConfig, Delta
-from studio.adapters.contract.foreign import peft_covers
-from studio.adapters.contract.pattern import matches
+from studio.adapters.contract.foreign import Layers, Sites, Tables
+from studio.adapters.contract.pattern import exactly, matches
 from studio.adapters.sites.site import ConvSite, Site
 from studio.errors import BadConfig, DoesNotFit
 
 __all__ = [
     "Rotation",
     "block_size_at",
+    "blocks_of_peft",
     "cayley",
     "from_lycoris",
     "packed",
     "packed_size",
-    "peft_conv",
-    "peft_pointwise",
     "shown_blocks",
     "skew",
     "to_lycoris",
     "turn_blocks",
 ]
 
+Config = TypeVar("Config", bound=AdapterConfig)
+
 FLAT = ("linear", "conv1d-gpt2")
 
 
-class Rotation(Adapter):
+class Rotation(Adapter[Config]):
     """A rotation on one site.
 
     A method defines :meth:`turned`; the rotation has as many rows as the side that it turns.
@@ -207,7 +208,7 @@ def block_size_at(
     )
 
 
-def shown_blocks(layers: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
+def shown_blocks(layers: Layers) -> dict[str, Any]:
     """Reads the size of the blocks off packed tensors: the most common one, and a pattern for the others."""
     sizes = {path: packed_size(tensors["skew"].shape[-1]) for path, tensors in layers.items() if "skew" in tensors}
     if not sizes:
@@ -242,29 +243,32 @@ def packed(matrix: Tensor) -> Tensor:
 # -- other programs ----------------------------------------------------------------------------------------------------
 
 
-def peft_conv(site: Site) -> str:
-    """Says where PEFT's HRA and BOFT do not act, or compute something else than the turned weight."""
-    module: Any = site.module
-    missing = peft_covers(site, "Linear", "Conv2d")
-    if missing or not isinstance(module, nn.Conv2d):
-        return missing
-    uneven = [len(set(module.kernel_size)), len(set(module.stride)), len(set(module.padding))] != [1, 1, 1]
-    if uneven or set(module.dilation) != {1} or module.groups != 1:
-        return "on a convolution PEFT's knows one kernel size, stride and padding, and neither dilation nor groups"
-    return ""
+def blocks_of_peft(config: Any, sites: Sites, size: int, count: int) -> dict[str, Any]:
+    """Makes our fields of the size of the blocks, which PEFT is given as it is or as the number of blocks of a layer.
 
+    Args:
+        config: PEFT's. sites: path -> layer. size, count: the two fields, one of them 0.
 
-def peft_pointwise(site: Site) -> str:
-    """Says where PEFT's OFT does not act, or computes something that is no turned weight."""
-    module: Any = site.module
-    missing = peft_covers(site, "Linear", "Embedding", "Conv2d")
-    if missing or not isinstance(module, nn.Conv2d):
-        return missing
-    if set(module.kernel_size) != {1} or module.groups != 1 or set(module.dilation) != {1}:
-        return (
-            "on a convolution wider than 1 x 1 PEFT's adds up overlapping patches, which is no rotation of the weight"
+    Raises:
+        BadConfig: both are given or neither is, or the number does not divide a layer.
+    """
+    if bool(size) == bool(count):
+        raise BadConfig(
+            f"{type(config).__name__}: give either the size of the blocks or their number, and 0 for the other; found "
+            f"{size} and {count}"
         )
-    return ""
+    if size:
+        return {"block_size": size}
+    widths = {path: site.rows if site.kind == "embedding" else site.cols for path, site in sites.items()}
+    for path, width in widths.items():
+        if width % count:
+            raise BadConfig(f"{type(config).__name__}: {count} blocks do not divide the {width} inputs of {path}")
+    sizes = {path: width // count for path, width in widths.items()}
+    usual = max(set(sizes.values()), key=list(sizes.values()).count)
+    return {
+        "block_size": usual,
+        "block_pattern": {exactly([path]): one for path, one in sizes.items() if one != usual},
+    }
 
 
 def from_lycoris(fields: Mapping[str, Any], site: Site, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -274,9 +278,9 @@ def from_lycoris(fields: Mapping[str, Any], site: Site, tensors: dict[str, Tenso
     return {**tensors, "skew": entries * (bound / norm) if 0 < bound < norm else entries}
 
 
-def to_lycoris(layers: Mapping[str, Mapping[str, Tensor]]) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """Writes whole matrices with zeros below the diagonal, and an alpha that bounds nothing."""
+def to_lycoris(layers: Layers) -> Tables:
+    """Makes whole matrices with zeros below the diagonal, for an alpha of 0, which bounds nothing."""
     made = {path: dict(tensors) for path, tensors in layers.items()}
     for tensors in made.values():
         tensors["skew"] = skew(tensors["skew"], packed_size(tensors["skew"].shape[-1])).triu()
-    return {"alpha": 0.0}, made
+    return made

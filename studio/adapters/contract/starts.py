@@ -203,9 +203,9 @@ def redistributed(sites: Mapping[str, Site], config: C, given: Mapping[str, Give
 # -- more ranks for a pair that is there -----------------------------------------------------------------------------
 
 
-def grown_pair(adapter: Adapter, rank: int, generator: torch.Generator) -> tuple[Any, dict[str, Tensor]]:
+def grown_pair(adapter: Adapter[C], rank: int, generator: torch.Generator) -> tuple[C, dict[str, Tensor]]:
     """Gives the pair of an adapter a higher rank: new rows of ``down`` as in the kaiming start, ``up`` zero there."""
-    config: Any = adapter.config
+    config = adapter.config
     path, tensors = adapter.site.path, adapter.tensors()
     wider = config.regraded({path: rank}, {path: config.scale_at(path)})
     row, up = tensors["down"][0], tensors["up"]

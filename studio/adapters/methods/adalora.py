@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 import torch
 from torch import Tensor
 
-from studio.adapters.contract.adapter import METHODS, Adapter, Delta, Factors, Given
-from studio.adapters.contract.foreign import Foreign, Way, peft_covers, peft_pads, peft_ungrouped
-from studio.adapters.contract.ranked import FactorConfig, checked_rank
+from studio.adapters.contract.adapter import METHODS, Factors, Given
+from studio.adapters.contract.coverage import USUAL_TARGETS, by_model, peft_pads, peft_ungrouped
+from studio.adapters.contract.foreign import Layers, Lycoris, Peft, Sites, Tables
+from studio.adapters.contract.ranked import FactorAdapter, FactorConfig, checked_rank
 from studio.adapters.contract.starts import padded
-from studio.adapters.methods.lora import LoRA
+from studio.adapters.methods.lora import SETTINGS, LoRA
 from studio.adapters.sites.site import Site
 from studio.config import finite
-from studio.errors import BadConfig
+from studio.errors import BadConfig, DoesNotFit
 
 __all__ = ["AdaLoRA", "AdaLoRAAdapter", "Schedule"]
 
@@ -65,6 +66,7 @@ class AdaLoRA(FactorConfig):
     """
 
     method = "adalora"
+    small: ClassVar[Mapping[str, Any]] = {"rank": 3}
     rank: int = 12
     alpha: float | None = 96.0
     target_rank: int | None = None
@@ -116,7 +118,85 @@ class Schedule(NamedTuple):
         return int((self.start - self.target) * rest**3 + self.target)
 
 
-class AdaLoRAAdapter(Adapter):
+# -- other programs ----------------------------------------------------------------------------------------------------
+#
+# PEFT gives every layer the rank ``init_r`` and the scale ``lora_alpha / (init_r + 1e-5)``, whatever is pruned later;
+# its ``rank_pattern`` says which ranks a layer has kept, as ``init_r`` truth values under ``"<module>.lora_E"``.
+
+KEPT: Final = ".lora_E"
+SPARE: Final = 1e-5  # what PEFT adds to the rank before it divides by it
+TARGETS: Final = USUAL_TARGETS | by_model(
+    {
+        "q k v o wi wo": "t5",
+        "q k v o wi_0 wi_1 wo": "mt5",
+        "q_proj k_proj v_proj out_proj fc1 fc2": "bart opt",
+        "query key value dense": "roberta",
+    }
+)
+
+
+def _check_peft(config: Any) -> None:
+    if config.total_step is None or config.total_step <= 0:
+        raise BadConfig("AdaLoRA does not work when `total_step` is None, supply a value > 0.")
+    if config.tinit >= config.total_step - config.tfinal:
+        raise BadConfig(
+            f"AdaLoraConfig(tinit={config.tinit}, tfinal={config.tfinal}, total_step={config.total_step}) leaves no "
+            "step for the budget to fall; tinit + tfinal must be smaller than total_step"
+        )
+
+
+def _as_patterns(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Restates PEFT's fields as ranks and alphas per layer with the scale ``alpha / rank``."""
+    start, alpha = int(fields.get("init_r", 12)), float(fields.get("lora_alpha", 8))
+    ranks = {
+        "^" + key.removesuffix(KEPT): max(1, sum(map(bool, kept)))  # one rank of zeros stands for none
+        for key, kept in (fields.get("rank_pattern") or {}).items()
+    }
+
+    def over_rank(rank: int) -> float:
+        return float(f"{(alpha if alpha > 0 else rank) / (start + SPARE) * rank:.12g}")
+
+    alphas = {module: over_rank(rank) for module, rank in ranks.items()}
+    return {
+        **fields, "init_r": start, "lora_alpha": over_rank(start), "rank_pattern": ranks, "alpha_pattern": alphas
+    }  # fmt: skip
+
+
+def _stated(config: AdaLoRA, sites: Sites, layers: Layers) -> dict[str, Any]:
+    """Makes the fields with which PEFT computes what the tensors mean here; of a training it wants whole numbers.
+
+    Raises:
+        DoesNotFit: a scale that PEFT's AdaLoRA cannot have.
+    """
+    ranks = {site.path: config.rank_at(site.path) for site in sites.values()}
+    scales = {module: config.scale_at(module) for module in ranks}
+    most = max(ranks.values())
+    first, scale = next(iter(scales.items()))
+    for module, other in scales.items():
+        if abs(other - scale) > 1e-6 * abs(scale) or other <= 0:
+            raise DoesNotFit(
+                f"PEFT's AdaLoRA has one scale above 0 for all layers; here it is {scale:g} at {first} and {other:g} "
+                f"at {module}: save with format='diffusers'"
+            )
+    kept = {f"{module}{KEPT}": [index < rank for index in range(most)] for module, rank in ranks.items()}
+    full, final = config.full_steps or 0, config.final_steps or 0
+    return {
+        "init_r": most, "lora_alpha": float(f"{scale * (most + SPARE):.12g}"),
+        "rank_pattern": kept if set(ranks.values()) != {most} else None, "target_r": config.target_rank or 1,
+        "tinit": full, "tfinal": final, "total_step": full + final + 1,
+    }  # fmt: skip
+
+
+def _as_lora(config: AdaLoRA, layers: Layers) -> tuple[LoRA, Tables]:
+    """The plain LoRA with the same change, ``up ← up @ diag(values)``, which every program can read."""
+    shared = [field.name for field in dataclasses.fields(FactorConfig)]
+    plain = {
+        path: {"down": tensors["down"], "up": tensors["up"] * tensors["values"].t()} for path, tensors in layers.items()
+    }
+    return LoRA(**{name: getattr(config, name) for name in shared}), plain
+
+
+class AdaLoRAAdapter(FactorAdapter[AdaLoRA]):
     """AdaLoRA on one site: ``down`` ``(r, *inner_shape)``, ``up`` ``(rows, r)``, ``values`` ``(r, 1)``."""
 
     values: Tensor
@@ -131,33 +211,38 @@ class AdaLoRAAdapter(Adapter):
         "values_uncertainty",
         "kept",
     )
-    fused = True
-    foreign = Foreign(
-        peft_type="ADALORA",
-        peft_tensors={"down": "lora_A", "up": "lora_B", "values": "lora_E"},
-        peft_fields={
-            "rank": "init_r",
-            "alpha": "lora_alpha",
-            "dropout": "lora_dropout",
-            "target_rank": "target_r",
-            "full_steps": "tinit",
-            "final_steps": "tfinal",
-            "interval": "deltaT",
-            "importance_decay": "beta1",
-            "uncertainty_decay": "beta2",
-            "orthogonality": "orth_reg_weight",
-        },
-        layouts={"down": ("flat", "inner")},
-        needs=("down", "up", "values"),
-        ranks=("down",),
-        peft_way=Way(
-            fields=("r", "total_step", "use_rslora"),  # those of LoRA that it does not look at, its own end
-            limit=lambda site: peft_covers(site, "Linear", "Conv1D", "Conv2d") or peft_ungrouped(site),
-            differs=peft_pads,
+    needs = ("down", "up", "values")
+    ranks = ("down",)
+    peft = Peft(
+        type="ADALORA",
+        settings=dataclasses.replace(
+            SETTINGS,
+            name="AdaLoraConfig",
+            extends=SETTINGS.name,
+            defaults={
+                **SETTINGS.defaults, "target_r": 8, "init_r": 12, "tinit": 0, "tfinal": 0, "deltaT": 1,
+                "beta1": 0.85, "beta2": 0.85, "orth_reg_weight": 0.5, "total_step": None, "rank_pattern": None,
+            },
+            fields={
+                "rank": "init_r", "alpha": "lora_alpha", "dropout": "lora_dropout", "target_rank": "target_r",
+                "full_steps": "tinit", "final_steps": "tfinal", "interval": "deltaT", "importance_decay": "beta1",
+                "uncertainty_decay": "beta2", "orthogonality": "orth_reg_weight",
+            },
+            flags={},
+            reads=("total_step",),
+            beside=(*SETTINGS.beside, "r", "use_rslora"),  # those of LoRA that PEFT's does not look at
+            targets=TARGETS,
+            check=_check_peft,
+            restate=_as_patterns,
+            state=_stated,
         ),
-        fold=lambda config, layers: _without_pruned(config, layers),
-        lycoris_form=lambda config, layers: _as_lora(config, layers),
-    )
+        tensors={"down": "lora_A", "up": "lora_B", "values": "lora_E"},
+        layouts={"down": "flat"},
+        covers=("Linear", "Conv1D", "Conv2d"),
+        limit=peft_ungrouped,
+        differs=peft_pads,
+    )  # fmt: skip
+    lycoris = Lycoris(form=_as_lora)
 
     @classmethod
     def plan(cls, sites: Mapping[str, Site], config: AdaLoRA, given: Mapping[str, Given]) -> AdaLoRA:
@@ -183,7 +268,7 @@ class AdaLoRAAdapter(Adapter):
         rank = self.require("down", (None, *self.site.inner_shape)).shape[0]
         self.require("up", (self.site.rows, rank))
         values = self.require("values", (rank, 1))
-        self.__dict__["scale"] = self.config.scale_at(self.site.path)  # type: ignore[attr-defined]
+        self.__dict__["scale"] = self.config.scale_at(self.site.path)
         if self.trainable:
             for name in self.trained:
                 tensor = self._parameters[name]
@@ -192,30 +277,29 @@ class AdaLoRAAdapter(Adapter):
                 self.keep(f"{name}_uncertainty", torch.zeros_like(tensor, requires_grad=False))
             self.keep("kept", torch.ones_like(values, dtype=torch.bool))
 
-    scale: float
-
-    @property
-    def dropout(self) -> float:
-        return float(self.config.dropout)  # type: ignore[attr-defined]
-
     def factors(self) -> Factors:
         parameters: dict[str, Any] = self._parameters
         return Factors(parameters["down"], parameters["up"] * parameters["values"].t(), self.scale)
 
-    def grown(self, rank: int, generator: torch.Generator) -> tuple[Any, dict[str, Tensor]]:
-        config: Any = self.config
+    def grown(self, rank: int, generator: torch.Generator) -> tuple[AdaLoRA, dict[str, Tensor]]:
+        config = self.config
         path, tensors = self.site.path, self.tensors()
         wider = config.regraded({path: rank}, {path: config.scale_at(path)})
         fresh = self.start(self.site, wider, Given(lambda: self.site.matrix(self.site.weight), generator))
         return wider, {name: padded(tensor, fresh[name]) for name, tensor in tensors.items()}
 
-    def delta(self, weight: Tensor, bias: Tensor | None) -> Delta:
-        down, up, scale, _ = self.factors()
-        return Delta(self.site.shaped((up * scale) @ down.flatten(1)))
-
-    def change(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        down, up, scale, _ = self.factors()
-        return self.site.low_rank(self.dropped(x), down.to(y.dtype), (up * scale).to(y.dtype))
+    @classmethod
+    def to_save(cls, config: AdaLoRA, layers: Layers) -> tuple[AdaLoRA, Tables]:
+        """Leaves out the ranks whose value is zero; a layer keeps at least one, and an untrained adapter all."""
+        plain = {path: dict(tensors) for path, tensors in layers.items()}
+        if any(tensors["values"].count_nonzero() for tensors in plain.values()):
+            for tensors in plain.values():
+                kept = tensors["values"][:, 0] != 0
+                kept[0] |= not kept.any()
+                tensors |= {
+                    "down": tensors["down"][kept], "up": tensors["up"][:, kept], "values": tensors["values"][kept]
+                }  # fmt: skip
+        return config, plain
 
     # -- what training adds ------------------------------------------------------------------------------------------
 
@@ -326,33 +410,7 @@ def _follow(averages: list[Tensor], news: tuple[Tensor, ...], decay: float) -> N
 
 
 def _config(adapters: Mapping[str, AdaLoRAAdapter]) -> AdaLoRA:
-    config = next(iter(adapters.values())).config
-    assert isinstance(config, AdaLoRA)
-    return config
-
-
-def _without_pruned(
-    config: AdaLoRA, layers: Mapping[str, Mapping[str, Tensor]]
-) -> tuple[AdaLoRA, dict[str, dict[str, Tensor]]]:
-    """Leaves out the ranks whose value is zero; a layer keeps at least one, and an untrained adapter all of them."""
-    plain = {path: dict(tensors) for path, tensors in layers.items()}
-    if any(tensors["values"].count_nonzero() for tensors in plain.values()):
-        for tensors in plain.values():
-            kept = tensors["values"][:, 0] != 0
-            kept[0] |= not kept.any()
-            tensors |= {
-                "down": tensors["down"][kept], "up": tensors["up"][:, kept], "values": tensors["values"][kept]
-            }  # fmt: skip
-    return config, plain
-
-
-def _as_lora(config: AdaLoRA, layers: Mapping[str, Mapping[str, Tensor]]) -> tuple[LoRA, dict[str, dict[str, Tensor]]]:
-    """The plain LoRA with the same change, ``up ← up @ diag(values)``, which every program can read."""
-    shared = [field.name for field in dataclasses.fields(FactorConfig)]
-    plain = {
-        path: {"down": tensors["down"], "up": tensors["up"] * tensors["values"].t()} for path, tensors in layers.items()
-    }
-    return LoRA(**{name: getattr(config, name) for name in shared}), plain
+    return next(iter(adapters.values())).config
 
 
 AdaLoRA.adapter = AdaLoRAAdapter

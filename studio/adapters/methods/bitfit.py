@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from studio.adapters.contract.adapter import METHODS, Adapter, AdapterConfig, Delta, Given
-from studio.adapters.contract.foreign import Foreign, Way
+from studio.adapters.contract.foreign import Peft, Settings
 from studio.adapters.sites.site import Site
 from studio.errors import UnsupportedLayer
 
@@ -43,17 +43,22 @@ class BitFit(AdapterConfig):
     targets: str | tuple[str, ...] = "all-linear"
 
 
-class BitFitAdapter(Adapter):
+def _limit(site: Site) -> str:
+    return "" if site.kind == "linear" else "its BEFT covers Linear layers alone"
+
+
+class BitFitAdapter(Adapter[BitFit]):
     """BitFit on one site: ``bias`` ``(rows,)``, which is added to the layer's own."""
 
     trained = ("bias",)
     kinds = ("linear", "conv", "conv1d-gpt2", "attention", "norm")
-    foreign = Foreign(
-        peft_type="BEFT",
-        peft_tensors={"bias": "beft_bias"},
-        layouts={"bias": ("row|row", "vector|vector")},
-        needs=("bias",),
-        peft_way=Way(limit=lambda site: "" if site.kind == "linear" else "its BEFT covers Linear layers alone"),
+    needs = ("bias",)
+    peft = Peft(
+        type="BEFT",
+        settings=Settings(name="BeftConfig", defaults={"init_weights": True}, numbered=False),
+        tensors={"bias": "beft_bias"},
+        layouts={"bias": "row|row"},
+        limit=_limit,
     )
 
     @classmethod

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from studio.adapters.contract.adapter import METHODS, AdapterConfig, Given
-from studio.adapters.contract.foreign import Foreign, Way, peft_pads
+from studio.adapters.contract.coverage import peft_pads, peft_uneven
+from studio.adapters.contract.foreign import Layers, Lycoris, Peft, Settings, Sites, Tables
 from studio.adapters.contract.rotation import (
     Rotation,
     block_size_at,
+    blocks_of_peft,
     cayley,
     from_lycoris,
     packed,
     packed_size,
-    peft_conv,
     shown_blocks,
     skew,
     to_lycoris,
@@ -63,6 +64,7 @@ class BOFT(AdapterConfig):
     """
 
     method = "boft"
+    small: ClassVar[Mapping[str, Any]] = {"block_size": 2}
     block_size: int = 4
     block_pattern: Mapping[str, int] = field(default_factory=dict)
     factors: int = 1
@@ -81,31 +83,104 @@ class BOFT(AdapterConfig):
         self.require(finite(self.dropout) and 0.0 <= self.dropout < 1.0, "dropout", "a probability in [0, 1)")
 
 
-class BOFTAdapter(Rotation):
+# -- PEFT: whole matrices of which the skew-symmetric half counts, and the inverse rotation ----------------------------
+
+
+def _new(config: Any, sites: Sites) -> dict[str, Any]:
+    return blocks_of_peft(config, sites, config.boft_block_size, config.boft_block_num) | {
+        "factors": config.boft_n_butterfly_factor
+    }
+
+
+def _of_peft(fields: Mapping[str, Any], site: Site, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    made = {"skew": packed(tensors["skew"]) / -2}
+    return {**made, "gain": tensors["gain"].reshape(-1)} if "gain" in tensors else made
+
+
+def _for_peft(config: BOFT, sites: Sites, layers: Layers) -> Tables:
+    if config.outputs:
+        raise DoesNotFit("PEFT has no BOFT that turns outputs; save with format='diffusers'")
+    sizes = {(tensors["skew"].shape[0], packed_size(tensors["skew"].shape[2])) for tensors in layers.values()}
+    counts = {tensors["skew"].shape[:2] for tensors in layers.values()}
+    if len(sizes) > 1 and len(counts) > 1:
+        raise DoesNotFit(
+            f"PEFT has one block size, or one number of blocks, for all layers; these have (factors, block size) of "
+            f"{sorted(sizes)}; save with format='diffusers'"
+        )
+    made = {}
+    for path, tensors in layers.items():
+        whole = skew(-tensors["skew"], packed_size(tensors["skew"].shape[2]))
+        shape = (-1, 1) if sites[path].kind == "linear" else (1, -1)
+        made[path] = {"skew": whole, "gain": tensors["gain"].reshape(shape)}
+    return made
+
+
+def _stated(config: BOFT, sites: Sites, layers: Layers) -> dict[str, Any]:
+    """Says the size of the blocks, or their number where it is what all layers have in common."""
+    factors, count, size, _ = next(iter(layers.values()))["skew"].shape
+    one = len({tensors["skew"].shape[2] for tensors in layers.values()}) == 1
+    sizes = {"boft_block_size": size, "boft_block_num": 0} if one else {"boft_block_size": 0, "boft_block_num": count}
+    return {**sizes, "boft_n_butterfly_factor": factors}
+
+
+# -- LyCORIS: the numbers of the two halves of a block take turns ------------------------------------------------------
+
+
+def _of_lycoris(fields: Mapping[str, Any], site: Site, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    whole = tensors["skew"]
+    half = whole.shape[-1] // 2
+    if whole.shape[-1] % 2 == 0:
+        whole = whole.unflatten(-1, (half, 2)).transpose(-1, -2).flatten(-2)
+        whole = whole.unflatten(-2, (half, 2)).transpose(-2, -3).flatten(-3, -2)
+    return {"gain": torch.ones(site.rows), **from_lycoris(fields, site, {**tensors, "skew": whole})}
+
+
+def _for_lycoris(config: BOFT, sites: Sites, layers: Layers) -> Tables:
+    if not config.outputs or any(packed_size(tensors["skew"].shape[-1]) % 2 for tensors in layers.values()):
+        raise DoesNotFit(
+            "LyCORIS' BOFT turns outputs in blocks of an even size; save with format='diffusers', or 'peft' for inputs"
+        )
+    made = to_lycoris(layers)
+    for tensors in made.values():
+        half = tensors["skew"].shape[-1] // 2
+        woven = tensors["skew"].unflatten(-1, (2, half)).transpose(-1, -2).flatten(-2)
+        tensors["skew"] = woven.unflatten(-2, (2, half)).transpose(-2, -3).flatten(-3, -2).contiguous()
+    return made
+
+
+class BOFTAdapter(Rotation[BOFT]):
     """BOFT on one site: ``skew`` ``(factors, blocks, b (b − 1) / 2)``, above the diagonals; ``gain`` ``(rows,)``."""
 
     trained = ("skew", "gain")
-    foreign = Foreign(
-        peft_type="BOFT",
-        peft_tensors={"skew": "boft_R", "gain": "boft_s"},
-        peft_fields={"dropout": "boft_dropout"},
-        peft_way=Way(
-            fields=("boft_block_size", "boft_block_num", "boft_n_butterfly_factor"),
-            limit=lambda site: peft_conv(site),
-            differs=peft_pads,
-            read=lambda fields, site, tensors: _from_peft(tensors),
-            write=lambda config, sites, layers: _to_peft(config, sites, layers),
+    needs = ("skew",)
+    peft = Peft(
+        type="BOFT",
+        settings=Settings(
+            name="BOFTConfig",
+            defaults={
+                "boft_block_size": 4, "boft_block_num": 0, "boft_n_butterfly_factor": 1, "boft_dropout": 0.0,
+                "fan_in_fan_out": False, "bias": "none", "init_weights": True,
+            },
+            fields={"dropout": "boft_dropout"},
+            reads=("boft_block_size", "boft_block_num", "boft_n_butterfly_factor"),
+            new=_new,
+            state=_stated,
         ),
-        lycoris_tensors={"skew": "oft_blocks/4", "gain": "rescale"},
-        lycoris_algo="boft",
-        lycoris_way=Way(
-            config=lambda fields: {"outputs": True},
-            read=lambda fields, site, tensors: _from_lycoris(fields, site, tensors),
-            write=lambda config, sites, layers: _to_lycoris(config, sites, layers),
-        ),
-        layouts={"gain": ("plain", "column")},
-        needs=("skew",),
-        shows=lambda layers: _shown(layers),
+        tensors={"skew": "boft_R", "gain": "boft_s"},
+        covers=("Linear", "Conv2d"),
+        limit=peft_uneven,
+        differs=peft_pads,
+        read=_of_peft,
+        store=_for_peft,
+    )  # fmt: skip
+    lycoris = Lycoris(
+        algo="boft",
+        tensors={"skew": "oft_blocks/4", "gain": "rescale"},
+        layouts={"gain": "column"},
+        fixed={"outputs": True},
+        beside={"alpha": 0.0},
+        read=_of_lycoris,
+        store=_for_lycoris,
     )
 
     @classmethod
@@ -124,7 +199,7 @@ class BOFTAdapter(Rotation):
         }
 
     def fit(self) -> None:
-        self.__dict__["outputs"] = self.config.outputs or self.site.kind == "embedding"  # type: ignore[attr-defined]
+        self.__dict__["outputs"] = self.config.outputs or self.site.kind == "embedding"
         factors, count, entries = self.require("skew", (None, None, None)).shape
         self.__dict__["block"] = block = packed_size(entries)
         fits = count * block == self.size and count % 2 ** (factors - 1) == 0 and (factors == 1 or block % 2 == 0)
@@ -139,7 +214,12 @@ class BOFTAdapter(Rotation):
 
     @property
     def dropout(self) -> float:
-        return float(self.config.dropout)  # type: ignore[attr-defined]
+        return float(self.config.dropout)
+
+    @classmethod
+    def shown(cls, layers: Layers) -> dict[str, Any]:
+        factors = [tensors["skew"].shape[0] for tensors in layers.values()]
+        return {**shown_blocks(layers), "factors": max(factors, key=factors.count)} if factors else {}
 
     def turned(self, v: Tensor, *, back: bool = False, drop: bool = False) -> Tensor:
         entries = cast(Tensor, self._parameters["skew"])
@@ -166,70 +246,6 @@ def _shuffled(v: Tensor, index: int, block: int) -> Tensor:
 
 def _unshuffled(v: Tensor, index: int, block: int) -> Tensor:
     return v if index == 0 else v.unflatten(-1, (-1, 2**index, 2, block // 2)).transpose(-3, -2).flatten(-4)
-
-
-def _shown(layers: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
-    factors = [tensors["skew"].shape[0] for tensors in layers.values()]
-    return {**shown_blocks(layers), "factors": max(factors, key=factors.count)} if factors else {}
-
-
-# -- PEFT: whole matrices of which the skew-symmetric half counts, and the inverse rotation ----------------------------
-
-
-def _from_peft(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    made = {"skew": packed(tensors["skew"]) / -2}
-    return {**made, "gain": tensors["gain"].reshape(-1)} if "gain" in tensors else made
-
-
-def _to_peft(
-    config: BOFT, sites: Mapping[str, Site], layers: Mapping[str, Mapping[str, Tensor]]
-) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    if config.outputs:
-        raise DoesNotFit("PEFT has no BOFT that turns outputs; save with format='diffusers'")
-    sizes = {(tensors["skew"].shape[0], packed_size(tensors["skew"].shape[2])) for tensors in layers.values()}
-    counts = {tensors["skew"].shape[:2] for tensors in layers.values()}
-    if len(sizes) > 1 and len(counts) > 1:
-        raise DoesNotFit(
-            f"PEFT has one block size, or one number of blocks, for all layers; these have (factors, block size) of "
-            f"{sorted(sizes)}; save with format='diffusers'"
-        )
-    factors, size = next(iter(sizes))
-    fields = {"boft_block_size": size, "boft_block_num": 0, "boft_n_butterfly_factor": factors}
-    if len(sizes) > 1:
-        fields |= {"boft_block_size": 0, "boft_block_num": next(iter(counts))[1]}
-    made = {}
-    for path, tensors in layers.items():
-        whole = skew(-tensors["skew"], packed_size(tensors["skew"].shape[2]))
-        shape = (-1, 1) if sites[path].kind == "linear" else (1, -1)
-        made[path] = {"skew": whole, "gain": tensors["gain"].reshape(shape)}
-    return fields, made
-
-
-# -- LyCORIS: the numbers of the two halves of a block take turns ------------------------------------------------------
-
-
-def _from_lycoris(fields: Mapping[str, Any], site: Site, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    whole = tensors["skew"]
-    half = whole.shape[-1] // 2
-    if whole.shape[-1] % 2 == 0:
-        whole = whole.unflatten(-1, (half, 2)).transpose(-1, -2).flatten(-2)
-        whole = whole.unflatten(-2, (half, 2)).transpose(-2, -3).flatten(-3, -2)
-    return {"gain": torch.ones(site.rows), **from_lycoris(fields, site, {**tensors, "skew": whole})}
-
-
-def _to_lycoris(
-    config: BOFT, sites: Mapping[str, Site], layers: Mapping[str, Mapping[str, Tensor]]
-) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    if not config.outputs or any(packed_size(tensors["skew"].shape[-1]) % 2 for tensors in layers.values()):
-        raise DoesNotFit(
-            "LyCORIS' BOFT turns outputs in blocks of an even size; save with format='diffusers', or 'peft' for inputs"
-        )
-    fields, made = to_lycoris(layers)
-    for tensors in made.values():
-        half = tensors["skew"].shape[-1] // 2
-        woven = tensors["skew"].unflatten(-1, (2, half)).transpose(-1, -2).flatten(-2)
-        tensors["skew"] = woven.unflatten(-2, (2, half)).transpose(-2, -3).flatten(-3, -2).contiguous()
-    return fields, made
 
 
 BOFT.adapter = BOFTAdapter

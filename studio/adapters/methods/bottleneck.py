@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, ClassVar, Final, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from studio.adapters.contract.adapter import METHODS, Adapter, AdapterConfig, Given
-from studio.adapters.contract.foreign import Foreign
+from studio.adapters.contract.foreign import Peft
 from studio.adapters.sites.site import Site
 from studio.config import finite
 from studio.errors import DoesNotFit, UnsupportedLayer
@@ -71,6 +71,7 @@ class Bottleneck(AdapterConfig):
     """
 
     method = "bottleneck"
+    small: ClassVar[Mapping[str, Any]] = {"size": 3}
     targets: str | tuple[str, ...] = "placement"
     placement: str = "pfeiffer"
     size: int | None = None
@@ -99,7 +100,7 @@ def _whole(number: int) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and number >= 1
 
 
-class BottleneckAdapter(Adapter):
+class BottleneckAdapter(Adapter[Bottleneck]):
     """A bottleneck on one site: ``down`` ``(size, width)``, ``up`` ``(rows, size)`` and their biases.
 
     Where the config asks for them: ``norm_weight`` and ``norm_bias`` ``(width,)``, ``scale`` ``(1,)``.
@@ -108,9 +109,9 @@ class BottleneckAdapter(Adapter):
     trained = ("down", "down_bias", "up", "up_bias", "norm_weight", "norm_bias", "scale")
     bakes = False
     kinds = ("linear", "conv", "conv1d-gpt2", "embedding", "module")
-    foreign = Foreign(
-        peft_type="",
-        peft_tensors={
+    needs = ("down", "down_bias", "up", "up_bias")
+    peft = Peft(  # PEFT has no such method
+        tensors={
             "down": "bottleneck_down.weight",
             "down_bias": "bottleneck_down.bias",
             "up": "bottleneck_up.weight",
@@ -118,8 +119,7 @@ class BottleneckAdapter(Adapter):
             "norm_weight": "bottleneck_norm.weight",
             "norm_bias": "bottleneck_norm.bias",
             "scale": "bottleneck_scale",
-        },
-        needs=("down", "down_bias", "up", "up_bias"),
+        }
     )
 
     @classmethod
@@ -139,7 +139,7 @@ class BottleneckAdapter(Adapter):
         return tensors
 
     def fit(self) -> None:
-        config = self._config
+        config = self.config
         width = _width(self.site, config)
         size = self.require("down", (config.size, width)).shape[0]
         self.require("down_bias", (size,))
@@ -158,18 +158,14 @@ class BottleneckAdapter(Adapter):
                 )
 
     @property
-    def _config(self) -> Bottleneck:
-        return cast(Bottleneck, self.config)
-
-    @property
     def dropout(self) -> float:
-        return float(self._config.dropout)
+        return float(self.config.dropout)
 
     def still(self, weight: Tensor, bias: Tensor | None) -> bool:
         return not any(bool(cast(Tensor, self._parameters[name]).count_nonzero()) for name in ("up", "up_bias"))
 
     def change(self, x: Tensor | None, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        config, site = self._config, self.site
+        config, site = self.config, self.site
         t: dict[str, Tensor] = {name: tensor.to(y.dtype) for name, tensor in self.tensors().items()}
         z = self._seen(x, y, t["down"].shape[1]).movedim(site.axis, -1)
         # on matrices: with more axes, torch's order of sums depends on whether gradients are wanted
@@ -183,7 +179,7 @@ class BottleneckAdapter(Adapter):
 
     def _seen(self, x: Tensor | None, y: Tensor, width: int) -> Tensor:
         """What the small network is given, checked against what it was made for."""
-        parallel, axis = self._config.placement == "parallel", self.site.axis
+        parallel, axis = self.config.placement == "parallel", self.site.axis
         z = x if parallel else y
         if z is None:
             raise DoesNotFit(

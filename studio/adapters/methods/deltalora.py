@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from studio.adapters.contract.adapter import METHODS, Adapter, Delta, Given
-from studio.adapters.contract.foreign import Foreign
+from studio.adapters.contract.foreign import Peft
 from studio.adapters.contract.ranked import RankedConfig, checked_rank
-from studio.adapters.methods.lora import start_pair
+from studio.adapters.contract.starts import start_pair
 from studio.adapters.sites.site import Site
 from studio.config import finite
 
@@ -61,20 +61,17 @@ class DeltaLoRA(RankedConfig):
         self.require(whole and self.delta_start >= 0, "delta_start", "a whole number, at least 0")
 
 
-class DeltaLoRAAdapter(Adapter):
+class DeltaLoRAAdapter(Adapter[DeltaLoRA]):
     """Delta-LoRA on one site: ``down`` ``(r, *inner_shape)``, ``up`` ``(rows, r)``, ``accumulated`` as the weight."""
 
     trained = ("down", "up")
     frozen = ("accumulated",)
     driven = ("accumulated",)
     scratch = ("down_before", "up_before")
-    foreign = Foreign(
-        peft_type="",  # PEFT has no such method
-        # names of its own: a program that knew only the pair would load half of the change
-        peft_tensors={"down": "delta_down", "up": "delta_up", "accumulated": "delta_sum"},
-        needs=("down", "up", "accumulated"),
-        ranks=("down",),
-    )
+    needs = ("down", "up", "accumulated")
+    ranks = ("down",)
+    # PEFT has no such method. Names of its own: a program that knew only the pair would load half of the change
+    peft = Peft(tensors={"down": "delta_down", "up": "delta_up", "accumulated": "delta_sum"})
 
     @classmethod
     def start(cls, site: Site, config: DeltaLoRA, given: Given) -> dict[str, Tensor]:
@@ -85,7 +82,7 @@ class DeltaLoRAAdapter(Adapter):
         rank = self.require("down", (None, *self.site.inner_shape)).shape[0]
         self.require("up", (self.site.rows, rank))
         self.require("accumulated", self.site.weight_shape)
-        self.__dict__["scale"] = self.config.scale_at(self.site.path)  # type: ignore[attr-defined]
+        self.__dict__["scale"] = self.config.scale_at(self.site.path)
         if self.trainable:
             for name in ("down", "up"):
                 self.keep(f"{name}_before", self._tensor(name).detach().clone())
@@ -114,7 +111,7 @@ class DeltaLoRAAdapter(Adapter):
     @torch.no_grad()
     def follow(self, *, moving: bool) -> None:
         """Adds the change of the product since the last call to what is accumulated, where ``moving``."""
-        config: Any = self.config
+        config = self.config
         down, up, old_down, old_up = (self._tensor(n) for n in ("down", "up", "down_before", "up_before"))
         if moving:  # up⁺ down⁺ − up down = (up⁺ − up) down⁺ + up (down⁺ − down), which cancels nothing
             left, right = torch.cat([up - old_up, old_up], dim=1), torch.cat([down, down - old_down])

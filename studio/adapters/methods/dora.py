@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from studio.adapters.contract.adapter import METHODS, Adapter, Delta, Given
-from studio.adapters.contract.foreign import Foreign, Way, peft_convolves, peft_covers, peft_ungrouped
+from studio.adapters.contract.coverage import peft_convolves, peft_ungrouped
+from studio.adapters.contract.foreign import Lycoris, Peft
 from studio.adapters.contract.ranked import FactorConfig, checked_rank
-from studio.adapters.contract.starts import grown_pair
-from studio.adapters.methods.lora import RANDOM_STARTS, start_pair
+from studio.adapters.contract.starts import RANDOM_STARTS, grown_pair, start_pair
+from studio.adapters.methods.lora import (
+    ALIASES,
+    FIELDS,
+    KOHYA,
+    ON_EMBEDDING,
+    PAIR,
+    SETTINGS,
+    SHAPES,
+    without_core,
+)
 from studio.adapters.sites.site import Site
 
 __all__ = ["DoRA", "DoRAAdapter"]
@@ -49,30 +59,35 @@ class DoRA(FactorConfig):
         self.require(self.init in RANDOM_STARTS, "init", f"one of {', '.join(RANDOM_STARTS)}")
 
 
-class DoRAAdapter(Adapter):
+class DoRAAdapter(Adapter[DoRA]):
     """DoRA on one site: ``down`` ``(r, *inner_shape)``, ``up`` ``(rows, r)``, ``magnitude`` ``(rows,)``."""
 
     trained = ("down", "up", "magnitude")
-    foreign = Foreign(
-        peft_type="LORA",
-        peft_flags={"use_dora": True},
-        peft_tensors={"down": "lora_A.weight", "up": "lora_B.weight", "magnitude": "lora_magnitude_vector"},
-        peft_embedding={
-            "down": "lora_embedding_A",
-            "up": "lora_embedding_B",
+    needs = ("down", "up", "magnitude")
+    ranks = ("down",)
+    peft = Peft(
+        type="LORA",
+        settings=dataclasses.replace(SETTINGS, fields=FIELDS, flags={"use_dora": True}),
+        tensors={**PAIR, "magnitude": "lora_magnitude_vector"},
+        embedding={**ON_EMBEDDING, "magnitude": "lora_magnitude_vector"},
+        aliases={
+            **ALIASES,
+            "lora_magnitude_vector.weight": "lora_magnitude_vector",
             "magnitude": "lora_magnitude_vector",
         },
-        peft_fields={"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "rank_stabilized": "use_rslora"},
-        peft_way=Way(limit=lambda site: _limit(site), differs=peft_convolves),
-        lycoris_tensors={"down": "lora_down.weight", "up": "lora_up.weight", "magnitude": "dora_scale"},
-        lycoris_algo="locon",
-        layouts={
-            "down": ("inner", "inner"),
-            "up": ("spread", "spread"),
-            "magnitude": ("vector|row", "column"),
-        },
-        needs=("down", "up", "magnitude"),
-        ranks=("down",),
+        layouts={**SHAPES, "magnitude": "vector|row"},
+        covers=("Linear", "Conv1D", "Embedding", "Conv1d", "Conv2d", "Conv3d"),
+        limit=peft_ungrouped,
+        differs=peft_convolves,
+        diffusers=True,
+        # the UNet reads both spellings, transformers (the text encoder) this one only
+        respelled={"lora_magnitude_vector": "lora_magnitude_vector.weight"},
+    )
+    lycoris = Lycoris(
+        algo="locon",
+        tensors={**KOHYA, "magnitude": "dora_scale"},
+        layouts={**SHAPES, "magnitude": "column"},
+        read=without_core,
     )
 
     @classmethod
@@ -87,15 +102,15 @@ class DoRAAdapter(Adapter):
         rank = self.require("down", (None, *self.site.inner_shape)).shape[0]
         self.require("up", (self.site.rows, rank))
         self.require("magnitude", (self.site.rows,))
-        self.__dict__["scale"] = self.config.scale_at(self.site.path)  # type: ignore[attr-defined]
+        self.__dict__["scale"] = self.config.scale_at(self.site.path)
 
     scale: float
 
     @property
     def dropout(self) -> float:
-        return float(self.config.dropout)  # type: ignore[attr-defined]
+        return float(self.config.dropout)
 
-    def grown(self, rank: int, generator: torch.Generator) -> tuple[Any, dict[str, Tensor]]:
+    def grown(self, rank: int, generator: torch.Generator) -> tuple[DoRA, dict[str, Tensor]]:
         return grown_pair(self, rank, generator)
 
     def _gain(self, weight: Tensor) -> Tensor:
@@ -154,12 +169,6 @@ def _row_norms(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor
     square = torch.linalg.vector_norm(weight, dim=1, dtype=up.dtype).square()
     square = square + 2 * (up * cross).sum(1) + ((up @ (down @ down.t())) * up).sum(1)
     return square.clamp_min(torch.finfo(up.dtype).tiny).sqrt()
-
-
-def _limit(site: Site) -> str:
-    """Where PEFT has no DoRA, or one that is no change of the weight."""
-    covered = peft_covers(site, "Linear", "Conv1D", "Embedding", "Conv1d", "Conv2d", "Conv3d")
-    return covered or peft_ungrouped(site)
 
 
 DoRA.adapter = DoRAAdapter

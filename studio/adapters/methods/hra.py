@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from studio.adapters.contract.adapter import METHODS, AdapterConfig, Given
-from studio.adapters.contract.foreign import Foreign, Way, peft_pads
-from studio.adapters.contract.rotation import Rotation, peft_conv
+from studio.adapters.contract.coverage import peft_pads, peft_uneven
+from studio.adapters.contract.foreign import Layers, Peft, Settings, Sites
+from studio.adapters.contract.rotation import Rotation
 from studio.adapters.sites.site import Site
 from studio.errors import BadConfig
 
@@ -48,6 +49,8 @@ class HRA(AdapterConfig):
     """
 
     method = "hra"
+    rate = 5.0
+    small: ClassVar[Mapping[str, Any]] = {"rank": 2}
     rank: int = 8
     orthogonal: bool = False
 
@@ -56,22 +59,28 @@ class HRA(AdapterConfig):
         self.require(whole and self.rank >= 1, "rank", "a whole number, at least 1")
 
 
-class HRAAdapter(Rotation):
+def _stated(config: HRA, sites: Sites, layers: Layers) -> dict[str, Any]:
+    """An odd rank has no start of pairs, about which PEFT warns even when it reads a file."""
+    return {"init_weights": config.rank % 2 == 0}
+
+
+class HRAAdapter(Rotation[HRA]):
     """HRA on one site: ``u`` ``(size, rank)``, a direction per column; ``size``: ``cols``, an embedding's ``rows``."""
 
     trained = ("u",)
-    foreign = Foreign(
-        peft_type="HRA",
-        peft_tensors={"u": "hra_u"},
-        peft_fields={"rank": "r", "orthogonal": "apply_GS"},
-        peft_way=Way(
-            limit=lambda site: peft_conv(site),
-            differs=peft_pads,
-            # an odd rank has no start of pairs, about which PEFT warns even when it reads a file
-            write=lambda config, sites, layers: ({"init_weights": config.rank % 2 == 0}, dict(layers)),
+    needs = ("u",)
+    peft = Peft(
+        type="HRA",
+        settings=Settings(
+            name="HRAConfig",
+            defaults={"r": 8, "apply_GS": False, "init_weights": True, "bias": "none"},
+            fields={"rank": "r", "orthogonal": "apply_GS"},
+            state=_stated,
         ),
-        needs=("u",),
-        shows=lambda layers: _shown(layers),
+        tensors={"u": "hra_u"},
+        covers=("Linear", "Conv2d"),
+        limit=peft_uneven,
+        differs=peft_pads,
     )
 
     @classmethod
@@ -96,13 +105,18 @@ class HRAAdapter(Rotation):
         self.__dict__["outputs"] = self.site.kind == "embedding"
         self.require("u", (self.size, None))
 
+    @classmethod
+    def shown(cls, layers: Layers) -> dict[str, Any]:
+        ranks = [tensors["u"].shape[1] for tensors in layers.values() if tensors["u"].dim() == 2]
+        return {"rank": max(ranks, key=ranks.count)} if ranks else {}
+
     def _compact(self) -> tuple[Tensor, Tensor]:
         """``U`` ``(size, rank)`` with unit columns, and ``T`` of ``H = I − U T Uᵀ``."""
         u = cast(Tensor, self._parameters["u"])
         u = u / torch.linalg.vector_norm(u, dim=0)
         exact = u.float() if u.dtype in (torch.float16, torch.bfloat16) else u  # solving needs more
         gram, eye = exact.t() @ exact, torch.eye(u.shape[1], dtype=exact.dtype, device=u.device)
-        if self.config.orthogonal:  # type: ignore[attr-defined]
+        if self.config.orthogonal:
             return u, (2 * torch.linalg.solve(gram, eye)).to(u.dtype)
         return u, torch.linalg.solve_triangular(gram.triu(1) + eye / 2, eye, upper=True).to(u.dtype)
 
@@ -123,12 +137,7 @@ class HRAAdapter(Rotation):
     def still(self, weight: Tensor, bias: Tensor | None) -> bool:
         u = cast(Tensor, self._parameters["u"])
         paired = u.shape[1] % 2 == 0 and torch.equal(u[:, ::2], u[:, 1::2])
-        return paired and not self.config.orthogonal  # type: ignore[attr-defined]
-
-
-def _shown(layers: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
-    ranks = [tensors["u"].shape[1] for tensors in layers.values() if tensors["u"].dim() == 2]
-    return {"rank": max(ranks, key=ranks.count)} if ranks else {}
+        return paired and not self.config.orthogonal
 
 
 HRA.adapter = HRAAdapter

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from studio.adapters.contract.adapter import METHODS, Adapter, AdapterConfig, Delta, Given
-from studio.adapters.contract.foreign import Foreign, Way, peft_covers
+from studio.adapters.contract.coverage import by_model
+from studio.adapters.contract.foreign import Either, Lycoris, Peft, Settings
 from studio.adapters.contract.pattern import matches
 from studio.adapters.sites.site import Site
-from studio.errors import DoesNotFit, UnsupportedLayer
+from studio.errors import BadConfig, DoesNotFit, UnsupportedLayer
 
 __all__ = ["IA3", "IA3Adapter"]
 
@@ -41,6 +42,7 @@ class IA3(AdapterConfig):
     """
 
     method = "ia3"
+    rate = 3.0
     feedforward: tuple[str, ...] = ()
 
     def check(self) -> None:
@@ -48,19 +50,65 @@ class IA3(AdapterConfig):
         object.__setattr__(self, "feedforward", patterns)
 
 
-class IA3Adapter(Adapter):
+TARGETS: Final = by_model(
+    {
+        "k_proj v_proj down_proj": "llama mistral",
+        "q_proj v_proj down_proj": "llama4 qwen2 qwen3 gemma gemma2 gemma3_text",
+        "k_proj v_proj w2": "mixtral",
+        "c_attn mlp.c_proj": "gpt2 gpt_bigcode",
+        "k v wo": "t5",
+        "k v wi_1": "mt5",
+        "q_proj k_proj fc2": "opt",
+        "q_proj v_proj fc2": "phi bart",
+        "key value output.dense": "bert roberta",
+        "query_key_value mlp.dense_4h_to_h": "bloom",
+        "query_key_value dense_4h_to_h": "falcon gpt_neox",
+    }
+)
+
+
+def _check_peft(config: Any) -> None:
+    """Checks that PEFT's feed-forward layers are among its targets, where both are lists."""
+    if config.feedforward_modules is not None and not isinstance(config.feedforward_modules, str):
+        config.feedforward_modules = set(config.feedforward_modules)
+    if isinstance(config.feedforward_modules, set) and isinstance(config.target_modules, set):
+        stray = sorted(config.feedforward_modules - config.target_modules)
+        if stray:
+            raise BadConfig(f"`feedforward_modules` should be a subset of `target_modules`; {stray} are not targets")
+
+
+class IA3Adapter(Adapter[IA3]):
     """IA³ on one site: ``gain`` ``(rows,)`` or, on a feed-forward site, ``gain_in`` (one per input channel)."""
 
     trained = ("gain", "gain_in")
-    foreign = Foreign(
-        peft_type="IA3",
-        peft_tensors={"gain": "ia3_l", "gain_in": "ia3_l"},
-        lycoris_tensors={"gain": "weight", "gain_in": "weight"},
-        lycoris_algo="ia3",
-        layouts={"gain": ("column|row", "vector|row"), "gain_in": ("row|row", "vector|row")},
-        lycoris_minus={"gain": 1.0, "gain_in": 1.0},
-        inputs=("feedforward", "on_input"),
-        peft_way=Way(limit=lambda site: peft_covers(site, "Linear", "Conv1D", "Conv2d", "Conv3d")),
+    either = Either(
+        field="feedforward",
+        setting="feedforward_modules",
+        flag="on_input",
+        usual=frozenset(
+            "down_proj w2 mlp.c_proj wo fc2 output.dense mlp.dense_4h_to_h dense_4h_to_h".split(),
+        ),
+    )
+    peft = Peft(
+        type="IA3",
+        settings=Settings(
+            name="IA3Config",
+            defaults={"feedforward_modules": None, "fan_in_fan_out": False, "init_ia3_weights": True},
+            numbered=False,
+            init="init_ia3_weights",
+            reads=("feedforward_modules",),
+            targets=TARGETS,
+            check=_check_peft,
+        ),
+        tensors={"gain": "ia3_l", "gain_in": "ia3_l"},
+        layouts={"gain": "column|row", "gain_in": "row|row"},
+        covers=("Linear", "Conv1D", "Conv2d", "Conv3d"),
+    )
+    lycoris = Lycoris(
+        algo="ia3",
+        tensors={"gain": "weight", "gain_in": "weight"},
+        layouts={"gain": "vector|row", "gain_in": "vector|row"},
+        minus={"gain": 1.0, "gain_in": 1.0},
     )
 
     @classmethod

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from studio.adapters.contract.adapter import METHODS, Adapter, AdapterConfig, Delta, Given
-from studio.adapters.contract.foreign import Foreign, Way
+from studio.adapters.contract.foreign import Peft, Settings
 from studio.adapters.sites.site import LAYERS, Site
 from studio.errors import DoesNotFit
 
@@ -41,16 +41,21 @@ class LNTuning(AdapterConfig):
     targets: str | tuple[str, ...] = "norms"
 
 
-class LNTuningAdapter(Adapter):
+def _limit(site: Site) -> str:
+    return "it copies a MultiheadAttention as a whole" if site.kind == "attention" else ""
+
+
+class LNTuningAdapter(Adapter[LNTuning]):
     """LN tuning on one site: ``weight`` and, where the layer has one, ``bias``, as they replace the layer's own."""
 
     trained = ("weight", "bias")
     kinds = ("norm", *LAYERS)
-    foreign = Foreign(
-        peft_type="LN_TUNING",
-        peft_tensors={"weight": "ln_tuning_layers.weight", "bias": "ln_tuning_layers.bias"},
-        needs=("weight",),
-        peft_way=Way(limit=lambda site: _limit(site)),
+    needs = ("weight",)
+    peft = Peft(
+        type="LN_TUNING",
+        settings=Settings(name="LNTuningConfig", numbered=False),
+        tensors={"weight": "ln_tuning_layers.weight", "bias": "ln_tuning_layers.bias"},
+        limit=_limit,
     )
 
     @classmethod
@@ -69,10 +74,6 @@ class LNTuningAdapter(Adapter):
     def delta(self, weight: Tensor, bias: Tensor | None) -> Delta:
         tuned: dict[str, Any] = self._parameters
         return Delta(tuned["weight"] - weight, None if bias is None else tuned["bias"] - bias)
-
-
-def _limit(site: Site) -> str:
-    return "it copies a MultiheadAttention as a whole" if site.kind == "attention" else ""
 
 
 LNTuning.adapter = LNTuningAdapter

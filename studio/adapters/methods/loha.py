@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from studio.adapters.contract.adapter import METHODS, Delta, Factors, Given
-from studio.adapters.contract.foreign import Foreign, Way, peft_covers, peft_pads
+from studio.adapters.contract.coverage import peft_pads
+from studio.adapters.contract.foreign import Lycoris, Peft, Settings
 from studio.adapters.contract.lycoris import (
     LycorisAdapter,
     LycorisConfig,
+    cores_for_peft,
+    cores_of_peft,
+    cores_stated,
     drawn,
-    peft_cores_read,
-    peft_cores_written,
     through_core,
 )
 from studio.adapters.contract.ranked import checked_rank
@@ -52,9 +54,10 @@ class LoHa(LycorisConfig):
     """
 
     method = "loha"
+    rate = 3.0
 
 
-_NAMES: Final = {
+NAMES: Final = {
     "w1_a": "hada_w1_a",
     "w1_b": "hada_w1_b",
     "w2_a": "hada_w2_a",
@@ -64,7 +67,7 @@ _NAMES: Final = {
 }
 
 
-class LoHaAdapter(LycorisAdapter):
+class LoHaAdapter(LycorisAdapter[LoHa]):
     """LoHa on one site: ``w1_a`` ``(rows, r)``, ``w1_b`` ``(r, cols)``, and the same for ``w2``.
 
     With a core ``t1`` ``(r, r, *kernel)`` a product is ``Σ_ij t1[i,j] w1_a[i] w1_b[j]`` with ``w1_a`` ``(r, rows)`` and
@@ -72,28 +75,29 @@ class LoHaAdapter(LycorisAdapter):
     """
 
     trained = ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")
-    foreign = Foreign(
-        peft_type="LOHA",
-        peft_tensors=_NAMES,
-        peft_fields={
-            "rank": "r",
-            "alpha": "alpha",
-            "rank_dropout": "rank_dropout",
-            "module_dropout": "module_dropout",
-            "tucker": "use_effective_conv2d",
-        },
-        peft_way=Way(
-            limit=lambda site: peft_covers(site, "Linear", "Conv1d", "Conv2d"),
-            differs=peft_pads,
-            read=lambda fields, site, tensors: peft_cores_read(site, tensors, ("t1", "t2")),
-            write=lambda config, sites, layers: peft_cores_written(sites, layers, ("t1", "t2")),
+    needs = ("w1_a", "w1_b", "w2_a", "w2_b")
+    ranks = ("w1_b",)
+    peft = Peft(
+        type="LOHA",
+        settings=Settings(
+            name="LoHaConfig",
+            defaults={
+                "rank_pattern": {}, "alpha_pattern": {}, "r": 8, "alpha": 8, "rank_dropout": 0.0,
+                "module_dropout": 0.0, "use_effective_conv2d": False, "init_weights": True,
+            },
+            fields={
+                "rank": "r", "alpha": "alpha", "rank_dropout": "rank_dropout", "module_dropout": "module_dropout",
+                "tucker": "use_effective_conv2d",
+            },
+            state=cores_stated,
         ),
-        lycoris_tensors=_NAMES,
-        lycoris_algo="loha",
-        needs=("w1_a", "w1_b", "w2_a", "w2_b"),
-        ranks=("w1_b",),
-        shows=lambda layers: {"tucker": any("t1" in tensors for tensors in layers.values())},
-    )
+        tensors=NAMES,
+        covers=("Linear", "Conv1d", "Conv2d"),
+        differs=peft_pads,
+        read=cores_of_peft,
+        store=cores_for_peft,
+    )  # fmt: skip
+    lycoris = Lycoris(algo="loha", tensors=NAMES)
 
     @classmethod
     def start(cls, site: Site, config: LoHa, given: Given) -> dict[str, Tensor]:
@@ -127,8 +131,7 @@ class LoHaAdapter(LycorisAdapter):
             ranks.append(self.require(f"w{name}_a", (None, None)).shape[0 if core is not None else 1])
         if ranks[0] != ranks[1]:
             raise DoesNotFit(f"LoHa at {site.path}: its two products have the ranks {ranks[0]} and {ranks[1]}")
-        config: Any = self.config
-        self.__dict__["scale"] = config.scale_at(site.path)
+        self.__dict__["scale"] = self.config.scale_at(site.path)
         # as a low-rank pair of rank r² the change costs less than as a matrix, unless r is large
         self.__dict__["fused"] = ranks[0] ** 2 * (site.rows + site.cols) < site.rows * site.cols
 

@@ -6,20 +6,22 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from studio.adapters.contract.adapter import METHODS, Delta, Given
-from studio.adapters.contract.foreign import Foreign, Way, peft_covers, peft_pads
+from studio.adapters.contract.coverage import peft_pads
+from studio.adapters.contract.foreign import Layers, Lycoris, Peft, Settings, Sites, Tables
 from studio.adapters.contract.lycoris import (
     LycorisAdapter,
     LycorisConfig,
+    cores_for_peft,
+    cores_of_peft,
+    cores_stated,
     drawn,
-    peft_cores_read,
-    peft_cores_written,
     through_core,
 )
 from studio.adapters.sites.site import Site
@@ -56,6 +58,7 @@ class LoKr(LycorisConfig):
     """
 
     method = "lokr"
+    small: ClassVar[Mapping[str, Any]] = {"rank": 1}
     factor: int = -1
     decompose_both: bool = False
 
@@ -64,7 +67,97 @@ class LoKr(LycorisConfig):
         self.require(self.factor == -1 or self.factor >= 1, "factor", "-1, or a whole number of at least 1")
 
 
-_NAMES: Final = {
+def factorize(size: int, factor: int = -1) -> tuple[int, int]:
+    """Splits ``size`` into ``(small, large)`` with ``small · large = size`` and ``small <= large``.
+
+    Args:
+        size: what is split.
+        factor: upper bound of ``small``; -1 for the most even split.
+
+    Example:
+        >>> factorize(320), factorize(320, 8), factorize(7)
+        ((16, 20), (8, 40), (1, 7))
+    """
+    most = math.isqrt(size) if factor == -1 else min(factor, math.isqrt(size))
+    small = next(part for part in range(most, 0, -1) if size % part == 0)
+    return small, size // small
+
+
+# -- PEFT --------------------------------------------------------------------------------------------------------------
+
+
+def _check_order(site: Site, tensors: Mapping[str, Tensor]) -> None:
+    """Refuses what PEFT's product of ``w1`` ``(a, b)`` and a whole ``w2`` ``(c, d, k)`` of a Conv1d is not.
+
+    It takes the axes from the right, ``b`` with ``k`` and ``a`` with ``d``, and then reshapes: the weight has its
+    numbers in another order than the Kronecker product.
+    """
+    if "w2" in tensors and tensors["w2"].dim() == 3:
+        raise DoesNotFit(
+            f"PEFT's LoKr multiplies a whole w2 of the Conv1d {site.path} along other axes than a Kronecker product; "
+            "a rank at which w2 is factorised, or format='diffusers', has none of this"
+        )
+
+
+def _of_peft(fields: Mapping[str, Any], site: Site, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    _check_order(site, tensors)
+    return cores_of_peft(fields, site, tensors)
+
+
+def _for_peft(config: LoKr, sites: Sites, layers: Layers) -> Tables:
+    for path, tensors in layers.items():
+        _check_order(sites[path], tensors)
+    return cores_for_peft(config, sites, layers)
+
+
+def _stated(config: LoKr, sites: Sites, layers: Layers) -> dict[str, Any]:
+    """Says whether there are cores, and the ``decompose_factor`` with which PEFT makes exactly these tensors.
+
+    PEFT makes the tensors from its config before it reads them from the file, so it has to lead to the same shapes.
+    """
+    fields = cores_stated(config, sites, layers)
+    rows = {path: int(tensors["w1" if "w1" in tensors else "w1_a"].shape[0]) for path, tensors in layers.items()}
+    small = {min(sites[path].rows // count, count) for path, count in rows.items()}
+    shapes = {path: {name: tuple(tensor.shape) for name, tensor in layers[path].items()} for path in layers}
+    wrong = ""
+    for factor in (config.factor, -1, *sorted(small)):
+        made = {path: _peft_shapes(config, sites[path], factor, fields["use_effective_conv2d"]) for path in layers}
+        wrong = next((path for path in layers if made[path] != shapes[path]), "")
+        if not wrong:
+            return {**fields, "decompose_factor": int(factor)}
+    raise DoesNotFit(
+        f"PEFT would give the LoKr tensors of {wrong} other shapes than they have and then refuse the file; "
+        "save with format='diffusers' or 'kohya'"
+    )
+
+
+def _peft_shapes(config: LoKr, site: Site, factor: int, cored: bool) -> dict[str, tuple[int, ...]]:
+    """The tensors that PEFT makes at a site."""
+    kernel, rank = site.inner_shape[1:], config.rank_at(site.path)
+    taps = math.prod(kernel)
+    (a, c), (b, d) = peft_split(site.rows, factor), peft_split(site.inner_shape[0], factor)
+    shapes: dict[str, tuple[int, ...]] = {"w1": (a, b)}
+    if config.decompose_both and rank < max(a, b) / 2:
+        shapes = {"w1_a": (a, rank), "w1_b": (rank, b)}
+    if rank >= max(c, d) / 2:
+        return shapes | {"w2": (c, d, *kernel)}
+    if cored and taps > 1:
+        core = (rank, rank, *kernel, 1) if len(kernel) == 1 else (rank, rank, *kernel)
+        return shapes | {"w2_t": core, "w2_a": (rank, c), "w2_b": (rank, d)}
+    return shapes | {"w2_a": (c, rank), "w2_b": (rank, d * taps)}
+
+
+def peft_split(size: int, factor: int) -> tuple[int, int]:
+    """Splits a size as PEFT does: a factor that divides it comes first, even if it is the larger part.
+
+    Example:
+        >>> peft_split(12, 6), peft_split(12, 5), factorize(12, 6)
+        ((6, 2), (3, 4), (3, 4))
+    """
+    return (factor, size // factor) if factor > 0 and size % factor == 0 else factorize(size, factor)
+
+
+NAMES: Final = {
     "w1": "lokr_w1",
     "w1_a": "lokr_w1_a",
     "w1_b": "lokr_w1_b",
@@ -75,7 +168,7 @@ _NAMES: Final = {
 }
 
 
-class LoKrAdapter(LycorisAdapter):
+class LoKrAdapter(LycorisAdapter[LoKr]):
     """LoKr on one site: ``w1`` or ``w1_a @ w1_b``, and ``w2``, ``w2_a @ w2_b`` or the Tucker form with ``w2_t``.
 
     In convolutions ``w2`` carries the kernel: ``(c, d, kh, kw)``, factorised ``w2_a (c, r)``, ``w2_b (r, d·kh·kw)``,
@@ -83,31 +176,30 @@ class LoKrAdapter(LycorisAdapter):
     """
 
     trained = ("w1", "w1_a", "w1_b", "w2", "w2_t", "w2_a", "w2_b")
-    foreign = Foreign(
-        peft_type="LOKR",
-        peft_tensors=_NAMES,
-        peft_fields={
-            "rank": "r",
-            "alpha": "alpha",
-            "factor": "decompose_factor",
-            "decompose_both": "decompose_both",
-            "tucker": "use_effective_conv2d",
-            "rank_dropout": "rank_dropout",
-            "rank_dropout_scale": "rank_dropout_scale",
-            "module_dropout": "module_dropout",
-        },
-        peft_way=Way(
-            limit=lambda site: peft_covers(site, "Linear", "Conv1d", "Conv2d"),
-            differs=peft_pads,
-            read=lambda fields, site, tensors: peft_cores_read(site, _shuffled_by_peft(site, tensors), ("w2_t",)),
-            write=lambda config, sites, layers: _to_peft(sites, layers),
+    ranks = ("w2_b", "w1_b")
+    peft = Peft(
+        type="LOKR",
+        settings=Settings(
+            name="LoKrConfig",
+            defaults={
+                "rank_pattern": {}, "alpha_pattern": {}, "r": 8, "alpha": 8, "rank_dropout": 0.0,
+                "module_dropout": 0.0, "use_effective_conv2d": False, "decompose_both": False,
+                "decompose_factor": -1, "rank_dropout_scale": False, "init_weights": True,
+            },
+            fields={
+                "rank": "r", "alpha": "alpha", "factor": "decompose_factor", "decompose_both": "decompose_both",
+                "tucker": "use_effective_conv2d", "rank_dropout": "rank_dropout",
+                "rank_dropout_scale": "rank_dropout_scale", "module_dropout": "module_dropout",
+            },
+            state=_stated,
         ),
-        lycoris_tensors=_NAMES,
-        lycoris_algo="lokr",
-        ranks=("w2_b", "w1_b"),
-        unranked="w1",
-        shows=lambda layers: {"tucker": any("w2_t" in tensors for tensors in layers.values())},
-    )
+        tensors=NAMES,
+        covers=("Linear", "Conv1d", "Conv2d"),
+        differs=peft_pads,
+        read=_of_peft,
+        store=_for_peft,
+    )  # fmt: skip
+    lycoris = Lycoris(algo="lokr", tensors=NAMES, unranked="w1")
 
     @classmethod
     def start(cls, site: Site, config: LoKr, given: Given) -> dict[str, Tensor]:
@@ -135,8 +227,7 @@ class LoKrAdapter(LycorisAdapter):
                 f"LoKr at {self.site.path}: parts of {a} x {b} and {c} x {d} make {a * c} x {b * d}, "
                 f"the layer is {self.site.rows} x {self.site.cols}"
             )
-        config: Any = self.config
-        self.__dict__["scale"] = config.scale_at(self.site.path)
+        self.__dict__["scale"] = self.config.scale_at(self.site.path)
 
     scale: float
 
@@ -157,14 +248,14 @@ class LoKrAdapter(LycorisAdapter):
 
     def parts(self) -> tuple[Tensor, Tensor]:
         """Returns ``w1`` ``(a, b)`` and ``w2`` ``(c, d·kernel)`` as matrices."""
-        p = self._parameters
+        p: dict[str, Any] = self._parameters
         w1, w2 = p.get("w1"), p.get("w2")
-        first = w1 if w1 is not None else p["w1_a"] @ p["w1_b"]  # type: ignore[operator]
+        first = w1 if w1 is not None else p["w1_a"] @ p["w1_b"]
         if w2 is not None:
             return first, w2.flatten(1)
         if p.get("w2_t") is None:
-            return first, p["w2_a"] @ p["w2_b"]  # type: ignore[operator]
-        return first, p["w2_a"].t() @ through_core(p["w2_t"], p["w2_b"])  # type: ignore[operator,union-attr,arg-type]
+            return first, p["w2_a"] @ p["w2_b"]
+        return first, p["w2_a"].t() @ through_core(p["w2_t"], p["w2_b"])
 
     def delta(self, weight: Tensor, bias: Tensor | None) -> Delta:
         w1, w2 = self.parts()
@@ -179,47 +270,6 @@ class LoKrAdapter(LycorisAdapter):
         parts = F.linear(x.reshape(-1, d), w2.to(x.dtype)).view(-1, b, c).mT.reshape(-1, b)
         change = F.linear(parts, (w1 * self.scale).to(x.dtype)).view(-1, c, a).mT
         return self.thinned(change.reshape(*x.shape[:-1], a * c))
-
-
-def factorize(size: int, factor: int = -1) -> tuple[int, int]:
-    """Splits ``size`` into ``(small, large)`` with ``small · large = size`` and ``small <= large``.
-
-    Args:
-        size: what is split.
-        factor: upper bound of ``small``; -1 for the most even split.
-
-    Example:
-        >>> factorize(320), factorize(320, 8), factorize(7)
-        ((16, 20), (8, 40), (1, 7))
-    """
-    most = math.isqrt(size) if factor == -1 else min(factor, math.isqrt(size))
-    small = next(part for part in range(most, 0, -1) if size % part == 0)
-    return small, size // small
-
-
-# -- PEFT --------------------------------------------------------------------------------------------------------------
-
-
-def _shuffled_by_peft(site: Site, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Refuses what PEFT's product of ``w1`` ``(a, b)`` and a whole ``w2`` ``(c, d, k)`` of a Conv1d is not.
-
-    It takes the axes from the right, ``b`` with ``k`` and ``a`` with ``d``, and then reshapes: the weight has its
-    numbers in another order than the Kronecker product.
-    """
-    if "w2" in tensors and tensors["w2"].dim() == 3:
-        raise DoesNotFit(
-            f"PEFT's LoKr multiplies a whole w2 of the Conv1d {site.path} along other axes than a Kronecker product; "
-            "a rank at which w2 is factorised, or format='diffusers', has none of this"
-        )
-    return tensors
-
-
-def _to_peft(
-    sites: Mapping[str, Site], layers: Mapping[str, Mapping[str, Tensor]]
-) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    for path, tensors in layers.items():
-        _shuffled_by_peft(sites[path], dict(tensors))
-    return peft_cores_written(sites, layers, ("w2_t",), whole="w2")
 
 
 LoKr.adapter = LoKrAdapter

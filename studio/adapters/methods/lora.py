@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor
 
-from studio.adapters.contract.adapter import METHODS, Adapter, Delta, Factors, Given
+from studio.adapters.contract.adapter import METHODS, Factors, Given
 from studio.adapters.contract.calibration import Components, Covariance, Gauge
-from studio.adapters.contract.foreign import Foreign, Way, peft_convolves, peft_ungrouped
-from studio.adapters.contract.ranked import FactorConfig, checked_rank
+from studio.adapters.contract.coverage import peft_convolves, peft_ungrouped
+from studio.adapters.contract.foreign import Layers, Lycoris, Part, Peft, Settings, Tables
+from studio.adapters.contract.lycoris import through_core
+from studio.adapters.contract.ranked import FactorAdapter, FactorConfig, checked_rank
 from studio.adapters.contract.starts import (
     DATA_STARTS,
     RANDOM_STARTS,
@@ -29,7 +32,7 @@ from studio.adapters.sites.site import LAYERS, Site
 from studio.config import finite
 from studio.errors import BadConfig, UnsupportedLayer, nearest
 
-__all__ = ["RANDOM_STARTS", "LoRA", "LoRAAdapter", "fold_start", "start_pair"]
+__all__ = ["LoRA", "LoRAAdapter", "fold_start"]
 
 INITS = (*RANDOM_STARTS, *WEIGHT_STARTS, "eva", "loftq")
 
@@ -113,7 +116,108 @@ class LoRA(FactorConfig):
         return Components(min(site.cols, 2 * wanted + 8))
 
 
-class LoRAAdapter(Adapter):
+# -- other programs ----------------------------------------------------------------------------------------------------
+
+EVA: Final = Part(
+    "EvaConfig",
+    {
+        "rho": 2.0, "tau": 0.99, "use_label_mask": True, "label_mask_value": -100, "whiten": False,
+        "adjust_scaling_factors": True,
+    },
+)  # fmt: skip
+CORDA: Final = Part(
+    "CordaConfig",
+    {
+        "cache_file": None, "covariance_file": None, "corda_method": "ipm", "verbose": False,
+        "use_float16_for_covariance": False, "prune_temporary_fields": True,
+    },
+)  # fmt: skip
+LOFTQ: Final = Part("LoftQConfig", {"loftq_bits": 4, "loftq_iter": 1})
+PARTS: Final = {"eva_config": EVA, "corda_config": CORDA, "loftq_config": LOFTQ}
+
+
+def start_of_peft(config: Any, word: str) -> dict[str, Any]:
+    """Makes our fields of a start that PEFT names by a word, and sometimes with a config of its own.
+
+    Args:
+        config: PEFT's. word: the start.
+
+    Raises:
+        BadConfig: a field of the start's own config that is not implemented.
+    """
+    fast = re.fullmatch(r"pissa_niter_(\d+)", word)
+    if fast is not None:
+        return {"init": "pissa-fast", "iterations": int(fast.group(1))}
+    found: dict[str, Any] = {"init": word}
+    name = f"{word}_config"
+    given = getattr(config, name, None)
+    if name not in PARTS or not given:
+        return found
+    stated = vars(given) if dataclasses.is_dataclass(given) else dict(given)
+    for field, value in stated.items():
+        if field == "rho" and word == "eva":
+            found["rho"] = float(value)
+        elif field == "corda_method" and word == "corda":
+            found["init"] = "corda-kpm" if value == "kpm" else "corda"
+        elif value != PARTS[name].defaults.get(field):
+            raise BadConfig(f"LoraConfig({name}={{{field!r}: {value!r}}}) is not implemented; leave it at its default")
+    return found
+
+
+FIELDS: Final = {
+    "rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "rank_stabilized": "use_rslora"
+}  # fmt: skip
+"""Fields that all methods of the type LORA have."""
+SETTINGS: Final = Settings(
+    name="LoraConfig",
+    defaults={
+        "r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "fan_in_fan_out": False, "bias": "none", "use_rslora": False,
+        "init_lora_weights": True, "rank_pattern": {}, "alpha_pattern": {}, "megatron_config": None,
+        "megatron_core": "megatron.core", "trainable_token_indices": None, "loftq_config": {}, "eva_config": None,
+        "corda_config": None, "lora_ga_config": None, "use_dora": False, "velora_config": None,
+        "alora_invocation_tokens": None, "use_qalora": False, "qalora_group_size": 16, "monteclora_config": None,
+        "layer_replication": None, "runtime_config": Part("LoraRuntimeConfig", {"ephemeral_gpu_offload": False}),
+        "lora_bias": False, "target_parameters": None, "use_bdlora": None, "arrow_config": None, "kasa_config": None,
+        "ensure_weight_tying": False,
+    },
+    fields={**FIELDS, "use_bias": "lora_bias"},
+    flags={"use_dora": False},
+    init="init_lora_weights",
+    starts=("gaussian", "orthogonal", "eva"),
+    beside=(
+        "megatron_config", "megatron_core", *PARTS, "lora_ga_config", "velora_config", "qalora_group_size",
+        "runtime_config", "lora_bias", "ensure_weight_tying",
+    ),
+    parts=PARTS,
+    start=start_of_peft,
+)  # fmt: skip
+"""PEFT's config; that of the other methods of its type is the same class."""
+
+PAIR: Final = {"down": "lora_A.weight", "up": "lora_B.weight"}
+ON_EMBEDDING: Final = {"down": "lora_embedding_A", "up": "lora_embedding_B"}
+ALIASES: Final = {
+    "lora.down.weight": "lora_A.weight",
+    "lora.up.weight": "lora_B.weight",
+    "lora_linear_layer.down.weight": "lora_A.weight",
+    "lora_linear_layer.up.weight": "lora_B.weight",
+    "lora_A.default.weight": "lora_A.weight",
+    "lora_B.default.weight": "lora_B.weight",
+}
+KOHYA: Final = {"down": "lora_down.weight", "up": "lora_up.weight", "core": "lora_mid.weight"}
+"""The middle tensor of a Tucker-decomposed LoCon is worked into ``down``."""
+SHAPES: Final = {"down": "inner", "up": "spread"}
+
+
+def without_core(fields: Mapping[str, Any], site: Site, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Works the middle tensor of a LoCon into ``down``: ``ΔW[p,q,h,w] = Σ_ij up[p,i] core[i,j,h,w] down[j,q]``."""
+    if "core" not in tensors:
+        return tensors
+    down = through_core(tensors.pop("core"), tensors["down"].flatten(1))
+    shape = (len(down), *site.inner_shape)
+    return {**tensors, "down": down.reshape(shape) if down.numel() == math.prod(shape) else down}
+
+
+class LoRAAdapter(FactorAdapter[LoRA]):
     """LoRA on one site: ``down`` ``(r, *inner_shape)``, ``up`` ``(rows, r)``, ``bias`` ``(rows,)``.
 
     Experts that a block keeps in one parameter have a pair each: ``down`` ``(E, r, cols)``, ``up`` ``(E, rows, r)``.
@@ -122,26 +226,25 @@ class LoRAAdapter(Adapter):
     kinds: ClassVar[tuple[str, ...]] = (*LAYERS, "parameter", "experts")
     trained: ClassVar[tuple[str, ...]] = ("down", "up", "bias")
     frozen: ClassVar[tuple[str, ...]] = ("down0", "up0")
-    fused = True
-    foreign = Foreign(
-        peft_type="LORA",
-        peft_flags={"use_dora": False},
-        peft_tensors={"down": "lora_A.weight", "up": "lora_B.weight", "bias": "lora_B.bias"},
-        peft_embedding={"down": "lora_embedding_A", "up": "lora_embedding_B"},
-        peft_fields={
-            "rank": "r",
-            "alpha": "lora_alpha",
-            "dropout": "lora_dropout",
-            "rank_stabilized": "use_rslora",
-            "use_bias": "lora_bias",
-        },
-        peft_way=Way(limit=peft_ungrouped, differs=peft_convolves),
-        lycoris_tensors={"down": "lora_down.weight", "up": "lora_up.weight", "bias": "diff_b"},
-        layouts={"down": ("inner", "inner"), "up": ("spread", "spread"), "bias": ("vector", "vector")},
-        needs=("down", "up"),
-        ranks=("down",),
-        lycoris_scaled=("bias",),
-        fold=lambda config, layers: _without_start(config, layers),
+    needs = ("down", "up")
+    ranks = ("down",)
+    peft = Peft(
+        type="LORA",
+        settings=SETTINGS,
+        tensors={**PAIR, "bias": "lora_B.bias"},
+        embedding=ON_EMBEDDING,
+        aliases=ALIASES,
+        layouts={**SHAPES, "bias": "vector"},
+        limit=peft_ungrouped,
+        differs=peft_convolves,
+        parameters=True,
+        diffusers=True,
+    )
+    lycoris = Lycoris(
+        tensors={**KOHYA, "bias": "diff_b"},
+        layouts={**SHAPES, "bias": "vector"},
+        scaled=("bias",),
+        read=without_core,
     )
 
     @classmethod
@@ -183,33 +286,33 @@ class LoRAAdapter(Adapter):
         self.require("up", (*lead, self.site.rows, rank))
         if self.tensor("bias") is not None:
             self.require("bias", (self.site.rows,))
-        self.__dict__["scale"] = self.config.scale_at(self.site.path)  # type: ignore[attr-defined]
-
-    scale: float
-
-    @property
-    def dropout(self) -> float:
-        return float(self.config.dropout)  # type: ignore[attr-defined]
+        self.__dict__["scale"] = self.config.scale_at(self.site.path)
 
     def factors(self) -> Factors:
         parameters: dict[str, Any] = self._parameters
         down, up = fold_start(self.tensors()) if self._buffers else (parameters["down"], parameters["up"])
         return Factors(down, up, self.scale, parameters.get("bias"))
 
-    def grown(self, rank: int, generator: torch.Generator) -> tuple[Any, dict[str, Tensor]]:
+    def grown(self, rank: int, generator: torch.Generator) -> tuple[LoRA, dict[str, Tensor]]:
         if self.site.lead:
             raise UnsupportedLayer(f"{self.site.path} holds experts, whose rank cannot grow; attach at the new rank")
         return grown_pair(self, rank, generator)
 
-    def delta(self, weight: Tensor, bias: Tensor | None) -> Delta:
-        down, up, scale, extra = self.factors()
-        change = self.site.shaped((up * scale) @ down.flatten(1 + len(self.site.lead)))
-        return Delta(change, None if extra is None else extra * scale)
+    @classmethod
+    def shown(cls, layers: Layers) -> dict[str, Any]:
+        return {"use_bias": any("bias" in tensors for tensors in layers.values())}
 
-    def change(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        down, up, scale, extra = self.factors()
-        change = self.site.low_rank(self.dropped(x), down.to(y.dtype), (up * scale).to(y.dtype))
-        return change if extra is None else change + self.site.over_outputs((extra * scale).to(y.dtype))
+    @classmethod
+    def to_save(cls, config: LoRA, layers: Layers) -> tuple[LoRA, Tables]:
+        """Gives every layer one pair, as other programs know it; whoever saves states rank and alpha anew."""
+        plain: Tables = {}
+        for path, tensors in layers.items():
+            plain[path] = {name: tensor for name, tensor in tensors.items() if name not in ("down0", "up0")}
+            if "down0" in tensors:
+                plain[path]["down"], plain[path]["up"] = fold_start(dict(tensors))
+        if config.init in WEIGHT_STARTS:
+            config = dataclasses.replace(config, init="kaiming", iterations=None)
+        return config, plain
 
 
 def _restoring(site: Site, rank: int, scale: float, given: Given) -> tuple[Tensor, Tensor]:
@@ -224,20 +327,6 @@ def fold_start(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Returns one pair ``(down, up)`` with ``up @ down = up·down − up0·down0``; rank doubles."""
     down = torch.cat([tensors["down"], tensors["down0"]])
     return down, torch.cat([tensors["up"], -tensors["up0"]], dim=1)
-
-
-def _without_start(
-    config: LoRA, layers: Mapping[str, Mapping[str, Tensor]]
-) -> tuple[LoRA, dict[str, dict[str, Tensor]]]:
-    """Gives every layer one pair, as other programs know it; the caller adjusts rank and alpha to the doubled rank."""
-    plain: dict[str, dict[str, Tensor]] = {}
-    for path, tensors in layers.items():
-        plain[path] = {name: tensor for name, tensor in tensors.items() if name not in ("down0", "up0")}
-        if "down0" in tensors:
-            plain[path]["down"], plain[path]["up"] = fold_start(dict(tensors))
-    if config.init in WEIGHT_STARTS:
-        config = dataclasses.replace(config, init="kaiming", iterations=None)
-    return config, plain
 
 
 LoRA.adapter = LoRAAdapter

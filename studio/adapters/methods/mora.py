@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from studio.adapters.contract.adapter import METHODS, Adapter, AdapterConfig, Delta, Given
-from studio.adapters.contract.foreign import Foreign
+from studio.adapters.contract.foreign import Peft
 from studio.adapters.contract.rotation import FLAT
 from studio.adapters.sites.site import Site
 from studio.config import finite
@@ -52,6 +53,8 @@ class MoRA(AdapterConfig):
     """
 
     method = "mora"
+    rate = 0.3
+    small: ClassVar[Mapping[str, Any]] = {"rank": 2}
     rank: int = 8
     type: int = 6
     dropout: float = 0.0
@@ -63,11 +66,12 @@ class MoRA(AdapterConfig):
         self.require(finite(self.dropout) and 0.0 <= self.dropout < 1.0, "dropout", "a probability in [0, 1)")
 
 
-class MoRAAdapter(Adapter):
+class MoRAAdapter(Adapter[MoRA]):
     """MoRA on one site: ``core`` ``(n, n)``."""
 
     trained = ("core",)
-    foreign = Foreign(peft_type="", peft_tensors={"core": "mora_core"}, needs=("core",))
+    needs = ("core",)
+    peft = Peft(tensors={"core": "mora_core"})  # PEFT has no such method
 
     @classmethod
     def start(cls, site: Site, config: MoRA, given: Given) -> dict[str, Tensor]:
@@ -86,11 +90,11 @@ class MoRAAdapter(Adapter):
 
     @property
     def _turns(self) -> bool:
-        return self.config.type == 6  # type: ignore[attr-defined,no-any-return]
+        return self.config.type == 6
 
     @property
     def dropout(self) -> float:
-        return float(self.config.dropout)  # type: ignore[attr-defined]
+        return float(self.config.dropout)
 
     def _core(self) -> Tensor:
         return cast(Tensor, self._parameters["core"])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from studio.adapters.contract.adapter import METHODS, Given
-from studio.adapters.contract.foreign import Foreign
-from studio.adapters.methods.prompttuning import StartedConfig
+from studio.adapters.contract.foreign import Choice, Peft
+from studio.adapters.methods.prompttuning import SETTINGS, StartedConfig
 from studio.adapters.sites.site import Site
 from studio.adapters.tokens.contract import PromptAdapter, started_rows
 from studio.errors import DoesNotFit
@@ -41,6 +44,7 @@ class MultitaskPrompt(StartedConfig):
     """
 
     method = "multitaskprompt"
+    rate = 30.0
     tasks: int = 1
     rank: int = 1
 
@@ -50,22 +54,47 @@ class MultitaskPrompt(StartedConfig):
         self.require(self.rank >= 1, "rank", "at least 1")
 
 
-class MultitaskPromptAdapter(PromptAdapter):
+INITS: Final = Choice(
+    "MultitaskPromptTuningInit",
+    ("TEXT", "RANDOM", "AVERAGE_SOURCE_TASKS", "EXACT_SOURCE_TASK", "ONLY_SOURCE_SHARED"),
+    "RANDOM",
+)
+
+
+def _config_of_peft(fields: Mapping[str, Any]) -> dict[str, Any]:
+    stacks = fields.get("num_transformer_submodules") or (2 if fields["is_encoder_decoder"] else 1)
+    return {"tasks": int(fields["num_tasks"]), "rank": int(fields["num_ranks"]), "decoder": stacks == 2}
+
+
+class MultitaskPromptAdapter(PromptAdapter[MultitaskPrompt]):
     """On one model: ``prompt`` ``(m, width)``, ``cols`` ``(tasks, m, rank)``, ``rows`` ``(tasks, rank, width)``."""
 
     trained = ("prompt", "cols", "rows")
-    foreign = Foreign(
-        peft_type="MULTITASK_PROMPT_TUNING",
-        peft_tensors={"prompt": "prompt_embeddings", "cols": "prefix_task_cols", "rows": "prefix_task_rows"},
-        peft_fields={"tasks": "num_tasks", "rank": "num_ranks"},
+    peft = Peft(
+        type="MULTITASK_PROMPT_TUNING",
+        settings=dataclasses.replace(
+            SETTINGS,
+            name="MultitaskPromptTuningConfig",
+            extends=SETTINGS.name,
+            defaults={
+                **SETTINGS.defaults,
+                "prompt_tuning_init": INITS,
+                "prompt_tuning_init_state_dict_path": None,
+                "prompt_tuning_init_task": 0,
+                "num_ranks": 1,
+                "num_tasks": 1,
+            },
+            fields={"tasks": "num_tasks", "rank": "num_ranks"},
+            config=_config_of_peft,
+        ),
+        tensors={"prompt": "prompt_embeddings", "cols": "prefix_task_cols", "rows": "prefix_task_rows"},
     )
-    config: MultitaskPrompt
 
     @classmethod
     def start(cls, site: Site, config: MultitaskPrompt, given: Given) -> dict[str, Tensor]:
         total, draw = config.tokens * (2 if config.decoder else 1), given.generator
         return {
-            "prompt": started_rows(site, config, total, draw),  # type: ignore[arg-type]
+            "prompt": started_rows(site, config, total, draw),
             "cols": 0.02 * torch.randn(config.tasks, total, config.rank, generator=draw),
             "rows": 0.02 * torch.randn(config.tasks, config.rank, site.rows, generator=draw),
         }

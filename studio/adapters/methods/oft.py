@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Any, ClassVar, Final, cast
 
 import torch
 from torch import Tensor
 
 from studio.adapters.contract.adapter import METHODS, AdapterConfig, Given
-from studio.adapters.contract.foreign import Foreign, Way
+from studio.adapters.contract.coverage import peft_wide
+from studio.adapters.contract.foreign import Layers, Lycoris, Peft, Settings, Sites, Tables
 from studio.adapters.contract.rotation import (
     FLAT,
     Rotation,
     block_size_at,
+    blocks_of_peft,
     cayley,
     from_lycoris,
     packed_size,
-    peft_pointwise,
     shown_blocks,
     skew,
     to_lycoris,
@@ -70,6 +71,8 @@ class OFT(AdapterConfig):
     """
 
     method = "oft"
+    rate = 0.5
+    small: ClassVar[Mapping[str, Any]] = {"block_size": 2}
     block_size: int = 32
     block_pattern: Mapping[str, int] = field(default_factory=dict)
     terms: int | None = None
@@ -92,32 +95,144 @@ class OFT(AdapterConfig):
         self.require(finite(self.dropout) and 0.0 <= self.dropout < 1.0, "dropout", "a probability in [0, 1)")
 
 
-class OFTAdapter(Rotation):
+def _bounded(packed: Tensor, eps: float) -> Tensor:
+    """Brings every ``Q`` to ``‖Q‖ <= eps / √k``; ``‖Q‖² = 2 Σ entries²``."""
+    bound = eps / packed.shape[0] ** 0.5
+    norm = torch.linalg.vector_norm(packed, dim=1, keepdim=True) * 2**0.5
+    return torch.where(norm <= bound, packed, packed * (bound / norm))
+
+
+def _within(packed: Tensor, eps: float) -> bool:
+    return torch.allclose(_bounded(packed, eps), packed, rtol=1e-5, atol=0.0)
+
+
+# -- PEFT: its exact rotation is the inverse of its series, and its series has other terms than it says ----------------
+
+_FACTORS: Final = {2: 2.0}  # PEFT's two terms are I + 2Q, ours I + Q
+
+
+def _terms(fields: Mapping[str, Any]) -> int | None:
+    """The terms that PEFT computes with: its 3 are the 4 of the series."""
+    terms = int(fields.get(TERMS, 5)) if fields.get(NEUMANN, True) else None
+    return 4 if terms == 3 else terms
+
+
+def _config_of_peft(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes our fields of PEFT's.
+
+    Raises:
+        DoesNotFit: a rotation that is none, or of a PEFT before 0.18, which computed another one.
+    """
+    terms = _terms(fields)
+    if terms is not None:
+        version = str(fields.get("peft_version") or "0").split(".")
+        number = tuple(int(part) if part.isdigit() else 0 for part in version[:2])
+        if number < (0, 18):
+            raise DoesNotFit(
+                f"peft_version={fields.get('peft_version')!r} with {NEUMANN}=True: PEFT before 0.18 computed another "
+                "series, which it does not read itself any more; train the adapter again"
+            )
+        if terms < 2:
+            raise DoesNotFit(f"{TERMS}={fields.get(TERMS)!r}: with it PEFT computes no rotation at all")
+    eps = float(fields.get("eps", 6e-5)) if fields.get("coft") else None
+    return {"terms": terms, "eps": eps}
+
+
+def _new(config: Any, sites: Sites) -> dict[str, Any]:
+    return blocks_of_peft(config, sites, config.oft_block_size, config.r)
+
+
+def _of_peft(fields: Mapping[str, Any], site: Site, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    packed = tensors["skew"]
+    if fields.get("coft"):
+        packed = _bounded(packed, float(fields.get("eps", 6e-5)))
+    terms = _terms(fields)
+    return {**tensors, "skew": -packed if terms is None else packed * _FACTORS.get(terms, 1.0)}
+
+
+def _for_peft(config: OFT, sites: Sites, layers: Layers) -> Tables:
+    if config.use_gain or config.terms == 3 or config.outputs:
+        found = "use_gain=True" if config.use_gain else "outputs=True" if config.outputs else "terms=3"
+        raise DoesNotFit(f"PEFT has no OFT with {found}; save with format='diffusers'")
+    counts, blocks = _counts(layers), _sizes(layers)
+    if len(blocks) > 1 and (len(counts) > 1 or config.share):
+        raise DoesNotFit(
+            f"PEFT has one block size, or one number of blocks, for all layers; these have blocks of {sorted(blocks)}; "
+            "save with format='diffusers'"
+        )
+    factor = -1.0 if config.terms is None else 1 / _FACTORS.get(config.terms, 1.0)
+    return {path: {"skew": tensors["skew"] * factor} for path, tensors in layers.items()}
+
+
+def _stated(config: OFT, sites: Sites, layers: Layers) -> dict[str, Any]:
+    """Says the size of the blocks, or their number where it is what all layers have in common, and the series."""
+    blocks = _sizes(layers)
+    size, count = (blocks.pop(), 0) if len(blocks) == 1 else (0, _counts(layers).pop())
+    fields: dict[str, Any] = {
+        "oft_block_size": size,
+        "r": count,
+        NEUMANN: config.terms is not None,
+        TERMS: config.terms or 5,
+        "peft_version": "0.18.0",
+    }
+    factor = 1.0 if config.terms is None else _FACTORS.get(config.terms, 1.0)
+    if config.eps is not None and all(_within(tensors["skew"] * factor, config.eps) for tensors in layers.values()):
+        fields |= {"coft": True, "eps": config.eps}
+    return fields
+
+
+def _counts(layers: Layers) -> set[int]:
+    return {tensors["skew"].shape[0] for tensors in layers.values()}
+
+
+def _sizes(layers: Layers) -> set[int]:
+    return {packed_size(tensors["skew"].shape[1]) for tensors in layers.values()}
+
+
+def _for_lycoris(config: OFT, sites: Sites, layers: Layers) -> Tables:
+    if not config.outputs or config.terms is not None or config.share:
+        raise DoesNotFit(
+            "LyCORIS' OFT turns outputs, exactly, and every block by itself (outputs=True, terms=None, share=False); "
+            "save with format='diffusers', or 'peft' for inputs"
+        )
+    return to_lycoris(layers)
+
+
+class OFTAdapter(Rotation[OFT]):
     """OFT on one site: ``skew`` ``(blocks, b (b − 1) / 2)``, above the diagonals of ``Q``; ``gain`` ``(rows,)``."""
 
     trained = ("skew", "gain")
-    foreign = Foreign(
-        peft_type="OFT",
-        peft_tensors={"skew": "oft_R.weight", "gain": "oft_gain"},  # PEFT itself has no gain
-        peft_embedding={"skew": "oft_embedding_R.weight", "gain": "oft_gain"},
-        peft_fields={"share": "block_share", "dropout": "module_dropout"},
-        peft_way=Way(
-            fields=("r", "oft_block_size", "coft", "eps", NEUMANN, TERMS),
-            limit=lambda site: peft_pointwise(site),
-            config=lambda fields: _config_of_peft(fields),
-            read=lambda fields, site, tensors: _from_peft(fields, tensors),
-            write=lambda config, sites, layers: _to_peft(config, layers),
+    needs = ("skew",)
+    peft = Peft(
+        type="OFT",
+        settings=Settings(
+            name="OFTConfig",
+            defaults={
+                "r": 0, "oft_block_size": 32, "module_dropout": 0.0, "fan_in_fan_out": False, "bias": "none",
+                "init_weights": True, "coft": False, "eps": 6e-5, "block_share": False, NEUMANN: True, TERMS: 5,
+            },
+            fields={"share": "block_share", "dropout": "module_dropout"},
+            reads=("r", "oft_block_size", "coft", "eps", NEUMANN, TERMS),
+            config=_config_of_peft,
+            new=_new,
+            state=_stated,
         ),
-        lycoris_tensors={"skew": "oft_blocks/3", "gain": "rescale"},
-        lycoris_algo="diag-oft",
-        lycoris_way=Way(
-            config=lambda fields: {"outputs": True},
-            read=lambda fields, site, tensors: from_lycoris(fields, site, tensors),
-            write=lambda config, sites, layers: _to_lycoris(config, layers),
-        ),
-        layouts={"gain": ("vector", "column")},
-        needs=("skew",),
-        shows=lambda layers: _shown(layers),
+        tensors={"skew": "oft_R.weight", "gain": "oft_gain"},  # PEFT itself has no gain
+        embedding={"skew": "oft_embedding_R.weight", "gain": "oft_gain"},
+        layouts={"gain": "vector"},
+        covers=("Linear", "Embedding", "Conv2d"),
+        limit=peft_wide,
+        read=_of_peft,
+        store=_for_peft,
+    )  # fmt: skip
+    lycoris = Lycoris(
+        algo="diag-oft",
+        tensors={"skew": "oft_blocks/3", "gain": "rescale"},
+        layouts={"gain": "column"},
+        fixed={"outputs": True},
+        beside={"alpha": 0.0},
+        read=from_lycoris,
+        store=_for_lycoris,
     )
 
     @classmethod
@@ -128,7 +243,7 @@ class OFTAdapter(Rotation):
         return {**tensors, "gain": torch.ones(site.rows)} if config.use_gain else tensors
 
     def fit(self) -> None:
-        config: Any = self.config
+        config = self.config
         self.__dict__["outputs"] = config.outputs or self.site.kind == "embedding"
         count, packed = self.require("skew", (None, None)).shape
         self.__dict__["block"] = block = packed_size(packed)
@@ -145,14 +260,18 @@ class OFTAdapter(Rotation):
 
     @property
     def dropout(self) -> float:
-        return float(self.config.dropout)  # type: ignore[attr-defined]
+        return float(self.config.dropout)
 
     def _blocks(self, drop: bool) -> Tensor:
         """``R_i - I`` for every block, ``(blocks, b, b)``, or for the one that all share."""
-        packed, config = cast(Tensor, self._parameters["skew"]), cast(Any, self.config)
+        packed, config = cast(Tensor, self._parameters["skew"]), self.config
         blocks = self.remembered(lambda: cayley(skew(packed, self.block), config.terms), packed)
         kept = self.keeps(self.size // self.block) if drop else None
         return blocks if kept is None else blocks * kept.to(blocks)
+
+    @classmethod
+    def shown(cls, layers: Layers) -> dict[str, Any]:
+        return {**shown_blocks(layers), "use_gain": any("gain" in tensors for tensors in layers.values())}
 
     def turned(self, v: Tensor, *, back: bool = False, drop: bool = False) -> Tensor:
         blocks = self._blocks(drop)
@@ -173,99 +292,6 @@ class OFTAdapter(Rotation):
             if adapter.config.eps is not None:
                 packed = adapter._parameters["skew"]
                 packed.copy_(_bounded(packed, adapter.config.eps))
-
-
-def _bounded(packed: Tensor, eps: float) -> Tensor:
-    """Brings every ``Q`` to ``‖Q‖ <= eps / √k``; ``‖Q‖² = 2 Σ entries²``."""
-    bound = eps / packed.shape[0] ** 0.5
-    norm = torch.linalg.vector_norm(packed, dim=1, keepdim=True) * 2**0.5
-    return torch.where(norm <= bound, packed, packed * (bound / norm))
-
-
-def _within(packed: Tensor, eps: float) -> bool:
-    return torch.allclose(_bounded(packed, eps), packed, rtol=1e-5, atol=0.0)
-
-
-def _shown(layers: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
-    return {**shown_blocks(layers), "use_gain": any("gain" in tensors for tensors in layers.values())}
-
-
-# -- PEFT: its exact rotation is the inverse of its series, and its series has other terms than it says ----------------
-
-_FACTORS = {2: 2.0}  # PEFT's two terms are I + 2Q, ours I + Q
-
-
-def _terms(fields: Mapping[str, Any]) -> int | None:
-    """The terms that PEFT computes with: its 3 are the 4 of the series."""
-    terms = int(fields.get(TERMS, 5)) if fields.get(NEUMANN, True) else None
-    return 4 if terms == 3 else terms
-
-
-def _config_of_peft(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Our fields from PEFT's.
-
-    Raises:
-        DoesNotFit: a rotation that is none, or of a PEFT before 0.18, which computed another one.
-    """
-    terms = _terms(fields)
-    if terms is not None:
-        version = str(fields.get("peft_version") or "0").split(".")
-        number = tuple(int(part) if part.isdigit() else 0 for part in version[:2])
-        if number < (0, 18):
-            raise DoesNotFit(
-                f"peft_version={fields.get('peft_version')!r} with {NEUMANN}=True: PEFT before 0.18 computed another "
-                "series, which it does not read itself any more; train the adapter again"
-            )
-        if terms < 2:
-            raise DoesNotFit(f"{TERMS}={fields.get(TERMS)!r}: with it PEFT computes no rotation at all")
-    eps = float(fields.get("eps", 6e-5)) if fields.get("coft") else None
-    return {"terms": terms, "eps": eps}
-
-
-def _from_peft(fields: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    packed = tensors["skew"]
-    if fields.get("coft"):
-        packed = _bounded(packed, float(fields.get("eps", 6e-5)))
-    terms = _terms(fields)
-    return {**tensors, "skew": -packed if terms is None else packed * _FACTORS.get(terms, 1.0)}
-
-
-def _to_peft(
-    config: OFT, layers: Mapping[str, Mapping[str, Tensor]]
-) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    if config.use_gain or config.terms == 3 or config.outputs:
-        found = "use_gain=True" if config.use_gain else "outputs=True" if config.outputs else "terms=3"
-        raise DoesNotFit(f"PEFT has no OFT with {found}; save with format='diffusers'")
-    counts = {tensors["skew"].shape[0] for tensors in layers.values()}
-    blocks = {packed_size(tensors["skew"].shape[1]) for tensors in layers.values()}
-    if len(blocks) > 1 and (len(counts) > 1 or config.share):
-        raise DoesNotFit(
-            f"PEFT has one block size, or one number of blocks, for all layers; these have blocks of {sorted(blocks)}; "
-            "save with format='diffusers'"
-        )
-    size, count = (blocks.pop(), 0) if len(blocks) == 1 else (0, counts.pop())
-    fields: dict[str, Any] = {
-        "oft_block_size": size,
-        "r": count,
-        NEUMANN: config.terms is not None,
-        TERMS: config.terms or 5,
-    }
-    if config.eps is not None and all(_within(tensors["skew"], config.eps) for tensors in layers.values()):
-        fields |= {"coft": True, "eps": config.eps}
-    factor = -1.0 if config.terms is None else 1 / _FACTORS.get(config.terms, 1.0)
-    moved = {path: {"skew": tensors["skew"] * factor} for path, tensors in layers.items()}
-    return {**fields, "peft_version": "0.18.0"}, moved
-
-
-def _to_lycoris(
-    config: OFT, layers: Mapping[str, Mapping[str, Tensor]]
-) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    if not config.outputs or config.terms is not None or config.share:
-        raise DoesNotFit(
-            "LyCORIS' OFT turns outputs, exactly, and every block by itself (outputs=True, terms=None, share=False); "
-            "save with format='diffusers', or 'peft' for inputs"
-        )
-    return to_lycoris(layers)
 
 
 OFT.adapter = OFTAdapter

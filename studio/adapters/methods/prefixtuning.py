@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from studio.adapters.contract.adapter import METHODS, Given
-from studio.adapters.contract.foreign import Foreign
+from studio.adapters.contract.foreign import Layers, Peft, Settings, Sites, Tables
 from studio.adapters.sites.language import CachedAttention, ModelSite
 from studio.adapters.sites.site import Site
 from studio.adapters.tokens.contract import PrefixAdapter, TokenConfig
@@ -56,6 +58,7 @@ class PrefixTuning(TokenConfig):
     """
 
     method = "prefixtuning"
+    rate = 10.0
     hidden: int | None = None
     init: str = "random"
     places: tuple[str, ...] | None = None
@@ -70,7 +73,105 @@ class PrefixTuning(TokenConfig):
             self.require(bool(given) and set(given) <= set(PLACES), "places", f"some of {', '.join(PLACES)}")
 
 
-class PrefixTuningAdapter(PrefixAdapter):
+def chosen_attentions(site: ModelSite, config: PrefixTuning) -> list[CachedAttention]:
+    """Returns the attentions that get a prefix.
+
+    Raises:
+        UnsupportedLayer: the model has none of a place that is named.
+    """
+    found = site.attentions()
+    has = {attention.place for attention in found}
+    missing = [place for place in config.places or () if place not in has]
+    if missing or not found:
+        raise UnsupportedLayer(
+            f"{type(site.module).__name__} has no {missing[0] if missing else ''} attention that takes a prefix; "
+            f"it has: {', '.join(sorted(has)) or 'none'}"
+        )
+    return [attention for attention in found if config.places is None or attention.place in config.places]
+
+
+# -- PEFT --------------------------------------------------------------------------------------------------------------
+#
+# The prefix of a decoder that has an encoder is doubled there, and its l-th layer reads the parts 4l and 4l + 1,
+# counted round: half of what is stored is never read.
+
+
+def _config_of_peft(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {"places": ("decoder",)} if fields["is_encoder_decoder"] else {}
+
+
+def _new(config: Any, sites: Sites) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    if config.prefix_projection:
+        fields["hidden"] = config.encoder_hidden_size or sites[""].rows
+    if config.init_weights is not None:
+        fields["init"] = config.init_weights
+    return fields
+
+
+def _read_order(layers: int) -> list[int]:
+    """The parts of a doubled prefix in the order in which the layers read them."""
+    return [(4 * layer + part) % (2 * layers) for layer in range(layers) for part in (0, 1)]
+
+
+def _of_peft(fields: Mapping[str, Any], site: Site, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    assert isinstance(site, ModelSite), "the only kind that it covers"
+    if not site.encodes_first:
+        return tensors
+    prefix, layers = tensors["prefix"], [one for one in site.attentions() if one.place == "decoder"]
+    width = sum(2 * attention.width for attention in layers)
+    if prefix.shape[1] != width:
+        raise DoesNotFit(
+            f"the prefix has {prefix.shape[1]} numbers per token, and the {len(layers)} layers of "
+            f"{type(site.module).__name__} need {width}"
+        )
+    columns = prefix.view(len(prefix), 2 * len(layers), -1)
+    return {"prefix": columns[:, _read_order(len(layers))].reshape(len(prefix), -1)}
+
+
+def _for_peft(config: PrefixTuning, sites: Sites, layers: Layers) -> Tables:
+    site, prefix = sites[""], layers[""]["prefix"]
+    assert isinstance(site, ModelSite), "the only kind that it covers"
+    chosen = chosen_attentions(site, config)
+    if site.encodes_first and {attention.place for attention in chosen} != {"decoder"}:
+        raise DoesNotFit(
+            "PEFT has no prefix in an encoder or in cross-attention; save it as .safetensors, or attach with "
+            "places=('decoder',)"
+        )
+    if len({(attention.heads, attention.size) for attention in chosen}) > 1:
+        raise DoesNotFit("PEFT has one number of key heads for all layers, and this model has several")
+    return {"": {"prefix": _doubled(prefix, len(chosen)) if site.encodes_first else prefix}}
+
+
+def _doubled(prefix: Tensor, layers: int) -> Tensor:
+    """What PEFT has to store for a decoder that has an encoder."""
+    order, columns = _read_order(layers), prefix.reshape(len(prefix), 2 * layers, -1)
+    stored = torch.zeros_like(columns)
+    for place, part in enumerate(order):
+        stored[:, part] = columns[:, place]
+    if not torch.equal(stored[:, order], columns):
+        raise DoesNotFit(
+            f"PEFT gives the layers l and l + {layers // 2} of a decoder that has an encoder the same prefix, and "
+            "these differ; save it as .safetensors"
+        )
+    return stored.reshape(len(prefix), -1)
+
+
+def _stated(config: PrefixTuning, sites: Sites, layers: Layers) -> dict[str, Any]:
+    site: Any = sites[""]
+    chosen = chosen_attentions(site, config)
+    return {
+        "encoder_hidden_size": None,
+        "init_weights": None,
+        "num_attention_heads": chosen[0].heads,
+        "num_layers": len(chosen),
+        "num_transformer_submodules": 2 if site.encodes_first else 1,
+        "prefix_projection": False,
+        "token_dim": chosen[0].heads * chosen[0].size,
+    }
+
+
+class PrefixTuningAdapter(PrefixAdapter[PrefixTuning]):
     """On one model: ``prefix`` ``(m, Σ 2·heads·size)``, or the network that makes it.
 
     Its columns are the key and the value of the first attention, then those of the second, ...: of the decoder, then of
@@ -78,8 +179,19 @@ class PrefixTuningAdapter(PrefixAdapter):
     """
 
     trained = (*NETWORK, "prefix")
-    foreign = Foreign(peft_type="PREFIX_TUNING", peft_tensors={"prefix": "prompt_embeddings"})
-    config: PrefixTuning
+    peft = Peft(
+        type="PREFIX_TUNING",
+        settings=Settings(
+            name="PrefixTuningConfig",
+            defaults={"init_weights": None, "encoder_hidden_size": None, "prefix_projection": False},
+            config=_config_of_peft,
+            new=_new,
+            state=_stated,
+        ),
+        tensors={"prefix": "prompt_embeddings"},
+        read=_of_peft,
+        store=_for_peft,
+    )
 
     @classmethod
     def start(cls, site: Site, config: PrefixTuning, given: Given) -> dict[str, Tensor]:
@@ -158,6 +270,9 @@ class PrefixTuningAdapter(PrefixAdapter):
         inner = torch.tanh(F.linear(t["embedding"], t["weight0"], t["bias0"]))
         return F.linear(inner, t["weight1"][begin:end], t["bias1"][begin:end])
 
+    def folded(self) -> dict[str, Tensor]:
+        return {"prefix": self.made().detach().clone()}
+
     def made(self) -> Tensor:
         """The whole prefix ``(m, Σ 2·heads·size)``."""
         prefix = self.tensor("prefix")
@@ -165,23 +280,6 @@ class PrefixTuningAdapter(PrefixAdapter):
             return prefix
         spans = [(begin, begin + 2 * attention.width) for begin, attention in self.spans.values()]
         return torch.cat([self._computed(*span) for span in spans], dim=1)  # part by part: the bits of training
-
-
-def chosen_attentions(site: ModelSite, config: PrefixTuning) -> list[CachedAttention]:
-    """Returns the attentions that get a prefix.
-
-    Raises:
-        UnsupportedLayer: the model has none of a place that is named.
-    """
-    found = site.attentions()
-    has = {attention.place for attention in found}
-    missing = [place for place in config.places or () if place not in has]
-    if missing or not found:
-        raise UnsupportedLayer(
-            f"{type(site.module).__name__} has no {missing[0] if missing else ''} attention that takes a prefix; "
-            f"it has: {', '.join(sorted(has)) or 'none'}"
-        )
-    return [attention for attention in found if config.places is None or attention.place in config.places]
 
 
 PrefixTuning.adapter = PrefixTuningAdapter

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, cast
 
 from torch import Tensor
 
 from studio.adapters.contract.adapter import METHODS, Given
-from studio.adapters.contract.foreign import Foreign
+from studio.adapters.contract.foreign import Choice, Layers, Peft, Settings, Sites
 from studio.adapters.sites.site import Site
-from studio.adapters.tokens.contract import STARTS, PromptAdapter, PromptConfig, started_rows, text_tokens
+from studio.adapters.tokens.contract import (
+    STARTS,
+    PromptAdapter,
+    PromptConfig,
+    none_before_decoder,
+    started_rows,
+    text_tokens,
+)
+from studio.errors import BadConfig
 
 __all__ = ["PromptTuning", "PromptTuningAdapter", "StartedConfig"]
 
@@ -74,25 +82,73 @@ class PromptTuning(StartedConfig):
     """
 
     method = "prompttuning"
+    rate = 30.0
 
 
-class PromptTuningAdapter(PromptAdapter):
+INITS: Final = Choice("PromptTuningInit", ("RANDOM", "TEXT", "SAMPLE_VOCAB"), "RANDOM")
+
+
+def _check_peft(config: Any) -> None:
+    if config.prompt_tuning_init == "TEXT" and not (config.prompt_tuning_init_text and config.tokenizer_name_or_path):
+        missing = "prompt_tuning_init_text" if not config.prompt_tuning_init_text else "tokenizer_name_or_path"
+        raise BadConfig(f"When prompt_tuning_init='TEXT', {missing} can't be None: it is what the prompt starts from")
+
+
+def _new(config: Any, sites: Sites) -> dict[str, Any]:
+    """Makes our fields of what PEFT's prompt starts from."""
+    word = getattr(config.prompt_tuning_init, "value", config.prompt_tuning_init)
+    if word == "RANDOM":
+        return {}
+    if word == "SAMPLE_VOCAB":
+        return {"init": "vocabulary"}
+    if word == "TEXT":
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(config.tokenizer_name_or_path, **(config.tokenizer_kwargs or {}))
+        return {"init": "text", "start_tokens": text_tokens(config.prompt_tuning_init_text, tokenizer)}
+    raise BadConfig(f"prompt_tuning_init={word!r} starts from another task's file; load that adapter instead")
+
+
+def _stated(config: StartedConfig, sites: Sites, layers: Layers) -> dict[str, Any]:
+    return {"prompt_tuning_init": "RANDOM"}  # what it started from matters no more
+
+
+SETTINGS: Final = Settings(
+    name="PromptTuningConfig",
+    defaults={
+        "prompt_tuning_init": INITS,
+        "prompt_tuning_init_text": None,
+        "tokenizer_name_or_path": None,
+        "tokenizer_kwargs": None,
+    },
+    check=_check_peft,
+    new=_new,
+    state=_stated,
+)
+
+
+class PromptTuningAdapter(PromptAdapter[PromptTuning]):
     """Prompt tuning on one model: ``prompt`` ``(m, width)``, the encoder's rows before the decoder's."""
 
     trained = ("prompt",)
-    foreign = Foreign(peft_type="PROMPT_TUNING", peft_tensors={"prompt": "prompt_embeddings"})
+    peft = Peft(
+        type="PROMPT_TUNING",
+        settings=SETTINGS,
+        tensors={"prompt": "prompt_embeddings"},
+        store=none_before_decoder,
+    )
 
     @classmethod
     def start(cls, site: Site, config: PromptTuning, given: Given) -> dict[str, Tensor]:
         total = config.tokens * (2 if config.decoder else 1)
-        return {"prompt": started_rows(site, config, total, given.generator)}  # type: ignore[arg-type]
+        return {"prompt": started_rows(site, config, total, given.generator)}
 
     def fit(self) -> None:
         super().fit()
         self.require("prompt", (self.total, self.site.rows))
 
     def embedded(self, rows: int, tasks: Tensor | None) -> Tensor:
-        return self._parameters["prompt"]  # type: ignore[return-value]
+        return cast(Tensor, self._parameters["prompt"])
 
 
 PromptTuning.adapter = PromptTuningAdapter

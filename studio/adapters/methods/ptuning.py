@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from studio.adapters.contract.adapter import METHODS, Given
-from studio.adapters.contract.foreign import Foreign
+from studio.adapters.contract.foreign import Choice, Layers, Peft, Settings, Sites
 from studio.adapters.sites.site import Site
-from studio.adapters.tokens.contract import PromptAdapter, PromptConfig
-from studio.errors import DoesNotFit
+from studio.adapters.tokens.contract import PromptAdapter, PromptConfig, none_before_decoder
+from studio.errors import BadConfig, DoesNotFit
 
 __all__ = ["PTuning", "PTuningAdapter"]
 
@@ -47,6 +49,7 @@ class PTuning(PromptConfig):
     """
 
     method = "ptuning"
+    rate = 3.0
     encoder: str = "mlp"
     hidden: int | None = None
     layers: int = 2
@@ -62,7 +65,34 @@ class PTuning(PromptConfig):
         self.require(self.encoder == "lstm" or plain, "encoder", "'lstm' where layers or dropout are given")
 
 
-class PTuningAdapter(PromptAdapter):
+ENCODERS: Final = Choice("PromptEncoderReparameterizationType", ("MLP", "LSTM"), "MLP")
+
+
+def _config_of_peft(fields: Mapping[str, Any]) -> dict[str, Any]:
+    encoder = str(fields.get("encoder_reparameterization_type") or "MLP").rpartition(".")[2].lower()
+    known = {"encoder": encoder, "hidden": fields.get("encoder_hidden_size")}
+    if encoder == "lstm":
+        known["layers"] = int(fields.get("encoder_num_layers") or 2)
+        known["dropout"] = float(fields.get("encoder_dropout") or 0.0)
+    return known
+
+
+def _new(config: Any, sites: Sites) -> dict[str, Any]:
+    if config.encoder_dropout and _config_of_peft(config.to_dict())["encoder"] == "mlp":
+        raise BadConfig("encoder_dropout is for the LSTM encoder; PEFT leaves it out of the MLP silently")
+    return {}
+
+
+def _stated(config: PTuning, sites: Sites, layers: Layers) -> dict[str, Any]:
+    return {
+        "encoder_dropout": config.dropout,
+        "encoder_hidden_size": config.hidden or sites[""].rows,
+        "encoder_num_layers": config.layers,
+        "encoder_reparameterization_type": config.encoder.upper(),
+    }
+
+
+class PTuningAdapter(PromptAdapter[PTuning]):
     """P-tuning on one model: ``embedding`` ``(m, width)`` and the network, or its output ``prompt`` by itself.
 
     The LSTM's weights are stacked by direction: ``lstm_first`` ``(2, 4h, width)``, ``lstm_rest`` ``(layers − 1, 2, 4h,
@@ -70,8 +100,23 @@ class PTuningAdapter(PromptAdapter):
     """
 
     trained = ("embedding", *dict.fromkeys((*MLP, *LSTM)), "prompt")
-    foreign = Foreign(peft_type="P_TUNING", peft_tensors={"prompt": "prompt_embeddings"})
-    config: PTuning
+    peft = Peft(
+        type="P_TUNING",
+        settings=Settings(
+            name="PromptEncoderConfig",
+            defaults={
+                "encoder_reparameterization_type": ENCODERS,
+                "encoder_hidden_size": None,
+                "encoder_num_layers": 2,
+                "encoder_dropout": 0.0,
+            },
+            config=_config_of_peft,
+            new=_new,
+            state=_stated,
+        ),
+        tensors={"prompt": "prompt_embeddings"},
+        store=none_before_decoder,
+    )
 
     @classmethod
     def start(cls, site: Site, config: PTuning, given: Given) -> dict[str, Tensor]:
@@ -123,6 +168,9 @@ class PTuningAdapter(PromptAdapter):
         if prompt is not None:
             return prompt
         return self.remembered(self._made, *self.tensors().values())
+
+    def folded(self) -> dict[str, Tensor]:
+        return {"prompt": self.embedded(1, None).detach().clone()}
 
     def _made(self) -> Tensor:
         t = self.tensors()

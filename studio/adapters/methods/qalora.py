@@ -6,21 +6,20 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor
 
 from studio.adapters.contract.adapter import METHODS, Factors, Given
-from studio.adapters.contract.foreign import Foreign, Way
-from studio.adapters.contract.ranked import FactorConfig
-from studio.adapters.methods.lora import LoRA, LoRAAdapter
+from studio.adapters.contract.foreign import Layers, Lycoris, Peft, Tables
+from studio.adapters.contract.ranked import FactorAdapter, FactorConfig
+from studio.adapters.contract.starts import grown_pair
+from studio.adapters.methods.lora import FIELDS, PAIR, SETTINGS, LoRA
 from studio.adapters.sites.site import LAYERS, Site
 from studio.errors import BadConfig, UnsupportedLayer, nearest
 
 __all__ = ["QALoRA", "QALoRAAdapter"]
-
-Layers = Mapping[str, Mapping[str, Tensor]]
 
 POOLINGS: Final = ("sum", "mean", "groups")
 """What becomes of the inputs of a group: their sum (the paper), their mean (the authors' program), or their mean times
@@ -56,6 +55,7 @@ class QALoRA(FactorConfig):
     """
 
     method = "qalora"
+    small: ClassVar[Mapping[str, Any]] = {"rank": 2, "group": 2}
     group: int = 32
     pooling: str = "sum"
 
@@ -85,40 +85,47 @@ class QALoRA(FactorConfig):
         return {"sum": 1.0, "mean": 1 / self.group, "groups": self.groups(site) / self.group}[self.pooling]
 
 
-class QALoRAAdapter(LoRAAdapter):
+def spread(matrix: Tensor, group: int) -> Tensor:
+    """Repeats every column ``group`` times: ``(n, groups)`` to ``(n, groups · group)``."""
+    return matrix[:, :, None].expand(*matrix.shape, group).reshape(matrix.shape[0], -1)
+
+
+def _as_lora(config: QALoRA, layers: Layers) -> tuple[LoRA, Tables]:
+    """The same function as a LoRA, for programs that know no pooling; ``config`` has PEFT's pooling."""
+    made = {}
+    for path, tensors in layers.items():
+        share = tensors["down"].shape[1] / config.group
+        made[path] = {"down": spread(tensors["down"], config.group), "up": tensors["up"] * share}
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(FactorConfig)}
+    return LoRA(**fields), made
+
+
+def _limit(site: Site) -> str:
+    return "" if site.kind == "linear" else "PEFT has QA-LoRA on Linear layers alone"
+
+
+class QALoRAAdapter(FactorAdapter[QALoRA]):
     """QA-LoRA on one site: ``down`` ``(r, cols / group)``, ``up`` ``(rows, r)``."""
 
     trained = ("down", "up")
-    frozen = ()
     kinds = tuple(kind for kind in LAYERS if kind != "embedding")  # ids are no numbers that could be summed
-    foreign = Foreign(
-        peft_type="LORA",
-        peft_flags={"use_qalora": True},
-        peft_tensors={"down": "lora_A.weight", "up": "lora_B.weight"},
-        peft_fields={
-            "rank": "r",
-            "alpha": "lora_alpha",
-            "dropout": "lora_dropout",
-            "rank_stabilized": "use_rslora",
-            "group": "qalora_group_size",
-        },
-        layouts={"up": ("spread", "spread")},
-        needs=("down", "up"),
-        ranks=("down",),
-        fold=lambda config, layers: _as_peft(config, layers),
-        peft_way=Way(
-            limit=lambda site: "" if site.kind == "linear" else "PEFT has QA-LoRA on Linear layers alone",
-            config=lambda fields: {"pooling": "groups"},
+    needs = ("down", "up")
+    ranks = ("down",)
+    peft = Peft(
+        type="LORA",
+        settings=dataclasses.replace(
+            SETTINGS, fields={**FIELDS, "group": "qalora_group_size"}, flags={"use_qalora": True}
         ),
-        lycoris_form=lambda config, layers: _as_lora(config, layers),
+        tensors=PAIR,
+        layouts={"up": "spread"},
+        fixed={"pooling": "groups"},
+        limit=_limit,
+        diffusers=True,
     )
+    lycoris = Lycoris(form=_as_lora)
 
     @classmethod
-    def plan(cls, sites: Mapping[str, Site], config: Any, given: Mapping[str, Given]) -> Any:
-        return config
-
-    @classmethod
-    def start(cls, site: Site, config: Any, given: Given) -> dict[str, Tensor]:
+    def start(cls, site: Site, config: QALoRA, given: Given) -> dict[str, Tensor]:
         if site.kind == "embedding":
             raise UnsupportedLayer(
                 f"QALoRA cannot act on {site.path}: the inputs are token ids, which cannot be summed; exclude it"
@@ -134,7 +141,7 @@ class QALoRAAdapter(LoRAAdapter):
         return {"down": down, "up": torch.zeros(site.rows, rank)}
 
     def fit(self) -> None:
-        config: Any = self.config
+        config = self.config
         rank = self.require("down", (None, config.groups(self.site))).shape[0]
         self.require("up", (self.site.rows, rank))
         self.__dict__["scale"] = config.scale_at(self.site.path)
@@ -149,37 +156,25 @@ class QALoRAAdapter(LoRAAdapter):
         assert down is not None and up is not None
         return Factors(spread(down, self.group).view(-1, *self.site.inner_shape), up, self.scale * self.share)
 
+    def grown(self, rank: int, generator: torch.Generator) -> tuple[QALoRA, dict[str, Tensor]]:
+        return grown_pair(self, rank, generator)
+
+    @classmethod
+    def to_save(cls, config: QALoRA, layers: Layers) -> tuple[QALoRA, Tables]:
+        """Gives it PEFT's pooling; the difference goes into ``up``."""
+        made = {path: dict(tensors) for path, tensors in layers.items()}
+        if config.pooling != "groups":
+            for tensors in made.values():
+                count = tensors["down"].shape[1]
+                tensors["up"] = tensors["up"] * ((config.group if config.pooling == "sum" else 1) / count)
+        return dataclasses.replace(config, pooling="groups"), made
+
     def by_group(self, group: int) -> Tensor | None:
         if self.group % group:
             return None
         down, up = self._parameters["down"], self._parameters["up"]
         assert down is not None and up is not None
         return spread((up * (self.scale * self.share)) @ down, self.group // group)
-
-
-def spread(matrix: Tensor, group: int) -> Tensor:
-    """Repeats every column ``group`` times: ``(n, groups)`` to ``(n, groups · group)``."""
-    return matrix[:, :, None].expand(*matrix.shape, group).reshape(matrix.shape[0], -1)
-
-
-def _as_peft(config: QALoRA, layers: Layers) -> tuple[QALoRA, dict[str, dict[str, Tensor]]]:
-    """The same adapter with PEFT's pooling; the difference goes into ``up``."""
-    made = {path: dict(tensors) for path, tensors in layers.items()}
-    if config.pooling != "groups":
-        for tensors in made.values():
-            count = tensors["down"].shape[1]
-            tensors["up"] = tensors["up"] * ((config.group if config.pooling == "sum" else 1) / count)
-    return dataclasses.replace(config, pooling="groups"), made
-
-
-def _as_lora(config: QALoRA, layers: Layers) -> tuple[LoRA, dict[str, dict[str, Tensor]]]:
-    """The same function as a LoRA, for programs that know no pooling; ``config`` has PEFT's pooling."""
-    made = {}
-    for path, tensors in layers.items():
-        share = tensors["down"].shape[1] / config.group
-        made[path] = {"down": spread(tensors["down"], config.group), "up": tensors["up"] * share}
-    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(FactorConfig)}
-    return LoRA(**fields), made
 
 
 QALoRA.adapter = QALoRAAdapter

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, ClassVar, Final, cast
 
 import torch
 from torch import Tensor
 
 from studio.adapters.contract.adapter import METHODS, Adapter, AdapterConfig, Delta, Given
-from studio.adapters.contract.foreign import Foreign, Way, peft_covers
+from studio.adapters.contract.foreign import Layers, Peft, Settings, Sites
 from studio.adapters.sites.site import ConvSite, Site
 from studio.errors import BadConfig, DoesNotFit
 
@@ -50,6 +50,8 @@ class RoAd(AdapterConfig):
     """
 
     method = "road"
+    rate = 5.0
+    small: ClassVar[Mapping[str, Any]] = {"group": 2}
     variant: int = 1
     group: int | None = None
 
@@ -77,23 +79,49 @@ class RoAd(AdapterConfig):
         )
 
 
-class RoAdAdapter(Adapter):
+VARIANTS: Final = ("road_1", "road_2", "road_4")
+
+
+def _check_peft(config: Any) -> None:
+    if config.variant not in VARIANTS:
+        raise BadConfig(f"Invalid variant {config.variant} specified. Please choose from {', '.join(VARIANTS)}")
+
+
+def _config_of_peft(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "variant": int(str(fields.get("variant", "road_1")).rpartition("_")[2]),
+        "group": int(fields.get("group_size", LARGEST)),
+    }
+
+
+def _stated(config: RoAd, sites: Sites, layers: Layers) -> dict[str, Any]:
+    sizes = sorted({config.group_at(site) for site in sites.values()})
+    if len(sizes) > 1:
+        raise DoesNotFit(
+            f"PEFT's RoAd has one group for all layers, and these have {', '.join(map(str, sizes))}; save with "
+            "format='diffusers', or train with a group that divides all of them"
+        )
+    return {"variant": f"road_{config.variant}", "group_size": sizes[0]}
+
+
+class RoAdAdapter(Adapter[RoAd]):
     """RoAd on one site: ``theta`` and ``alpha``, block by block: ``(rows · variant / 2,)`` each."""
 
     trained = ("theta", "alpha")
-    foreign = Foreign(
-        peft_type="ROAD",
-        peft_tensors={"theta": "road_theta", "alpha": "road_alpha"},
-        peft_way=Way(
-            fields=("variant", "group_size"),
-            limit=lambda site: peft_covers(site, "Linear"),
-            config=lambda fields: {
-                "variant": int(str(fields.get("variant", "road_1")).rpartition("_")[2]),
-                "group": int(fields.get("group_size", LARGEST)),
-            },
-            write=lambda config, sites, layers: (_fields_of_peft(config, sites), dict(layers)),
+    needs = ("theta", "alpha")
+    peft = Peft(
+        type="ROAD",
+        settings=Settings(
+            name="RoadConfig",
+            defaults={"variant": "road_1", "group_size": LARGEST, "init_weights": True},
+            numbered=False,
+            reads=("variant", "group_size"),
+            check=_check_peft,
+            config=_config_of_peft,
+            state=_stated,
         ),
-        needs=("theta", "alpha"),
+        tensors={"theta": "road_theta", "alpha": "road_alpha"},
+        covers=("Linear",),
     )
 
     @classmethod
@@ -103,7 +131,7 @@ class RoAdAdapter(Adapter):
         return {"theta": torch.zeros(count), "alpha": torch.ones(count)}
 
     def fit(self) -> None:
-        config = cast(RoAd, self.config)
+        config = self.config
         for name in self.trained:
             self.require(name, (self.site.rows * config.variant // 2,))
         self.__dict__["pairs"] = config.group_at(self.site) // 2
@@ -113,7 +141,7 @@ class RoAdAdapter(Adapter):
     def _entries(self) -> Tensor:
         """``(2, blocks, 2, group / 2)``: what multiplies an output itself, and what multiplies its partner."""
         theta, alpha = (cast(Tensor, self._parameters[name]) for name in self.trained)
-        config = cast(RoAd, self.config)
+        config = self.config
         shape = (-1, 2 if config.variant == 4 else 1, 1 if config.variant == 1 else 2, self.pairs)
 
         def make() -> Tensor:
@@ -144,16 +172,6 @@ class RoAdAdapter(Adapter):
         if total is not y or self.site.axis != -1:
             return super().act(total, x, y, weight, bias, strength)
         return self._turned(y, strength, whole=True)
-
-
-def _fields_of_peft(config: RoAd, sites: Mapping[str, Site]) -> dict[str, Any]:
-    sizes = sorted({config.group_at(site) for site in sites.values()})
-    if len(sizes) > 1:
-        raise DoesNotFit(
-            f"PEFT's RoAd has one group for all layers, and these have {', '.join(map(str, sizes))}; save with "
-            "format='diffusers', or train with a group that divides all of them"
-        )
-    return {"variant": f"road_{config.variant}", "group_size": sizes[0]}
 
 
 RoAd.adapter = RoAdAdapter

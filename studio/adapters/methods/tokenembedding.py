@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from studio.adapters.contract.adapter import METHODS, Adapter, AdapterConfig, Delta, Given
-from studio.adapters.contract.foreign import Foreign, Way
+from studio.adapters.contract.foreign import Peft, Settings
 from studio.adapters.sites.site import Site
 from studio.errors import BadConfig, DoesNotFit
 
@@ -49,7 +49,7 @@ class TokenEmbedding(AdapterConfig):
     """
 
     method = "tokenembedding"
-    needed = {"tokens": (0, 1)}  # noqa: RUF012
+    small: ClassVar[Mapping[str, Any]] = {"tokens": (0, 1)}
     targets: str | tuple[str, ...] = "embeddings"
     tokens: tuple[int, ...]
     init: str = "rows"
@@ -67,18 +67,29 @@ class TokenEmbedding(AdapterConfig):
         self.require(self.init in ("rows", "mean"), "init", "'rows' or 'mean'")
 
 
-class TokenEmbeddingAdapter(Adapter):
+def _without_bias(site: Site) -> str:
+    """Where PEFT's trainable tokens leave something out."""
+    return "PEFT's leaves out the bias of a Linear" if site.kind == "linear" and site.bias is not None else ""
+
+
+class TokenEmbeddingAdapter(Adapter[TokenEmbedding]):
     """Token embedding on one site: ``rows`` ``(tokens, dim)``, as they replace the layer's own; tied layers share."""
 
     trained = ("rows",)
     tied = True
     kinds = ("embedding", "linear")
-    foreign = Foreign(
-        peft_type="TRAINABLE_TOKENS",
-        peft_tensors={"rows": "trainable_tokens_delta"},  # absolute values, whatever its name says
-        peft_fields={"tokens": "token_indices"},
-        needs=("rows",),
-        peft_way=Way(differs=lambda site: _without_bias(site)),
+    needs = ("rows",)
+    peft = Peft(
+        type="TRAINABLE_TOKENS",
+        settings=Settings(
+            name="TrainableTokensConfig",
+            defaults={"token_indices": [], "init_weights": True},
+            numbered=False,
+            fields={"tokens": "token_indices"},
+        ),
+        tensors={"rows": "trainable_tokens_delta"},  # absolute values, whatever its name says
+        differs=_without_bias,
+        without=("modules_to_save",),
     )
 
     @classmethod
@@ -128,7 +139,7 @@ class TokenEmbeddingAdapter(Adapter):
                 adapter.owner.require("rows", (len(adapter.config.tokens), adapter.site.weight_shape[1]))
 
     def fit(self) -> None:
-        config: Any = self.config
+        config = self.config
         _check_vocabulary(self.site, config.tokens)
         self.__dict__["owner"] = self
         if self.tensor("rows") is not None:
@@ -179,11 +190,6 @@ def _check_vocabulary(site: Site, tokens: Sequence[int]) -> None:
             f"TokenEmbedding(tokens=...) names the token {max(tokens)}, and {site.path or 'the model'} has {size} of "
             f"them, 0 to {size - 1}; make room for new tokens first (resize_token_embeddings)"
         )
-
-
-def _without_bias(site: Site) -> str:
-    """Where PEFT's trainable tokens leave something out."""
-    return "PEFT's leaves out the bias of a Linear" if site.kind == "linear" and site.bias is not None else ""
 
 
 TokenEmbedding.adapter = TokenEmbeddingAdapter

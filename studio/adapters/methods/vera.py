@@ -7,13 +7,13 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from studio.adapters.contract.adapter import METHODS, Adapter, AdapterConfig, Delta, Given
-from studio.adapters.contract.foreign import Foreign, Way, peft_covers
+from studio.adapters.contract.foreign import Layers, Peft, Settings, Tables
 from studio.adapters.sites.site import Site
 from studio.config import finite
 from studio.errors import DoesNotFit
@@ -52,6 +52,8 @@ class VeRA(AdapterConfig):
     """
 
     method = "vera"
+    rate = 5.0
+    small: ClassVar[Mapping[str, Any]] = {"rank": 3}
     rank: int = 256
     dropout: float = 0.0
     d_initial: float = 0.1
@@ -69,28 +71,30 @@ class VeRA(AdapterConfig):
         object.__setattr__(self, "checksums", tuple(self.checksums))
 
 
-class VeRAAdapter(Adapter):
+class VeRAAdapter(Adapter[VeRA]):
     """VeRA on one site: ``lambda_b`` ``(rows,)``, ``lambda_d`` ``(rank,)``; one of the layers owns ``A`` and ``B``."""
 
     trained = ("lambda_b", "lambda_d")
     frozen = ("A", "B")
-    foreign = Foreign(
-        peft_type="VERA",
-        peft_tensors={"lambda_b": "vera_lambda_b", "lambda_d": "vera_lambda_d"},
-        peft_shared={"A": "vera_A", "B": "vera_B"},
-        peft_fields={
-            "rank": "r",
-            "dropout": "vera_dropout",
-            "d_initial": "d_initial",
-            "key": "projection_prng_key",
-            "save_projection": "save_projection",
-        },
-        peft_way=Way(limit=lambda site: peft_covers(site, "Linear", "Conv1D")),
-        needs=("lambda_b", "lambda_d"),
-        ranks=("lambda_d",),
-        shows=lambda layers: {"rank": next(iter(layers.values()))["lambda_d"].shape[0]},
-        fold=lambda config, layers: _without_projection(config, layers),
-    )
+    needs = ("lambda_b", "lambda_d")
+    ranks = ("lambda_d",)
+    peft = Peft(
+        type="VERA",
+        settings=Settings(
+            name="VeraConfig",
+            defaults={
+                "r": 256, "projection_prng_key": 0, "save_projection": True, "vera_dropout": 0.0, "d_initial": 0.1,
+                "fan_in_fan_out": False, "bias": "none", "init_weights": True,
+            },
+            fields={
+                "rank": "r", "dropout": "vera_dropout", "d_initial": "d_initial", "key": "projection_prng_key",
+                "save_projection": "save_projection",
+            },
+        ),
+        tensors={"lambda_b": "vera_lambda_b", "lambda_d": "vera_lambda_d"},
+        shared={"A": "vera_A", "B": "vera_B"},
+        covers=("Linear", "Conv1D"),
+    )  # fmt: skip
 
     @classmethod
     def start(cls, site: Site, config: VeRA, given: Given) -> dict[str, Tensor]:
@@ -118,6 +122,22 @@ class VeRAAdapter(Adapter):
             one.__dict__["owner"] = owner
             one._check_pair()
 
+    @classmethod
+    def shown(cls, layers: Layers) -> dict[str, Any]:
+        return {"rank": next(iter(layers.values()))["lambda_d"].shape[0]}
+
+    @classmethod
+    def to_save(cls, config: VeRA, layers: Layers) -> tuple[VeRA, Tables]:
+        """Takes ``A`` and ``B`` out, unless they are to be saved, and notes what they were."""
+        plain = {path: dict(tensors) for path, tensors in layers.items()}
+        if config.save_projection:
+            return dataclasses.replace(config, checksums=()), plain
+        owners = [tensors for tensors in plain.values() if "A" in tensors]
+        checksums = sorted(_checksum(tensors) for tensors in owners)
+        for tensors in owners:
+            del tensors["A"], tensors["B"]
+        return dataclasses.replace(config, checksums=tuple(checksums)), plain
+
     def fit(self) -> None:
         self.require("lambda_b", (self.site.rows,))
         self.require("lambda_d", (None,))
@@ -137,7 +157,7 @@ class VeRAAdapter(Adapter):
 
     @property
     def dropout(self) -> float:
-        return float(self.config.dropout)  # type: ignore[attr-defined]
+        return float(self.config.dropout)
 
     def _pair(self) -> tuple[Tensor, Tensor]:
         return cast(Tensor, self._buffers["A"]), cast(Tensor, self._buffers["B"])
@@ -185,20 +205,6 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     for name in ("A", "B"):
         digest.update(tensors[name].float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _without_projection(
-    config: VeRA, layers: Mapping[str, Mapping[str, Tensor]]
-) -> tuple[VeRA, dict[str, dict[str, Tensor]]]:
-    """Takes ``A`` and ``B`` out of what is saved, unless they are to be saved, and notes what they were."""
-    plain = {path: dict(tensors) for path, tensors in layers.items()}
-    if config.save_projection:
-        return dataclasses.replace(config, checksums=()), plain
-    owners = [tensors for tensors in plain.values() if "A" in tensors]
-    checksums = sorted(_checksum(tensors) for tensors in owners)
-    for tensors in owners:
-        del tensors["A"], tensors["B"]
-    return dataclasses.replace(config, checksums=tuple(checksums)), plain
 
 
 VeRA.adapter = VeRAAdapter

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from studio.adapters.contract.adapter import Adapter, AdapterConfig
+from studio.adapters.contract.foreign import Layers, Sites, Tables
 from studio.adapters.contract.strength import Strength
 from studio.adapters.sites.language import ModelSite, is_language_model, refusal
+from studio.adapters.sites.site import Site
 from studio.errors import BadConfig, DoesNotFit, NoTargets, UnsupportedLayer
 
 __all__ = [
@@ -27,11 +29,15 @@ __all__ = [
     "PromptConfig",
     "TokenAdapter",
     "TokenConfig",
+    "none_before_decoder",
     "started_rows",
     "text_tokens",
 ]
 
 STARTS: Final = ("random", "vocabulary", "text")
+
+T = TypeVar("T", bound="TokenConfig")
+P = TypeVar("P", bound="PromptConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +48,8 @@ class TokenConfig(AdapterConfig):
         tokens: how many virtual tokens.
         targets: always "model": these methods act on a language model as a whole.
     """
+
+    small: ClassVar[Mapping[str, Any]] = {"tokens": 3}
 
     targets: str | tuple[str, ...] = "model"
     tokens: int = 20
@@ -69,7 +77,7 @@ class PromptConfig(TokenConfig):
     decoder: bool = False
 
 
-class TokenAdapter(Adapter):
+class TokenAdapter(Adapter[T]):
     """Virtual tokens on one language model."""
 
     kinds = ("model",)
@@ -103,11 +111,15 @@ class TokenAdapter(Adapter):
                     "and 0 mean something (one number per sample may be given)"
                 )
 
+    def folded(self) -> dict[str, Tensor]:
+        """Returns the tensors by name as programs have them that keep what a network makes, and not the network."""
+        return self.tensors()
+
     def still(self, weight: Tensor, bias: Tensor | None) -> bool:
         return False
 
     def fit(self) -> None:
-        context, tokens = self.site.context, self.config.tokens  # type: ignore[attr-defined]
+        context, tokens = self.site.context, self.config.tokens
         if context is not None and tokens >= context:
             raise DoesNotFit(
                 f"{tokens} virtual tokens leave no room for text: {type(self.site.module).__name__} has a context of "
@@ -115,13 +127,13 @@ class TokenAdapter(Adapter):
             )
 
 
-class PromptAdapter(TokenAdapter):
+class PromptAdapter(TokenAdapter[P]):
     """Virtual tokens that are read like a text: their embeddings stand before those of the input."""
 
     @property
     def count(self) -> int:
         """Virtual tokens before one stack."""
-        return int(self.config.tokens)  # type: ignore[attr-defined]
+        return self.config.tokens
 
     @property
     def total(self) -> int:
@@ -131,7 +143,7 @@ class PromptAdapter(TokenAdapter):
     @property
     def twice(self) -> bool:
         """Whether the decoder of a model with an encoder has virtual tokens too."""
-        return bool(self.config.decoder)  # type: ignore[attr-defined]
+        return self.config.decoder
 
     def embedded(self, rows: int, tasks: Tensor | None) -> Tensor:
         """Returns the embeddings of all virtual tokens ``(total, width)``, or ``(rows, total, width)``.
@@ -172,13 +184,13 @@ class PromptAdapter(TokenAdapter):
             )
 
 
-class PrefixAdapter(TokenAdapter):
+class PrefixAdapter(TokenAdapter[T]):
     """Virtual tokens that are keys and values of every attention: nothing is computed for them."""
 
     @property
     def count(self) -> int:
         """Virtual tokens before the keys of one attention."""
-        return int(self.config.tokens)  # type: ignore[attr-defined]
+        return self.config.tokens
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -199,12 +211,24 @@ class PrefixAdapter(TokenAdapter):
             )
 
 
-def started_rows(site: ModelSite, config: Any, total: int, generator: torch.Generator) -> Tensor:
+def none_before_decoder(config: PromptConfig, sites: Sites, layers: Layers) -> Tables:
+    """Gives PEFT the tensors as they are.
+
+    Raises:
+        DoesNotFit: some of them stand before a decoder's input, where PEFT has no such method.
+    """
+    if config.decoder:
+        raise DoesNotFit(f"PEFT puts no {type(config).__name__} before a decoder's input; save it as .safetensors")
+    return {path: dict(tensors) for path, tensors in layers.items()}
+
+
+def started_rows(site: Site, config: Any, total: int, generator: torch.Generator) -> Tensor:
     """Makes the first embeddings ``(total, width)``: random numbers, or what the model has for tokens.
 
     Raises:
         BadConfig: a token that the vocabulary does not have.
     """
+    assert isinstance(site, ModelSite), "the only kind that they cover"
     if config.init == "random":
         return torch.randn(total, site.rows, generator=generator)
     if config.init == "vocabulary":

@@ -10,10 +10,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
+from studio.adapters.contract.foreign import Settings
 from studio.atomic import atomic_path
 from studio.errors import BadFile, nearest
 from studio.files.peft import CONFIG_FILE
-from studio.peft.terms.errors import Wrong
+from studio.peft.terms.errors import Wrong, refusals
 from studio.peft.terms.places import folder_of
 from studio.peft.terms.types import VERSION, PeftType, TaskType
 
@@ -38,6 +39,7 @@ class PeftConfig:
     """
 
     word: ClassVar[str] = ""
+    settings: ClassVar[Settings] = Settings(name="")
 
     task_type: TaskType | str | None = None
     peft_type: PeftType | str | None = None
@@ -58,6 +60,8 @@ class PeftConfig:
             value = getattr(self, name, None)
             if value is not None and not isinstance(value, str):
                 setattr(self, name, set(value))
+        with refusals():
+            self.settings.check(self)
 
     @property
     def is_prompt_learning(self) -> bool:
@@ -113,8 +117,8 @@ class PeftConfig:
             Wrong: a method that the studio does not have, or a field that it does not know.
         """
         word = fields.pop("peft_type", None) or cls.word
-        kind = config_for(word)
-        known = {one.name for one in dataclasses.fields(kind) if one.init}
+        made = config_for(word)
+        known = {one.name for one in dataclasses.fields(made) if one.init}
         for name, value in list(fields.items()):
             if name not in known:
                 if value not in _OFF:
@@ -124,7 +128,7 @@ class PeftConfig:
                         f"adapter computes; the nearest known fields are: {close}"
                     )
                 del fields[name]
-        return kind(**fields)
+        return made(**fields)
 
     @classmethod
     def from_pretrained(
@@ -196,10 +200,10 @@ def config_for(word: PeftType | str | None) -> type[PeftConfig]:
     Raises:
         Wrong: the studio does not have the method.
     """
-    have = {kind.value: found for kind, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    have = {known.value: found for known, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     text = word.value if isinstance(word, PeftType) else str(word)
     if text not in have:
-        known = [kind.value for kind in PeftType]
+        known = [one.value for one in PeftType]
         what = "is a method of PEFT's that the studio does not have" if text in known else "is no method of PEFT's"
         raise Wrong(f"peft_type={text!r} {what}; it has {', '.join(sorted(have))}")
     return have[text]

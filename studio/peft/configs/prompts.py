@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from studio.adapters import Adapter, AdapterConfig
 from studio.adapters.sites.language import ModelSite, is_language_model
-from studio.adapters.tokens.contract import TokenAdapter, refusal, text_tokens
+from studio.adapters.tokens.contract import TokenAdapter, refusal
 from studio.errors import UnsupportedLayer
 from studio.files.soft import peft_form, soft_config
 from studio.peft.terms.errors import Wrong
@@ -30,32 +30,9 @@ def prompt_config(config: Any, model: nn.Module) -> AdapterConfig:
         )
     if not is_language_model(model):
         raise UnsupportedLayer(refusal(model))
-    ours: Any = soft_config(config.to_dict(), encodes_first=ModelSite("", model).encodes_first)
-    fields: dict[str, Any] = {}
-    if config.word == "PREFIX_TUNING":
-        if config.prefix_projection:
-            fields["hidden"] = config.encoder_hidden_size or ModelSite("", model).rows
-        if config.init_weights is not None:
-            fields["init"] = config.init_weights
-    elif hasattr(config, "prompt_tuning_init"):
-        fields = _start(config, model)
-    elif config.encoder_dropout and ours.encoder == "mlp":
-        raise Wrong("encoder_dropout is for the LSTM encoder; PEFT leaves it out of the MLP silently")
-    return dataclasses.replace(ours, **fields)
-
-
-def _start(config: Any, model: nn.Module) -> dict[str, Any]:
-    word = getattr(config.prompt_tuning_init, "value", config.prompt_tuning_init)
-    if word == "RANDOM":
-        return {}
-    if word == "SAMPLE_VOCAB":
-        return {"init": "vocabulary"}
-    if word == "TEXT":
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(config.tokenizer_name_or_path, **(config.tokenizer_kwargs or {}))
-        return {"init": "text", "start_tokens": text_tokens(config.prompt_tuning_init_text, tokenizer)}
-    raise Wrong(f"prompt_tuning_init={word!r} starts from another task's file; load that adapter instead")
+    site = ModelSite("", model)
+    ours = soft_config(config.to_dict(), encodes_first=site.encodes_first)
+    return dataclasses.replace(ours, **config.settings.new(config, {"": site}))
 
 
 def note_sizes(config: Any, adapters: Iterable[tuple[str, Adapter]]) -> None:

@@ -13,10 +13,9 @@ from studio.adapters.targets.structure import read_structure
 from studio.errors import StudioError, nearest
 from studio.files.names import Names
 from studio.files.peft_parameters import names_of_parameters
-from studio.peft.configs.defaults import default_targets, model_type
 from studio.peft.terms.errors import NoMatchingPeftModuleError, Wrong
 
-__all__ = ["ends_with", "modules_named", "names_in", "select"]
+__all__ = ["ends_with", "model_type", "modules_named", "names_in", "select"]
 
 ALL_LINEAR: Final = "all-linear"
 _HEADS: Final = ("score", "classifier")
@@ -25,6 +24,13 @@ _HEADS: Final = ("score", "classifier")
 def ends_with(name: str, ending: str) -> bool:
     """Says whether ``ending`` is the end of a dotted name, in whole words."""
     return name == ending or name.endswith("." + ending)
+
+
+def model_type(model: Any) -> str | None:
+    """Returns the model type of a transformers model, or None."""
+    config = getattr(model, "config", None)
+    found = config.get("model_type") if isinstance(config, dict) else getattr(config, "model_type", None)
+    return found if isinstance(found, str) else None
 
 
 def names_in(model: nn.Module) -> dict[str, nn.Module]:
@@ -73,7 +79,7 @@ def select(model: nn.Module, config: Any, kinds: Collection[str] = ()) -> list[s
     if bare and not targets:
         return bare
     if targets is None:
-        targets = default_targets(model, str(config.word)) or _queries_and_values(model)
+        targets = config.settings.targets.get(model_type(model) or "") or _queries_and_values(model)
         if not targets:
             raise Wrong(
                 f"Please specify `target_modules` in `peft_config`: there is no default for the model type "

@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from studio.peft.configs.translate import foreign_of, method_of
+from studio.adapters import METHODS
+from studio.peft.configs.translate import method_of
 from studio.peft.terms.errors import Wrong
 
 __all__ = ["build_peft_weight_mapping"]
@@ -28,11 +29,11 @@ def build_peft_weight_mapping(
 
     if peft_config is None:
         raise Wrong("build_peft_weight_mapping needs peft_config, which says of which method the file is")
-    foreign = foreign_of(method_of(peft_config))
-    if foreign.peft_shared or foreign.inputs is not None:
-        raise Wrong(f"transformers cannot read {foreign.peft_type} by itself; use PeftModel.from_pretrained")
+    adapter = METHODS[method_of(peft_config)].adapter
+    if adapter.peft.shared or adapter.either is not None:
+        raise Wrong(f"transformers cannot read {adapter.peft.type} by itself; use PeftModel.from_pretrained")
     renamings = [WeightRenaming("base_model.model.", "")]
-    for table in (foreign.peft_tensors, foreign.peft_embedding):
+    for table in (adapter.peft.tensors, adapter.peft.embedding):
         renamings += [
             WeightRenaming(rf"\.{re.escape(theirs)}$", f".adapters.{adapter_name}.{ours}")
             for ours, theirs in table.items()

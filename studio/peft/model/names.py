@@ -67,9 +67,7 @@ class Table(Mapping[str, Any]):
 
 def peft_name(adapter: Adapter, tensor: str) -> str:
     """Returns PEFT's name of a tensor in the live model, with ``{}`` where the adapter's name stands."""
-    foreign = adapter.foreign
-    table = {**foreign.peft_tensors, **(foreign.peft_embedding if adapter.site.kind == "embedding" else {})}
-    head, dot, rest = table.get(tensor, tensor).partition(".")
+    head, dot, rest = adapter.peft.names(adapter.site).get(tensor, tensor).partition(".")
     return f"{head}.{{}}{dot}{rest}"
 
 
@@ -89,8 +87,7 @@ def attribute_of(adapter: Adapter, name: str) -> Tensor | NamedTensors | None:
 
 def _in_pefts_shape(adapter: Adapter, name: str, tensor: Tensor) -> Tensor:
     """A live tensor in the shape that PEFT has it in: itself, or a view of it."""
-    layout = adapter.foreign.layouts.get(name, ("plain", "plain"))[0]
-    shaped = to_file(tensor, layout, adapter.site)
+    shaped = to_file(tensor, adapter.peft.layouts.get(name, "plain"), adapter.site)
     return tensor if shaped.shape == tensor.shape else shaped
 
 
@@ -109,7 +106,7 @@ def setting_of(adapter: Adapter, name: str) -> Any:
 
 def settings(adapter: Adapter) -> dict[str, str]:
     """Returns PEFT's names of the fields of an adapter's config -> ours."""
-    return {theirs: ours for ours, theirs in adapter.foreign.peft_fields.items()}
+    return {theirs: ours for ours, theirs in adapter.peft.settings.fields.items()}
 
 
 def names_of_tensors(state: State) -> dict[str, str]:

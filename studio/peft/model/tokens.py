@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from studio.adapters import METHODS, attach
+from studio.adapters.contract.pattern import exactly
 from studio.peft.configs.select import modules_named, names_in
-from studio.peft.configs.translate import exactly
 from studio.peft.model.state import TOKENS, State
 from studio.peft.terms.errors import Wrong
 

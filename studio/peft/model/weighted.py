@@ -14,8 +14,8 @@ from torch import Tensor
 
 from studio.adapters import Adapter, LoRA, install
 from studio.adapters.combination import COMBINERS, truncated
+from studio.adapters.contract.pattern import exactly
 from studio.adapters.contract.ranked import RankedConfig
-from studio.peft.configs.translate import exactly
 from studio.peft.model.adding import put
 from studio.peft.model.state import State
 from studio.peft.terms.errors import Wrong, refusals

@@ -158,13 +158,11 @@ ON_LINEAR = sorted(method for method in METHODS if {"linear", "conv"} <= set(MET
 
 @pytest.mark.parametrize("method", ON_LINEAR)
 def test_every_method_acts_on_it_as_on_a_linear(method: str) -> None:
-    fields = {**METHODS[method].needed, "targets": ("0", "2")}
-    fields |= {"group": 4} if method == "qalora" else {}
-    fields |= {"rank": 2} if "rank" in METHODS[method].__dataclass_fields__ else {}
+    config = METHODS[method].example(targets=("0", "2"))
     model = quantized()
     plain, before = dense(model), bits_of(model)
     for one in (model, plain):
-        attach(one, METHODS[method](**fields))
+        attach(one, config)
         shake(one)
     live, wanted = model(X), plain(X)
     assert relative(live, wanted) <= 1e-5 and relative(wanted, dense(quantized())(X)) > 1e-3
