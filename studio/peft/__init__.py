@@ -2,6 +2,10 @@
 
 Nothing here computes: configs are translated by the tables that the methods carry, models are changed by the core's
 verbs, files are read and written by ``studio.files``. The product never imports ``peft``.
+
+``terms`` has PEFT's words, errors and folders; ``configs`` its configs; ``model`` what is on a base beside what the
+core keeps, and what each verb does with it; ``files`` an adapter's tensors and folder. What a script calls stands
+beside them, and ``paths`` says what is found under PEFT's own module paths.
 """
 
 import importlib

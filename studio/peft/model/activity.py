@@ -12,7 +12,7 @@ from torch import nn
 from studio.adapters import Strength
 from studio.peft.model.merging import fold_again, take_out, unmerge_adapter
 from studio.peft.model.stand_ins import swap
-from studio.peft.model.state import State, listed, owner_of
+from studio.peft.model.state import State, as_names, owner_of
 from studio.peft.terms.errors import PeftWarning, Wrong, refusals
 
 __all__ = [
@@ -41,7 +41,7 @@ def set_adapter(state: State, adapter_name: str | Sequence[str], inference_mode:
     Raises:
         Unknown: no adapter has that name. Wrong: two of them stand in for the same thing.
     """
-    names = listed(adapter_name)
+    names = as_names(adapter_name)
     with refusals():
         state.check(*names)
         check_together(state, names)
@@ -147,7 +147,7 @@ def set_requires_grad(state: State, adapter_names: str | Sequence[str], requires
     Raises:
         Unknown: no adapter has that name.
     """
-    names = listed(adapter_names)
+    names = as_names(adapter_names)
     with refusals():
         state.check(*names)
     for name in names:
@@ -182,7 +182,7 @@ def set_adapter_at(state: State, path: str, adapter_names: str | Sequence[str], 
     Raises:
         Unknown: no adapter has that name.
     """
-    names = listed(adapter_names)
+    names = as_names(adapter_names)
     with refusals():
         state.check(*names)
     if state.merged:
@@ -214,7 +214,7 @@ def set_requires_grad_at(
 ) -> None:
     """Sets whether adapters are trained on one layer."""
     here = state.adapters_at(path)
-    for name in listed(adapter_names):
+    for name in as_names(adapter_names):
         _require_grad(here[name].parameters(), requires_grad)
 
 

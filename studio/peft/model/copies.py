@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from studio.peft.configs.select import modules_named
 from studio.peft.model.dressing import generated_class
 from studio.peft.model.samples import rows_of
-from studio.peft.model.state import KEY, State, listed
+from studio.peft.model.state import KEY, State, as_names
 from studio.peft.terms.errors import Wrong
 
 __all__ = ["AuxiliaryTrainingWrapper", "ModulesToSaveWrapper", "drop_copy", "give_copies", "plain_view"]
@@ -65,7 +65,7 @@ class ModulesToSaveWrapper(AuxiliaryTrainingWrapper):
         """Sets whose copies are trained; they act when their adapters do."""
         for name, module in self.modules_to_save.items():
             for parameter in filter(torch.is_floating_point, module.parameters()):
-                parameter.requires_grad_(name in listed(adapter_names) and not inference_mode)
+                parameter.requires_grad_(name in as_names(adapter_names) and not inference_mode)
 
     def adapter_state_dict_load_map(self, adapter_name: str) -> dict[str, str]:
         """Returns the names of the module's tensors in a file, and here."""

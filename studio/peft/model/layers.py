@@ -28,7 +28,7 @@ __all__ = ["BaseTunerLayer", "IA3Layer", "LoHaLayer", "LoKrLayer", "LoraLayer"]
 P = ParamSpec("P")
 
 
-def _at(verb: Callable[Concatenate[State, str, P], None]) -> Callable[Concatenate[Any, P], None]:
+def by_layer(verb: Callable[Concatenate[State, str, P], None]) -> Callable[Concatenate[Any, P], None]:
     """Makes a verb on one layer of a state a method of the layer."""
 
     @functools.wraps(verb)
@@ -159,9 +159,9 @@ class BaseTunerLayer:
 
     _get_available_adapters = _all_available_adapter_names
 
-    enable_adapters = _at(enable_adapters_at)
-    set_adapter = _at(set_adapter_at)
-    set_requires_grad = _at(set_requires_grad_at)
+    enable_adapters = by_layer(enable_adapters_at)
+    set_adapter = by_layer(set_adapter_at)
+    set_requires_grad = by_layer(set_requires_grad_at)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Takes an adapter off, here and everywhere in the model."""
@@ -185,7 +185,7 @@ class BaseTunerLayer:
             raise Wrong(f"scaling[{name!r}] = {value}: the adapter's own scale at {path} is 0, which no factor changes")
         self.set_scale(name, value / own)
 
-    set_scale = _at(set_scale_at)
+    set_scale = by_layer(set_scale_at)
 
     def scale_layer(self, scale: float) -> None:
         """Multiplies the factor of the active adapters."""

@@ -17,7 +17,7 @@ from studio.errors import nearest
 from studio.peft.configs.config import PeftConfig
 from studio.peft.terms.errors import Unknown, Wrong
 
-__all__ = ["KEY", "TOKENS", "Extras", "State", "by_state", "listed", "owner_of", "state_of"]
+__all__ = ["KEY", "TOKENS", "Extras", "State", "as_names", "by_state", "owner_of", "state_of"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,7 +29,7 @@ TOKENS: Final = "--tokens"
 """What follows an adapter's name in the names of the core's adapters that have its token rows."""
 
 
-def listed(names: str | Sequence[str]) -> list[str]:
+def as_names(names: str | Sequence[str]) -> list[str]:
     """Returns the names of adapters as a list; PEFT's verbs take one name or several."""
     return [names] if isinstance(names, str) else list(names)
 
