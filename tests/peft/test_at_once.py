@@ -207,3 +207,9 @@ def test_a_call_by_sample_changes_nothing_that_stays():
     for row, name in enumerate(["a", "b", "a", "b"]):
         assert same(mixed[row], alone[name](X)[row])
     assert layer.active_adapters == ["b"]
+
+
+def test_the_last_adapter_of_an_injected_model_is_deleted_as_transformers_does():
+    base = peft.inject_adapter_in_model(lora(), net(), "a")
+    peft.functional.delete_adapter(base, "a")
+    assert base.peft_config == {} and type(base.first) is nn.Linear  # which transformers looks at, and deletes then

@@ -51,7 +51,7 @@ def delete_adapter(state: State, adapter_name: str) -> None:
 
 
 def forget(state: State, name: str) -> None:
-    """Takes off all that belongs to an adapter while nothing is merged; after the last one no trace of PEFT is left."""
+    """Takes off all that belongs to an adapter, while nothing is merged; with the last one the state goes too."""
     extras = state.extras.pop(name, Extras())
     swap(state)  # which finds nothing of it to put in the base's place
     for path in extras.modules:
@@ -63,7 +63,6 @@ def forget(state: State, name: str) -> None:
     state.configs.pop(name, None)
     if not state.configs:
         state.model.__dict__.pop(KEY, None)
-        state.model.__dict__.pop("peft_config", None)
         if state.hook is not None:
             state.hook.remove()
             state.hook = None
@@ -75,6 +74,7 @@ def unload(state: State) -> nn.Module:
     state.waiting = None
     for name in list(state.configs):
         forget(state, name)
+    state.model.__dict__.pop("peft_config", None)
     return state.model
 
 
@@ -97,7 +97,7 @@ def merge_and_unload(
     with refusals():
         state.check(*wanted)
         check_together(state, wanted)
-        if state.disabled:
+        if state.assembly.levels.silent:
             enable_adapter_layers(state)
         wanted = list(dict.fromkeys([*state.merged, *wanted]))
         merge_adapter(state, wanted, safe_merge)

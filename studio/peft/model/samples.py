@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
 from torch import Tensor, nn
 
-from studio.adapters import Strength, sample_rows
+from studio.adapters import Strength
 from studio.peft.model.state import State
 from studio.peft.terms.errors import Wrong, refusals
 
@@ -116,16 +115,17 @@ def repeated_rows(state: State, samples: int) -> Iterator[None]:
     """
     base: Any = state.model
     encoder = base.get_encoder() if getattr(getattr(base, "config", None), "is_encoder_decoder", False) else None
-    opened: list[contextlib.AbstractContextManager[None]] = []
+    levels, before = state.assembly.levels, []
 
     def begin(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         times = (batch_of(args, kwargs) or samples) // samples
-        context = sample_rows(base, [row // times for row in range(samples * times)] if times > 1 else None)
-        context.__enter__()
-        opened.append(context)
+        before.append(levels.rows)
+        levels.rows = tuple(row // times for row in range(samples * times)) if times > 1 else None
+        levels.touch()
 
     def end(module: nn.Module, args: Any, output: Any) -> None:
-        opened.pop().__exit__(None, None, None)
+        levels.rows = before.pop()
+        levels.touch()
 
     handles = []
     for module in [base] if encoder is None else [base, encoder]:
@@ -138,5 +138,5 @@ def repeated_rows(state: State, samples: int) -> Iterator[None]:
         state.repeats = False
         for handle in handles:
             handle.remove()
-        while opened:
-            opened.pop().__exit__(None, None, None)
+        while before:  # calls that an error has ended
+            end(base, (), None)
