@@ -167,6 +167,25 @@ class _opened:
 
 
 def _header(file: Path, stream: BinaryIO, size: int) -> Header:
+    length = _length(file, stream, size)
+    try:
+        head = json.loads(stream.read(length), object_pairs_hook=_unique)
+    except _Twice as error:
+        raise BadFile(f"{file}: its header names {error} twice; it was written wrongly and cannot be trusted") from None
+    except (ValueError, RecursionError):
+        raise BadFile(f"{file} is not a safetensors file, or it is damaged: its header is not JSON") from None
+    if not isinstance(head, dict):
+        raise BadFile(f"{file} is damaged: its header is not a table of tensors")
+    metadata = head.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise BadFile(f"{file} is damaged: its metadata holds something that is not text")
+    tensors = {name: _info(file, name, entry) for name, entry in head.items()}
+    _without_holes(file, tensors, size - 8 - length)
+    return Header(tensors, metadata, 8 + length)
+
+
+def _length(file: Path, stream: BinaryIO, size: int) -> int:
+    """The bytes of the header, which the first eight say; the stream stands behind these then."""
     stream.seek(0)
     start = stream.read(8)
     if len(start) < 8:
@@ -184,20 +203,7 @@ def _header(file: Path, stream: BinaryIO, size: int) -> Header:
             f"{file} is truncated: its header should have {length:,} bytes and the whole file has {size:,}; "
             "download or copy it again"
         )
-    try:
-        head = json.loads(stream.read(length), object_pairs_hook=_unique)
-    except _Twice as error:
-        raise BadFile(f"{file}: its header names {error} twice; it was written wrongly and cannot be trusted") from None
-    except (ValueError, RecursionError):
-        raise BadFile(f"{file} is not a safetensors file, or it is damaged: its header is not JSON") from None
-    if not isinstance(head, dict):
-        raise BadFile(f"{file} is damaged: its header is not a table of tensors")
-    metadata = head.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise BadFile(f"{file} is damaged: its metadata holds something that is not text")
-    tensors = {name: _info(file, name, entry) for name, entry in head.items()}
-    _without_holes(file, tensors, size - 8 - length)
-    return Header(tensors, metadata, 8 + length)
+    return int(length)
 
 
 class _Twice(Exception):

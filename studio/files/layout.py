@@ -49,6 +49,11 @@ def _shape(tensor: Tensor, layout: str, site: Site) -> tuple[int, ...]:
 def to_file(tensor: Tensor, layout: str, site: Site) -> Tensor:
     """Brings one of our tensors into the shape that a file has it in.
 
+    Args:
+        tensor: a vector, or a factor ``(r, *inner)`` or ``(rows, r)``; before them E for experts.
+        layout: the format's word for the shape, one for each case where they differ.
+        site: the layer.
+
     Example:
         >>> import torch
         >>> from studio.adapters import site_of
@@ -65,6 +70,11 @@ def from_file(tensor: Tensor, layout: str, site: Site) -> Tensor | None:
     """Brings a file's tensor into our shape; None where it has a shape that means something else.
 
     A convolution with a 1 x 1 kernel and a matrix are the same map, so either's shape is accepted for the other.
+
+    Args:
+        tensor: as the file has it: ``(n,)``, ``(n, m)``, or with the axes of a convolution.
+        layout: the format's word for the shape.
+        site: the layer.
     """
     word, _ = _word(layout, site)
     if site.lead:
@@ -101,5 +111,5 @@ def _stacked_experts(tensor: Tensor, word: str, count: int) -> Tensor | None:
 
 
 def fits(tensor: Tensor, layout: str, site: Site, count: int) -> bool:
-    """Says whether ``tensor`` is one of ``count`` numbers in that layout."""
+    """Says whether ``tensor``, of any shape, is one of ``count`` numbers in that layout."""
     return tensor.numel() == count and tuple(tensor.shape) == _shape(tensor, layout, site)

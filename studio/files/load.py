@@ -98,7 +98,15 @@ def load_source(
     allow_partial: bool = False,
     trainable: bool = False,
 ) -> LoadReport:
-    """Attaches what an opened file holds; see :func:`load`."""
+    """Attaches what an opened file holds.
+
+    Args:
+        model: as of :func:`load`, with ``name``, ``strength``, ``allow_partial`` and ``trainable``.
+        source: the opened file.
+
+    Raises:
+        BadFile: it holds no adapter that can be read, or does not say its scale. The others as :func:`load`.
+    """
     own = own_entry(source.metadata)
     if source.peft is not None:
         refuse_unknown_type(source.peft, f"{CONFIG_FILE} of {source.file}")
@@ -119,11 +127,8 @@ def load_source(
         install(model, config, layers, name=taken, strength=strength, trainable=trainable, metadata=metadata)
 
     _judge(source, found, names, reading, allow_partial)
-    if _unscaled(source, found, own) and not allow_partial:
-        raise BadFile(
-            f"{source.file} has PEFT's keys, and no adapter_config.json beside it says their scale; put it there, or "
-            "pass allow_partial=True to take alpha = rank"
-        )
+    if not allow_partial:
+        _check_scale(source, found, own)
     try:
         put()
     except StudioError:
@@ -131,10 +136,14 @@ def load_source(
             raise  # it is not about the tensors
         _judge(source, found, names, reading, allow_partial)
         put()
+    return _report(taken, found.format(), reading)
+
+
+def _report(name: str, format: str, reading: Reading) -> LoadReport:
     return LoadReport(
-        name=taken,
+        name=name,
         method=reading.method,
-        format=found.format(),
+        format=format,
         applied=reading.applied(),
         ignored=dict(sorted(reading.ignored.items())),
         sites=tuple(sorted(reading.layers)),
@@ -175,8 +184,13 @@ def _load_soft(
     )
 
 
-def _unscaled(source: Source, found: Contents, own: Entry | None) -> bool:
-    return found.format() == "peft" and source.peft is None and (own is None or own.config is None)
+def _check_scale(source: Source, found: Contents, own: Entry | None) -> None:
+    """Refuses tensors of PEFT's without the config that says their scale."""
+    if found.format() == "peft" and source.peft is None and (own is None or own.config is None):
+        raise BadFile(
+            f"{source.file} has PEFT's keys, and no adapter_config.json beside it says their scale; put it there, or "
+            "pass allow_partial=True to take alpha = rank"
+        )
 
 
 def _dtype(source: Source, reading: Reading) -> dict[str, str]:

@@ -152,11 +152,18 @@ def write_metadata(
         "sshs_model_hash": payload,
     }
     if isinstance(config, RankedConfig):
-        metadata["ss_network_dim"] = "Dynamic" if config.rank_pattern else str(config.rank)
-        alpha = config.rank if config.alpha is None else config.alpha
-        varies = bool(config.alpha_pattern) or (config.alpha is None and bool(config.rank_pattern))
-        metadata["ss_network_alpha"] = "Dynamic" if varies else f"{alpha:g}"
+        metadata |= _network(config)
     if family is not None:
         metadata["modelspec.architecture"] = f"{family.modelspec}/lora"
         metadata["ss_base_model_version"] = _VERSIONS.get(family.name, family.name)
     return metadata
+
+
+def _network(config: RankedConfig) -> dict[str, str]:
+    """Rank and alpha, as kohya's tools state them."""
+    alpha = config.rank if config.alpha is None else config.alpha
+    varies = bool(config.alpha_pattern) or (config.alpha is None and bool(config.rank_pattern))
+    return {
+        "ss_network_dim": "Dynamic" if config.rank_pattern else str(config.rank),
+        "ss_network_alpha": "Dynamic" if varies else f"{alpha:g}",
+    }

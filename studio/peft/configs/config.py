@@ -36,6 +36,9 @@ class PeftConfig:
         inference_mode: whether the adapter is frozen.
         base_model_name_or_path: which base it belongs to. revision: which version of that base.
         auto_mapping: class and library of a base without a task type. peft_version: what wrote the file.
+
+    Raises:
+        Wrong: a task type that PEFT does not know, or another field with an impossible value.
     """
 
     word: ClassVar[str] = ""
@@ -82,6 +85,9 @@ class PeftConfig:
 
         Args:
             save_directory: the folder. fields: fields of the file that replace the config's own.
+
+        Raises:
+            Wrong: a file stands where the folder should be.
         """
         folder = Path(save_directory)
         if folder.is_file():
