@@ -114,11 +114,8 @@ def read_layers(names: Names, source: Source, found: Contents, method: str, own:
         reading.layers[match.path], reading.keys[match.path] = tensors, tuple(layer.parts.values())
         read.append(match)
     _share(reading, names, source, found)
-    if config is None:
-        config = _derived(reading, names, statements, read)
-    else:
-        for settings in statements.all():
-            settings.fields()
+    stated = [settings.fields() for settings in statements.all()]  # which notes what is not used
+    config = config or _derived(reading, names, statements, stated, read)
     reading.notes += [note for settings in statements.all() for note in settings.notes]
     reading.notes += _notes(found, read, grades)
     reading.config = settle(config, grades)
@@ -222,12 +219,18 @@ def _account_for_copies(reading: Reading, source: Source, parts: Mapping[str, st
             reading.ignored[key] = "it is no copy of the tensor that all layers of the file share"
 
 
-def _derived(reading: Reading, names: Names, statements: _Statements, read: Sequence[Match]) -> AdapterConfig:
+def _derived(
+    reading: Reading,
+    names: Names,
+    statements: _Statements,
+    stated: Sequence[Mapping[str, Any]],
+    read: Sequence[Match],
+) -> AdapterConfig:
     """Makes a config for a file that has none of ours, from the fields of its own and from its tensors."""
     config, adapter = METHODS[reading.method], METHODS[reading.method].adapter
     fields: dict[str, Any] = {}
-    for settings in statements.all():
-        fields |= settings.fields()
+    for own in stated:
+        fields |= own
     local = {path: names.paths[path][1] for path in reading.layers}
     every = [name for _, name in names.paths.values()]
     if local:
