@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
-from studio.adapters.contract.adapter import METHODS, Adapter, AdapterConfig, Delta, Given
-from studio.adapters.contract.foreign import Layers, Peft, Settings, Tables
+from studio.adapters.contract.adapter import METHODS, Delta, Given
+from studio.adapters.contract.foreign import Layers, Peft, Settings
+from studio.adapters.contract.projection import ProjectedAdapter, ProjectionConfig
 from studio.adapters.sites.site import Site
 from studio.config import finite
 from studio.errors import DoesNotFit
@@ -23,7 +22,7 @@ __all__ = ["VeRA", "VeRAAdapter"]
 
 @METHODS.register("vera")
 @dataclass(frozen=True, kw_only=True)
-class VeRA(AdapterConfig):
+class VeRA(ProjectionConfig):
     r"""VeRA scales the rows of a random pair: ``W' = W + diag(lambda_b) B diag(lambda_d) A``.
 
     ``A`` ``(rank, most cols)`` and ``B`` ``(most rows, rank)`` are drawn once for the model and stay frozen; a layer
@@ -34,9 +33,6 @@ class VeRA(AdapterConfig):
         dropout: probability in [0, 1) with which inputs are dropped while training.
         d_initial: what ``lambda_d`` starts with; ``lambda_b`` starts at zero.
         key: seed of ``A`` and ``B``; the same key gives the matrices of PEFT's ``projection_prng_key``, bit for bit.
-        save_projection: whether files hold ``A`` and ``B``. Without them a file is small, and they are drawn anew from
-            the key at loading, which another version of torch could do differently.
-        checksums: what ``A`` and ``B`` of a file without them have to be; saving fills it in.
 
     Raises:
         BadConfig: a field with an impossible value.
@@ -57,25 +53,19 @@ class VeRA(AdapterConfig):
     rank: int = 256
     dropout: float = 0.0
     d_initial: float = 0.1
-    key: int = 0
-    save_projection: bool = True
-    checksums: tuple[str, ...] = ()
 
     def check(self) -> None:
+        super().check()
         whole = isinstance(self.rank, int) and not isinstance(self.rank, bool)
         self.require(whole and self.rank >= 1, "rank", "a whole number, at least 1")
         self.require(finite(self.dropout) and 0.0 <= self.dropout < 1.0, "dropout", "a probability in [0, 1)")
         self.require(finite(self.d_initial), "d_initial", "a finite number")
-        whole = isinstance(self.key, int) and not isinstance(self.key, bool)
-        self.require(whole and 0 <= self.key < 2**63, "key", "a whole number in [0, 2**63)")
-        object.__setattr__(self, "checksums", tuple(self.checksums))
 
 
-class VeRAAdapter(Adapter[VeRA]):
+class VeRAAdapter(ProjectedAdapter[VeRA]):
     """VeRA on one site: ``lambda_b`` ``(rows,)``, ``lambda_d`` ``(rank,)``; one of the layers owns ``A`` and ``B``."""
 
     trained = ("lambda_b", "lambda_d")
-    frozen = ("A", "B")
     needs = ("lambda_b", "lambda_d")
     ranks = ("lambda_d",)
     peft = Peft(
@@ -101,52 +91,29 @@ class VeRAAdapter(Adapter[VeRA]):
         return {"lambda_b": torch.zeros(site.rows), "lambda_d": torch.full((config.rank,), config.d_initial)}
 
     @classmethod
-    def common(cls, sites: Mapping[str, Site], config: VeRA) -> dict[str, Tensor]:
-        return _projection(config, list(sites.values()))
-
-    @classmethod
-    def link(cls, adapters: Mapping[str, Any]) -> None:
-        owner = next((one for one in adapters.values() if one.tensor("A") is not None), None)
-        if owner is None and adapters:
-            owner = next(iter(adapters.values()))
-            made = _projection(owner.config, [one.site for one in adapters.values()])
-            known = owner.config.checksums
-            if known and _checksum(made) not in known:
-                raise DoesNotFit(
-                    f"the projections of this VeRA adapter cannot be drawn anew from key={owner.config.key}: not the "
-                    "ones it was trained with come out (a layer is missing, or torch draws differently here); save it "
-                    "with save_projection=True where it was trained"
-                )
-            owner._buffers |= {name: tensor.to(owner.tensor("lambda_d")) for name, tensor in made.items()}
-        for one in adapters.values():
-            one.__dict__["owner"] = owner
-            one._check_pair()
+    def projection(cls, config: VeRA, sites: Sequence[Site]) -> dict[str, Tensor]:
+        """Draws ``A`` and ``B`` for the widest of the layers, as PEFT does: He's uniform distribution, ``A`` first."""
+        generator = torch.Generator().manual_seed(config.key)
+        shapes = {
+            "A": (config.rank, max(site.cols for site in sites)),
+            "B": (max(site.rows for site in sites), config.rank),
+        }
+        made = {}
+        for name, shape in shapes.items():
+            bound = math.sqrt(3.0) * (math.sqrt(2) / math.sqrt(shape[1]))
+            made[name] = torch.empty(shape).uniform_(-bound, bound, generator=generator)
+        return made
 
     @classmethod
     def shown(cls, layers: Layers) -> dict[str, Any]:
         return {"rank": next(iter(layers.values()))["lambda_d"].shape[0]}
 
-    @classmethod
-    def to_save(cls, config: VeRA, layers: Layers) -> tuple[VeRA, Tables]:
-        """Takes ``A`` and ``B`` out, unless they are to be saved, and notes what they were."""
-        plain = {path: dict(tensors) for path, tensors in layers.items()}
-        if config.save_projection:
-            return dataclasses.replace(config, checksums=()), plain
-        owners = [tensors for tensors in plain.values() if "A" in tensors]
-        checksums = sorted(_checksum(tensors) for tensors in owners)
-        for tensors in owners:
-            del tensors["A"], tensors["B"]
-        return dataclasses.replace(config, checksums=tuple(checksums)), plain
-
     def fit(self) -> None:
         self.require("lambda_b", (self.site.rows,))
         self.require("lambda_d", (None,))
-        self.__dict__["owner"] = self
+        super().fit()
 
-    owner: VeRAAdapter
-
-    def _check_pair(self) -> None:
-        """Checks the owner's matrices against the layer."""
+    def check_pair(self) -> None:
         rank = self.require("lambda_d", (None,)).shape[0]
         down, up = self.owner.require("A", (rank, None)), self.owner.require("B", (None, rank))
         if down.shape[1] < self.site.cols or up.shape[0] < self.site.rows:
@@ -159,13 +126,9 @@ class VeRAAdapter(Adapter[VeRA]):
     def dropout(self) -> float:
         return float(self.config.dropout)
 
-    def _pair(self) -> tuple[Tensor, Tensor]:
-        return cast(Tensor, self._buffers["A"]), cast(Tensor, self._buffers["B"])
-
     def _cut(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """``A`` ``(rank, cols)`` and ``B`` ``(rows, rank)`` of this layer."""
-        # through a call of the module where it is another one's, so that hooks of others (offloading) see it
-        down, up = self._pair() if self.owner is self else self.owner(VeRAAdapter._pair)
+        down, up = self.pair()
         device = self._vector("lambda_d").device
         return down[:, : self.site.cols].to(device, dtype), up[: self.site.rows].to(device, dtype)
 
@@ -184,27 +147,6 @@ class VeRAAdapter(Adapter[VeRA]):
         h = site.lower(self.dropped(x), down.reshape(-1, *site.inner_shape))
         h = h * site.over_rank(self._vector("lambda_d").to(dtype), h)
         return site.raised(h, up) * site.over_outputs(self._vector("lambda_b").to(dtype))
-
-
-def _projection(config: VeRA, sites: list[Site]) -> dict[str, Tensor]:
-    """Draws ``A`` and ``B`` for the widest of the layers, as PEFT does: He's uniform distribution, ``A`` first."""
-    generator = torch.Generator().manual_seed(config.key)
-    shapes = {
-        "A": (config.rank, max(site.cols for site in sites)),
-        "B": (max(site.rows for site in sites), config.rank),
-    }
-    made = {}
-    for name, shape in shapes.items():
-        bound = math.sqrt(3.0) * (math.sqrt(2) / math.sqrt(shape[1]))
-        made[name] = torch.empty(shape).uniform_(-bound, bound, generator=generator)
-    return made
-
-
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name in ("A", "B"):
-        digest.update(tensors[name].float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 VeRA.adapter = VeRAAdapter
