@@ -170,17 +170,16 @@ def attach(
     for module in modules.values():  # a component that gets nothing is part of the frozen base too
         if assembly_at(module) is None:
             mounted[0].freeze_beside(module)
-    count = sum(
-        parameter.numel()
-        for assembly in mounted
-        for _, adapter in assembly.adapters(name)
-        for parameter in adapter.parameters()
+    return _report(mounted, name)
+
+
+def _report(mounted: Sequence[Assembly], name: str) -> AttachReport:
+    adapters = [adapter for assembly in mounted for _, adapter in assembly.adapters(name)]
+    return AttachReport(
+        sites=tuple(whole_path(one.component, path) for one in mounted for path in one.records[name].paths),
+        parameters=sum(parameter.numel() for adapter in adapters for parameter in adapter.parameters()),
+        notes=tuple(note for assembly in mounted for note in _tied(assembly, name)),
     )
-    adapted = tuple(
-        whole_path(assembly.component, path) for assembly in mounted for path in assembly.records[name].paths
-    )
-    notes = tuple(note for assembly in mounted for note in _tied(assembly, name))
-    return AttachReport(tuple(adapted), count, notes)
 
 
 def _tied(assembly: Assembly, name: str) -> Iterator[str]:

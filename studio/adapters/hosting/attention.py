@@ -81,15 +81,8 @@ def _attention(
     attn_mask: Tensor | None,
     options: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:
-    separate: dict[str, Any] = {}
-    if layer.in_proj_weight is None:  # kdim or vdim of its own: only the output projection can be adapted
+    if layer.in_proj_weight is None:
         in_weight, in_bias = None, layer.in_proj_bias
-        separate = {
-            "use_separate_proj_weight": True,
-            "q_proj_weight": layer.q_proj_weight,
-            "k_proj_weight": layer.k_proj_weight,
-            "v_proj_weight": layer.v_proj_weight,
-        }
     else:
         in_weight, in_bias = _tensors(own, layer.in_proj_weight, layer.in_proj_bias, row)
     out_weight, out_bias = _tensors(out, layer.out_proj.weight, layer.out_proj.bias, row)
@@ -110,6 +103,18 @@ def _attention(
         training=layer.training,
         key_padding_mask=key_padding_mask,
         attn_mask=attn_mask,
-        **separate,
+        **_separate(layer),
         **options,
     )
+
+
+def _separate(layer: nn.MultiheadAttention) -> dict[str, Any]:
+    """The projections of an attention with a kdim or vdim of its own, whose output projection alone can be adapted."""
+    if layer.in_proj_weight is not None:
+        return {}
+    return {
+        "use_separate_proj_weight": True,
+        "q_proj_weight": layer.q_proj_weight,
+        "k_proj_weight": layer.k_proj_weight,
+        "v_proj_weight": layer.v_proj_weight,
+    }

@@ -77,7 +77,7 @@ class _Layers:
 
 
 @functools.cache
-def _classes() -> tuple[type[Any], type[Any], type[Any]]:
+def _across() -> type[Any]:
     from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
     class Across(EncoderDecoderCache):  # type: ignore[misc, unused-ignore]
@@ -89,6 +89,13 @@ def _classes() -> tuple[type[Any], type[Any], type[Any]]:
             self.cross_attention_cache = Ahead(held, keys, values)
             self.is_updated = {} if cache is None else cache.is_updated
 
+    return Across
+
+
+@functools.cache
+def _shifted() -> type[Any]:
+    from transformers.cache_utils import DynamicCache
+
     class Shifted(DynamicCache):  # type: ignore[misc, unused-ignore]
         """A cache that says it is longer, for stacks that count positions from it."""
 
@@ -99,6 +106,13 @@ def _classes() -> tuple[type[Any], type[Any], type[Any]]:
 
         def get_seq_length(self, layer_idx: int = 0) -> int:
             return int(super().get_seq_length(layer_idx)) + self.count
+
+    return Shifted
+
+
+@functools.cache
+def _shifted_both() -> type[Any]:
+    from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
     class ShiftedBoth(EncoderDecoderCache):  # type: ignore[misc, unused-ignore]
         """The same for a decoder that also has a cache of its encoder's states."""
@@ -113,7 +127,7 @@ def _classes() -> tuple[type[Any], type[Any], type[Any]]:
         def get_seq_length(self, layer_idx: int = 0) -> int:
             return int(self.self_attention_cache.get_seq_length(layer_idx)) + self.count
 
-    return Across, Shifted, ShiftedBoth
+    return ShiftedBoth
 
 
 def ahead_across(cache: Any, keys: Tensor, values: Tensor) -> Any:
@@ -125,7 +139,7 @@ def ahead_across(cache: Any, keys: Tensor, values: Tensor) -> Any:
     """
     from transformers.cache_utils import EncoderDecoderCache
 
-    return _classes()[0](cache if isinstance(cache, EncoderDecoderCache) else None, keys, values)
+    return _across()(cache if isinstance(cache, EncoderDecoderCache) else None, keys, values)
 
 
 def own_part(cache: Any) -> Any:
@@ -138,4 +152,4 @@ def own_part(cache: Any) -> Any:
 
 def shifted(cache: Any, count: int, *, encoder_decoder: bool) -> Any:
     """Returns a cache that says it holds ``count`` more tokens than it does."""
-    return _classes()[2 if encoder_decoder else 1](cache, count)
+    return (_shifted_both() if encoder_decoder else _shifted())(cache, count)

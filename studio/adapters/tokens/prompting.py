@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from studio.adapters.tokens.state import Coefficient, TokenState
 from studio.errors import DoesNotFit
 
 __all__ = ["StackWire"]
+
+Prompts: TypeAlias = Sequence[tuple[str, PromptAdapter, Coefficient]]
+"""Name, adapter and strength of soft prompts."""
 
 TAG: Final = "_studio_prompts"
 KNOWN: Final = (
@@ -77,13 +80,11 @@ class StackWire:
             )
 
     @staticmethod
-    def _everywhere(prompts: Sequence[tuple[str, PromptAdapter, Coefficient]]) -> bool:
+    def _everywhere(prompts: Prompts) -> bool:
         """Whether all act in all rows."""
         return all(bool((number != 0).all()) for _, _, number in prompts if isinstance(number, Tensor))
 
-    def _on(
-        self, prompts: Sequence[tuple[str, PromptAdapter, Coefficient]], batch: int, device: torch.device
-    ) -> Tensor:
+    def _on(self, prompts: Prompts, batch: int, device: torch.device) -> Tensor:
         """Which virtual tokens act in which row ``(B, M)``."""
         columns = [
             (self.state.rows(number, batch, device) != 0)[:, None].expand(batch, adapter.count)
@@ -114,7 +115,18 @@ class StackWire:
             self._go_on(given, layout, seen, length, mask)
             return True
         _check_known(given, batch, length)
-        layout = Layout(on, length, mask, **how)
+        self._begin(given, Layout(on, length, mask, **how), prompts, text)
+        return True
+
+    def _begin(
+        self,
+        given: dict[str, Any],
+        layout: Layout,
+        prompts: Prompts,
+        text: Tensor,
+    ) -> None:
+        """The first tokens: the prompts are put before their embeddings ``text`` ``(B, L, width)``."""
+        (batch, length), device = text.shape[:2], text.device
         tasks = self.state.task_of(batch, device)
         virtual = torch.cat(
             [
@@ -126,14 +138,13 @@ class StackWire:
         given["inputs_embeds"], given["input_ids"] = layout.place(virtual, text), None
         given["attention_mask"] = layout.mask
         if given.get("token_type_ids") is not None:
-            kinds = given["token_type_ids"]
-            given["token_type_ids"] = layout.place(kinds.new_zeros(batch, on.shape[1]), kinds.expand(batch, length))
+            types = given["token_type_ids"]
+            given["token_type_ids"] = layout.place(types.new_zeros(batch, layout.virtual), types.expand(batch, length))
         if given.get("position_ids") is not None:
             given["position_ids"] = layout.positions(given["position_ids"])
         elif layout.order is not None and self._takes_positions:
             given["position_ids"] = counted(cast(Tensor, layout.mask))
         self.layout, self.tag = layout, (self._signature(), length)
-        return True
 
     def _go_on(self, given: dict[str, Any], layout: Layout, seen: int, length: int, mask: Tensor | None) -> None:
         """Later tokens: the prompts are in the cache, only the mask and the positions have to count them."""
