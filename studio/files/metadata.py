@@ -130,14 +130,7 @@ def write_metadata(
             raise BadConfig(f"metadata[{key!r}] is {value!r}; a file holds texts only: give it as a string")
     foreign = {key: value for key, value in facts.items() if "." in key or key.startswith(("ss_", "sshs_", "ot_"))}
     own = {key: value for key, value in facts.items() if key not in foreign}
-    entry = {
-        "config": canonical(config),
-        "facts": own,
-        "family": "" if family is None else family.name,
-        "method": config.method,
-        "name": name,
-        "tool": f"adapter-studio {__version__}",
-    }
+    entry = _entry(config, own, name, family)
     algorithm = config.adapter.lycoris.algo
     metadata = {
         **foreign,
@@ -157,6 +150,18 @@ def write_metadata(
         metadata["modelspec.architecture"] = f"{family.modelspec}/lora"
         metadata["ss_base_model_version"] = _VERSIONS.get(family.name, family.name)
     return metadata
+
+
+def _entry(config: AdapterConfig, facts: Mapping[str, str], name: str, family: Family | None) -> dict[str, Any]:
+    """What the studio itself reads back."""
+    return {
+        "config": canonical(config),
+        "facts": facts,
+        "family": "" if family is None else family.name,
+        "method": config.method,
+        "name": name,
+        "tool": f"adapter-studio {__version__}",
+    }
 
 
 def _network(config: RankedConfig) -> dict[str, str]:
