@@ -130,7 +130,7 @@ def write_metadata(
             raise BadConfig(f"metadata[{key!r}] is {value!r}; a file holds texts only: give it as a string")
     foreign = {key: value for key, value in facts.items() if "." in key or key.startswith(("ss_", "sshs_", "ot_"))}
     own = {key: value for key, value in facts.items() if key not in foreign}
-    entry = _entry(config, own, name, family)
+    entry = _own_entry(config, own, name, family)
     algorithm = config.adapter.lycoris.algo
     metadata = {
         **foreign,
@@ -152,7 +152,7 @@ def write_metadata(
     return metadata
 
 
-def _entry(config: AdapterConfig, facts: Mapping[str, str], name: str, family: Family | None) -> dict[str, Any]:
+def _own_entry(config: AdapterConfig, facts: Mapping[str, str], name: str, family: Family | None) -> dict[str, Any]:
     """What the studio itself reads back."""
     return {
         "config": canonical(config),
