@@ -267,20 +267,21 @@ def test_accelerate_offloading_in_either_order(attach_first: bool, method: type)
     tensors = {key: tensor.detach().clone() for key, tensor in studio.state(shaken(plain)).items()}
     expected = plain(ids).logits
 
+    @torch.no_grad()
+    def fill(model: nn.Module) -> None:
+        for key, tensor in studio.state(model).items():
+            tensor.copy_(tensors[key])
+
     model = llama()
     if attach_first:
         studio.attach(model, config)
-        with torch.no_grad():
-            for key, tensor in studio.state(model).items():
-                tensor.copy_(tensors[key])
+        fill(model)
         cpu_offload(model, execution_device="cpu")
         assert studio.state(model)[next(iter(tensors))].device.type == "meta"
     else:
         cpu_offload(model, execution_device="cpu")
         studio.attach(model, config)
-        with torch.no_grad():
-            for key, tensor in studio.state(model).items():
-                tensor.copy_(tensors[key])
+        fill(model)
     with torch.no_grad():
         assert torch.allclose(model(ids).logits, expected, atol=1e-5)
         with pytest.raises(DoesNotFit, match="offload"):
