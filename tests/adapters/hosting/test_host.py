@@ -254,6 +254,12 @@ def test_layer_with_a_forward_of_its_own_is_refused() -> None:
 # -- hooks of others, in either order --------------------------------------------------------------------------------
 
 
+@torch.no_grad()
+def fill(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    for key, tensor in studio.state(model).items():
+        tensor.copy_(tensors[key])
+
+
 @pytest.mark.parametrize("attach_first", [True, False], ids=["attach-offload", "offload-attach"])
 @pytest.mark.parametrize("method", [studio.LoRA, studio.DoRA], ids=["lora", "dora"])
 def test_accelerate_offloading_in_either_order(attach_first: bool, method: type) -> None:
@@ -267,21 +273,16 @@ def test_accelerate_offloading_in_either_order(attach_first: bool, method: type)
     tensors = {key: tensor.detach().clone() for key, tensor in studio.state(shaken(plain)).items()}
     expected = plain(ids).logits
 
-    @torch.no_grad()
-    def fill(model: nn.Module) -> None:
-        for key, tensor in studio.state(model).items():
-            tensor.copy_(tensors[key])
-
     model = llama()
     if attach_first:
         studio.attach(model, config)
-        fill(model)
+        fill(model, tensors)
         cpu_offload(model, execution_device="cpu")
         assert studio.state(model)[next(iter(tensors))].device.type == "meta"
     else:
         cpu_offload(model, execution_device="cpu")
         studio.attach(model, config)
-        fill(model)
+        fill(model, tensors)
     with torch.no_grad():
         assert torch.allclose(model(ids).logits, expected, atol=1e-5)
         with pytest.raises(DoesNotFit, match="offload"):
