@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, cast
 
 from torch import Tensor
@@ -21,9 +20,8 @@ __all__ = ["ProjectedAdapter", "ProjectionConfig"]
 Projected = TypeVar("Projected", bound="ProjectionConfig")
 
 
-@dataclass(frozen=True, kw_only=True)
 class ProjectionConfig(AdapterConfig):
-    """Fields of the methods with shared random matrices.
+    """What the configs of the methods with shared random matrices have; each lists these fields after its own.
 
     Attributes:
         key: seed of the matrices, a whole number in [0, 2**63).
@@ -35,9 +33,9 @@ class ProjectionConfig(AdapterConfig):
         BadConfig: a field with an impossible value.
     """
 
-    key: int = 0
-    save_projection: bool = True
-    checksums: tuple[str, ...] = ()
+    key: int
+    save_projection: bool
+    checksums: tuple[str, ...]
 
     def check(self) -> None:
         whole = isinstance(self.key, int) and not isinstance(self.key, bool)

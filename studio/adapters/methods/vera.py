@@ -53,6 +53,9 @@ class VeRA(ProjectionConfig):
     rank: int = 256
     dropout: float = 0.0
     d_initial: float = 0.1
+    key: int = 0
+    save_projection: bool = True
+    checksums: tuple[str, ...] = ()
 
     def check(self) -> None:
         super().check()
