@@ -94,12 +94,12 @@ class ProjectedAdapter(Adapter[Projected]):
         """Takes ``A`` and ``B`` out, unless they are to be saved, and notes what they were."""
         plain = {path: dict(tensors) for path, tensors in layers.items()}
         if config.save_projection:
-            return dataclasses.replace(config, checksums=()), plain
+            return dataclasses.replace(cast(Any, config), checksums=()), plain
         owners = [tensors for tensors in plain.values() if "A" in tensors]
         checksums = sorted(_checksum(tensors) for tensors in owners)
         for tensors in owners:
             del tensors["A"], tensors["B"]
-        return dataclasses.replace(config, checksums=tuple(checksums)), plain
+        return dataclasses.replace(cast(Any, config), checksums=tuple(checksums)), plain
 
     def fit(self) -> None:
         self.__dict__["owner"] = self

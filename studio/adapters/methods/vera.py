@@ -33,6 +33,9 @@ class VeRA(ProjectionConfig):
         dropout: probability in [0, 1) with which inputs are dropped while training.
         d_initial: what ``lambda_d`` starts with; ``lambda_b`` starts at zero.
         key: seed of ``A`` and ``B``; the same key gives the matrices of PEFT's ``projection_prng_key``, bit for bit.
+        save_projection: whether files hold ``A`` and ``B``. Without them a file is small, and they are drawn anew from
+            the key at loading, which another version of torch could do differently.
+        checksums: what ``A`` and ``B`` of a file without them have to be; saving fills it in.
 
     Raises:
         BadConfig: a field with an impossible value.
