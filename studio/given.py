@@ -1,0 +1,104 @@
+"""What somebody else wrote is read with bounds: regular files alone, so many bytes, JSON so deep."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from studio.errors import BadFile
+from studio.limits import VARIABLE, limit, within
+
+__all__ = ["check_regular", "parse_json", "read_given"]
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe (FIFO)"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+def check_regular(file: Path) -> int:
+    """Checks, without opening it, that a path leads to a regular file; what links lead to counts.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        BadFile: it is a folder, a pipe, a device or a socket; the message completes "this file ...".
+        OSError: there is no such file, or it cannot be looked at.
+    """
+    found = file.stat()
+    for is_one, name in _KINDS:
+        if is_one(found.st_mode):
+            raise BadFile(f"is {name}, not a file: only regular files are read")
+    return found.st_size
+
+
+def read_given(file: Path, most: str) -> bytes:
+    """Reads a regular file of bounded size.
+
+    Args:
+        file: the file.
+        most: the limit on its bytes, a key of :data:`studio.limits.LIMITS`.
+
+    Raises:
+        BadFile: as :func:`check_regular`, or it is larger than the limit; the message completes "this file ...".
+        OSError: it cannot be read.
+    """
+    within(most, check_regular(file), "has")
+    # a file of /proc says 0 bytes and gives any number; one that was exchanged for a pipe meanwhile must not wait
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(file, flags), "rb") as stream:
+        data = stream.read(limit(most) + 1)
+    within(most, len(data), "has")
+    return data
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Reads JSON that somebody else wrote.
+
+    Args:
+        text: the JSON; bytes as UTF-8.
+
+    Raises:
+        ValueError: it is not JSON, is nested deeper than the limit, or holds a text that is no Unicode (half of a
+            surrogate pair); the message completes "not valid JSON: ...".
+
+    Example:
+        >>> parse_json('{"text": "a dog"}')
+        {'text': 'a dog'}
+        >>> parse_json("[" * 100_000)
+        Traceback (most recent call last):
+        ...
+        ValueError: more than 100 levels of JSON in one another (STUDIO_LIMITS="json-depth=..." raises that)
+    """
+    depth = limit("json-depth")
+    deep = f'more than {depth:,} levels of JSON in one another ({VARIABLE}="json-depth=..." raises that)'
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError(deep) from None
+    layer = [content]
+    for _ in range(depth):
+        layer = [part for entry in layer for part in _parts(entry)]
+    for entry in layer:
+        if isinstance(entry, (dict, list)):
+            raise ValueError(deep)
+        _parts(entry)
+    return content
+
+
+def _parts(entry: Any) -> list[Any]:
+    """The members of a list or an object, keys included; a text is checked and has none."""
+    if isinstance(entry, str):
+        if not entry.isascii() and any("\ud800" <= character <= "\udfff" for character in entry):
+            raise ValueError(f"the text {ascii(entry[:40])} holds half a surrogate pair, which is no character")
+        return []
+    if isinstance(entry, dict):
+        return [*entry, *entry.values()]
+    return entry if isinstance(entry, list) else []
