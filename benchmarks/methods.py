@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,57 +22,25 @@ from torch import Tensor, nn
 
 import studio
 from benchmarks.layers import PEFT, Run, interleaved, kept_bytes, table
+from studio.adapters import AdapterConfig
 from studio.device import choose_device, choose_dtype
+from studio.errors import DoesNotFit
 
-
-@dataclass(frozen=True)
-class Case:
-    """How a method is measured.
-
-    Attributes:
-        ours: settings of our config. peft: name of PEFT's config class, "" where it has no such method.
-        theirs: its settings, for the same function.
-        base: "linear", "norm", "embedding" or "language".
-        call: what both are given beside the input.
-    """
-
-    ours: Mapping[str, Any] = field(default_factory=dict)
-    peft: str = ""
-    theirs: Mapping[str, Any] = field(default_factory=dict)
-    base: str = "linear"
-    call: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-RANK: dict[str, Any] = {"rank": 8}
-R: dict[str, Any] = {"r": 8}
-
-CASES: dict[str, Case] = {
-    "lora": Case(RANK, "LoraConfig", {**R, "lora_alpha": 8}),
-    "dora": Case(RANK, "LoraConfig", {**R, "lora_alpha": 8, "use_dora": True}),
-    "ia3": Case({}, "IA3Config", {"feedforward_modules": []}),
-    "lokr": Case(RANK, "LoKrConfig", {**R, "alpha": 8}),
-    "loha": Case(RANK, "LoHaConfig", {**R, "alpha": 8}),
-    "adalora": Case({}, "AdaLoraConfig", {"init_r": 12, "target_r": 8, "total_step": 1000}),
-    "vera": Case({"rank": 256}, "VeraConfig", {"r": 256}),
-    "oft": Case({"terms": 5}, "OFTConfig", {"oft_block_size": 32}),
-    "boft": Case({}, "BOFTConfig", {"boft_block_size": 4}),
-    "hra": Case(RANK, "HRAConfig", R),
-    "road": Case({}, "RoadConfig", {}),
-    "bitfit": Case({}, "BeftConfig", {}),
-    "lntuning": Case({}, "LNTuningConfig", {}, "norm"),
-    "tokenembedding": Case({"tokens": (1, 5, 9)}, "TrainableTokensConfig", {"token_indices": [1, 5, 9]}, "embedding"),
-    "prompttuning": Case({}, "PromptTuningConfig", {"num_virtual_tokens": 20}, "language"),
-    "ptuning": Case({}, "PromptEncoderConfig", {"num_virtual_tokens": 20, "encoder_hidden_size": 128}, "language"),
-    "prefixtuning": Case({}, "PrefixTuningConfig", {"num_virtual_tokens": 20}, "language"),
-    "multitaskprompt": Case(
-        {"tasks": 3},
-        "MultitaskPromptTuningConfig",
-        {"num_virtual_tokens": 20, "num_tasks": 3},
-        "language",
-        {"task_ids": torch.tensor([0, 1, 2, 0])},
-    ),
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "oft": {"terms": 5},  # as PEFT's is by default
+    "tokenembedding": {"tokens": (1, 5, 9)},
+    "multitaskprompt": {"tasks": 3},
 }
-"""Methods that need other settings than their defaults, or that ``peft`` has too."""
+"""Settings of methods that are measured with others than their defaults."""
+
+CALLS: Mapping[str, Mapping[str, Tensor]] = {"multitaskprompt": {"task_ids": torch.tensor([0, 1, 2, 0])}}
+"""What models of a method are given beside the input."""
+
+BASES = {"norms": "norm", "embeddings": "embedding", "model": "language"}
+"""Default targets of a method -> what it is measured on; others on a linear layer."""
+
+APART = {"qalora"}
+"""Methods that ``peft`` computes on layers of others alone."""
 
 
 class Tower(nn.Module):
@@ -104,27 +72,36 @@ def base_of(kind: str, width: int, tokens: int) -> tuple[nn.Module, Tensor]:
     return Tower(nn.Linear(width, width)), torch.randn(1, tokens, width)
 
 
-def target_of(kind: str) -> dict[str, Any]:
-    return {} if kind == "language" else {"targets": ("layer",)}
+def config_of(method: str) -> AdapterConfig:
+    """The settings with which a method is measured."""
+    config = studio.METHODS[method]
+    on = {} if base_name(config) == "language" else {"targets": ("layer",)}
+    return config.usual(**on, **SETTINGS.get(method, {}))
 
 
-def attached(method: str, case: Case, base: nn.Module) -> tuple[nn.Module, int]:
+def base_name(config: type[AdapterConfig]) -> str:
+    """What a method is measured on."""
+    usual = config.usual().targets
+    return BASES.get(usual, "linear") if isinstance(usual, str) else "linear"
+
+
+def attached(method: str, base: nn.Module) -> tuple[nn.Module, int]:
     """Our adapter on a copy of the base, and the trained numbers."""
     model = copy.deepcopy(base)
-    config = studio.METHODS[method](**target_of(case.base), **case.ours)
-    return model, studio.attach(model, config).parameters
+    return model, studio.attach(model, config_of(method)).parameters
 
 
-def wrapped(case: Case, base: nn.Module) -> nn.Module:
-    """PEFT's adapter on a copy of the base."""
+def wrapped(model: nn.Module, base: nn.Module) -> nn.Module | None:
+    """PEFT's adapter of the same settings on a copy of the base; None where it has no such method."""
     import peft
 
-    settings = dict(case.theirs)
-    if case.base == "language":
-        settings["task_type"] = "CAUSAL_LM"
-    else:
-        settings["target_modules"] = ["layer"]
-    return peft.get_peft_model(copy.deepcopy(base), getattr(peft, case.peft)(**settings))
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            file = studio.save(model, Path(folder) / "adapter", format="peft") / "adapter_config.json"
+        except DoesNotFit:
+            return None
+        fields = json.loads(file.read_text())
+    return peft.get_peft_model(copy.deepcopy(base), peft.get_peft_config({**fields, "inference_mode": False}))
 
 
 def first(output: Any) -> Tensor:
@@ -143,19 +120,24 @@ def step(model: nn.Module, x: Tensor, **call: Tensor) -> None:
     x.grad = None
 
 
+def compared(method: str, base: nn.Module, on: str) -> tuple[dict[str, nn.Module], int]:
+    """What takes turns, and the trained numbers of ours."""
+    ours, count = attached(method, base)
+    models = {"ours": ours}
+    if on == "linear":
+        models["lora"], _ = attached("lora", base)
+    peer = wrapped(ours, base) if PEFT and method not in APART else None
+    return models if peer is None else {**models, "peft": peer}, count
+
+
 def measured(method: str, options: argparse.Namespace) -> dict[str, Any]:
     """One row of the table."""
-    case, device = CASES.get(method, Case()), choose_device(options.device)
+    device, on = choose_device(options.device), base_name(studio.METHODS[method])
     dtype = choose_dtype(options.dtype, device).dtype
-    base, x = base_of(case.base, options.width, options.tokens)
+    base, x = base_of(on, options.width, options.tokens)
     base, x = base.to(device, dtype).eval(), x.to(device, dtype if x.is_floating_point() else None)
-    call = {name: value.to(device) for name, value in case.call.items()}
-    models: dict[str, nn.Module] = {}
-    models["ours"], count = attached(method, case, base)
-    if case.base == "linear":
-        models["lora"], _ = attached("lora", CASES["lora"], base)
-    if PEFT and case.peft:
-        models["peft"] = wrapped(case, base)
+    call = {name: value.to(device) for name, value in CALLS.get(method, {}).items()}
+    models, count = compared(method, base, on)
     learns = {id(model): [p.requires_grad for p in model.parameters()] for model in models.values()}
     row: dict[str, Any] = {"case": method, "numbers": count}
     for title, run, mode in (("forward", forward, False), ("step", step, True)):

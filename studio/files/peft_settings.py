@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from studio.adapters import METHODS, Adapter
 from studio.adapters.contract.foreign import Settings
+from studio.adapters.contract.ranked import RankedConfig
 from studio.errors import BadFile, DoesNotFit
 from studio.files.scale import Grade, root_or_rank
 
@@ -112,7 +113,7 @@ class PeftSettings:
         settings = self._adapter.peft.settings
         names = settings.fields
         self._where = where
-        self._ranked = "alpha" in names
+        self._ranked = issubclass(METHODS[method], RankedConfig)
         try:
             fields = settings.restate(fields)
             self._rank_field = names.get("rank", "")

@@ -316,7 +316,7 @@ def saved(tmp_path):
         ({"use_qalora": True}, "use_qalora=True"),
         ({"use_dora": True}, "use_dora=True"),
         ({"peft_type": "ADALORA"}, "peft_type='ADALORA'"),
-        ({"peft_type": "FOURIERFT"}, "peft_type='FOURIERFT', a method that is not among"),
+        ({"peft_type": "XLORA"}, "peft_type='XLORA', a method that is not among"),
         ({"peft_type": ["LORA"]}, r"peft_type=\['LORA'\], a method"),
         ({"bias": "all"}, "bias='all'"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import peft
 import pytest
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import studio
+from studio.adapters.hosting.assembly import site_at
 from studio.errors import DoesNotFit, StudioError
 from studio.survey import LAYERS as SURVEYED
 from tiny import Tower
@@ -31,7 +33,14 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 
 # BOFT has a CUDA kernel in PEFT, Delta-LoRA and MoRA are not in it, QA-LoRA there needs a GPTQ layer: the first is
 # compared in test_rotations.py. AdaLoRA's own test compares its pruned ranks.
-OURS = {
+APART = {"boft", "qalora"}
+TRIED = {
+    name: config
+    for name, config in studio.METHODS.items()
+    if config.adapter.peft.type and "model" not in config.adapter.kinds and name not in APART
+}
+
+OURS = {name: config.example(targets=("layer",)) for name, config in TRIED.items()} | {
     "lora": studio.LoRA(rank=2, alpha=3, targets=("layer",)),
     "dora": studio.DoRA(rank=2, alpha=3, targets=("layer",)),
     "adalora": studio.AdaLoRA(rank=2, alpha=3, targets=("layer",)),
@@ -73,10 +82,24 @@ WRITTEN: dict[str, set[str]] = {
     "bitfit": {"Linear"},
     "tokenembedding": {"Embedding"},
 }
-"""The kinds of layers on which PEFT computes the method's formula."""
+"""The kinds of layers on which PEFT computes the method's formula, found by looking; of other methods they say so."""
+
+
+def covered(config: type[studio.adapters.AdapterConfig]) -> set[str]:
+    peft, sites = config.adapter.peft, {kind: site_at(given(kind)[0], "layer", ("norm",)) for kind in LAYERS}
+    return {kind for kind, site in sites.items() if not peft.refusal(site) and not peft.differs(site)}
+
+
+def of_peft(config: type[studio.adapters.AdapterConfig]) -> peft.PeftConfig:
+    """PEFT's config of the method's own example."""
+    settings, example = config.adapter.peft.settings, config.example()
+    fields = {theirs: getattr(example, ours) for ours, theirs in settings.fields.items()}
+    return getattr(peft, settings.name)(**{**fields, **settings.flags, settings.init: False, **ON})
+
 
 ON = {"target_modules": ["layer"]}
-THEIRS = {
+THEIRS: dict[str, Callable[[], peft.PeftConfig]] = {name: partial(of_peft, config) for name, config in TRIED.items()}
+THEIRS |= {
     "lora": lambda: peft.LoraConfig(r=2, lora_alpha=3, init_lora_weights=False, **ON),
     "dora": lambda: peft.LoraConfig(r=2, lora_alpha=3, use_dora=True, init_lora_weights=False, **ON),
     "adalora": lambda: peft.AdaLoraConfig(init_r=3, target_r=2, total_step=10, init_lora_weights=False, **ON),
@@ -110,6 +133,9 @@ def given(kind: str) -> tuple[Tower, Tensor]:
     return Tower(layer), torch.randn(2, 4, 256)
 
 
+WRITTEN |= {name: covered(config) for name, config in TRIED.items() if name not in WRITTEN}
+
+
 def disturb(tensors: Iterator[Tensor]) -> None:
     with torch.no_grad():
         for tensor in tensors:
@@ -131,7 +157,9 @@ def test_what_is_written_is_the_same_function_in_peft(tmp_path, method, kind) ->
         studio.attach(model, OURS[method])
     except StudioError:
         pytest.skip("no layer for this method")
-    disturb(tensor for key, tensor in studio.state(model).items() if "out_proj" not in key)  # PEFT adds it twice
+    disturb(  # PEFT adds the change of out_proj twice
+        tensor for key, tensor in studio.state(model).items() if tensor.is_floating_point() and "out_proj" not in key
+    )
     try:
         folder = studio.save(model, tmp_path / "a", format="peft")
     except DoesNotFit as refused:

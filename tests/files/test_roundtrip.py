@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import resource
 from pathlib import Path
@@ -11,10 +12,12 @@ import torch
 from torch import nn
 
 import studio
+from studio.adapters.hosting.assembly import site_at
 from studio.errors import BadConfig, BadFile, DoesNotFit, UnknownName
 from studio.files import FORMATS
 
-METHODS = {
+# configs that take other branches than the example of their method, or sit on other layers
+VARIANTS = {
     "lora": studio.LoRA(rank=2, alpha=3, targets=("lin", "conv", "point", "turned")),
     "lora-bias": studio.LoRA(rank=2, alpha=3, use_bias=True, targets=("lin", "conv")),
     "lora-patterns": studio.LoRA(
@@ -67,23 +70,6 @@ METHODS = {
 }
 
 
-# methods that a format has no names for; it refuses them by name
-UNSAYABLE = {("deltalora", "kohya"), ("deltalora", "peft")}
-UNSAYABLE |= {(m, "kohya") for m in ("lntuning", "bitfit", "bitfit-linear", "tokenembedding", "tokenembedding-linear")}
-UNSAYABLE |= {(m, f) for m in ("bottleneck", "bottleneck-parallel") for f in ("kohya", "peft")}
-UNSAYABLE |= {("bitfit", "peft")}  # PEFT's BEFT knows Linear alone
-UNSAYABLE |= {("tokenembedding-linear", "peft")}  # PEFT leaves its bias out
-UNSAYABLE |= {(m, "kohya") for m in METHODS if m.startswith(("vera", "hra", "mora", "road"))}
-UNSAYABLE |= {(m, "kohya") for m in ("oft", "oft-conv", "boft", "boft-butterfly")}  # LyCORIS turns outputs
-UNSAYABLE |= {
-    (m, "peft") for m in ("vera-conv", "road-conv", "hra-embedding", "oft-conv", "oft-outputs", "boft-outputs")
-}
-UNSAYABLE |= {(m, "peft") for m in ("mora", "mora-sharing")}
-UNSAYABLE |= {("qalora-mean", "peft")}  # PEFT's QA-LoRA knows Linear alone
-# methods that a format states as another one, with the same change
-STATED_AS = {(method, "kohya"): "lora" for method in ("adalora", "qalora", "qalora-mean")}
-
-
 class Block(nn.Module):
     def __init__(self):
         super().__init__()
@@ -112,6 +98,38 @@ class Net(nn.Module):
 
 
 INPUT = (torch.arange(6).view(2, 3), torch.linspace(-1, 1, 200).view(2, 4, 5, 5))
+
+
+def example(config):
+    """A method's own example on layers of Net that it covers, or None for a method that sits on whole models."""
+    for targets in (("lin", "inner"), ("norm",), ("emb",)):
+        with contextlib.suppress(studio.StudioError):
+            studio.attach(Net(), config.example(targets=targets))
+            return config.example(targets=targets)
+    return None
+
+
+METHODS = {name: made for name, config in studio.METHODS.items() if (made := example(config)) is not None} | VARIANTS
+
+# what a format's own program has on other sides than these: LyCORIS turns outputs, PEFT turns inputs
+UNSAYABLE = {(m, "kohya") for m in ("oft", "oft-conv", "boft", "boft-butterfly")}
+UNSAYABLE |= {("oft-outputs", "peft"), ("boft-outputs", "peft")}
+
+
+def names_are_missing(config, format):
+    """Whether a format has no names for a method, or its program no such layer; it is refused by name."""
+    adapter = config.adapter
+    if format == "kohya":
+        return not (adapter.lycoris.tensors or adapter.lycoris.form)
+    model = Net()
+    sites = [site_at(model, path, adapter.kinds) for path in studio.attach(model, config).sites]
+    peft = adapter.peft
+    return format == "peft" and (not peft.type or any(peft.refusal(site) or peft.differs(site) for site in sites))
+
+
+UNSAYABLE |= {(m, format) for m, config in METHODS.items() for format in FORMATS if names_are_missing(config, format)}
+# methods that a format states as another one, with the same change
+STATED_AS = {(m, "kohya"): "lora" for m, config in METHODS.items() if config.adapter.lycoris.form}
 
 
 def made(config, seed=0):

@@ -49,7 +49,7 @@ def lora(**fields):
         (lambda: peft.PromptTuningConfig(num_virtual_tokens=3), UsageError, "language model"),
         (lambda: peft.AdaLoraConfig(target_modules=["0"]), UsageError, "total_step"),
         (lambda: LoraConfig(task_type="CAUSAL"), UsageError, "CAUSAL_LM"),
-        (lambda: peft.FourierFTConfig(), UsageError, "FourierFT"),
+        (lambda: peft.XLoraConfig(), UsageError, "X-LoRA"),
     ],
 )
 def test_configs(config, error, words):
@@ -138,7 +138,7 @@ def test_tensor_names(folder):
 @pytest.mark.parametrize(
     "fields, words",
     [
-        ({"peft_type": "FOURIERFT"}, "FOURIERFT.*the studio does not have"),
+        ({"peft_type": "XLORA"}, "XLORA.*the studio does not have"),
         ({"peft_type": "LORRA"}, "LORRA"),
         ({"magic_dropout": 0.3}, "magic_dropout=0.3"),  # PEFT: a warning
         ({"use_bdlora": {"nblocks": 2}}, "use_bdlora"),

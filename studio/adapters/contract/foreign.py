@@ -142,7 +142,7 @@ class Settings:
     Attributes:
         name: of the class ("LoraConfig"). extends: the name of the method's config class that it extends, or "".
         defaults: the class's own fields and their defaults in PEFT, of which files and targets need no mention.
-        numbered: whether it can be limited to numbered layers (``layers_to_transform``).
+        chooses: its fields that choose among the layers that are named.
         fields: our field -> PEFT's, where they mean the same.
         flags: PEFT's fields that tell the method from others of its type, and what they are.
         init: the field that names the start. starts: its words beside which tensors mean what they say; None: all.
@@ -162,7 +162,7 @@ class Settings:
     name: str
     extends: str = ""
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    numbered: bool = True
+    chooses: tuple[str, ...] = ("exclude_modules", "layers_to_transform", "layers_pattern")
     fields: Mapping[str, str] = field(default_factory=dict)
     flags: Mapping[str, Any] = field(default_factory=dict)
     init: str = "init_weights"

@@ -55,7 +55,7 @@ class BitFitAdapter(Adapter[BitFit]):
     needs = ("bias",)
     peft = Peft(
         type="BEFT",
-        settings=Settings(name="BeftConfig", defaults={"init_weights": True}, numbered=False),
+        settings=Settings(name="BeftConfig", defaults={"init_weights": True}, chooses=("exclude_modules",)),
         tensors={"bias": "beft_bias"},
         layouts={"bias": "row|row"},
         limit=_limit,

@@ -94,7 +94,7 @@ class IA3Adapter(Adapter[IA3]):
         settings=Settings(
             name="IA3Config",
             defaults={"feedforward_modules": None, "fan_in_fan_out": False, "init_ia3_weights": True},
-            numbered=False,
+            chooses=("exclude_modules",),
             init="init_ia3_weights",
             reads=("feedforward_modules",),
             targets=TARGETS,

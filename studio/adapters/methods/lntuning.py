@@ -53,7 +53,7 @@ class LNTuningAdapter(Adapter[LNTuning]):
     needs = ("weight",)
     peft = Peft(
         type="LN_TUNING",
-        settings=Settings(name="LNTuningConfig", numbered=False),
+        settings=Settings(name="LNTuningConfig", chooses=("exclude_modules",)),
         tensors={"weight": "ln_tuning_layers.weight", "bias": "ln_tuning_layers.bias"},
         limit=_limit,
     )

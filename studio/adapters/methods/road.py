@@ -114,7 +114,7 @@ class RoAdAdapter(Adapter[RoAd]):
         settings=Settings(
             name="RoadConfig",
             defaults={"variant": "road_1", "group_size": LARGEST, "init_weights": True},
-            numbered=False,
+            chooses=("exclude_modules",),
             reads=("variant", "group_size"),
             check=_check_peft,
             config=_config_of_peft,

@@ -84,7 +84,7 @@ class TokenEmbeddingAdapter(Adapter[TokenEmbedding]):
         settings=Settings(
             name="TrainableTokensConfig",
             defaults={"token_indices": [], "init_weights": True},
-            numbered=False,
+            chooses=("exclude_modules",),
             fields={"tokens": "token_indices"},
         ),
         tensors={"rows": "trainable_tokens_delta"},  # absolute values, whatever its name says

@@ -170,23 +170,6 @@ class PromptLearningConfig(PeftConfig):
         return True
 
 
-@dataclass(kw_only=True)
-class TargetedConfig(PeftConfig):
-    """A config that names layers: by endings, by one expression that matches whole names, or "all-linear"."""
-
-    target_modules: Any = None
-    exclude_modules: Any = None
-    modules_to_save: list[str] | None = None
-
-
-@dataclass(kw_only=True)
-class LayeredConfig(TargetedConfig):
-    """A config that can be limited to some of a model's numbered layers."""
-
-    layers_to_transform: Any = None
-    layers_pattern: Any = None
-
-
 def _plain(value: Any) -> Any:
     """A value as JSON has it; sets are sorted, so that two saves are alike."""
     if isinstance(value, Enum):

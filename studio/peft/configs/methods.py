@@ -10,20 +10,22 @@ import dataclasses
 import functools
 from collections.abc import Iterable
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 from studio.adapters import METHODS, AdapterConfig
 from studio.adapters.contract.foreign import Choice, Part
 from studio.peft.configs.config import (
     PEFT_TYPE_TO_CONFIG_MAPPING,
-    LayeredConfig,
     PeftConfig,
     PromptLearningConfig,
-    TargetedConfig,
 )
 from studio.peft.terms.types import PeftType
 
 __all__ = ["names"]
+
+_CHOOSE: Final = ("exclude_modules", "layers_to_transform", "layers_pattern")
+_LAYERS: Final = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern")
+"""Fields that name layers, of which a config may not have those that choose among them."""
 
 
 def names() -> list[str]:
@@ -56,14 +58,15 @@ def _made(name: str, by_name: dict[str, list[type[AdapterConfig]]]) -> Any:
         return globals()[name]
     plain = min(by_name[name], key=lambda config: sum(map(bool, config.adapter.peft.settings.flags.values())))
     peft, settings = plain.adapter.peft, plain.adapter.peft.settings
-    base: type[PeftConfig] = LayeredConfig if settings.numbered else TargetedConfig
+    base, layers = PeftConfig, tuple(name for name in _LAYERS if name not in _CHOOSE or name in settings.chooses)
+    if "model" in plain.adapter.kinds:
+        base, layers = PromptLearningConfig, ()
     if settings.extends:
         base = _made(settings.extends, by_name)
-    elif "model" in plain.adapter.kinds:
-        base = PromptLearningConfig
+    fields = {**dict.fromkeys(layers), **settings.defaults}
     made: Any = dataclasses.make_dataclass(
         name,
-        [(field, _annotation(value), _default(value)) for field, value in settings.defaults.items()],
+        [(field, _annotation(value), _default(value)) for field, value in fields.items()],
         bases=(base,),
         namespace={"word": peft.type, "settings": settings, "__doc__": _doc(by_name[name])},
         kw_only=True,

@@ -89,7 +89,7 @@ def select(model: nn.Module, config: Any, kinds: Collection[str] = ()) -> list[s
              for name in names]  # fmt: skip
     chosen = _all_linear(model, modules, config) if targets == ALL_LINEAR else _matching(modules, targets, kinds)
     chosen = [name for name in chosen if not any(name == one or name.startswith(one + ".") for one in saved)]
-    chosen = _without(chosen, modules, config.exclude_modules)
+    chosen = _without(chosen, modules, getattr(config, "exclude_modules", None))
     if getattr(config, "layers_to_transform", None) is not None or getattr(config, "layers_pattern", None):
         chosen = _numbered(chosen, targets, config.layers_to_transform, config.layers_pattern)
     if not chosen:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,8 +23,10 @@ from transformers.pytorch_utils import Conv1D
 
 from studio.adapters import METHODS, bake, blend, blended, detach, install, sample_rows, state, unbake
 from studio.adapters import attach as attach_plain
+from studio.adapters.hosting.assembly import site_at
 from studio.adapters.sites.kinds import kind_of
 from studio.errors import DoesNotFit, NoTargets, UnsupportedLayer
+from studio.files import FORMATS, load, save
 
 B = 3
 
@@ -165,6 +168,15 @@ EXEMPT: dict[tuple[str, str], str] = {
         for method in ("prompttuning", "ptuning", "prefixtuning", "multitaskprompt")
         for promise in ("identity", "formula", "baked")
     },
+}
+
+# (method, config, format) -> layers on which the format's program has nothing of the kind; it is refused
+UNSAYABLE: dict[tuple[str, str, str], tuple[str, ...]] = {
+    **{("oft", config, "kohya"): tuple(LAYERS) for config in ("plain", "series", "shared")},  # LyCORIS turns outputs
+    ("boft", "plain", "kohya"): tuple(LAYERS),
+    ("oft", "outputs", "peft"): tuple(LAYERS),  # PEFT turns inputs
+    ("boft", "butterfly", "peft"): tuple(LAYERS),
+    ("lokr", "whole", "peft"): ("conv1d",),  # PEFT multiplies along other axes
 }
 
 CASES = [
@@ -542,7 +554,7 @@ def test_forward_and_gradients_are_those_of_the_formula(method: str, config: str
         x_ours.requires_grad_()
         x_theirs.requires_grad_()
     leaves = {
-        path: {key: tensor.detach().clone().requires_grad_() for key, tensor in parts.items()}
+        path: {key: tensor.detach().clone().requires_grad_(tensor.is_floating_point()) for key, tensor in parts.items()}
         for path, parts in by_site(model).items()
     }
     expected = by_formula(method, settings, base, leaves, x_theirs)
@@ -625,6 +637,46 @@ def test_strengths_per_sample_are_those_of_each_sample_alone(method: str, config
         close(rearranged[:2], model(x[:2]), 1e-5)
     with blended(model, {"one": ones[0], "two": twos[0]}):
         close(rearranged[2:], model(x[2:]), 1e-5)
+
+
+def sayable(method: str, config: str, layer: str, format: str) -> bool:
+    """Whether a format can hold a method on a kind of layer, as the method's own file says."""
+    adapter = METHODS[method].adapter
+    if layer in UNSAYABLE.get((method, config, format), ()):
+        return False
+    if format == "kohya":
+        return bool(adapter.lycoris.tensors or adapter.lycoris.form)
+    site = site_at(tower(layer), "0", adapter.kinds)
+    peft = adapter.peft
+    return format != "peft" or bool(peft.type and not peft.refusal(site) and not peft.differs(site))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(("method", "config", "layer"), CASES)
+@pytest.mark.filterwarnings("ignore:PEFT 0.21 adds the change of 0.out_proj twice")
+def test_it_is_the_same_when_it_is_loaded_again(
+    tmp_path: Path, method: str, config: str, layer: str, format: str
+) -> None:
+    model, x = tower(layer), sample(layer)
+    attach(model, config_for(method, config, layer))
+    shake(model)
+    file = tmp_path / ("a" if FORMATS[format].folder else "a.safetensors")
+    if not sayable(method, config, layer, format):
+        with pytest.raises(DoesNotFit):
+            save(model, file, format=format)
+        assert list(tmp_path.iterdir()) == []
+        return
+    save(model, file, format=format)
+    other = tower(layer).requires_grad_(False)
+    report = load(other, file)
+    assert report.ignored == {} and set(report.sites) == set(by_site(model))
+    close(other(x), model(x), 1e-6)
+    again = save(other, file.with_stem("b"), format=format)
+    assert content(again) == content(file)
+
+
+def content(file: Path) -> dict[str, bytes]:
+    return {one.suffix: one.read_bytes() for one in (file.iterdir() if file.is_dir() else [file])}
 
 
 # each method with itself, with one that joins the fused path, one that does not, and one other
