@@ -2,13 +2,14 @@
 
 A value is checked against the annotation of its field. Known annotations: ``bool``, ``int``, ``float``, ``str``,
 ``Path``, ``Literal``, ``tuple[X, ...]``, ``tuple[X, Y]``, ``Mapping[str, X]``, a nested dataclass, and unions of these
-with ``None``. Ranges are the config's own business (``__post_init__``).
+with ``None``. Numbers of numpy and torch become Python's own. Ranges are the config's business (``__post_init__``).
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import sys
 import types
@@ -18,13 +19,25 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from studio.errors import BadConfig, BadFile, nearest
+from studio.given import read_given
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-__all__ = ["assignments", "build", "check", "differences", "finite", "plain", "read_toml", "to_toml"]
+__all__ = [
+    "assignments",
+    "build",
+    "check",
+    "differences",
+    "finite",
+    "listed",
+    "own_number",
+    "plain",
+    "read_toml",
+    "to_toml",
+]
 
 C = TypeVar("C")
 
@@ -58,7 +71,7 @@ def build(cls: type[C], values: Mapping[str, Any], *, where: str = "") -> C:
         studio.errors.BadConfig: Crop has no field 'widht'; did you mean 'width'? (fields: width, sides)
     """
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
-    expected = typing.get_type_hints(cls)
+    expected = _annotations(cls)
     title = f"{where}: {cls.__name__}" if where else cls.__name__
     arguments = {}
     for name, value in _nested(values, title).items():
@@ -101,7 +114,7 @@ def check(config: Any) -> None:
         ...
         studio.errors.BadConfig: Blur.radius must be a number, not 'wide'
     """
-    expected = typing.get_type_hints(type(config))
+    expected = _annotations(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         converted = _convert(value, expected[field.name], f"{type(config).__name__}.{field.name}")
@@ -150,10 +163,14 @@ def read_toml(file: str | Path) -> dict[str, Any]:
     """Reads a TOML file.
 
     Raises:
-        BadFile: it is missing, unreadable, not UTF-8, or not TOML (with line and column).
+        BadFile: it is missing, unreadable, no regular file, too large, not UTF-8, or not TOML (with line and column).
     """
     try:
-        return tomllib.loads(Path(file).read_text(encoding="utf-8"))
+        return tomllib.loads(read_given(Path(file), "config-bytes").decode("utf-8"))
+    except BadFile as error:
+        raise BadFile(f"{file} {error}") from None
+    except RecursionError:
+        raise BadFile(f"{file} is not valid TOML: its values are nested too deep") from None
     except FileNotFoundError:
         raise BadFile(f"there is no config file {file}") from None
     except UnicodeDecodeError as error:
@@ -245,6 +262,33 @@ def finite(value: float) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def own_number(value: Any) -> Any:
+    """Returns a single number of numpy or torch as Python's own, and everything else as it is.
+
+    Example:
+        >>> import torch
+        >>> own_number(torch.tensor(3)), own_number("three")
+        (3, 'three')
+    """
+    return value.item() if _of_arrays(value) and value.shape == () else value
+
+
+def listed(value: Any) -> Any:
+    """Returns a row of numbers of numpy or torch as a list of Python's own, and everything else as it is.
+
+    Example:
+        >>> import torch
+        >>> listed(torch.arange(3)), listed("three")
+        ([0, 1, 2], 'three')
+    """
+    return value.tolist() if _of_arrays(value) and len(value.shape) == 1 else value
+
+
+def _of_arrays(value: Any) -> bool:
+    """Whether a value is a number or an array of numpy or torch, which are not imported for the question."""
+    return type(value).__module__.partition(".")[0] in ("numpy", "torch") and hasattr(value, "shape")
+
+
 class _Mismatch(Exception):
     """A value does not have the type that was tried; the message says what was expected."""
 
@@ -257,9 +301,13 @@ def _convert(value: Any, expected: Any, where: str) -> Any:
         raise BadConfig(f"{where} must be {_words(expected)}, not {shown}") from None
 
 
+_annotations = functools.lru_cache(maxsize=256)(typing.get_type_hints)
+
+
 def _as(value: Any, expected: Any, where: str) -> Any:
     if isinstance(value, Text):
         return _from_text(value, expected, where)
+    value = own_number(value)
     origin, arguments = get_origin(expected), get_args(expected)
     if expected is Any or expected is object:
         return value
@@ -315,7 +363,8 @@ def _as_one_of(value: Any, expected: Sequence[Any], where: str) -> Any:
 
 
 def _as_tuple(value: Any, expected: Sequence[Any], where: str) -> tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)):
+    value = listed(value)
+    if not isinstance(value, (list, tuple, range)):
         raise _Mismatch
     if len(expected) == 2 and expected[1] is Ellipsis:
         items = tuple(_as(entry, expected[0], where) for entry in value)

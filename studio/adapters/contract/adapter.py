@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from studio.adapters.contract.calibration import Gauge
 from studio.adapters.contract.foreign import Either, Layers, Lycoris, Peft, Tables
 from studio.adapters.sites.site import LAYERS, Site
+from studio.config import check
 from studio.errors import BadConfig, DoesNotFit, UnsupportedLayer
 from studio.registry import Registry
 
@@ -100,9 +101,13 @@ class AdapterConfig:
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.targets, str):
-            object.__setattr__(self, "targets", tuple(self.targets))
-        object.__setattr__(self, "exclude", (self.exclude,) if isinstance(self.exclude, str) else tuple(self.exclude))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, (set, frozenset)):
+                object.__setattr__(self, field.name, tuple(sorted(value, key=str)))
+            elif isinstance(value, str) and str(field.type).startswith("tuple[str, ...]"):  # a list of one
+                object.__setattr__(self, field.name, (value,))
+        check(self)
         if not self.targets:
             raise BadConfig(
                 f"{type(self).__name__}(targets={self.targets!r}) names no layer; give a preset or patterns"

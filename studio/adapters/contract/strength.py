@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
 from studio.adapters.contract.pattern import matches
-from studio.config import finite
+from studio.config import finite, listed, own_number
 from studio.errors import BadConfig
 
 __all__ = ["Blend", "Strength", "StrengthLike", "as_strength"]
@@ -48,16 +48,15 @@ class Strength:
         samples: Sequence[float] | None = None,
         **components: float,
     ) -> None:
-        numbers = [value, *(blocks or {}).values(), *(() if samples is None else samples), *components.values()]
-        for number in numbers:
-            if not finite(number):
-                raise BadConfig(f"a strength must be a finite number, not {number!r}")
-        if samples is not None and not len(samples):
+        if not isinstance(blocks or {}, Mapping):
+            raise BadConfig(f"the blocks of a strength are a table, pattern to number, not {blocks!r}")
+        each = None if samples is None else tuple(map(_number, samples))
+        if each == ():
             raise BadConfig("samples=() names no sample; give one number per sample")
-        object.__setattr__(self, "value", float(value))
-        object.__setattr__(self, "blocks", tuple((blocks or {}).items()))
-        object.__setattr__(self, "samples", None if samples is None else tuple(map(float, samples)))
-        object.__setattr__(self, "components", tuple(components.items()))
+        object.__setattr__(self, "value", float(_number(value)))
+        object.__setattr__(self, "blocks", tuple((pattern, _number(one)) for pattern, one in (blocks or {}).items()))
+        object.__setattr__(self, "samples", None if each is None else tuple(map(float, each)))
+        object.__setattr__(self, "components", tuple((name, _number(one)) for name, one in components.items()))
 
     def at(self, component: str, path: str) -> float:
         """Returns the number for one layer, without the factor per sample."""
@@ -73,6 +72,13 @@ class Strength:
     def per_sample(self) -> Tensor | None:
         """Returns the factors per sample ``(samples,)`` in fp32, or None where all samples are alike."""
         return None if self.samples is None else torch.tensor(self.samples)
+
+
+def _number(value: Any) -> float:
+    number = own_number(value)
+    if not finite(number):
+        raise BadConfig(f"a strength must be a finite number, not {value!r}")
+    return cast(float, number)
 
 
 StrengthLike: TypeAlias = "float | Strength | Sequence[float]"
@@ -91,8 +97,7 @@ def as_strength(value: StrengthLike) -> Strength:
     """
     if isinstance(value, Strength):
         return value
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return Strength(samples=value)
-    if isinstance(value, Tensor):
-        return as_strength(value.tolist())
-    return Strength(value)
+    plain: Any = listed(own_number(value))
+    if isinstance(plain, Sequence) and not isinstance(plain, str):
+        return Strength(samples=plain)
+    return Strength(plain)

@@ -45,10 +45,6 @@ class IA3(AdapterConfig):
     rate = 3.0
     feedforward: tuple[str, ...] = ()
 
-    def check(self) -> None:
-        patterns = (self.feedforward,) if isinstance(self.feedforward, str) else tuple(self.feedforward)
-        object.__setattr__(self, "feedforward", patterns)
-
 
 TARGETS: Final = by_model(
     {

@@ -68,9 +68,9 @@ class PrefixTuning(TokenConfig):
         self.require(self.hidden is None or self.hidden >= 1, "hidden", "at least 1, or None")
         self.require(self.init in ("random", "zero"), "init", "'random' or 'zero'")
         if self.places is not None:
-            given = (self.places,) if isinstance(self.places, str) else tuple(self.places)
-            object.__setattr__(self, "places", given)
-            self.require(bool(given) and set(given) <= set(PLACES), "places", f"some of {', '.join(PLACES)}")
+            self.require(
+                bool(self.places) and set(self.places) <= set(PLACES), "places", f"some of {', '.join(PLACES)}"
+            )
 
 
 def chosen_attentions(site: ModelSite, config: PrefixTuning) -> list[CachedAttention]:

@@ -54,12 +54,8 @@ class TokenEmbedding(AdapterConfig):
     tokens: tuple[int, ...]
     init: str = "rows"
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "tokens", tuple(self.tokens))
-        super().__post_init__()
-
     def check(self) -> None:
-        sound = all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in self.tokens)
+        sound = all(token >= 0 for token in self.tokens)
         self.require(sound and len(self.tokens) > 0, "tokens", "one or more whole numbers, none negative")
         twice = [token for token, count in Counter(self.tokens).items() if count > 1]
         if twice:
