@@ -28,7 +28,7 @@ from studio.files.peft import CONFIG_FILE, TENSOR_FILE
 from studio.files.peft_settings import refuse_unknown
 from studio.files.reading import Reading
 
-__all__ = ["FORMAT", "peft_form", "read_soft", "save_soft", "soft_config", "soft_method"]
+__all__ = ["FORMAT", "HEADS", "peft_form", "read_soft", "save_soft", "soft_config", "soft_method"]
 
 FORMAT: Final = "studio"
 _TASKS: Final = {
@@ -41,7 +41,7 @@ _TASKS: Final = {
 }
 _FIELDS: Final = ("num_attention_heads", "num_layers", "num_transformer_submodules", "num_virtual_tokens", "token_dim")
 """PEFT's fields of all methods of virtual tokens."""
-_HEADS: Final = {
+HEADS: Final = {
     "SEQ_CLS": ("classifier", "score"),
     "TOKEN_CLS": ("classifier", "score"),
     "QUESTION_ANS": ("qa_outputs",),
@@ -119,7 +119,7 @@ def _reading(
 
 def _heads(module: nn.Module, task: str) -> dict[str, Tensor]:
     """The weights of the model's own head under PEFT's keys."""
-    found = ((name, module._modules.get(name)) for name in _HEADS.get(task, ()))
+    found = ((name, module._modules.get(name)) for name in HEADS.get(task, ()))
     return {
         f"base_model.{name}.{key}": tensor.detach()
         for name, head in found
@@ -176,7 +176,7 @@ def save_soft(
         raise DoesNotFit("kohya's format has no soft prompts; leave format out, or use 'peft'")
     adapter = dict(assemblies(model)[""].adapters(name))[""]
     assert isinstance(adapter, TokenAdapter), "the methods of virtual tokens sit on the model itself"
-    fields, tensors = peft_form(adapter) if format.folder else ({}, adapter.tensors())
+    fields, tensors = _with_heads(adapter) if format.folder else ({}, adapter.tensors())
     tensors = {key: tensor.detach() if dtype is None else tensor.detach().to(dtype) for key, tensor in tensors.items()}
     text = write_metadata(adapter.config, facts, name=name, family=family_of(model), payload=payload_hash(tensors))
     text = {key: value for key, value in text.items() if not key.startswith(("ss_network", "modelspec.imp"))}
@@ -222,12 +222,18 @@ def peft_form(adapter: TokenAdapter) -> tuple[dict[str, Any], dict[str, Tensor]]
         "task_type": task,
         "token_dim": site.rows,
     }
-    heads = {key: tensor.clone() for key, tensor in _heads(site.module, task).items()}
-    if heads:
-        fields["modules_to_save"] = list(_HEADS[task])
     sites, ours = {"": site}, {name: tensor.detach() for name, tensor in adapter.folded().items()}
     layers = peft.store(config, sites, {"": ours})
     fields |= {theirs: getattr(config, name) for name, theirs in peft.settings.fields.items()}
     fields |= peft.settings.state(config, sites, layers)
     stored = {peft.tensors[name]: tensor for name, tensor in layers[""].items()}
-    return fields, {**stored, **heads}
+    return fields, stored
+
+
+def _with_heads(adapter: TokenAdapter) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The same with the model's own head beside it, which PEFT wants there."""
+    fields, tensors = peft_form(adapter)
+    heads = {key: tensor.clone() for key, tensor in _heads(adapter.site.module, fields["task_type"]).items()}
+    if heads:
+        fields["modules_to_save"] = list(HEADS[fields["task_type"]])
+    return fields, {**tensors, **heads}

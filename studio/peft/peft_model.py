@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Final, cast
 from torch import nn
 
 from studio.adapters import trainable
+from studio.files.soft import HEADS
 from studio.peft.configs.config import PeftConfig
 from studio.peft.files.card import write_card
-from studio.peft.files.filling import Keys, install_state
+from studio.peft.files.filling import Keys, fill_state, install_state
 from studio.peft.files.folder import load_peft_weights, write_folder
 from studio.peft.model.activity import set_adapter, switched_off
 from studio.peft.model.adding import add, cast_down, check_new
@@ -53,8 +54,8 @@ class PeftModel(nn.Module):
         peft_config: adapter name -> config.
     """
 
-    heads: ClassVar[tuple[str, ...]] = ()
-    """Modules of this kind of model that are trained whole, where the model has them."""
+    task: ClassVar[str] = ""
+    """What this kind of model is for; the heads of that task are trained whole, where the model has them."""
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class PeftModel(nn.Module):
         original: Any = None,
     ) -> None:
         super().__init__()
-        self._with_heads(model, peft_config)
+        self._with_heads(peft_config)
         make = tuner_for(str(peft_config.word))
         tuner = make(model, peft_config, adapter_name, autocast=autocast_adapter_dtype, calibrate=calibrate,
                      original=original)  # fmt: skip
@@ -84,10 +85,9 @@ class PeftModel(nn.Module):
             self._prepare_model_for_gradient_checkpointing(base)
 
     @classmethod
-    def _with_heads(cls, model: nn.Module, config: Any) -> None:
-        """Adds the modules that belong to this kind of model to ``modules_to_save``, if the model has them."""
-        have = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-        heads = [name for name in cls.heads if name in have]
+    def _with_heads(cls, config: Any) -> None:
+        """Adds the heads that models of this kind may have to ``modules_to_save``, as PEFT does."""
+        heads = HEADS.get(cls.task, ())
         if heads and hasattr(config, "modules_to_save"):
             config.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or []), *heads]))
 
@@ -215,7 +215,7 @@ class PeftModel(nn.Module):
             )
         with refusals():
             check_new(self._state, adapter_name, peft_config)
-        self._with_heads(self.get_base_model(), peft_config)
+        self._with_heads(peft_config)
         add(
             self._state, adapter_name, peft_config, autocast=autocast_adapter_dtype, calibrate=calibrate,
             original=original,
@@ -245,8 +245,10 @@ class PeftModel(nn.Module):
     ) -> Keys:
         """Loads an adapter beside those that are there; it does not act until :meth:`set_adapter` names it.
 
+        Under a name that is there the tensors go into that adapter, and what acts and is trained stays as it is.
+
         Args:
-            model_id: a folder, or a name on the Hub. adapter_name: the name that it gets.
+            model_id: a folder, or a name on the Hub. adapter_name: the name that it gets, or has.
             is_trainable: whether it is trained. key_mapping: expression -> replacement, for keys of the file.
             torch_device, autocast_adapter_dtype, ephemeral_gpu_offload, low_cpu_mem_usage: accepted; tensors are
                 loaded in fp32 to where their layer is.
@@ -266,9 +268,12 @@ class PeftModel(nn.Module):
         with refusals():
             config = PeftConfig.from_pretrained(model_id, subfolder, **hub) if config is None else config
             tensors = load_peft_weights(model_id, subfolder=subfolder, key_mapping=key_mapping, **hub)
-            found = install_state(
-                self._state, adapter_name, config, tensors, trainable=is_trainable, allow_partial=partial
-            )
+            if adapter_name in self.peft_config:
+                found = fill_state(self._state, adapter_name, config, tensors, allow_partial=partial)
+            else:
+                found = install_state(
+                    self._state, adapter_name, config, tensors, trainable=is_trainable, allow_partial=partial
+                )
         if not autocast_adapter_dtype:
             cast_down(self._state, adapter_name)
         if not is_trainable:
@@ -311,7 +316,7 @@ class PeftModel(nn.Module):
         wrapper = model_class(config) if cls is PeftModel else cls
         made = wrapper.__new__(wrapper)
         nn.Module.__init__(made)
-        made._with_heads(model, config)
+        made._with_heads(config)
         try:
             made._take(tuner_for(config.word).around(State(model)), config)
             made.load_adapter(
@@ -395,19 +400,19 @@ def _refuse(kwargs: Mapping[str, Any], harmless: Sequence[str]) -> None:
 class PeftModelForSequenceClassification(PeftModel):
     """A classifier of texts with adapters; its head is trained whole."""
 
-    heads = ("classifier", "score")
+    task = "SEQ_CLS"
 
 
 class PeftModelForTokenClassification(PeftModel):
     """A classifier of tokens with adapters; its head is trained whole."""
 
-    heads = ("classifier", "score")
+    task = "TOKEN_CLS"
 
 
 class PeftModelForQuestionAnswering(PeftModel):
     """An extractive answerer with adapters; its head is trained whole."""
 
-    heads = ("qa_outputs",)
+    task = "QUESTION_ANS"
 
 
 class PeftModelForCausalLM(PeftModel):

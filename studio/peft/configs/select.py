@@ -13,9 +13,10 @@ from studio.adapters.targets.structure import read_structure
 from studio.errors import StudioError, nearest
 from studio.files.names import Names
 from studio.files.peft_parameters import names_of_parameters
+from studio.files.soft import HEADS
 from studio.peft.terms.errors import NoMatchingPeftModuleError, Wrong
 
-__all__ = ["ends_with", "model_type", "modules_named", "names_in", "select"]
+__all__ = ["ends_with", "model_type", "modules_named", "names_in", "paths_to_save", "select"]
 
 ALL_LINEAR: Final = "all-linear"
 _HEADS: Final = ("score", "classifier")
@@ -57,6 +58,25 @@ def modules_named(model: nn.Module, endings: Iterable[str], what: str) -> dict[s
     return found
 
 
+def paths_to_save(model: nn.Module, config: Any) -> list[str]:
+    """Returns the paths of the modules that a config has trained whole; a head of its task need not be there.
+
+    PEFT names all heads that a model for a task may have in every folder.
+
+    Raises:
+        NoMatchingPeftModuleError: a name that fits nothing, with the nearest that there are.
+    """
+    names = names_in(model)
+    heads = HEADS.get(str(getattr(config.task_type, "value", config.task_type)), ())
+    wanted = [
+        one
+        for one in getattr(config, "modules_to_save", None) or ()
+        if one not in heads or any(ends_with(name, one) for name in names)
+    ]
+    found = modules_named(model, wanted, "modules_to_save")
+    return list(dict.fromkeys(path for paths in found.values() for path in paths))
+
+
 def _hint(asked: str, names: Iterable[str]) -> str:
     words = asked.count(".") + 1
     ends = {".".join(name.split(".")[-words:]): name for name in names}
@@ -85,8 +105,7 @@ def select(model: nn.Module, config: Any, kinds: Collection[str] = ()) -> list[s
                 f"Please specify `target_modules` in `peft_config`: there is no default for the model type "
                 f"{model_type(model)!r}, and no attention was found in {type(model).__name__}"
             )
-    saved = [name for names in modules_named(model, config.modules_to_save or (), "modules_to_save").values()
-             for name in names]  # fmt: skip
+    saved = paths_to_save(model, config)
     chosen = _all_linear(model, modules, config) if targets == ALL_LINEAR else _matching(modules, targets, kinds)
     chosen = [name for name in chosen if not any(name == one or name.startswith(one + ".") for one in saved)]
     chosen = _without(chosen, modules, getattr(config, "exclude_modules", None))

@@ -1,41 +1,30 @@
-"""An adapter's tensors into a model: from PEFT's keys to the layers, copies, parameters and rows that they mean."""
+"""An adapter's tensors into a model: into a new adapter, or into one that is there."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from studio.adapters import AdapterConfig, install
+from studio.adapters import Adapter, AdapterConfig, install
+from studio.adapters.contract.ranked import RankedConfig
+from studio.adapters.contract.starts import padded
 from studio.errors import DoesNotFit, PartialLoad
-from studio.files.detect import sort_keys
-from studio.files.format import Source
-from studio.files.header import DTYPES, TensorInfo
-from studio.files.names import Names
-from studio.files.peft import CONFIG_FILE
-from studio.files.reading import Reading, read_layers
-from studio.files.soft import read_soft
-from studio.peft.configs.select import ends_with, names_in
 from studio.peft.configs.translate import method_of
-from studio.peft.files.tensors import PREFIX, SHARED
+from studio.peft.files.sorting import Parts, read_parts, sorted_parts
+from studio.peft.files.tensors import PREFIX
 from studio.peft.model.adding import check_new, put
 from studio.peft.model.removing import delete_adapter
-from studio.peft.model.stand_ins import swap
+from studio.peft.model.stand_ins import give_parameter, swap
 from studio.peft.model.state import State, state_of
-from studio.peft.model.tokens import TOKEN_KEY, fill_tokens
-from studio.peft.terms.errors import refusals
-from studio.peft.terms.types import VERSION
+from studio.peft.model.tokens import TOKEN_KEY, token_tensors
+from studio.peft.terms.errors import Wrong, refusals
 
-__all__ = ["Keys", "install_state", "read_into", "set_state"]
-
-_WORDS: Final = {dtype: word for word, dtype in DTYPES.items()}
-_SETTLED: Final = {"bias": "none", "trainable_token_indices": None, "init_lora_weights": True, "modules_to_save": None}
-"""Fields that say what this module has dealt with when the tensors of layers are read."""
+__all__ = ["Keys", "fill_state", "install_state", "read_into", "set_state"]
 
 
 class Keys(NamedTuple):
@@ -45,65 +34,60 @@ class Keys(NamedTuple):
     unexpected_keys: list[str]
 
 
-# -- what belongs to what ----------------------------------------------------------------------------------------------
+@dataclass
+class _Plan:
+    """What is to be copied where; nothing is until all of it is known to fit."""
+
+    moves: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    fresh: dict[str, Tensor] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+
+    def add(self, path: str, live: Tensor, given: Tensor) -> None:
+        if live.shape != given.shape:
+            raise DoesNotFit(
+                f"size mismatch for {path}: the file has {tuple(given.shape)}, the model {tuple(live.shape)}"
+            )
+        self.moves.append((live, given))
+
+    def add_all(self, path: str, live: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+        for key in live.keys() & given.keys():
+            self.add(f"{path}.{key}", live[key], given[key])
+        self.missing += [f"{path}.{key}" for key in live if key not in given]
+        self.unexpected += [f"{path}.{key}" for key in given if key not in live]
+
+    def check(self) -> None:
+        if self.unexpected:
+            raise PartialLoad(f"{len(self.unexpected)} keys cannot be applied, {self.unexpected[0]!r} first")
+        if self.missing:
+            raise PartialLoad(
+                f"the file lacks {len(self.missing)} tensors that the adapter has, {self.missing[0]!r} first"
+            )
+
+    @torch.no_grad()
+    def carry_out(self, state: State, name: str) -> Keys:
+        for live, given in self.moves:
+            live.copy_(given)
+        for path, tensor in self.fresh.items():
+            give_parameter(state, name, path, tensor)
+        swap(state)
+        return Keys(sorted(self.missing), sorted(self.unexpected))
 
 
-class _Parts(NamedTuple):
-    """The tensors of a file, by what they belong to; keys without the prefix."""
-
-    layers: dict[str, Tensor]
-    modules: dict[str, dict[str, Tensor]]
-    parameters: dict[str, Tensor]
-    tokens: dict[str, Tensor]
-
-
-def _sorted(model: nn.Module, config: Any, tensors: Mapping[str, Tensor], name: str) -> _Parts:
-    """Puts apart what belongs to layers, to whole modules, to the base's own parameters and to rows of tokens."""
-    saved = getattr(config, "modules_to_save", None) or ()
-    modules = {path for path in names_in(model) if any(ends_with(path, one) for one in saved)}
-    parameters = {path for path, _ in model.named_parameters() if ".adapters." not in path}
-    parts = _Parts({}, {}, {}, {})
-    for key, tensor in tensors.items():
-        bare = _bare(key, name)
-        inside = next((path for path in modules if bare.startswith(path + ".")), None)
-        plain = bare.replace(".base_layer.", ".")
-        if inside is not None:
-            rest = bare[len(inside) + 1 :].removeprefix("modules_to_save.")
-            parts.modules.setdefault(inside, {})[rest] = tensor
-        elif bare.endswith(TOKEN_KEY):
-            parts.tokens[bare.removesuffix(TOKEN_KEY).removesuffix(".base_layer")] = tensor
-        elif plain in parameters and not bare.endswith(("lora_A.weight", "lora_B.weight")):
-            parts.parameters[plain] = tensor
-        else:
-            parts.layers[bare] = tensor
-    return parts
-
-
-def _bare(key: str, name: str) -> str:
-    """A key without its prefix, and without an adapter's name that stands in it."""
-    key = key.removeprefix(PREFIX)
-    return re.sub(rf"\.(lora_[AB]|lora_embedding_[AB]|modules_to_save)\.{re.escape(name)}\.", r".\1.", key)
-
-
-def _read(model: nn.Module, config: Any, tensors: Mapping[str, Tensor]) -> Reading:
-    """Brings the tensors of layers into the core's form."""
-    fields = config.to_dict()
-    fields |= {name: value for name, value in _SETTLED.items() if name in fields}
-    fields["peft_version"] = fields.get("peft_version") or VERSION
-    virtual, method = config.is_prompt_learning, method_of(config)
-    keyed = {key if virtual or key.startswith(SHARED) else PREFIX + key: one for key, one in tensors.items()}
-    infos = {
-        key: TensorInfo(_WORDS.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape), 0, 0)
-        for key, tensor in keyed.items()
-    }
-    source = Source(Path(CONFIG_FILE).parent, infos, keyed, {}, fields)
-    if virtual:
-        return read_soft(model, source, None, method)
-    return read_layers(Names(model), source, sort_keys(infos, method), method, None)
-
-
-def _copied(layers: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    return {path: dict(found) for path, found in layers.items()}
+def _plan_extras(plan: _Plan, state: State, name: str, parts: Parts) -> None:
+    """Adds what belongs to whole modules, to the base's parameters and to rows of tokens."""
+    extras = state.extras[name]
+    for path, module in extras.modules.items():
+        plan.add_all(path, module.state_dict(), parts.modules.get(path, {}))
+    for path, tensor in parts.parameters.items():
+        live = extras.parameters.get(path)
+        plan.add(path, state.model.get_parameter(path) if live is None else live, tensor)
+        if live is None:
+            plan.moves.pop()
+            plan.fresh[path] = tensor
+    plan.missing += [path for path in extras.parameters if path not in parts.parameters]
+    rows = token_tensors(state, name)
+    plan.add_all("", rows, {f"{path}{TOKEN_KEY}": tensor for path, tensor in parts.tokens.items()})
 
 
 # -- a new adapter -----------------------------------------------------------------------------------------------------
@@ -128,80 +112,69 @@ def install_state(
     """
     model = state.model
     config.inference_mode = not trainable
-    parts = _sorted(model, config, tensors, name)
     with refusals():
+        parts = sorted_parts(model, config, tensors, name)
         check_new(state, name, config)
-        reading = _read(model, config, parts.layers)
-        unexpected = sorted(key.removeprefix(PREFIX) for key in reading.ignored)
-        if unexpected and not allow_partial:
-            first = unexpected[0]
-            raise PartialLoad(
-                f"{len(unexpected)} of {len(tensors)} keys cannot be applied: {first!r}: "
-                f"{reading.ignored.get(PREFIX + first) or reading.ignored.get(first)}"
-            )
+        reading = read_parts(model, config, parts.layers)
+        _check_read(reading.ignored, len(tensors), allow_partial)
         if not reading.layers:
             raise DoesNotFit("none of the keys fits the model")
         layers = _copied(reading.layers)
         put(state, name, config, partial(install, model, reading.config, layers, name=name, trainable=trainable))
+        plan = _Plan(unexpected=[key.removeprefix(PREFIX) for key in reading.ignored])
         try:
-            missing = _fill_extras(state, name, parts, strict=not allow_partial)
+            _plan_extras(plan, state, name, parts)
+            if not allow_partial:
+                plan.check()
         except BaseException:
             delete_adapter(state, name)
             raise
-    return Keys(missing, unexpected)
+        return plan.carry_out(state, name)
 
 
-def _fill_extras(state: State, name: str, parts: _Parts, *, strict: bool) -> list[str]:
-    """Copies tensors of whole modules, of the base's parameters and of rows to where the adapter has them."""
-    missing = [
-        *_fill_modules(state, name, parts.modules, strict=strict),
-        *_fill_parameters(state, name, parts.parameters),
-        *(path + TOKEN_KEY for path in fill_tokens(state, name, parts.tokens)),
-    ]
-    if missing and strict:
-        raise PartialLoad(f"the file lacks {len(missing)} tensors that the config asks for, {missing[0]!r} first")
-    swap(state)
-    return missing
+def _check_read(ignored: Mapping[str, str], count: int, allow_partial: bool) -> None:
+    if ignored and not allow_partial:
+        first = min(ignored)
+        raise PartialLoad(
+            f"{len(ignored)} of {count} keys cannot be applied: {first.removeprefix(PREFIX)!r}: {ignored[first]}"
+        )
 
 
-def _fill_modules(state: State, name: str, tensors: Mapping[str, dict[str, Tensor]], *, strict: bool) -> list[str]:
-    missing = []
-    for path, module in state.extras[name].modules.items():
-        given, own = tensors.get(path, {}), module.state_dict()
-        for key in given.keys() & own.keys():
-            _check_shape(f"{path}.{key}", own[key], given[key])
-        found = module.load_state_dict(given, strict=False)
-        missing += [f"{path}.{key}" for key in found.missing_keys]
-        if strict and found.unexpected_keys:
-            raise PartialLoad(f"the file has {path}.{found.unexpected_keys[0]}, which the module does not have")
-    return missing
-
-
-def _fill_parameters(state: State, name: str, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Fills the parameters that stand in for the base's; those that the file alone has stand in from now on."""
-    own = state.extras[name].parameters
-    missing = [path for path in own if path not in tensors]
-    for path, tensor in tensors.items():
-        if path in own:
-            _copy(path, own[path], tensor)
-        else:
-            _check_shape(path, state.model.get_parameter(path), tensor)
-            own[path] = nn.Parameter(tensor.detach().clone(), requires_grad=False)
-    return missing
-
-
-def _check_shape(path: str, live: Tensor, tensor: Tensor) -> None:
-    if live.shape != tensor.shape:
-        raise DoesNotFit(f"size mismatch for {path}: the file has {tuple(tensor.shape)}, the model {tuple(live.shape)}")
-
-
-@torch.no_grad()
-def _copy(path: str, live: Tensor, tensor: Tensor) -> None:
-    _check_shape(path, live, tensor)
-    live.copy_(tensor)
+def _copied(layers: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    return {path: dict(found) for path, found in layers.items()}
 
 
 # -- an adapter that is there ------------------------------------------------------------------------------------------
+
+
+def fill_state(
+    state: State, name: str, config: Any, tensors: Mapping[str, Tensor], *, allow_partial: bool = False
+) -> Keys:
+    """Copies a saved adapter's tensors into one that is there; all of them find a place, or nothing is changed.
+
+    Args:
+        state: what is on the model. name: the adapter. config: the saved one's config.
+        tensors: PEFT's keys to tensors ``(...)``. allow_partial: leave out what does not fit instead of refusing.
+
+    Raises:
+        PartialLoad: a tensor that fits nothing, or one that is missing. DoesNotFit: a tensor of another shape.
+        Wrong: an adapter of another method, or of another scale, which would act otherwise here; or a merged model.
+    """
+    with refusals():
+        mine = state.configs[name]
+        if method_of(config) != method_of(mine):
+            raise Wrong(
+                f"the saved adapter is of {method_of(config)}, {name!r} is of {method_of(mine)}: load it under another "
+                f"name, or delete {name!r} first"
+            )
+        if name in state.merged:
+            raise Wrong(f"cannot fill {name!r} while it is merged; call unmerge_adapter first")
+        plan, reading = _plan_fill(state, name, config, tensors)
+        if not allow_partial:
+            _check_read(reading.ignored, len(tensors), False)
+            plan.check()
+        _check_scales(state, name, reading.config)
+        return plan.carry_out(state, name)
 
 
 @torch.no_grad()
@@ -220,24 +193,59 @@ def set_state(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> Key
     state = state_of(model)
     with refusals():
         state.check(name)
-        config = state.configs[name]
-        parts = _sorted(model, config, tensors, name)
-        reading = _read(model, config, parts.layers)
-        unexpected = [key.removeprefix(PREFIX) for key in reading.ignored]
-        live = {path: adapter.tensors() for path, adapter in state.own_layers(name).items()}
-        wanted = {f"{path}.{key}": tensor for path, own in live.items() for key, tensor in own.items()}
-        for path, found in reading.layers.items():
-            if path not in live:
-                unexpected += [key.removeprefix(PREFIX) for key in reading.keys[path]]
-                continue
-            for key, tensor in found.items():
-                own = wanted.pop(f"{path}.{key}", None)
-                if own is None:
-                    unexpected.append(f"{path}.{key}")
-                else:
-                    _copy(f"{path}.{key}", own, tensor)
-        missing = [*wanted, *_fill_extras(state, name, parts, strict=False)]
-    return Keys(sorted(missing), sorted(unexpected))
+        return _plan_fill(state, name, state.configs[name], tensors)[0].carry_out(state, name)
+
+
+def _plan_fill(state: State, name: str, config: Any, tensors: Mapping[str, Tensor]) -> tuple[_Plan, Any]:
+    parts = sorted_parts(state.model, config, tensors, name)
+    reading = read_parts(state.model, config, parts.layers)
+    plan = _Plan(unexpected=[key.removeprefix(PREFIX) for key in reading.ignored])
+    live = state.own_layers(name)
+    for path, adapter in live.items():
+        plan.add_all(path, _wanted(adapter), _as_live(adapter, reading.layers.get(path, {})))
+    for path in reading.layers.keys() - live.keys():
+        plan.unexpected += [key.removeprefix(PREFIX) for key in reading.keys[path]]
+    _plan_extras(plan, state, name, parts)
+    return plan, reading
+
+
+def _wanted(adapter: Adapter) -> dict[str, Tensor]:
+    """The tensors that a file has of an adapter: a start that is worked into its pair is not among them."""
+    return {key: one for key, one in adapter.tensors().items() if key not in ("down0", "up0")}
+
+
+def _as_live(adapter: Adapter, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A layer's tensors from a file in the form that the live adapter has them in.
+
+    A start from the weight (PiSSA) is the second half of a saved pair, and stays; ranks that AdaLoRA had pruned are
+    not in a file, and are pruned here too.
+
+    Raises:
+        DoesNotFit: the saved adapter started from other weights.
+    """
+    own, made = adapter.tensors(), dict(given)
+    if "down0" in own and {"down", "up"} <= made.keys():
+        rank = own["down"].shape[0]
+        same = torch.allclose(made["down"][rank:].to(own["down0"]), own["down0"], atol=1e-5) if len(
+            made["down"]) == 2 * rank else False  # fmt: skip
+        if not same:
+            raise DoesNotFit(f"the saved adapter started from other weights at {adapter.site.path} than this one")
+        made |= {"down": made["down"][:rank], "up": made["up"][:, :rank]}
+    if "values" in own and "values" in made and len(made["values"]) < len(own["values"]):
+        made = {key: padded(one, torch.zeros_like(own[key], device="cpu")) for key, one in made.items() if key in own}
+    return made
+
+
+def _check_scales(state: State, name: str, saved: AdapterConfig) -> None:
+    for path, adapter in state.own_layers(name).items():
+        mine = adapter.config
+        if isinstance(mine, RankedConfig) and isinstance(saved, RankedConfig):
+            ours, theirs = mine.scale_at(path), saved.scale_at(path)
+            if abs(ours - theirs) > 1e-4 * max(abs(ours), abs(theirs)):
+                raise Wrong(
+                    f"the saved adapter has the scale {theirs:g} at {path}, {name!r} has {ours:g}: load it under "
+                    f"another name, or delete {name!r} first"
+                )
 
 
 def read_into(
@@ -252,10 +260,10 @@ def read_into(
     Raises:
         PartialLoad: a key that fits nothing, or that belongs to more than layers.
     """
-    parts = _sorted(model, config, tensors, name)
-    reading = _read(model, config, parts.layers)
-    stray = [*reading.ignored, *parts.parameters, *parts.modules, *parts.tokens]
-    if stray:
-        why = reading.ignored.get(stray[0], "only the tensors of layers can be swapped")
-        raise PartialLoad(f"{len(stray)} keys cannot be swapped in, {stray[0]!r} first: {why}")
+    parts = sorted_parts(model, config, tensors, name)
+    reading = read_parts(model, config, parts.layers)
+    stray: Iterable[str] = [*reading.ignored, *parts.parameters, *parts.modules, *parts.tokens]
+    for first in stray:
+        why = reading.ignored.get(first, "only the tensors of layers can be swapped")
+        raise PartialLoad(f"{first!r} cannot be swapped in: {why}")
     return reading.config, _copied(reading.layers)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,16 +39,32 @@ def get_state(model: nn.Module, name: str, *, prefix: str = PREFIX, embeddings: 
         state.check(name)
         state.bound()
         if state.configs[name].is_prompt_learning:
-            return prompt_state(state.own_layers(name).items(), name)
+            found = prompt_state(state.own_layers(name).items(), name)
+            return found | {SHARED + key: tensor for key, tensor in _beside(state, name).items()}
         found = _layers(state, name)
-    for path, module in state.extras[name].modules.items():
-        found |= {f"{path}.{key}": tensor for key, tensor in module.state_dict().items()}
+    found |= _beside(state, name)
     whole = {path: parameter.detach() for path, parameter in state.extras[name].parameters.items()}
     if embeddings:
-        whole |= {f"{path}.weight": module._parameters["weight"].detach()  # type: ignore[union-attr]
+        whole |= {f"{path}.weight": cast(Tensor, module._parameters["weight"]).detach()
                   for path, module in _embeddings(model).items()}  # fmt: skip
-    found |= {_with_base_layer(state, path): tensor for path, tensor in whole.items()}
+    found |= {_with_base_layer(state, path): tensor for path, tensor in _once(state, whole).items()}
     return {key if key.startswith(SHARED) else prefix + key: tensor for key, tensor in found.items()}
+
+
+def _beside(state: State, name: str) -> dict[str, Tensor]:
+    """The tensors of the modules that an adapter has copies of."""
+    modules = state.extras[name].modules
+    return {f"{path}.{key}": one for path, module in modules.items() for key, one in module.state_dict().items()}
+
+
+def _once(state: State, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor under one of its names (embeddings may be tied): that of an adapted layer, else its first."""
+    adapted = set(state.paths())
+    found: dict[int, tuple[str, Tensor]] = {}
+    for path, tensor in whole.items():
+        if tensor.data_ptr() not in found or path.rpartition(".")[0] in adapted:
+            found[tensor.data_ptr()] = path, tensor
+    return dict(found.values())
 
 
 def _layers(state: State, name: str) -> dict[str, Tensor]:

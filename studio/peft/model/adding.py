@@ -89,7 +89,7 @@ def put(state: State, name: str, config: PeftConfig, place: Callable[[], None], 
         state.assembly.freeze_base()
         state.configs[name], state.extras[name] = config, Extras()
         try:
-            give_copies(state, name, getattr(config, "modules_to_save", None) or ())
+            give_copies(state, name, config)
             give_biases(state, name, config)
             add_tokens(state, name, config)
         except BaseException:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from studio.peft.configs.select import modules_named
+from studio.peft.configs.select import paths_to_save
 from studio.peft.model.dressing import generated_class
 from studio.peft.model.samples import rows_of
 from studio.peft.model.state import KEY, State, as_names
@@ -107,18 +107,17 @@ def plain_view(module: nn.Module) -> nn.Module:
     return view
 
 
-def give_copies(state: State, name: str, endings: Sequence[str]) -> None:
-    """Gives an adapter copies of modules.
+def give_copies(state: State, name: str, config: Any) -> None:
+    """Gives an adapter copies of the modules that its config has trained whole.
 
     Args:
-        state: what is on the model. name: the adapter. endings: what the modules' names end in, in whole words.
+        state: what is on the model. name: the adapter. config: PEFT's config.
 
     Raises:
         NoMatchingPeftModuleError: an ending that names nothing.
         Wrong: a module cannot be copied, because it or what is in it carries an adapter, or its forward is not its own.
     """
-    found = modules_named(state.model, endings, "modules_to_save")
-    for path in dict.fromkeys(path for paths in found.values() for path in paths):
+    for path in paths_to_save(state.model, config):
         state.extras[name].modules[path] = _give_copy(state, path, name)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Final, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from studio.adapters.hosting.host import is_hosted
 from studio.peft.configs.select import names_in
 from studio.peft.model.state import State
 from studio.peft.terms.errors import Wrong
 
-__all__ = ["give_biases", "put_parameter", "swap"]
+__all__ = ["give_biases", "give_parameter", "put_parameter", "swap"]
 
 _WORDS: Final = ("none", "all")
 
@@ -34,6 +34,20 @@ def give_biases(state: State, name: str, config: Any) -> None:
             found[f"{path}.bias"] = nn.Parameter(bias.detach().clone())
     if not found:
         raise Wrong(f"bias={word!r}: no layer that it names has a bias")
+
+
+def give_parameter(state: State, name: str, path: str, tensor: Tensor) -> None:
+    """Gives an adapter a parameter that stands in for the base's from now on, under all names that the base's has.
+
+    Args:
+        state: what is on the model. name: the adapter. path: the parameter. tensor: its values, ``(...)``.
+    """
+    found = state.extras[name].parameters
+    base = state.originals.get(path, state.model.get_parameter(path))
+    made = nn.Parameter(tensor.detach().to(base, copy=True), requires_grad=False)
+    for other, parameter in state.model.named_parameters(remove_duplicate=False):
+        if state.originals.get(other, parameter) is base:
+            found[other] = made
 
 
 def swap(state: State) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-import torch
 from torch import Tensor, nn
 
 from studio.adapters import METHODS, attach
@@ -14,7 +13,7 @@ from studio.peft.configs.select import modules_named, names_in
 from studio.peft.model.state import TOKENS, State
 from studio.peft.terms.errors import Wrong
 
-__all__ = ["TOKEN_KEY", "add_tokens", "fill_tokens"]
+__all__ = ["TOKEN_KEY", "add_tokens", "token_tensors"]
 
 TOKEN_KEY: Final = ".token_adapter.trainable_tokens_delta"
 """What follows an embedding's name in PEFT's files; the rows themselves, whatever the name says."""
@@ -52,22 +51,11 @@ def _token_rows(model: nn.Module, config: Any) -> dict[str, tuple[int, ...]]:
     return {path: tuple(wanted[name]) for name, paths in named.items() for path in paths}
 
 
-@torch.no_grad()
-def fill_tokens(state: State, name: str, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Copies rows into an adapter; returns the embeddings that got none.
+def token_tensors(state: State, name: str) -> dict[str, Tensor]:
+    """Returns the rows that an adapter trains, ``(tokens, dim)``, by their keys in a file without its prefix.
 
     Args:
-        state: what is on the model. name: the adapter. tensors: path of an embedding -> rows ``(tokens, dim)``.
-
-    Raises:
-        Wrong: rows for an embedding that the adapter does not have, or of another shape.
+        state: what is on the model. name: the adapter.
     """
-    live = {path: one.tensors()["rows"] for path, one in state.token_layers(name).items() if "rows" in one.tensors()}
-    for path, rows in tensors.items():
-        if path not in live:
-            raise Wrong(f"the file has token rows for {path}, and trainable_token_indices does not name it")
-        if live[path].shape != rows.shape:
-            raise Wrong(f"size mismatch for {path}: the file has {tuple(rows.shape)} rows, the config asks for "
-                        f"{tuple(live[path].shape)}")  # fmt: skip
-        live[path].copy_(rows)
-    return sorted(set(live) - set(tensors))
+    layers = {path: one.tensors() for path, one in state.token_layers(name).items()}
+    return {path + TOKEN_KEY: tensors["rows"] for path, tensors in layers.items() if "rows" in tensors}
