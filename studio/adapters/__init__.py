@@ -12,7 +12,6 @@ from studio.adapters.attach import AttachReport, attach, detach, install
 from studio.adapters.bake import bake, unbake
 from studio.adapters.blend import blend, blended, current_blend, sample_rows
 from studio.adapters.contract.adapter import METHODS, Adapter, AdapterConfig, Delta, Factors
-from studio.adapters.contract.foreign import Foreign
 from studio.adapters.contract.strength import Strength
 from studio.adapters.grow import grow
 from studio.adapters.info import AdapterInfo, TrainableReport, adapters, site_of, state, trainable
@@ -30,7 +29,6 @@ __all__ = [
     "AttachReport",
     "Delta",
     "Factors",
-    "Foreign",
     "GroupQuantizedLinear",
     "QuantizeReport",
     "Site",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import studio
@@ -182,6 +183,18 @@ def test_save_load_save(tmp_path, method, format):
     assert content(first) == content(second)
     facts = studio.inspect(second).facts
     assert facts == {"seed": "3", "trigger": "sks"}
+
+
+@pytest.mark.parametrize("method", [m for m, config in METHODS.items() if config.adapter.lycoris.algo])
+def test_names_of_lycoris_mean_the_same_with_dots(tmp_path, method):
+    if (method, "kohya") in UNSAYABLE:
+        pytest.skip("LyCORIS has it on the other side")
+    model, base = made(METHODS[method])
+    tensors = load_file(studio.save(model, tmp_path / "a.safetensors", format="kohya"))
+    save_file({key.removeprefix("lycoris_"): tensor for key, tensor in tensors.items()}, tmp_path / "b.safetensors")
+    report = studio.load(base, tmp_path / "b.safetensors")
+    assert report.ignored == {} and report.method == METHODS[method].method
+    assert (base(*INPUT) - model(*INPUT)).norm() <= 1e-6 * model(*INPUT).norm()
 
 
 @pytest.mark.parametrize("format", list(FORMATS))

@@ -137,11 +137,11 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """PEFT's config class of a method; ``studio.peft`` makes it from this.
+    """PEFT's config class of a method; ``studio.peft`` makes it from this. Most methods say ``name`` to ``fields``.
 
     Attributes:
         name: of the class ("LoraConfig"). extends: the name of the method's config class that it extends, or "".
-        defaults: the class's own fields and their defaults in PEFT, of which files and targets need no mention.
+        defaults: the class's own fields and their defaults in PEFT, without those that every config has.
         chooses: its fields that choose among the layers that are named.
         fields: our field -> PEFT's, where they mean the same.
         flags: PEFT's fields that tell the method from others of its type, and what they are.
@@ -181,7 +181,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Peft(Foreign):
-    """PEFT's names for a method; they are those of the studio's own files too.
+    """PEFT's names for a method; they are those of the studio's own files too. Most say ``type`` to ``covers``.
 
     Attributes:
         type: PEFT's word for the method ("LORA"), "" where PEFT has none.
@@ -196,6 +196,19 @@ class Peft(Foreign):
         diffusers: whether diffusers reads its settings out of a single file.
         respelled: name -> how diffusers spells it there.
         without: fields of every config that its config does not have.
+
+    Example:
+        >>> peft = Peft(
+        ...     type="BEFT",
+        ...     settings=Settings(name="BeftConfig", defaults={"init_weights": True}),
+        ...     tensors={"bias": "beft_bias"},
+        ...     layouts={"bias": "row"},
+        ...     covers=("Linear",),
+        ... )
+        >>> from torch import nn
+        >>> from studio.adapters.sites.site import ConvSite
+        >>> peft.refusal(ConvSite("layer", nn.Conv2d(1, 1, 1)))
+        "PEFT's covers Linear layers, no Conv2d"
     """
 
     type: str = ""

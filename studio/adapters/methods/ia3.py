@@ -92,7 +92,6 @@ class IA3Adapter(Adapter[IA3]):
             defaults={"feedforward_modules": None, "fan_in_fan_out": False, "init_ia3_weights": True},
             chooses=("exclude_modules",),
             init="init_ia3_weights",
-            reads=("feedforward_modules",),
             targets=TARGETS,
             check=_check_peft,
         ),

@@ -118,6 +118,7 @@ def _check_fields(config: Any, adapter: type[Adapter]) -> None:
     settings, part = adapter.peft.settings, f"{start_of(config)}_config"
     used = {*_ELSEWHERE, *settings.fields.values(), *settings.flags, *settings.reads, settings.init}
     used |= {part} & settings.parts.keys()
+    used |= set() if adapter.either is None else {adapter.either.setting}
     for one in dataclasses.fields(config):
         made = one.default_factory
         usual = made() if made is not dataclasses.MISSING else one.default
