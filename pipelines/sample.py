@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from studio.adapters import Strength, blended
+from studio.adapters.hosting.turns import turn
 from studio.errors import BadConfig, DoesNotFit, StudioError
 from studio.families import Base, Conditioning
 from studio.pipelines.schedulers import Sampler, make_sampler
@@ -123,7 +124,7 @@ def _make(
     scheduler = sampler.scheduler
     generators = [torch.Generator("cpu").manual_seed(request.seed) for request in padded]
     acting = contextlib.nullcontext() if common.blend is None else blended(pipe, dict(common.blend))
-    with torch.no_grad(), _evaluating(pipe), _one_thread_per_batch(device, rows), acting:
+    with torch.no_grad(), turn(pipe), _evaluating(pipe), _one_thread_per_batch(device, rows), acting:
         conditioning = _conditioning(base, padded)
         latents = _noise(base, common, generators).to(device) * scheduler.init_noise_sigma
         noise = {"generator": generators} if "generator" in _arguments(scheduler.step) else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 import studio.adapters as core
+from studio.adapters.hosting.turns import turn
 from studio.adapters.tokens.contract import TokenConfig
 from studio.errors import BadConfig, DoesNotFit
 from studio.families.causal import LanguageBase
@@ -61,15 +63,21 @@ def write(
                 "written behind it; shorten it"
             )
     made: list[tuple[str, int, bool]] = []
-    training = base.model.training
-    base.model.eval()
-    try:
+    with turn(base.model), _evaluating(base.model):
         for begin in range(0, len(rows), batch_size):
             some = rows[begin : begin + batch_size]
             made += _batch(base, some, min(max_new_tokens, room - max(map(len, some))), temperature, seed)
-    finally:
-        base.model.train(training)
     return made
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 @torch.no_grad()

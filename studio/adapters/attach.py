@@ -16,10 +16,12 @@ from studio.adapters.contract.calibration import Calibrate
 from studio.adapters.contract.strength import Strength, StrengthLike, as_strength
 from studio.adapters.hosting.assembly import Assembly, Record, assembly_at, site_at
 from studio.adapters.hosting.attached import assemblies, check_known, check_unbaked, known_names, whole_path
+from studio.adapters.hosting.turns import in_turn
 from studio.adapters.info import split_path
 from studio.adapters.sites.site import Site
 from studio.adapters.start import check_sources, started
-from studio.adapters.targets.find import find_targets
+from studio.adapters.targets.find import find_targets, left_beside
+from studio.adapters.targets.unmatched import check_blocks, check_tables
 from studio.errors import BadConfig, DoesNotFit
 from studio.families import components as components_of
 
@@ -35,7 +37,8 @@ class AttachReport:
     Attributes:
         sites: paths of the adapted layers; with their component in front for a pipeline.
         parameters: numbers that the adapter trains.
-        notes: what else is worth knowing: a layer whose weight another layer shares.
+        notes: what else is worth knowing: a layer whose weight another layer shares, a parameter that a pattern names
+            beside layers.
     """
 
     sites: tuple[str, ...]
@@ -110,6 +113,7 @@ def _mount_all(
     return mounted
 
 
+@in_turn
 def attach(
     model: Any,
     config: AdapterConfig,
@@ -139,7 +143,8 @@ def attach(
 
     Raises:
         BadConfig: an impossible name or rank. DoesNotFit: the name is taken, or a blend is baked.
-        NoTargets: a target that matches nothing. UnsupportedLayer: a layer that the method cannot change.
+        NoTargets: a pattern (of targets, exclude, ranks, block sizes, feed-forwards) that matches nothing.
+        UnsupportedLayer: a layer that the method cannot change.
 
     Example:
         >>> import torch, studio
@@ -160,6 +165,7 @@ def attach(
     for component, found in paths.items():
         joined, root = method.joined(modules[component], found), modules[component]
         sites[component] = {path: site_at(root, path, method.kinds) for path in found if path not in joined}
+    check_tables(config, (path for found in sites.values() for path in found))
     config, tensors = started(model, config, sites, seed, calibrate, original)
     sites = {  # a plan may leave layers out
         component: kept
@@ -170,15 +176,16 @@ def attach(
     for module in modules.values():  # a component that gets nothing is part of the frozen base too
         if assembly_at(module) is None:
             mounted[0].freeze_beside(module)
-    return _report(mounted, name)
+    beside = left_beside(modules, config.targets, config.exclude, paths, kinds=method.kinds)
+    return _report(mounted, name, beside)
 
 
-def _report(mounted: Sequence[Assembly], name: str) -> AttachReport:
+def _report(mounted: Sequence[Assembly], name: str, beside: Sequence[str] = ()) -> AttachReport:
     adapters = [adapter for assembly in mounted for _, adapter in assembly.adapters(name)]
     return AttachReport(
         sites=tuple(whole_path(one.component, path) for one in mounted for path in one.records[name].paths),
         parameters=sum(parameter.numel() for adapter in adapters for parameter in adapter.parameters()),
-        notes=tuple(note for assembly in mounted for note in _tied(assembly, name)),
+        notes=(*(note for assembly in mounted for note in _tied(assembly, name)), *beside),
     )
 
 
@@ -199,6 +206,7 @@ def _tied(assembly: Assembly, name: str) -> Iterator[str]:
             yield f"{here} shares its weight with {names}: {both}; baking gives each its own"
 
 
+@in_turn
 def install(
     model: Any,
     config: AdapterConfig,
@@ -220,8 +228,9 @@ def install(
         metadata: what the file says about it.
 
     Raises:
-        BadConfig: an impossible name. DoesNotFit: a taken name, an unknown layer, a tensor of another shape, or a
-            baked blend. UnsupportedLayer: a layer that the method cannot change.
+        BadConfig: an impossible name, or a strength of blocks or components that are not there.
+        DoesNotFit: a taken name, an unknown layer, a tensor of another shape, or a baked blend.
+        UnsupportedLayer: a layer that the method cannot change.
     """
     check_unbaked(model, "load")
     check_name(model, name)
@@ -230,12 +239,14 @@ def install(
     for whole in tensors:
         component, path = split_path(whole, modules)
         sites.setdefault(component, {})[path] = site_at(modules[component], path, config.adapter.kinds)
+    wanted = as_strength(strength)
+    check_blocks(name, wanted, {one: sites.get(one, ()) for one in {**assemblies(model), **sites}})
     _mount_all(
-        model, config, sites, tensors, name=name, strength=as_strength(strength), trained=trainable,
-        metadata=metadata or {},
+        model, config, sites, tensors, name=name, strength=wanted, trained=trainable, metadata=metadata or {}
     )  # fmt: skip
 
 
+@in_turn
 def detach(model: Any, name: str | None = None) -> None:
     """Takes adapters off; after the last one the base is bit for bit what it was.
 

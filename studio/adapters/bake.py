@@ -14,12 +14,14 @@ from studio.adapters.contract.strength import Strength, StrengthLike
 from studio.adapters.hosting.assembly import Assembly
 from studio.adapters.hosting.attached import assemblies, check_unbaked
 from studio.adapters.hosting.mount import Mount
+from studio.adapters.hosting.turns import in_turn
 from studio.adapters.sites.gridsite import GridSite
 from studio.errors import DoesNotFit
 
 __all__ = ["bake", "unbake"]
 
 
+@in_turn
 def bake(model: Any, blend: Mapping[str, StrengthLike] | str | None = None) -> None:
     """Folds a blend into the weights: ``W ← round(W + Σ s_i ΔW_i)``, computed in fp32 and rounded once.
 
@@ -134,6 +136,7 @@ def _restore(assembly: Assembly) -> None:
     assembly.levels.touch()
 
 
+@in_turn
 def unbake(model: Any) -> None:
     """Gives the base its original tensors back, the same objects bit for bit; the blend acts live again.
 

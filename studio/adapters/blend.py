@@ -8,6 +8,8 @@ from typing import Any
 
 from studio.adapters.contract.strength import Strength, StrengthLike, as_strength
 from studio.adapters.hosting.attached import assemblies, check_known, check_unbaked, known_names, rows_of
+from studio.adapters.hosting.turns import BlendContext, check_turn, turn
+from studio.adapters.targets.unmatched import check_blocks
 from studio.errors import BadConfig
 
 __all__ = ["blend", "blended", "current_blend", "read_blend", "sample_rows"]
@@ -17,19 +19,15 @@ def read_blend(model: Any, wanted: Mapping[str, StrengthLike] | str) -> dict[str
     """Reads a blend and checks that all it names is there.
 
     Raises:
-        UnknownName: an adapter that is not attached. BadConfig: an impossible strength, or a component that the model
-            does not have.
+        UnknownName: an adapter that is not attached. BadConfig: an impossible strength, one of a component that the
+            model does not have, or of blocks that no layer of the adapter is in.
     """
     strengths = {wanted: Strength()} if isinstance(wanted, str) else {n: as_strength(s) for n, s in wanted.items()}
     present = assemblies(model)
     for name, strength in strengths.items():
         check_known(model, name)
-        for component, _ in strength.components:
-            if component not in present:
-                raise BadConfig(
-                    f"the strength of {name!r} names the component {component!r}; adapters are attached to: "
-                    f"{', '.join(filter(None, present)) or 'a model without components'}"
-                )
+        records = {component: assembly.records.get(name) for component, assembly in present.items()}
+        check_blocks(name, strength, {one: record.paths if record else () for one, record in records.items()})
     return strengths
 
 
@@ -53,8 +51,15 @@ def blend(model: Any, wanted: Mapping[str, StrengthLike] | str) -> None:
         >>> studio.adapters(net)["dog"].strength
         0.8
     """
+    with turn(model):
+        _set(model, wanted)
+
+
+def _set(model: Any, wanted: Mapping[str, StrengthLike] | str) -> None:
     check_unbaked(model, "blend")
     strengths = read_blend(model, wanted)
+    for assembly in assemblies(model).values():
+        check_turn(assembly.levels)
     for assembly in assemblies(model).values():
         assembly.set({name: strength for name, strength in strengths.items() if name in assembly.records})
 
@@ -71,6 +76,16 @@ def current_blend(model: Any) -> dict[str, Strength]:
 def blended(model: Any, wanted: Mapping[str, StrengthLike] | str) -> Iterator[None]:
     """Sets a blend while the context lasts, and gives the former one back, after an error too.
 
+    Threads that share a model take turns: another thread's ``blended`` waits until this one has ended.
+
+    Args:
+        model: the model or pipeline. wanted: as for :func:`blend`.
+
+    Raises:
+        UnknownName: an adapter that is not attached. BadConfig: an impossible strength.
+        DoesNotFit: a blend is baked into the weights, another task of this thread is inside a context on the same
+            model, or contexts that do not end in the opposite order of their beginning.
+
     Example:
         >>> import torch, studio
         >>> net = torch.nn.Sequential(torch.nn.Linear(8, 8))
@@ -81,16 +96,17 @@ def blended(model: Any, wanted: Mapping[str, StrengthLike] | str) -> Iterator[No
         >>> studio.adapters(net)["dog"].strength
         1.0
     """
-    before = current_blend(model)
-    blend(model, wanted)
-    try:
-        yield
-    finally:
-        known = known_names(model)
-        for assembly in assemblies(model).values():
-            if assembly.baked is None:
-                kept = {n: s for n, s in before.items() if n in known and n in assembly.records}
-                assembly.set(kept)
+    with turn(model):
+        context = BlendContext(assembly.levels for assembly in assemblies(model).values())
+        try:
+            _set(model, wanted)
+            yield
+        finally:
+            restored = context.leave()
+            for assembly in assemblies(model).values():
+                if assembly.baked is None and assembly.levels in restored:
+                    before = restored[assembly.levels]
+                    assembly.set({name: before[name] for name in before if name in assembly.records})
 
 
 @contextmanager
@@ -108,5 +124,5 @@ def sample_rows(model: Any, rows: Sequence[int] | None) -> Iterator[None]:
     """
     if rows is not None and any(row < 0 for row in rows):
         raise BadConfig(f"rows={list(rows)!r} has a negative sample index")
-    with rows_of(model, rows):
+    with turn(model), rows_of(model, rows):
         yield

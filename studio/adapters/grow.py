@@ -13,6 +13,7 @@ from studio.adapters.contract.ranked import RankedConfig
 from studio.adapters.contract.starts import padded
 from studio.adapters.hosting.assembly import Assembly
 from studio.adapters.hosting.attached import assemblies, check_known, check_unbaked, whole_path
+from studio.adapters.hosting.turns import in_turn
 from studio.errors import BadConfig
 
 __all__ = ["grow", "rehearse_growth"]
@@ -20,6 +21,7 @@ __all__ = ["grow", "rehearse_growth"]
 Grown = tuple[Assembly, AdapterConfig, dict[str, Adapter]]
 
 
+@in_turn
 def grow(model: Any, name: str, rank: int, *, seed: int = 0) -> AttachReport:
     """Raises the rank of an adapter; what it computes stays the same.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 
 import torch
@@ -26,7 +27,7 @@ class Levels:
         factors: adapter -> path -> a factor of that layer's own, beside the strength; 1 where there is none.
         muted: adapter -> the layers where it does not act, whatever its strength.
         silent: the layers where no adapter acts.
-        version: counts the changes, so that a layer knows when to plan anew.
+        version: counts the changes, so that a layer knows when to plan anew. changed_by: the thread of the last one.
 
     After a change of ``factors``, ``muted`` or ``silent``, :meth:`touch_at` or :meth:`touch` makes it act.
     """
@@ -40,6 +41,7 @@ class Levels:
         self.muted: dict[str, set[str]] = {}
         self.silent: set[str] = set()
         self.version = 0
+        self.changed_by = 0
         self.by_path = False  # whether strengths differ from layer to layer
         self._carriers: dict[str, tuple[tuple[str, ...], torch.device]] = {}
         self._tensors: dict[tuple[str, ...], Tensor] = {}
@@ -103,7 +105,7 @@ class Levels:
 
     def touch(self) -> None:
         """Makes every layer plan anew at its next call, and brings the tensors up to date."""
-        self.version += 1
+        self._count()
         own = (self.silent, *self.factors.values(), *self.muted.values())
         self.by_path = any(own) or any(strength.blocks for strength in self.strengths.values())
         wanted: dict[tuple[str, ...], torch.device] = {}
@@ -116,12 +118,16 @@ class Levels:
         for key, device in wanted.items():
             self._write(key, device)
 
+    def _count(self) -> None:
+        self.version += 1
+        self.changed_by = threading.get_ident()
+
     def touch_at(self, path: str) -> None:
         """The same after a change that concerns the layer at ``path`` alone."""
         if not self.by_path:
             self.touch()
         elif path in self._carriers:
-            self.version += 1
+            self._count()
             names, device = self._carriers[path]
             self._write((path, *names), device)
 

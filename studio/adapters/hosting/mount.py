@@ -14,6 +14,7 @@ the graph reads. Numbers are folded into the small factor ``up``; tensors multip
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection
 from typing import Any, Final, TypeAlias, cast
 
@@ -55,51 +56,86 @@ class Adapters(nn.Module):
         return list(self._modules)
 
 
+class Plan:
+    """Which adapters act on a layer, how strongly and where, and what was made of them; threads may share it.
+
+    Attributes:
+        version: of the levels that it was made from. training: of the layer. drops: whether it depends on that.
+        movers: adapters that change the input. pairs: those that are factor pairs. others: all others.
+        stack: the factors of the pairs, made once. made: the adapted tensors, made once.
+    """
+
+    __slots__ = ("drops", "made", "movers", "others", "pairs", "stack", "training", "version")
+
+    def __init__(self, version: int, training: bool, acting: Acting) -> None:
+        self.version, self.training = version, training
+        self.drops = any(adapter.dropout > 0 for adapter, _ in acting)
+        self.movers = [one for one in acting if one[0].moves]
+        self.pairs = [one for one in acting if not one[0].moves and _is_pair(one[0], training)]
+        self.others = [one for one in acting if not one[0].moves and not _is_pair(one[0], training)]
+        if self.others:  # they need the output of the base for its own input
+            self.others, self.movers = [*self.movers, *self.others], []
+        self.stack: FactorStack | None = None
+        self.made: tuple[Sources, Pair] | None = None
+
+    @property
+    def acting(self) -> Acting:
+        """All of them."""
+        return [*self.pairs, *self.others, *self.movers]
+
+
 class Mount:
     """What a hosted layer keeps beside its adapters: its site, the levels that it follows, and the plan made from them.
 
     Attributes:
-        called: whether the layer has let its adapters act since the model was last called; seen: whether it ever has.
+        called: whether a compiled layer has let its adapters act since the model was last called; callers: the threads
+            in which any has. seen: whether it ever has.
         hooks: what lets adapters act on a model as a whole, or None (see :data:`studio.adapters.hosting.host.HOOKS`).
     """
 
     def __init__(self, site: Site, levels: Levels) -> None:
         self.site, self.levels = site, levels
         self.called = self.seen = False
+        self.callers: set[int] = set()
         self.hooks: Any = None
         self.forget()
+
+    # -- whether it was called -----------------------------------------------------------------------------------------
+
+    def note_called(self) -> None:
+        """Notes that the layer lets its adapters act."""
+        if torch.compiler.is_compiling():
+            self.called = True
+        else:
+            self.callers.add(threading.get_ident())
+
+    def was_called(self) -> bool:
+        """Says whether it has, in this thread, since :meth:`begin_call`."""
+        return self.called or threading.get_ident() in self.callers
+
+    def begin_call(self) -> None:
+        """Begins anew, for this thread."""
+        self.called = False
+        self.callers.discard(threading.get_ident())
 
     # -- the plan: which adapters act, how strongly, and where ---------------------------------------------------------
 
     def forget(self) -> None:
         """Drops the plan and all tensors made from it."""
-        self.version = -1
-        self.training = False
-        self.drops = False
-        self.movers: Acting = []
-        self.pairs: Acting = []
-        self.others: Acting = []
-        self.stack: FactorStack | None = None
-        self.made: tuple[Sources, Pair] | None = None
+        self.plan = Plan(-1, False, [])
 
-    def prepare(self) -> None:
-        """Brings the plan up to date with the levels, and with whether the layer is trained."""
-        training = self.site.module.training
-        if self.version == self.levels.version and not (self.drops and self.training != training):
-            return
-        self.forget()
-        for name, module in self.adapters._modules.items():
-            adapter = cast(Adapter, module)
-            coefficient = self.levels.coefficient(name, self.site.path)
-            if not isinstance(coefficient, Tensor) and coefficient == 0.0:
-                continue
-            self.drops |= adapter.dropout > 0
-            place = self.movers if adapter.moves else self.pairs if _is_pair(adapter, training) else self.others
-            place.append((adapter, coefficient))
-        if self.others:  # they need the output of the base for its own input
-            self.others, self.movers = [*self.movers, *self.others], []
-        self.training = training
-        self.version = self.levels.version
+    def prepare(self) -> Plan:
+        """Returns the plan, brought up to date with the levels and with whether the layer is trained."""
+        plan, training = self.plan, self.site.module.training
+        if plan.version == self.levels.version and not (plan.drops and plan.training != training):
+            return plan
+        version = self.levels.version  # first: what changes meanwhile makes it old
+        found = [
+            (cast(Adapter, adapter), self.levels.coefficient(name, self.site.path))
+            for name, adapter in self.adapters._modules.items()
+        ]
+        self.plan = Plan(version, training, [one for one in found if isinstance(one[1], Tensor) or one[1] != 0.0])
+        return self.plan
 
     @property
     def adapters(self) -> Adapters:
@@ -116,24 +152,17 @@ class Mount:
             return f"{path}.adapters.{name}".lstrip(".")
         return f"{path}.adapters".lstrip(".")
 
-    @property
-    def acting(self) -> Acting:
-        """The adapters that act under the current plan, and how strongly."""
-        return [*self.pairs, *self.others, *self.movers]
-
     def acts(self) -> bool:
         """Says whether any adapter acts on the layer under the current blend."""
-        self.prepare()
-        return bool(self.acting)
+        return bool(self.prepare().acting)
 
     def follows(self, weights: Collection[int]) -> bool:
         """Says whether what acts here acts on one of ``weights`` (by ``id``) as a whole, wherever that is used."""
-        return id(self.site.weight) in weights and all(adapter.tied for adapter, _ in self.acting)
+        return id(self.site.weight) in weights and all(adapter.tied for adapter, _ in self.prepare().acting)
 
     def rows(self) -> Tensor | None:
         """Returns coefficients that differ by row ``(rows,)``, or None where one number holds for all."""
-        self.prepare()
-        return next((number for _, number in self.acting if isinstance(number, Tensor)), None)
+        return next((number for _, number in self.prepare().acting if isinstance(number, Tensor)), None)
 
     def checked(self, coefficient: Tensor, y: Tensor) -> Tensor:
         """Returns ``coefficient`` ``(rows, ...)`` on the device and in the dtype of ``y`` ``(rows, ...)``.
@@ -154,9 +183,8 @@ class Mount:
         """Returns ``x + Σ s_i · d_i(x)``, what the base is called with, of the input ``x`` ``(batch, ..., in)``."""
         if torch.compiler.is_compiling():  # there they act on the output, as any other adapter
             return x
-        self.prepare()
         moved = x
-        for adapter, coefficient in self.movers:
+        for adapter, coefficient in self.prepare().movers:
             if isinstance(coefficient, Tensor):
                 coefficient = self.site.over_batch(self.checked(coefficient, x), x)
             moved = adapter(type(adapter).moved, moved, x, coefficient)
@@ -171,13 +199,14 @@ class Mount:
             x: the layer's input ``(batch, ..., in)``; a module's main one.
             y: the base's output ``(batch, ..., rows)``.
         """
-        self.called = True
+        self.note_called()
         if torch.compiler.is_compiling():
             pairs, others = self._in_graph(y.dtype)
+            total = self._raised_by_tensor(x, y, _read(pairs)) if pairs else y
         else:
-            self.prepare()
-            pairs, others = self.pairs, self.others
-        total = self._raised(x, y, pairs) if pairs else y
+            plan = self.prepare()
+            others = plan.others
+            total = self._raised(x, y, plan) if plan.pairs else y
         if others:
             weight, bias = self.site.operands(y)
             for adapter, coefficient in others:
@@ -200,19 +229,18 @@ class Mount:
     def _over(self, coefficient: Tensor, y: Tensor) -> Tensor:
         return self.site.over_batch(self.checked(coefficient, y), y) if coefficient.dim() else coefficient
 
-    def _raised(self, x: Tensor, y: Tensor, pairs: Acting) -> Tensor:
+    def _raised(self, x: Tensor, y: Tensor, plan: Plan) -> Tensor:
         """``y + up · (c ⊙ (down · x))`` with the factors of all pairs, one behind the other."""
-        site = self.site
-        uniform = not any(isinstance(coefficient, Tensor) for _, coefficient in pairs)
-        if uniform and self.stack is not None and self.stack.holds(y.dtype):
-            down, up, bias = self.stack.factors
+        site, stack = self.site, plan.stack
+        if stack is not None and stack.holds(y.dtype):
+            down, up, bias = stack.factors
         else:
-            parts = [(_use(adapter, type(adapter).factors), coefficient) for adapter, coefficient in pairs]
-            if not uniform:
+            parts = _read(plan.pairs)
+            if any(isinstance(coefficient, Tensor) for _, coefficient in parts):
                 return self._raised_by_tensor(x, y, parts)
             down, up, bias = _stacked(site, cast("list[tuple[Factors, float]]", parts), y.dtype)
             if not (down.requires_grad or up.requires_grad):
-                self.stack = FactorStack((down.detach(), up.detach(), bias), [adapter for adapter, _ in pairs])
+                plan.stack = FactorStack((down.detach(), up.detach(), bias), [adapter for adapter, _ in plan.pairs])
         y = site.add_raised(y, site.lower(x, down), up)
         return y if bias is None else y + bias
 
@@ -242,10 +270,9 @@ class Mount:
             weight: the base's weight ``(rows, *inner_shape)``. bias: the base's bias ``(rows,)``, or None.
             row: the row.
         """
-        self.called = True
-        self.prepare()
+        self.note_called()
         total, shift = weight, bias
-        for adapter, coefficient in self.acting:
+        for adapter, coefficient in self.prepare().acting:
             number = coefficient[row].to(weight) if isinstance(coefficient, Tensor) else coefficient
             delta = _use(adapter, type(adapter).delta, weight, bias)
             if delta.weight is not None:
@@ -262,12 +289,14 @@ class Mount:
         """
         if torch.compiler.is_compiling() or self.rows() is not None:
             return None
-        if self.made is not None and self.made[0].hold(self.made[1][0]):
-            self.called = True
-            return self.made[1]
+        plan = self.prepare()
+        made = plan.made
+        if made is not None and made[0].hold(made[1][0]):
+            self.note_called()
+            return made[1]
         weight, bias = self.adapted(self.site.weight, self.site.bias)
         if not (weight.requires_grad or (bias is not None and bias.requires_grad)):
-            self.made = Sources(self.site.module, *(adapter for adapter, _ in self.acting)), (weight, bias)
+            plan.made = Sources(self.site.module, *(adapter for adapter, _ in plan.acting)), (weight, bias)
         return weight, bias
 
 
@@ -319,6 +348,10 @@ def _use(adapter: Adapter, how: Callable[..., Any], *args: Any) -> Any:
     if adapter._forward_pre_hooks or adapter._forward_hooks or "forward" in adapter.__dict__:
         return adapter(how, *args)
     return how(adapter, *args)
+
+
+def _read(pairs: Acting) -> list[tuple[Factors, Coefficient]]:
+    return [(_use(adapter, type(adapter).factors), coefficient) for adapter, coefficient in pairs]
 
 
 def _times(change: Tensor, number: float | Tensor) -> Tensor:

@@ -8,6 +8,7 @@ table of parameters, ``state_dict()`` and ``parameters()`` keep ``W``. The adapt
 
 from __future__ import annotations
 
+from threading import get_ident
 from typing import cast
 
 import torch
@@ -26,11 +27,11 @@ class Owner:
 
     def __init__(self) -> None:
         self.mounts: dict[str, Mount] = {}
-        self.depth = 0
-        self.read: dict[tuple[str, bool], Tensor] = {}
+        self.depths: dict[int, int] = {}  # thread -> how often its call is inside the module's forward
+        self.read: dict[tuple[int, str, bool], Tensor] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        return {"mounts": self.mounts, "depth": 0, "read": {}}
+        return {"mounts": self.mounts, "depths": {}, "read": {}}
 
     @property
     def site(self) -> Site:
@@ -50,13 +51,16 @@ class Owner:
 
     def enter(self) -> None:
         """Notes that the module's forward begins; a parameter that it reads in a loop is then made once."""
-        self.depth += 1
+        self.depths[get_ident()] = self.depths.get(get_ident(), 0) + 1
 
     def leave(self) -> None:
         """Notes that it ended, by an exception too."""
-        self.depth -= 1
-        if not self.depth:
-            self.read.clear()
+        depth = self.depths.pop(get_ident()) - 1
+        if depth:
+            self.depths[get_ident()] = depth
+        else:
+            for key in [key for key in self.read if key[0] == get_ident()]:
+                del self.read[key]
 
     def tensor(self, module: nn.Module, name: str) -> Tensor:
         """Returns what the parameter ``name`` of ``module`` is under the current blend.
@@ -66,19 +70,20 @@ class Owner:
         """
         parameter = cast(Tensor, module._parameters[name])
         mount = self.mounts.get(name)
-        away = parameter.device.type == "meta" and not self.depth  # offloading asks for what it has put away
+        # offloading asks for what it has put away
+        away = parameter.device.type == "meta" and get_ident() not in self.depths
         if mount is None or away:
             return parameter
-        mount.called = True
+        mount.note_called()
         if torch.compiler.is_compiling():
             return self._made(mount, parameter)
         if not mount.acts():
             return parameter
-        key = (name, torch.is_grad_enabled())
+        key = (get_ident(), name, torch.is_grad_enabled())
         found = self.read.get(key)
         if found is None:
             found = self._made(mount, parameter)
-            if self.depth:
+            if get_ident() in self.depths:
                 self.read[key] = found
         return found
 

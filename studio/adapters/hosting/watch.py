@@ -7,7 +7,8 @@ those that had a reason: items of a list that a router or a dropped layer skippe
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
 import torch
@@ -15,8 +16,9 @@ from torch import nn
 
 from studio.adapters.hosting.levels import Levels
 from studio.adapters.hosting.mount import Mount
+from studio.adapters.hosting.turns import check_turn
 from studio.adapters.sites.read import module_at
-from studio.errors import NoEffect
+from studio.errors import DoesNotFit, NoEffect
 
 __all__ = ["Watch"]
 
@@ -33,9 +35,8 @@ class Watch:
 
     def __init__(self, root: nn.Module, mounts: Mapping[str, Mount], levels: Levels) -> None:
         self.root, self.mounts, self.levels = root, mounts, levels
-        self._resumes = False
         self._items: dict[str, Any] = {}  # path of an item of a list with adapters in it -> its hook
-        self._ran: set[str] = set()
+        self._calls: dict[int, Call] = {}  # thread -> the call that runs in it
         self._handles = [
             root.register_forward_pre_hook(self._begin, with_kwargs=True),
             root.register_forward_hook(self._end),
@@ -67,46 +68,45 @@ class Watch:
         return found if isinstance(found, nn.ModuleList) else None
 
     def _note_item(self, path: str, module: nn.Module, args: Any) -> None:
-        if not torch.compiler.is_compiling():
-            self._ran.add(path)
+        if not torch.compiler.is_compiling() and threading.get_ident() in self._calls:
+            self._calls[threading.get_ident()].ran.add(path)
 
-    def _skipped(self, path: str) -> bool:
+    def _skipped(self, path: str, ran: Collection[str]) -> bool:
         """Whether a layer is in an item of a list that did not run, while another item of its class did."""
         for above, name in _splits(path):
             holder = self._list_at(above)
-            if holder is not None and not self._has_run(_joined(above, name)):
+            if holder is not None and not self._has_run(_joined(above, name), ran):
                 kind = _class_of(holder._modules[name])
                 beside = [other for other, item in holder._modules.items() if _class_of(item) is kind]
-                if any(self._has_run(_joined(above, other)) for other in beside):
+                if any(self._has_run(_joined(above, other), ran) for other in beside):
                     return True
         return False
 
-    def _has_run(self, item: str) -> bool:
+    def _has_run(self, item: str, ran: Collection[str]) -> bool:
         """Whether an item of a list was called, or a layer in it was."""
         inside = f"{item}."
-        return item in self._ran or any(m.called and path.startswith(inside) for path, m in self.mounts.items())
+        return item in ran or any(m.was_called() and path.startswith(inside) for path, m in self.mounts.items())
 
     def _begin(self, root: nn.Module, args: Any, kwargs: Mapping[str, Any] | None = None) -> None:
         if torch.compiler.is_compiling():
             return
-        self._resumes = kwargs is not None and any(kwargs.get(name) is not None for name in _GIVEN)
-        self._ran.clear()
-        for mount in self.mounts.values():
-            mount.seen |= mount.called  # by a part of the model, since the last call of the whole (generate's encoder)
-            mount.called = False
+        check_turn(self.levels)
+        resumes = kwargs is not None and any(kwargs.get(name) is not None for name in _GIVEN)
+        self._calls[threading.get_ident()] = Call(resumes, self.levels.version)
+        for mount in self.mounts.values():  # by a part of the model, since the last call of it (generate's encoder)
+            mount.seen |= mount.was_called()
+            mount.begin_call()
 
     def _end(self, root: nn.Module, args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or self.levels.baked is not None or not self.levels.strengths:
+        if torch.compiler.is_compiling():
             return
-        missed = [path for path, mount in self.mounts.items() if not mount.called and mount.acts()]
-        if missed:  # of layers that hold one weight, some are there for the others alone (T5's "shared")
-            reached = {id(mount.site.weight) for mount in self.mounts.values() if mount.called}
-            missed = [path for path in missed if not self.mounts[path].follows(reached)]
-        missed = [path for path in missed if not self._skipped(path)]
-        for mount in self.mounts.values():
-            mount.seen |= mount.called
-        if self._resumes:
-            missed = [path for path in missed if not self.mounts[path].seen]
+        call = self._calls.pop(threading.get_ident(), None)
+        if call is None:
+            return
+        self._check_blend(root, call)
+        if self.levels.baked is not None or not self.levels.strengths:
+            return
+        missed = self._missed(call)
         if missed:
             more = f" and {len(missed) - 1} more" if len(missed) > 1 else ""
             raise NoEffect(
@@ -114,6 +114,35 @@ class Watch:
                 "layer (fused projections, or code that reads the weight itself): they have no effect; exclude these "
                 "layers, undo the fusion, or bake the blend"
             )
+
+    def _check_blend(self, root: nn.Module, call: Call) -> None:
+        """Refuses what was computed while another thread changed the blend."""
+        if self.levels.version != call.version and self.levels.changed_by != threading.get_ident():
+            raise DoesNotFit(
+                f"another thread changed the blend while {type(root).__name__} ran, so that what it returned is of "
+                "neither; call it inside blended(...), where threads take turns"
+            )
+
+    def _missed(self, call: Call) -> list[str]:
+        """Layers on which something acts, and which were not called although nothing explains it."""
+        missed = [path for path, mount in self.mounts.items() if not mount.was_called() and mount.acts()]
+        if missed:  # of layers that hold one weight, some are there for the others alone (T5's "shared")
+            reached = {id(mount.site.weight) for mount in self.mounts.values() if mount.was_called()}
+            missed = [path for path in missed if not self.mounts[path].follows(reached)]
+        missed = [path for path in missed if not self._skipped(path, call.ran)]
+        for mount in self.mounts.values():
+            mount.seen |= mount.was_called()
+        return [path for path in missed if not self.mounts[path].seen] if call.resumes else missed
+
+
+class Call:
+    """One call of the model: whether it goes on from an earlier one, the blend's version, the items that ran."""
+
+    __slots__ = ("ran", "resumes", "version")
+
+    def __init__(self, resumes: bool, version: int) -> None:
+        self.resumes, self.version = resumes, version
+        self.ran: set[str] = set()
 
 
 def _splits(path: str) -> Iterator[tuple[str, str]]:

@@ -55,9 +55,8 @@ class TokenState:
     def acting(self) -> Acting:
         """Name, adapter and strength of all that is on."""
         mount = self.mount
-        mount.prepare()
         names = {id(adapter): name for name, adapter in mount.adapters._modules.items()}
-        return [(names[id(adapter)], cast(TokenAdapter, adapter), number) for adapter, number in mount.others]
+        return [(names[id(adapter)], cast(TokenAdapter, adapter), number) for adapter, number in mount.prepare().others]
 
     def strength(self, name: str, path: str) -> Coefficient:
         """Returns the strength of an adapter at the attention ``path``: a number, or one per sample, on the CPU."""
@@ -65,7 +64,7 @@ class TokenState:
 
     def note_called(self) -> None:
         """Notes that virtual tokens have been let act."""
-        self.mount.called = True
+        self.mount.note_called()
 
     def prompts(self, role: str) -> list[tuple[str, PromptAdapter, Coefficient]]:
         """The soft prompts that stand before the stack of a role."""

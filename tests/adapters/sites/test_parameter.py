@@ -172,7 +172,7 @@ def test_what_an_exception_in_the_forward_leaves() -> None:
     with pytest.raises(RuntimeError):
         model(torch.zeros(3, 5))
     owner = vars(model.block)["_mount"]
-    assert owner.depth == 0 and not owner.read
+    assert not owner.depths and not owner.read
 
 
 def test_strengths_by_sample_are_refused_by_name() -> None:
