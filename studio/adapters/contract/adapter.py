@@ -82,8 +82,9 @@ class AdapterConfig:
         targets: which layers are adapted: a preset of the model's family or, for others, of its structure ("attention",
             "attention+mlp", "query-value", "all-linear", "conv", "embeddings", "experts", …: all of them stand in
             :data:`studio.adapters.targets.presets.PRESETS`), or patterns: an exact path, a suffix (``"to_q"``), a glob
-            (``"down_blocks.*.to_k"``), or a regular expression (``"re:.*attn[12]\\.to_[qk]"``). A pattern that names no
-            layer may name parameters that a module keeps itself (``"text_projection"``).
+            (``"down_blocks.*.to_k"``), or a regular expression (``"re:.*attn[12]\\.to_[qk]"``). Parameters
+            that a module keeps itself (``"text_projection"``) are named by their whole path, by an expression, or by
+            a pattern that names no layer.
         exclude: patterns of layers that are left out.
 
     Raises:
@@ -96,6 +97,8 @@ class AdapterConfig:
     """What a recipe's learning rates, which are LoRA's, are multiplied by for the method."""
     small: ClassVar[Mapping[str, Any]] = {}
     """Fields of a config for layers of eight inputs; the values of those that have no default stand here too."""
+    patterns: ClassVar[tuple[str, ...]] = ()
+    """Fields that name adapted layers by patterns, each of which has to name one."""
 
     targets: str | tuple[str, ...] = "attention"
     exclude: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ from typing import Final
 
 from studio.errors import BadConfig
 
-__all__ = ["exactly", "matches"]
+__all__ = ["exactly", "is_expression", "matches"]
 
 _GLOB: Final = re.compile(r"[*?\[]")
 
@@ -17,7 +17,7 @@ _GLOB: Final = re.compile(r"[*?\[]")
 @functools.lru_cache(maxsize=4096)
 def _compiled(pattern: str) -> re.Pattern[str] | None:
     """The expression of a glob or ``re:`` pattern; None for a plain name."""
-    if pattern.startswith("re:"):
+    if is_expression(pattern):
         try:
             return re.compile(pattern[3:])
         except re.error as error:
@@ -39,6 +39,11 @@ def matches(pattern: str, path: str) -> bool:
     if expression is not None:
         return expression.fullmatch(path) is not None
     return path == pattern or path.endswith("." + pattern)
+
+
+def is_expression(pattern: str) -> bool:
+    """Says whether a pattern is a regular expression, which names whole paths."""
+    return pattern.startswith("re:")
 
 
 def exactly(paths: Iterable[str]) -> str:

@@ -38,6 +38,7 @@ class RankedConfig(AdapterConfig):
     """
 
     small: ClassVar[Mapping[str, Any]] = {"rank": 2}
+    patterns: ClassVar[tuple[str, ...]] = ("rank_pattern", "alpha_pattern")
 
     rank: int = 8
     alpha: float | None = None

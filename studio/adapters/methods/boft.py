@@ -65,6 +65,7 @@ class BOFT(AdapterConfig):
 
     method = "boft"
     small: ClassVar[Mapping[str, Any]] = {"block_size": 2}
+    patterns: ClassVar[tuple[str, ...]] = ("block_pattern",)
     block_size: int = 4
     block_pattern: Mapping[str, int] = field(default_factory=dict)
     factors: int = 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ class IA3(AdapterConfig):
 
     method = "ia3"
     rate = 3.0
+    patterns: ClassVar[tuple[str, ...]] = ("feedforward",)
     feedforward: tuple[str, ...] = ()
 
 

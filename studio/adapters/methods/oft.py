@@ -73,6 +73,7 @@ class OFT(AdapterConfig):
     method = "oft"
     rate = 0.5
     small: ClassVar[Mapping[str, Any]] = {"block_size": 2}
+    patterns: ClassVar[tuple[str, ...]] = ("block_pattern",)
     block_size: int = 32
     block_pattern: Mapping[str, int] = field(default_factory=dict)
     terms: int | None = None

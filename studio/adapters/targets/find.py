@@ -10,14 +10,15 @@ from typing import cast
 from torch import Tensor, nn
 
 from studio.adapters.contract.adapter import METHODS
-from studio.adapters.contract.pattern import matches
+from studio.adapters.contract.pattern import is_expression, matches
 from studio.adapters.sites.kinds import is_site, kind_of
 from studio.adapters.sites.parameter import BARE, bare_parameters
 from studio.adapters.targets.presets import PRESETS, resolve
-from studio.errors import NoTargets, UnsupportedLayer, nearest
+from studio.adapters.targets.unmatched import names, nearest_layers
+from studio.errors import NoTargets, UnsupportedLayer
 from studio.families import Family, family_of
 
-__all__ = ["PRESETS", "find_targets"]
+__all__ = ["PRESETS", "find_targets", "left_beside"]
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,19 @@ class _Component:
     kinds: Collection[str]
 
     def named(self, pattern: str) -> list[str]:
-        """The paths that a pattern names: layers, or bare parameters where it names no layer or is a whole path."""
-        found = [path for path in self.layers if _names(pattern, self.name, path)]
-        known = [path for path, kind in self.bare.items() if kind in self.kinds]
+        """The paths that a pattern names: layers, and the bare parameters that it means.
+
+        A whole path and an expression mean what they name; a suffix or a glob means layers where it names any.
+        """
+        found = [path for path in self.layers if names(pattern, self.name, path)]
+        known = [path for path in self.covered if names(pattern, self.name, path)]
         exact = [path for path in known if pattern in (path, f"{self.name}.{path}")]
-        return [*found, *exact] if found or exact else [path for path in known if _names(pattern, self.name, path)]
+        return [*found, *(known if is_expression(pattern) or not (found or exact) else exact)]
+
+    @property
+    def covered(self) -> list[str]:
+        """Paths of the bare parameters that the method covers."""
+        return [path for path, kind in self.bare.items() if kind in self.kinds]
 
     def ordered(self, chosen: Iterable[str]) -> list[str]:
         """Paths in the order of the model; a MultiheadAttention brings its output projection with it."""
@@ -63,7 +72,8 @@ def find_targets(
 
     Args:
         components: component name to module; ``{"": model}`` for a model by itself.
-        targets: a preset, or patterns; a pattern may begin with a component's name.
+        targets: a preset, or patterns; a pattern may begin with a component's name. An expression (``"re:…"``) names
+            bare parameters as it names layers; another pattern does where it names no layer, or is a whole path.
         exclude: patterns of layers to leave out.
         chosen: the components to look in; None looks in all for patterns, and for a preset in the denoiser, or in
             all where there is none.
@@ -73,7 +83,7 @@ def find_targets(
         Component name to paths, in the order of the model; components without a match are left out.
 
     Raises:
-        NoTargets: a pattern, or a preset in a chosen component, that matches nothing.
+        NoTargets: a pattern of either, or a preset in a chosen component, that matches nothing.
         UnsupportedLayer: a pattern that matches only what is of another kind.
 
     Example:
@@ -93,12 +103,43 @@ def find_targets(
         found = _preset(targets, looked, chosen, method)
     else:
         found = _patterns((targets,) if isinstance(targets, str) else tuple(targets), looked, method)
+    _check_excluded(exclude, components, kinds)
     for pattern in exclude:
-        found = {name: [path for path in paths if not _names(pattern, name, path)] for name, paths in found.items()}
+        found = {name: [path for path in paths if not names(pattern, name, path)] for name, paths in found.items()}
     found = {name: paths for name, paths in found.items() if paths}
     if not found:
         raise NoTargets(f"exclude={list(exclude)!r} leaves nothing of the targets {targets!r}")
     return found
+
+
+def left_beside(
+    components: Mapping[str, nn.Module],
+    targets: str | Sequence[str],
+    exclude: Sequence[str],
+    found: Mapping[str, Sequence[str]],
+    *,
+    kinds: Collection[str] = (),
+) -> list[str]:
+    """Says of each pattern which parameters it names that stay as they are, because it names layers as well.
+
+    Args:
+        components, targets, exclude, kinds: as for :func:`find_targets`. found: what that gave.
+    """
+    if isinstance(targets, str) and targets in PRESETS:
+        return []
+    notes = []
+    for pattern in (targets,) if isinstance(targets, str) else targets:
+        for name, paths in found.items():
+            one = _component(name, components[name], kinds)
+            left = [path for path in one.covered if names(pattern, name, path) and path not in paths]
+            left = [path for path in left if not any(names(other, name, path) for other in exclude)]
+            if left:
+                more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+                notes.append(
+                    f"{pattern!r} names layers, and also {left[0]}{more}, which a module keeps as a parameter of its "
+                    "own and which stays as it is; name it by its whole path, or with 're:', to adapt it"
+                )
+    return notes
 
 
 def _component(name: str, module: nn.Module, kinds: Collection[str]) -> _Component:
@@ -112,6 +153,18 @@ def _component(name: str, module: nn.Module, kinds: Collection[str]) -> _Compone
     return _Component(name, module, layers, bare, kinds)
 
 
+def _check_excluded(exclude: Sequence[str], components: Mapping[str, nn.Module], kinds: Collection[str]) -> None:
+    """Refuses patterns that leave nothing out because they name no layer at all, adapted or not."""
+    if not exclude:
+        return
+    looked = [_component(name, module, (*kinds, "norm")) for name, module in components.items()]
+    known = [(one.name, path) for one in looked for path in (*one.layers, *one.bare)]
+    for pattern in exclude:
+        if not any(names(pattern, component, path) for component, path in known):
+            everything = [f"{component}.{path}".strip(".") for component, path in known]
+            raise NoTargets(f"exclude={pattern!r} matches no layer; {nearest_layers(pattern, everything)}")
+
+
 def _check_kind(pattern: str, looked: Sequence[_Component], method: str) -> None:
     """Refuses a pattern that matches norms or bare parameters alone for a method that does not look at them."""
     layer, _, last = pattern.rpartition(".")
@@ -120,7 +173,7 @@ def _check_kind(pattern: str, looked: Sequence[_Component], method: str) -> None
     for component in looked:
         modules = {p: kind_of(layer) for p, layer in component.module.named_modules() if not _inside_adapter(p)}
         for path, kind in {**modules, **component.bare}.items():
-            if kind is not None and kind != "module" and _names(pattern, component.name, path):
+            if kind is not None and kind != "module" and names(pattern, component.name, path):
                 raise _unable(path, kind, method)
 
 
@@ -136,10 +189,6 @@ def _inside_adapter(path: str) -> bool:
     return ".adapters." in f".{path}."
 
 
-def _names(pattern: str, component: str, path: str) -> bool:
-    return matches(pattern, path) or (component != "" and matches(pattern, f"{component}.{path}"))
-
-
 def _patterns(patterns: Sequence[str], looked: Sequence[_Component], method: str) -> dict[str, list[str]]:
     found: dict[str, set[str]] = {component.name: set() for component in looked}
     for pattern in patterns:
@@ -147,26 +196,13 @@ def _patterns(patterns: Sequence[str], looked: Sequence[_Component], method: str
         if not any(hits.values()):
             _check_kind(pattern, looked, method)
             everything = [f"{one.name}.{path}".strip(".") for one in looked for path in one.layers]
-            everything += [
-                f"{one.name}.{p}".strip(".") for one in looked for p, kind in one.bare.items() if kind in one.kinds
-            ]
+            everything += [f"{one.name}.{path}".strip(".") for one in looked for path in one.covered]
             preset = difflib.get_close_matches(pattern, PRESETS, 1, 0.75)
             meant = f"did you mean the preset {preset[0]!r}? " if preset else ""
-            raise NoTargets(f"the target {pattern!r} matches no layer; {meant}{_hint(pattern, everything)}")
+            raise NoTargets(f"the target {pattern!r} matches no layer; {meant}{nearest_layers(pattern, everything)}")
         for name, paths in hits.items():
             found[name].update(paths)
     return {component.name: component.ordered(found[component.name]) for component in looked}
-
-
-def _hint(pattern: str, paths: Sequence[str]) -> str:
-    """The nearest layers, each kind once: a pattern is compared with the last words of a path too."""
-    ends: dict[str, str] = {}
-    words = pattern.removeprefix("re:").count(".") + 1
-    for path in paths:
-        ends.setdefault(".".join(path.split(".")[-words:]), path)
-    if not ends:
-        return "the model has no layer that can be adapted"
-    return f"the nearest layers are: {', '.join(ends[end] for end in nearest(pattern, ends))}"
 
 
 def _preset(
