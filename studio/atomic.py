@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from studio.errors import BadFile
 
-__all__ = ["atomic_folder", "atomic_path", "atomic_write"]
+__all__ = ["atomic_folder", "atomic_path", "atomic_write", "remove_leftovers", "sentences"]
+
+_TEMPORARY: Final = re.compile(r"\..{1,100}\.[0-9a-f]{8}\.tmp", re.DOTALL)
 
 _REASONS = {
     errno.ENOSPC: "no space left on the device: free some, or choose another folder",
@@ -52,7 +56,7 @@ def atomic_path(file: str | os.PathLike[str]) -> Iterator[Path]:
         ('all of it', ['note.txt'])
     """
     file = Path(file)
-    with _as_sentence(file):
+    with sentences(file):
         _check_no_folder(file)
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = _beside(file)
@@ -99,7 +103,7 @@ def atomic_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
         ['config.json']
     """
     folder = Path(folder)
-    with _as_sentence(folder):
+    with sentences(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary, old = _beside(folder), _beside(folder)
         try:
@@ -122,6 +126,32 @@ def atomic_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
                 shutil.rmtree(old, ignore_errors=True)
 
 
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Removes the temporary files that killed writers left in a folder (not in those below it).
+
+    Args:
+        folder: held by the caller, so that no living writer has a temporary file in it; it need not be there.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / ".dog.png.0123abcd.tmp").touch(), (folder / ".mine.tmp").touch()
+        (None, None)
+        >>> remove_leftovers(folder)
+        >>> [file.name for file in folder.iterdir()]
+        ['.mine.tmp']
+    """
+    folder = Path(folder)
+    for file in list(folder.iterdir()) if folder.is_dir() else ():
+        if not _TEMPORARY.fullmatch(file.name):
+            continue
+        if file.is_dir() and not file.is_symlink():
+            shutil.rmtree(file, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):  # it stays, and does no harm
+                file.unlink()
+
+
 def _beside(file: Path) -> Path:
     return file.with_name(f".{file.name[:100]}.{secrets.token_hex(4)}.tmp")
 
@@ -142,7 +172,12 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _as_sentence(file: Path) -> Iterator[None]:
+def sentences(file: Path) -> Iterator[None]:
+    """Turns what the system says about writing ``file``, or a folder above it, into a sentence.
+
+    Raises:
+        BadFile: it cannot be written there, for a reason that the user can mend.
+    """
     try:
         yield
     except OSError as error:

@@ -18,7 +18,7 @@ from studio.trainers.language.causal import Causal, Question
 from studio.trainers.language.samples import encode_all, split
 from studio.trainers.language.texts import TokenRow, marked, question
 from studio.trainers.loop.plan import Plan
-from studio.trainers.loop.task import Say
+from studio.trainers.loop.task import AdapterLike, Say
 from studio.trainers.opening import Opening, open_with_recipe
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class CausalLM:
         if self.name is not None and not re.fullmatch(r"[\w-]+", self.name):
             raise BadConfig(f"name={self.name!r}: use letters, digits, '_' and '-'")
 
-    def open(self, adapter: AdapterConfig | None, plan: Plan, say: Say) -> Causal:
+    def open(self, adapter: AdapterLike, plan: Plan, say: Say) -> Causal:
         """See :meth:`studio.trainers.Task.open`."""
         opening = open_with_recipe(
             self.task_name, self.base, open_language_base, LANGUAGE_BASES, adapter=adapter, plan=plan, say=say
@@ -90,7 +90,7 @@ class CausalLM:
         rows, held_out, digests = self._read(opening, length)
         inputs = {
             "base": base.id, "base_hash": base.hash, "tokenizer": base.tokenizer_hash, "template": base.template_hash,
-            **digests,
+            **digests, **opening.inputs,
         }  # fmt: skip
         return Causal(
             base=base, adapter=opening.adapter, plan=opening.plan, rates={"": opening.rate},
@@ -98,6 +98,7 @@ class CausalLM:
             settings={"task": self.task_name, "max_length": length, "samples": len(rows)},
             recorded={"base": opening.base_name, "data": str(self.data), "held_out": str(self.held_out or "")},
             inputs=inputs, samples=rows, held_out=held_out, previews=self._previews(base, held_out or rows),
+            start=opening.start, call=("studio", "complete", opening.base_name, _asked(rows[0].sample)),
             answers=self.answers, preview_tokens=self.preview_tokens,
             origin=self._origin(opening, digests["data"], rows, length), say=say, notes=opening.notes,
         )  # fmt: skip
@@ -168,6 +169,11 @@ class CausalLM:
             "form": "chat" if any(row.sample.chat for row in rows) else "text", "samples": str(len(rows)),
             "max_length": str(length),
         }  # fmt: skip
+
+
+def _asked(sample: Sample) -> str:
+    """What a sample asks, to try the adapter with."""
+    return " ".join((sample.turns[-2][1] if sample.chat else sample.prompt).split()) or "..."
 
 
 def _last(sample: Sample) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from studio.adapters import AdapterConfig
 from studio.config import check, plain
 from studio.datasets.trigger import Trigger, missing_words
 from studio.errors import BadConfig, DoesNotFit
@@ -19,7 +18,7 @@ from studio.trainers.image.objective import Objective
 from studio.trainers.image.prior import Prior
 from studio.trainers.image.prompts import Prompts
 from studio.trainers.loop.plan import Plan
-from studio.trainers.loop.task import Say
+from studio.trainers.loop.task import AdapterLike, Say
 from studio.trainers.opening import Opening, open_with_recipe
 from studio.trainers.recipes import ImageRecipe
 
@@ -119,7 +118,7 @@ class ImageTask(ABC):
             UsageError: the data are not there, or cannot be used.
         """
 
-    def open(self, adapter: AdapterConfig | None, plan: Plan, say: Say) -> Diffusion:
+    def open(self, adapter: AdapterLike, plan: Plan, say: Say) -> Diffusion:
         """See :meth:`studio.trainers.Task.open`."""
         opening = open_with_recipe(
             self.task_name, self.base, open_base, BASES, adapter=adapter, plan=plan, say=say
@@ -132,7 +131,7 @@ class ImageTask(ABC):
         material = self.read(opening, size)
         previews = self._previews(material.captions, size)
         rates = self._rates(opening, recipe)
-        inputs = {"base": base.id, "base_hash": base.hash, **material.inputs}
+        inputs = {"base": base.id, "base_hash": base.hash, **material.inputs, **opening.inputs}
         notes = [f"skipped: {line}" for line in opening.notes]
         return Diffusion(
             base=base, adapter=opening.adapter, name=re.sub(r"\W+", "-", self.trigger_words).strip("-") or "default",
@@ -140,6 +139,8 @@ class ImageTask(ABC):
             recorded={"base": opening.base_name, "previews": plain(previews)}, inputs=inputs, objective=objective,
             latents=material.latents, captions_of=material.captions, prior=material.prior,
             prompts=Prompts(base, material.latents.cache), previews=previews,
+            start=opening.start, call=("studio", "generate", opening.base_name, previews.prompts[0] if previews.prompts
+            else self.answers_to.previews(material.captions)[0]),
             origin=self._origin(opening, material), caption_dropout=material.caption_dropout,
             notes=[_treatment(material), *notes, *(f"cropped: {line}" for line in material.latents.cropped())],
         )  # fmt: skip

@@ -9,15 +9,18 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from studio.adapters import AdapterConfig
+from studio.adapters import AdapterConfig, adapters, detach
 from studio.device import choose_device, choose_dtype
+from studio.errors import BadFile
 from studio.families import Base
 from studio.families.causal import LanguageBase
+from studio.runs import RUN_ADAPTER, is_run
 from studio.trainers.loop.plan import Plan
-from studio.trainers.loop.task import Say
+from studio.trainers.loop.run import sha256
+from studio.trainers.loop.task import AdapterLike, Say
 from studio.trainers.recipes import Recipe, recipe_for
 
-__all__ = ["Opening", "open_with_recipe"]
+__all__ = ["Opening", "adapter_file", "open_with_recipe"]
 
 AnyBase = TypeVar("AnyBase", Base, LanguageBase)
 
@@ -36,6 +39,7 @@ class Opening(Generic[AnyBase]):
         plan: the loop's settings, without open fields.
         say: takes lines for the user.
         notes: lines for the report.
+        start: the adapter file that is trained on from, or None.
     """
 
     base: AnyBase
@@ -47,6 +51,12 @@ class Opening(Generic[AnyBase]):
     plan: Plan
     say: Say
     notes: list[str] = field(default_factory=list)
+    start: Path | None = None
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What it starts from besides base and data, as name -> hash."""
+        return {} if self.start is None else {"start": sha256(self.start)}
 
     @property
     def rate(self) -> float:
@@ -72,7 +82,8 @@ class Opening(Generic[AnyBase]):
             "seed": str(self.plan.seed), "steps": str(self.plan.steps), "learning_rate": repr(self.plan.learning_rate),
             "batch_size": str(self.plan.batch_size),
         }  # fmt: skip
-        return origin | ({"licence": licence} if licence else {})
+        parents = {} if self.start is None else {"parents": self.inputs["start"]}
+        return origin | ({"licence": licence} if licence else {}) | parents
 
 
 def open_with_recipe(
@@ -81,7 +92,7 @@ def open_with_recipe(
     open_base: Callable[..., AnyBase],
     embedded: Mapping[str, Path],
     *,
-    adapter: AdapterConfig | None,
+    adapter: AdapterLike,
     plan: Plan,
     say: Say,
 ) -> Opening[AnyBase]:
@@ -92,7 +103,7 @@ def open_with_recipe(
         base: what ``open_base`` takes.
         open_base: :func:`~studio.families.open_base` or :func:`~studio.families.causal.open_language_base`.
         embedded: the embedded bases, by name.
-        adapter: the adapter's config; None takes the recipe's.
+        adapter: the adapter's config, or a file with one to train on from; None takes the recipe's.
         plan: the loop's settings.
         say: takes lines for the user.
 
@@ -107,6 +118,11 @@ def open_with_recipe(
     say(f"opening the base {name}")
     opened = open_base(base, device=device)
     recipe = recipe_for(task_name, opened)
+    start = None
+    if isinstance(adapter, (str, Path)):
+        start = adapter_file(adapter)
+        adapter = _config_of(opened, start)
+        say(f"training on from {start}")
     adapter = adapter or recipe.adapter()
     steps = recipe.steps if plan.steps is None else plan.steps
     factor = adapter.rate
@@ -114,7 +130,34 @@ def open_with_recipe(
         steps=steps, learning_rate=recipe.learning_rate * factor, batch_size=recipe.batch_size,
         warmup=round(recipe.warmup * steps), schedule=recipe.schedule, beta2=recipe.beta2, preview_every=0,
     )  # fmt: skip
-    return Opening(opened, name, device, recipe, adapter, factor, plan, say)
+    return Opening(opened, name, device, recipe, adapter, factor, plan, say, start=start)
+
+
+def adapter_file(given: str | Path) -> Path:
+    """Returns the file of an adapter that is named by itself or by the folder of its run, after a look at it.
+
+    Raises:
+        BadFile: it is not there, or no adapter.
+    """
+    from studio.files import inspect
+
+    file = Path(given).expanduser()
+    file = file / RUN_ADAPTER if is_run(file) else file
+    if not inspect(file).method:
+        raise BadFile(f"{file} holds no adapter that can be trained on from")
+    return file
+
+
+def _config_of(base: Base | LanguageBase, file: Path) -> AdapterConfig:
+    """Returns the config of the adapter in a file, as it is read for this base."""
+    from studio.files import load
+
+    model = base.pipe if isinstance(base, Base) else base.model
+    name = load(model, file, name="trained-on-from").name
+    try:
+        return adapters(model)[name].config
+    finally:
+        detach(model, name)
 
 
 def _name(base: Any, embedded: Mapping[str, Path]) -> str:

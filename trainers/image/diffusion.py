@@ -141,11 +141,11 @@ class Diffusion(Lesson):
             for seed in self.previews.seeds
         ]
 
-    def examples(self) -> list[Image]:
-        """Returns some training pictures as the model sees them, for the report."""
+    def examples(self) -> list[tuple[str, Image]]:
+        """Returns the training pictures as the model sees them, each with its file's name, for the report."""
         from studio.datasets.picture import fit_image, open_image
 
-        return [fit_image(open_image(item), *self.latents.size) for item in self.latents.items]
+        return [(item.file.name, fit_image(open_image(item), *self.latents.size)) for item in self.latents.items]
 
     def _captions(self, numbers: Sequence[int]) -> Conditioning:
         texts = [self.captions_of[index] for index in self.latents.indices(self.draws, numbers)]

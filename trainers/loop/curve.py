@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["curve", "running_mean", "smoothing"]
+__all__ = ["RunningMean", "curve", "running_mean", "smoothing"]
 
 WIDTH, HEIGHT = 760, 240
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 28  # margins for the labels, in SVG units
@@ -21,11 +21,30 @@ def running_mean(values: Sequence[float], span: int) -> list[float]:
         >>> running_mean([2.0, 2.0, 2.0], 10)
         [2.0, 2.0, 2.0]
     """
-    keep, total, weight, means = 1 - 1 / max(span, 1), 0.0, 0.0, []
-    for value in values:
-        total, weight = keep * total + value, keep * weight + 1
-        means.append(round(total / weight, 12))
-    return means
+    mean = RunningMean(span)
+    return [mean.take(value) for value in values]
+
+
+class RunningMean:
+    """The same one value at a time; a value that is not known (NaN) leaves the mean as it is.
+
+    Args:
+        span: over about how many values.
+
+    Example:
+        >>> mean = RunningMean(10)
+        >>> [mean.take(value) for value in (2.0, math.nan, 2.0)]
+        [2.0, 2.0, 2.0]
+    """
+
+    def __init__(self, span: int) -> None:
+        self.keep, self.total, self.weight = 1 - 1 / max(span, 1), 0.0, 0.0
+
+    def take(self, value: float) -> float:
+        """Takes the next value in and returns the mean, NaN while no value is known."""
+        if not math.isnan(value):
+            self.total, self.weight = self.keep * self.total + value, self.keep * self.weight + 1
+        return round(self.total / self.weight, 12) if self.weight else math.nan
 
 
 def smoothing(count: int) -> int:
@@ -37,13 +56,15 @@ def curve(values: Sequence[float], label: str) -> str:
     """Returns an inline SVG of ``values`` over steps 1, 2, ...; colours are left to the page's style sheet.
 
     Args:
-        values: at least one finite number.
+        values: numbers; NaN where one is not known.
         label: what they are, for screen readers.
     """
     means = running_mean(values, smoothing(len(values)))
-    ordered = sorted(values)
+    ordered = sorted(_known(values))
+    if not ordered:
+        return ""
     # single losses reach far up; the axis ends where only one in fifty lies above
-    high = max(ordered[min(len(ordered) - 1, int(len(ordered) * 0.98))], max(means))
+    high = max(ordered[min(len(ordered) - 1, int(len(ordered) * 0.98))], *_known(means))
     low = min(0.0, ordered[0])
     high = high if high > low else low + 1.0
     ticks = _ticks(low, high)
@@ -69,9 +90,17 @@ class _Plane:
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (min(value, self.high) - self.low) / (self.high - self.low)
 
 
+def _known(values: Sequence[float]) -> list[float]:
+    return [value for value in values if not math.isnan(value)]
+
+
+def _known_places(values: Sequence[float], every: int) -> list[int]:
+    return [place for place in range(0, len(values), every) if not math.isnan(values[place])]
+
+
 def _line(plane: _Plane, points: Sequence[float], name: str) -> str:
     every = max(1, math.ceil(plane.count / MOST_POINTS))
-    places = " ".join(f"{plane.across(i):.1f},{plane.up(points[i]):.1f}" for i in range(0, len(points), every))
+    places = " ".join(f"{plane.across(i):.1f},{plane.up(points[i]):.1f}" for i in _known_places(points, every))
     return f'<polyline class="{name}" points="{places}"/>'
 
 

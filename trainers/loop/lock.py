@@ -1,19 +1,27 @@
-"""A lock that names a live process: whoever died, by whatever signal, holds nothing."""
+"""A lock that names a live process: whoever died, by whatever signal, holds nothing.
+
+On this host the process itself is looked for. Of a holder on another host (a shared folder, or a container, which has a
+new host name at each start) only its heartbeat is seen: while it lives, it touches the file.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import platform
 import secrets
-import subprocess
+import stat
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from studio.errors import DoesNotFit
+from studio.errors import BadFile, DoesNotFit
+from studio.trainers.loop.process import started
 
 if sys.platform == "win32":
     import msvcrt
@@ -22,42 +30,85 @@ else:
 
 __all__ = ["locked"]
 
+BEAT: Final = 10.0  # seconds between two signs of life
+EXPIRES: Final = 90.0  # seconds without one, after which a holder on another host is taken for gone
+BEGINS: Final = '{"pid"'  # what our text begins with; its writer may have died over it
+NO_LINK: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+
 
 @contextlib.contextmanager
 def locked(file: Path) -> Iterator[None]:
     """Holds the lock ``file`` while the context lasts.
 
     The file names the holder by process id and start time, so that neither a killed process nor a later one with the
-    same id counts as the holder. On another host (a shared file system) the holder is believed to be alive.
+    same id counts as the holder.
 
     Raises:
         DoesNotFit: a live process holds it.
+        BadFile: what stands there is no lock of the studio, or nothing can be written there.
     """
     pid = os.getpid()
-    mine = {"pid": pid, "started": _started(pid), "host": platform.node(), "token": secrets.token_hex(8)}
+    mine = {"pid": pid, "started": started(pid), "host": platform.node(), "token": secrets.token_hex(8), "beat": BEAT}
     _take(file, mine)
+    rest = threading.Event()
+    heart = threading.Thread(target=_beat, args=(file, rest), name="studio-lock", daemon=True)
+    heart.start()
     try:
         yield
     finally:
+        rest.set()
+        heart.join()
         _leave(file, mine)
+
+
+def _beat(file: Path, rest: threading.Event) -> None:
+    while not rest.wait(BEAT):
+        with contextlib.suppress(OSError):  # the run goes on without its sign of life
+            os.utime(file)
 
 
 def _take(file: Path, mine: dict[str, Any]) -> None:
     with _alone(file) as descriptor:
-        holder = _read(descriptor)
-        if holder and _alive(holder):
-            raise DoesNotFit(
-                f"the run in {file.parent} is still going on (process {holder['pid']} on {holder['host']}): wait "
-                "for it, stop it, or choose another output folder"
-            )
+        holder = _read(descriptor, file)
+        if holder:
+            _check_gone(file, descriptor, holder)
         _write(descriptor, json.dumps(mine))
+
+
+def _check_gone(file: Path, descriptor: int, holder: dict[str, Any]) -> None:
+    """Checks that who holds the lock is dead.
+
+    Raises:
+        DoesNotFit: it lives, as far as can be seen.
+    """
+    going = f"the run in {file.parent} is still going on (process {holder['pid']} on {holder['host']}"
+    what = "wait for it, stop it, or choose another output folder"
+    if holder["host"] == platform.node():
+        if holder["started"] is not None and started(holder["pid"]) == holder["started"]:
+            raise DoesNotFit(f"{going}): {what}")
+        return
+    if "beat" not in holder:  # written by an earlier version
+        raise DoesNotFit(f"{going}): {what}; if that host is gone, remove {file}")
+    silent = _now(file) - os.fstat(descriptor).st_mtime
+    if silent < EXPIRES:
+        left = EXPIRES - silent
+        raise DoesNotFit(
+            f"{going}, last sign of life {max(silent, 0):.0f} s ago): {what}; if that host is gone, its hold ends in "
+            f"{left:.0f} s"
+        )
+
+
+def _now(file: Path) -> float:
+    """The time by the clock that stamps files in that folder, which on a shared one is not ours."""
+    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".clock.") as fresh:
+        return os.fstat(fresh.fileno()).st_mtime
 
 
 def _leave(file: Path, mine: dict[str, Any]) -> None:
     if not file.exists():
         return
-    with _alone(file) as descriptor:
-        if _read(descriptor).get("token") == mine["token"]:
+    with contextlib.suppress(BadFile), _alone(file) as descriptor:  # somebody put something else there: it stays
+        if _read(descriptor, file).get("token") == mine["token"]:
             _write(descriptor, "")  # nobody's, where an open file cannot be removed
             with contextlib.suppress(OSError):
                 file.unlink()
@@ -71,7 +122,7 @@ def _alone(file: Path) -> Iterator[int]:
     other, and the second finds the first.
     """
     while True:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = _open(file)
         try:
             _wait_for(descriptor)
             if _is_at(descriptor, file):  # else the one before has removed it while this one waited
@@ -79,6 +130,31 @@ def _alone(file: Path) -> Iterator[int]:
                 return
         finally:
             os.close(descriptor)
+
+
+def _open(file: Path) -> int:
+    """Opens or makes the file, in a folder that another run may just have removed; links and pipes are no locks."""
+    for attempt in range(10):
+        try:
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
+        except FileNotFoundError:
+            if attempt == 9:
+                raise
+            file.parent.mkdir(parents=True, exist_ok=True)
+            continue
+        except OSError as problem:
+            if problem.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                raise
+            raise _no_lock(file) from None
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+        break
+    raise _no_lock(file)
+
+
+def _no_lock(file: Path) -> BadFile:
+    return BadFile(f"{file} is not the studio's (a run keeps its lock there): remove it, or choose another folder")
 
 
 def _wait_for(descriptor: int) -> None:
@@ -92,45 +168,30 @@ def _wait_for(descriptor: int) -> None:
 
 def _is_at(descriptor: int, file: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(descriptor), file.stat())
+        return os.path.samestat(os.fstat(descriptor), file.lstat())
     except OSError:
         return False
 
 
-def _read(descriptor: int) -> dict[str, Any]:
-    """Returns the holder; none where the file is empty, or broken off because its writer died."""
+def _read(descriptor: int, file: Path) -> dict[str, Any]:
+    """Returns the holder; none where the file is empty, or broken off because its writer died.
+
+    Raises:
+        BadFile: it holds something else.
+    """
     os.lseek(descriptor, 0, os.SEEK_SET)
+    text = os.read(descriptor, 2**16).decode(errors="replace").strip("\0 \n")  # a crash of the system leaves NULs
+    if not BEGINS.startswith(text[: len(BEGINS)]):
+        raise _no_lock(file)
     try:
-        content = json.loads(os.read(descriptor, 2**16))
-    except ValueError:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
         return {}
-    return content if isinstance(content, dict) and {"pid", "started", "host"} <= content.keys() else {}
+    sound = isinstance(content.get("pid"), int) and isinstance(content.get("host"), str) and "started" in content
+    return content if sound else {}
 
 
 def _write(descriptor: int, text: str) -> None:
     os.ftruncate(descriptor, 0)
     os.lseek(descriptor, 0, os.SEEK_SET)
     os.write(descriptor, text.encode())
-
-
-def _alive(holder: dict[str, Any]) -> bool:
-    return holder["host"] != platform.node() or _started(holder["pid"]) == holder["started"]
-
-
-def _started(pid: int) -> str | None:
-    """Returns when a process started, in words that only have to be equal; None where there is no such process."""
-    stat = Path(f"/proc/{pid}/stat")
-    if Path("/proc/self/stat").exists():
-        try:
-            # the name in parentheses may hold anything, blanks included; the start time is the 20th field after it
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            return None
-        boot = Path("/proc/sys/kernel/random/boot_id")
-        return None if fields[0] in "ZX" else f"{fields[19]} {boot.read_text().strip() if boot.exists() else ''}"
-    if os.name == "nt":
-        command = ["powershell", "-NoProfile", "-Command", f"(Get-Process -Id {pid}).StartTime.Ticks"]
-    else:
-        command = ["ps", "-o", "lstart=", "-p", str(pid)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or None

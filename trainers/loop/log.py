@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -11,14 +13,13 @@ import torch
 
 from studio.device import memory
 from studio.packages import need
+from studio.trainers.loop.curve import RunningMean, smoothing
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
 __all__ = ["Log", "console"]
-
-SMOOTHING = 0.95  # of the loss that is shown; single losses jump with the timestep that was drawn
 
 
 def console(quiet: bool = False) -> Console:
@@ -34,7 +35,7 @@ class Log:
     Args:
         file: ``log.jsonl``, which is appended to.
         total: steps of the run.
-        first: steps that were done before.
+        before: the losses of the steps that were done before.
         out: where lines for the user go.
         device: whose memory is shown.
         tensorboard: folder for TensorBoard's files, or None.
@@ -44,16 +45,20 @@ class Log:
     """
 
     def __init__(
-        self, file: Path, *, total: int, first: int, out: Console, device: torch.device, tensorboard: Path | None
-    ) -> None:
-        self.file, self.total, self.first, self.out, self.device = file, total, first, out, device
+        self, file: Path, *, total: int, before: Sequence[float], out: Console, device: torch.device,
+        tensorboard: Path | None,
+    ) -> None:  # fmt: skip
+        self.file, self.total, self.first, self.out, self.device = file, total, len(before), out, device
         self._curves: Any = None
         if tensorboard is not None:
             need("tensorboard", "TensorBoard curves", extra="metrics")
             from torch.utils.tensorboard import SummaryWriter
 
-            self._curves = SummaryWriter(str(tensorboard), purge_step=first)
-        self._smooth: float | None = None
+            self._curves = SummaryWriter(str(tensorboard), purge_step=self.first)
+        self._mean = RunningMean(smoothing(total))  # single losses jump with the timestep that was drawn
+        for loss in before:
+            self._mean.take(loss)
+        self._smooth = math.nan
         self._stream: TextIO | None = None
         self._bar: Progress | None = None
         self._row: TaskID | None = None
@@ -89,8 +94,7 @@ class Log:
         """
         seconds = time.perf_counter() - self._begin
         done = step - self.first
-        loss = figures["loss"]
-        self._smooth = loss if self._smooth is None else SMOOTHING * self._smooth + (1 - SMOOTHING) * loss
+        self._smooth = self._mean.take(figures["loss"])
         assert self._stream is not None, "a log is a context"
         used = memory(self.device).used
         self._stream.write(json.dumps({"step": step, **figures, "seconds": round(seconds, 4), "memory": used}) + "\n")
@@ -110,4 +114,5 @@ class Log:
         self.out.print(line, markup=False)
 
     def _figures(self, rate: float, figures: dict[str, float], used: int) -> str:
-        return f"{rate:.2f} it/s · loss {self._smooth:.4f} · lr {figures['learning_rate']:.2e} · {used / 2**30:.2f} GiB"
+        shown = f"{rate:.2f} it/s · mean loss {self._smooth:.4f} · lr {figures['learning_rate']:.2e}"
+        return f"{shown} · {used / 2**30:.2f} GiB"

@@ -6,12 +6,20 @@ Beside them stands what was measured at these steps on what is held out, in ``pr
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Final
 
 from studio.atomic import atomic_write
-from studio.trainers.loop.task import Lesson
+from studio.config import finite
+from studio.errors import BadFile
+from studio.given import parse_json, read_given
+from studio.trainers.loop.task import Lesson, Say
 
 __all__ = ["preview_files", "read_measures", "save_previews"]
+
+NAME: Final = re.compile(r"step-(\d{6,12})-(\d{2,6})\.(?:png|txt)")
 
 
 def save_previews(folder: Path, step: int, lesson: Lesson) -> list[Path]:
@@ -44,20 +52,39 @@ def save_previews(folder: Path, step: int, lesson: Lesson) -> list[Path]:
 
 
 def preview_files(folder: Path) -> dict[int, list[Path]]:
-    """Returns the previews that a run has, by step, in order."""
+    """Returns the previews that a run has, by step, in order; other files there are none of ours."""
     found: dict[int, list[Path]] = {}
     for file in sorted((folder / "previews").glob("step-*-*")):
-        if file.suffix in (".png", ".txt"):
-            found.setdefault(int(file.stem.split("-")[1]), []).append(file)
+        named = NAME.fullmatch(file.name)
+        if named and file.is_file():
+            found.setdefault(int(named[1]), []).append(file)
     return found
 
 
-def read_measures(folder: Path) -> dict[int, dict[str, float]]:
-    """Returns what a run has measured on what is held out, by step; empty where it measures nothing."""
+def read_measures(folder: Path, say: Say | None = None) -> dict[int, dict[str, float]]:
+    """Returns what a run has measured on what is held out, by step; empty where it measures nothing.
+
+    Args:
+        folder: the run's folder.
+        say: takes a sentence where a part of the file cannot be read.
+    """
     file = _measures(folder)
-    if not file.is_file():
+    if not file.exists():
         return {}
-    return {int(step): figures for step, figures in json.loads(file.read_text(encoding="utf-8")).items()}
+    try:
+        content = parse_json(read_given(file, "config-bytes"))
+    except (OSError, ValueError, BadFile):
+        content = None
+    entries = content if isinstance(content, dict) else {}
+    sound = {int(step): dict(entry) for step, entry in entries.items() if _sound(step, entry)}
+    if say is not None and (content is None or len(sound) != len(entries)):
+        say(f"{file} is damaged: of what was measured, that of {len(sound)} steps is left")
+    return dict(sorted(sound.items()))
+
+
+def _sound(step: str, entry: Any) -> bool:
+    figures = isinstance(entry, Mapping) and bool(entry) and all(map(finite, entry.values()))
+    return figures and step.isascii() and step.isdigit() and len(step) < 13
 
 
 def _measures(folder: Path) -> Path:

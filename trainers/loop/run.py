@@ -2,7 +2,7 @@
 
 ::
 
-    run.toml            every setting as decided, and what the run started from
+    run.toml            every setting as decided, what the run started from, and what machine it went on
     log.jsonl           one line per step
     checkpoints/        the adapter every N steps, and the state to go on from
     previews/           pictures or texts over time, and what was measured then
@@ -14,12 +14,11 @@ with something else in it, or with a run that is still going on is refused.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
+import math
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -27,26 +26,19 @@ from typing import Any, Final
 from studio.atomic import atomic_path, atomic_write
 from studio.config import differences, plain, read_toml, to_toml
 from studio.errors import BadFile, DoesNotFit
+from studio.runs import RUN_ADAPTER, RUN_FILE
 from studio.trainers.loop import checkpoint
-from studio.trainers.loop.lock import locked
+from studio.trainers.loop.losses import final_loss, loss_name, read_log
+from studio.trainers.loop.machine import noted, told
 from studio.trainers.loop.plan import FREE
 from studio.trainers.loop.preview import read_measures
-from studio.trainers.loop.task import Lesson
+from studio.trainers.loop.task import Lesson, Say
 
-__all__ = ["Run", "RunFolder", "claim", "sha256"]
+__all__ = ["Run", "RunFolder", "sha256"]
 
 COMPARED: Final = ("adapter", "training", "task", "inputs")
-OURS: Final = (
-    "run.toml",
-    "log.jsonl",
-    "checkpoints",
-    "previews",
-    "tensorboard",
-    "report.html",
-    "result.toml",
-    "adapter.safetensors",
-)
-LOCK: Final = ".lock"
+LENGTH: Final = ("steps", "warmup")  # of the training; a run that trains on has other ones
+RESULT: Final = "result.toml"
 
 
 @dataclass(frozen=True)
@@ -57,9 +49,10 @@ class Run:
         folder: the run's folder.
         adapter: the adapter's file.
         report: the report's HTML file.
-        losses: loss of each step.
+        losses: loss of each step; NaN where the log has lost it.
         measures: step -> what was measured on what is held out; empty where nothing is.
         already: the run was finished before this call, which has therefore done nothing.
+        loss: the one number that the bar, the report and ``result.toml`` give too: the running mean at the end.
     """
 
     folder: Path
@@ -68,6 +61,7 @@ class Run:
     losses: tuple[float, ...] = field(repr=False)
     measures: Mapping[int, Mapping[str, float]] = field(default_factory=dict, repr=False)
     already: bool = False
+    loss: float = math.nan
 
 
 @dataclass
@@ -84,7 +78,7 @@ class RunFolder:
     @property
     def adapter(self) -> Path:
         """The finished adapter."""
-        return self.folder / "adapter.safetensors"
+        return self.folder / RUN_ADAPTER
 
     @property
     def report(self) -> Path:
@@ -102,39 +96,68 @@ class RunFolder:
             "free": {**{name: value for name, value in plan.items() if name in FREE}, **lesson.recorded},
         }
 
-    def check(self, settings: Mapping[str, Any]) -> bool:
+    def check(self, settings: Mapping[str, Any], *, further: bool = False) -> bool:
         """Compares with what the folder holds.
+
+        Args:
+            settings: of :meth:`settings`.
+            further: a run of fewer steps may train on.
 
         Returns:
             Whether a finished run with these settings is there.
 
         Raises:
             DoesNotFit: a run with other settings is there; each difference is named.
-            BadFile: the finished run's adapter is gone or was changed.
+            BadFile: the finished run's adapter is gone or was changed, or the files about it cannot be read.
         """
-        file = self.folder / "run.toml"
-        if not file.is_file():
+        held = self.held
+        if held is None:
             return False
-        held = read_toml(file)
-        before, now = ({part: content.get(part, {}) for part in COMPARED} for content in (held, settings))
+        before, now = (_compared(content) for content in (held, settings))
         found = differences(before, now)
-        if found:
+        longer = found and differences(_without_length(before), _without_length(now)) == []
+        if found and not (further and longer and _steps(before) < _steps(now)):
+            hint = ", --continue with more steps trains on" if longer else ""
             raise DoesNotFit(
                 f"{self.folder} holds a run with other settings: {'; '.join(found)}; take the same settings to go on "
-                "with it, or choose another output folder"
+                f"with it{hint}, or choose another output folder"
             )
-        result = self.folder / "result.toml"
-        if not result.is_file():
+        if self.ended is None:
             return False
-        if not self.adapter.is_file() or sha256(self.adapter) != read_toml(result).get("adapter"):
+        if not self.adapter.is_file() or sha256(self.adapter) != self.ended.get("adapter"):
             state = "was changed" if self.adapter.is_file() else "is gone"
             raise BadFile(f"the run in {self.folder} is finished, and its {self.adapter.name} {state}: put it back, or "
                           "choose another output folder")  # fmt: skip
-        return True
+        return not found
 
-    def begin(self, settings: Mapping[str, Any]) -> None:
-        """Writes ``run.toml``."""
-        atomic_write(self.folder / "run.toml", to_toml(dict(settings)))
+    @property
+    def held(self) -> dict[str, Any] | None:
+        """What ``run.toml`` says; None where there is none."""
+        return self._read(RUN_FILE)
+
+    @property
+    def ended(self) -> dict[str, Any] | None:
+        """What ``result.toml`` says; None where the run has not ended."""
+        return self._read(RESULT)
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        file = self.folder / name
+        if not file.is_file():
+            return None
+        try:
+            return read_toml(file)
+        except BadFile as problem:
+            raise BadFile(f"{problem}; put it back as the run wrote it, or choose another output folder") from None
+
+    def begin(self, settings: Mapping[str, Any], machine: Mapping[str, str]) -> str | None:
+        """Writes ``run.toml``; returns a sentence where the run goes on under other conditions than it began with."""
+        notes = noted((self.held or {}).get("machine"), machine)
+        atomic_write(self.folder / RUN_FILE, to_toml({**settings, "machine": notes}))
+        return told(notes)
+
+    def extend(self) -> None:
+        """Takes the mark of an ended run away, for it trains on."""
+        (self.folder / RESULT).unlink(missing_ok=True)
 
     def probe(self, size: int) -> None:
         """Checks, before training, that there is room for ``size`` more bytes.
@@ -156,67 +179,41 @@ class RunFolder:
         finally:
             file.unlink(missing_ok=True)
 
-    def rewind(self, step: int) -> list[float]:
-        """Cuts the log behind ``step`` and returns the losses of the steps before.
+    def rewind(self, step: int, say: Say) -> list[float]:
+        """Cuts the log behind ``step`` and returns the losses of the steps before, NaN where the log lacks one.
 
         A killed process may have logged steps that no checkpoint holds, and half a line.
         """
-        lines, losses = [], []
-        for line in self.log.read_text().splitlines() if self.log.is_file() else ():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                break
-            if entry["step"] > step:
-                break
-            lines.append(line)
-            losses.append(float(entry["loss"]))
-        atomic_write(self.log, "".join(f"{line}\n" for line in lines))
-        return losses
+        found = read_log(self.log, step)
+        for problem in found.problems if step else ():
+            say(problem)
+        atomic_write(self.log, "".join(f"{line}\n" for line in found.lines))
+        return list(found.losses)
 
-    def finish(self, facts: Mapping[str, Any]) -> None:
+    def finish(self, losses: Sequence[float]) -> None:
         """Writes ``result.toml``, after which the run is finished."""
-        atomic_write(self.folder / "result.toml", to_toml({"adapter": sha256(self.adapter), **facts}))
+        steps = len(losses)
+        facts = {"steps": steps, "loss": final_loss(losses), "loss_is": loss_name(steps)}
+        atomic_write(self.folder / RESULT, to_toml({"adapter": sha256(self.adapter), **facts}))
         checkpoint.remove_states(self.folder)
 
-    def result(self, *, already: bool) -> Run:
-        """Returns the finished run."""
-        losses = [float(json.loads(line)["loss"]) for line in self.log.read_text().splitlines()]
-        return Run(self.folder, self.adapter, self.report, tuple(losses), read_measures(self.folder), already)
+    def result(self, steps: int, say: Say, *, already: bool) -> Run:
+        """Returns the finished run of so many steps, and says what of its log and measures is lost."""
+        ended = self.ended or {}
+        found = read_log(self.log, steps)
+        for problem in found.problems if already else ():
+            say(problem)
+        checkpoint.remove_states(self.folder)  # of a process that was killed after it had ended
+        loss = final_loss(found.losses) if found.lines else math.nan
+        if math.isnan(loss) and isinstance(ended.get("loss"), float):
+            loss = ended["loss"]
+        measures = read_measures(self.folder, say if already else None)
+        return Run(self.folder, self.adapter, self.report, found.losses, measures, already, loss)
 
-
-@contextlib.contextmanager
-def claim(output: str | os.PathLike[str]) -> Iterator[RunFolder]:
-    """Makes or takes the folder of a run and holds it while the context lasts.
-
-    If the training ends in an error before its first checkpoint, everything that was made here is removed again.
-
-    Raises:
-        BadFile: the folder cannot be made or written to, or it holds something else.
-        DoesNotFit: a live process holds it.
-    """
-    folder = Path(output).expanduser()
-    if folder.is_dir():
-        others = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-        if others and not (folder / "run.toml").is_file():
-            raise BadFile(
-                f"{folder} is no run: it holds {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}; "
-                "choose a new or empty folder"
-            )
-    made = _make(folder)
-    try:
-        with locked(folder / LOCK):
-            fresh = not (folder / "run.toml").is_file()
-            try:
-                yield RunFolder(folder)
-            except BaseException:
-                if fresh and not any((folder / "checkpoints").glob("step-*.state")):
-                    _clear(folder)
-                raise
-    finally:
-        for place in made:
-            with contextlib.suppress(OSError):  # it holds something by now
-                place.rmdir()
+    def identity(self, settings: Mapping[str, Any]) -> str:
+        """Returns what tells this run's states from those of another: a hash of its settings, its length left out."""
+        content = json.dumps(_without_length(_compared(settings)), sort_keys=True, default=str)
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
 def sha256(file: Path) -> str:
@@ -224,27 +221,18 @@ def sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _make(folder: Path) -> list[Path]:
-    """Makes a folder with its parents; returns those that were not there, innermost first."""
-    missing = []
-    place = folder
-    while not place.exists() and place != place.parent:
-        missing.append(place)
-        place = place.parent
-    try:
-        atomic_write(folder / ".room", "")
-        (folder / ".room").unlink()
-    except BadFile as problem:
-        raise BadFile(str(problem).replace(str(folder / ".room"), str(folder))) from None
-    except OSError as problem:
-        raise BadFile(f"cannot write to {folder}: {problem.strerror}; choose another folder") from problem
-    return missing
+def _compared(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {part: content.get(part, {}) for part in COMPARED}
 
 
-def _clear(folder: Path) -> None:
-    for name in OURS:
-        place = folder / name
-        if place.is_dir():
-            shutil.rmtree(place, ignore_errors=True)
-        else:
-            place.unlink(missing_ok=True)
+def _without_length(content: Mapping[str, Any]) -> dict[str, Any]:
+    training = content["training"]
+    if not isinstance(training, Mapping):  # of a file that was edited
+        return dict(content)
+    return {**content, "training": {name: value for name, value in training.items() if name not in LENGTH}}
+
+
+def _steps(content: Mapping[str, Any]) -> int:
+    training = content["training"]
+    steps = training.get("steps") if isinstance(training, Mapping) else None
+    return steps if isinstance(steps, int) else 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor
@@ -21,10 +22,13 @@ from studio.trainers.loop.plan import Plan
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Lesson", "Loss", "Say", "Task"]
+__all__ = ["AdapterLike", "Lesson", "Loss", "Say", "Task"]
 
 Say = Callable[[str], None]
 """Takes one line for the user."""
+
+AdapterLike = AdapterConfig | str | Path | None
+"""An adapter's config, a file with an adapter to train on from, or None for the recipe's."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class Lesson(ABC):
         inputs: what the run starts from (base, data), as name -> id or hash. They must be the same when it resumes.
         origin: what the adapter file says about its origin.
         notes: lines for the report: what was done to the data and why.
+        start: the adapter file that it trains on from; None starts anew.
+        call: words of the command line that use the adapter, before its file is named.
     """
 
     adapter: AdapterConfig
@@ -65,6 +71,8 @@ class Lesson(ABC):
     inputs: Mapping[str, str]
     origin: Mapping[str, str]
     notes: list[str] = field(default_factory=list)
+    start: Path | None = None
+    call: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self._loan = Loan(components(self.model).values())
@@ -102,9 +110,13 @@ class Lesson(ABC):
         """Measures what was learned on what is held out, always in the same way; empty where nothing is."""
         return {}
 
-    def examples(self) -> Sequence[Image]:
-        """Returns what is trained on as it is seen, for the report; empty where that is no picture."""
+    def examples(self) -> Sequence[tuple[str, Image]]:
+        """Returns what is trained on as it is seen, with its name, for the report; empty where that is no picture."""
         return []
+
+    def use(self, adapter: Path) -> list[str]:
+        """Returns the command that uses an adapter file; no word where none does."""
+        return [*self.call, "--adapter", str(adapter)] if self.call else []
 
     def close(self) -> None:
         """Gives the base back as it was."""
@@ -116,11 +128,11 @@ class Task(Protocol):
 
     task_name: ClassVar[str]
 
-    def open(self, adapter: AdapterConfig | None, plan: Plan, say: Say) -> Lesson:
+    def open(self, adapter: AdapterLike, plan: Plan, say: Say) -> Lesson:
         """Opens the base, reads the data, decides every open setting.
 
         Args:
-            adapter: the adapter's config; None takes the recipe's.
+            adapter: the adapter's config, or a file with one to train on from; None takes the recipe's.
             plan: the loop's settings; open fields are filled from the recipe.
             say: takes lines for the user.
 

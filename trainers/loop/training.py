@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from studio.adapters import AdapterConfig, adapters, attach, detach, state
+from studio.adapters import adapters, attach, detach, state
 from studio.adapters.training import on_step, penalty
 from studio.families import components
 from studio.trainers.loop import checkpoint, report
+from studio.trainers.loop.claim import claim
 from studio.trainers.loop.draws import sample_numbers
 from studio.trainers.loop.guard import (
     Interruption,
@@ -23,12 +24,13 @@ from studio.trainers.loop.guard import (
     interruptible,
 )  # fmt: skip
 from studio.trainers.loop.log import Log, console
+from studio.trainers.loop.machine import machine
 from studio.trainers.loop.mode import accelerator_for, chance, training_mode
 from studio.trainers.loop.optimizer import set_rates
 from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.preview import save_previews
-from studio.trainers.loop.run import Run, RunFolder, claim
-from studio.trainers.loop.task import Lesson, Loss, Task
+from studio.trainers.loop.run import Run, RunFolder
+from studio.trainers.loop.task import AdapterLike, Lesson, Loss, Say, Task
 from studio.trainers.loop.weights import Weights, rehearsed_growth
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ def train(
     task: Task,
     *,
     output: str | os.PathLike[str],
-    adapter: AdapterConfig | None = None,
+    adapter: AdapterLike = None,
     steps: int | None = None,
     seed: int = 0,
     learning_rate: float | None = None,
@@ -69,6 +71,7 @@ def train(
     tensorboard: bool = False,
     device: str | None = None,
     cache: str | None = None,
+    further: bool = False,
     quiet: bool = False,
 ) -> Run:
     """Trains an adapter.
@@ -78,10 +81,13 @@ def train(
     Args:
         task: what is learned: :class:`~studio.trainers.DreamBooth`, :class:`~studio.trainers.Style`, ...
         output: the run's folder, new, empty, or with this very run.
-        adapter: the adapter's config; None takes the recipe's.
+        adapter: the adapter's config, or the file of an adapter to train on from, with its config; None takes the
+            recipe's.
         steps, seed, learning_rate, batch_size, accumulation, warmup, schedule, clip, weight_decay, beta2, optimizer,
             rate_ratio, embedding_rate, grow, precision, ema, gradient_checkpointing, checkpoint_every, preview_every,
             tensorboard, device, cache: see :class:`~studio.trainers.Plan`; None takes the recipe's value.
+        further: the run in ``output`` had fewer steps and trains on to these, its learning rate as it stands at that
+            place of the longer schedule; if it was finished, the optimizer's moments start anew.
         quiet: print nothing.
 
     Returns:
@@ -106,9 +112,9 @@ def train(
         lesson = task.open(adapter, plan, partial(out.print, markup=False))
         try:
             settings = folder.settings(lesson)
-            if folder.check(settings):
+            if folder.check(settings, further=further):
                 out.print(f"the run in {folder.folder} is finished: {folder.adapter}", markup=False)
-                return folder.result(already=True)
+                return folder.result(lesson.plan.steps or 0, partial(out.print, markup=False), already=True)
             return Training(lesson, folder, out).run(settings)
         finally:
             if lesson.name in adapters(lesson.model):
@@ -128,6 +134,7 @@ class Training:
     def __init__(self, lesson: Lesson, folder: RunFolder, out: Console) -> None:
         self.lesson, self.folder, self.out, self.plan = lesson, folder, out, lesson.plan
         self.say = partial(out.print, markup=False)
+        self.remarks: list[str] = []
         assert self.plan.steps is not None and self.plan.batch_size is not None, "the plan has been filled"
         self.steps, self.batch_size = self.plan.steps, self.plan.batch_size
 
@@ -141,16 +148,17 @@ class Training:
             KeyboardInterrupt: Ctrl-C or SIGTERM; the step was finished and a checkpoint written.
         """
         self._prepare()
-        self.folder.begin(settings)
-        first = self._resume()
-        losses = self.folder.rewind(first)
+        self.identity = self.folder.identity(settings)
+        first = self._train_on() if self.folder.ended else self._resume()
+        self._remark(self.folder.begin(settings, machine(self.device)))
+        losses = self.folder.rewind(first, self._remark)
         if first:
             self.say(f"going on after step {first} of {self.steps}")
         else:
-            self._preview(0)
+            self._preview(0, self.say)
         curves = self.folder.folder / "tensorboard" if self.plan.tensorboard else None
         log = Log(
-            self.folder.log, total=self.steps, first=first, out=self.out, device=self.device, tensorboard=curves
+            self.folder.log, total=self.steps, before=losses, out=self.out, device=self.device, tensorboard=curves
         )  # fmt: skip
         with training_mode(self.modules), interruptible() as request, log:
             for done in range(first + 1, self.steps + 1):
@@ -162,6 +170,12 @@ class Training:
                 log.step(done, figures)
                 self._keep(done, request, log)
         return self._finish(losses, settings)
+
+    def _remark(self, line: str | None) -> None:
+        """Says something about the run's own files, now and in the report."""
+        if line is not None:
+            self.remarks.append(line)
+            self.say(line)
 
     def _prepare(self) -> None:
         lesson, plan = self.lesson, self.plan
@@ -179,6 +193,8 @@ class Training:
         on_step(lesson.model, lesson.name, step=0, steps=self.steps)
         most = rehearsed_growth(lesson)
         self.weights = Weights(lesson)
+        if lesson.start is not None:
+            self.weights.take(lesson.start)
         self.folder.probe(math.ceil(self.weights.size * most) * (1 + checkpoint.KEPT * STATE_SIZE) + SPARE)
         self.say(f"training {self.weights.numbers:,} numbers in {len(found.sites)} layers")
 
@@ -189,11 +205,20 @@ class Training:
 
     def _resume(self) -> int:
         """Takes up the newest checkpoint; returns the steps that it has done."""
-        found = checkpoint.newest(self.folder.folder)
+        found = checkpoint.newest(self.folder.folder, self.identity, self._remark)
         if found is None:
             return 0
         self.weights.restore(found)
         return found.step
+
+    def _train_on(self) -> int:
+        """Makes a finished run one that stopped after its last step; returns the steps that it has done."""
+        done = int(self.folder.ended["steps"]) if self.folder.ended else 0
+        self.weights.take(self.folder.adapter, done)
+        checkpoint.write(self.folder.folder, self.weights.checkpoint(done), self.identity)
+        self.folder.extend()
+        self._remark(f"training on after {done} steps, from {self.folder.adapter.name} and without moments")
+        return done
 
     def _loss(self, numbers: range) -> Loss:
         """Computes the loss of samples, with a stream of chance of their own."""
@@ -236,7 +261,7 @@ class Training:
 
     def _not_finite(self, done: int, what: str, numbers: range) -> NotFinite:
         where = find_not_finite(self.lesson.model, self.weights.tensors, lambda: self._loss(numbers).total)
-        found = checkpoint.newest(self.folder.folder)
+        found = checkpoint.newest(self.folder.folder, self.identity)
         last = f"the last good checkpoint is that of step {found.step}" if found else "there is no checkpoint yet"
         return NotFinite(
             f"step {done}: {what}; the first that is not finite is {where}; {last}: lower the learning rate, or use "
@@ -255,12 +280,12 @@ class Training:
             log.say(f"stopped by {request.name} after step {done}; the same command goes on from there")
             raise KeyboardInterrupt
         if self.plan.preview_every and done % self.plan.preview_every == 0:
-            self._preview(done)
+            self._preview(done, log.say)
 
     def _save(self, done: int) -> None:
         """Writes a checkpoint: first the adapter as a file, then the state, which makes the checkpoint count."""
         self._save_adapter(checkpoint.adapter_file(self.folder.folder, done), done)
-        checkpoint.write(self.folder.folder, self.weights.checkpoint(done))
+        checkpoint.write(self.folder.folder, self.weights.checkpoint(done), self.identity)
 
     def _save_adapter(self, file: Path, done: int) -> None:
         from studio.files import save
@@ -270,13 +295,15 @@ class Training:
                 self.lesson.model, file, name=self.lesson.name, metadata={**self.lesson.origin, "steps": str(done)}
             )  # fmt: skip
 
-    def _preview(self, done: int) -> None:
+    def _preview(self, done: int, say: Say) -> None:
         with self.weights.averaged():
-            save_previews(self.folder.folder, done, self.lesson)
+            files = save_previews(self.folder.folder, done, self.lesson)
+        if files:
+            say(f"previews of step {done}: {files[0]}{f' and {len(files) - 1} more' if len(files) > 1 else ''}")
 
     def _finish(self, losses: list[float], settings: Mapping[str, Any]) -> Run:
         self._save_adapter(self.folder.adapter, self.steps)
-        self._preview(self.steps)
-        report.write(self.folder, self.lesson, settings, losses, self.weights.movements())
-        self.folder.finish({"steps": self.steps, "loss": losses[-1]})
-        return self.folder.result(already=False)
+        self._preview(self.steps, self.say)
+        report.write(self.folder, self.lesson, settings, losses, self.weights.movements(), self.remarks)
+        self.folder.finish(losses)
+        return self.folder.result(self.steps, self.say, already=False)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from studio.adapters import grow, state
+from studio.adapters import detach, grow, state
 from studio.adapters.contract.starts import padded
 from studio.adapters.grow import rehearse_growth
 from studio.adapters.training import layers, scratch
-from studio.errors import DoesNotFit
+from studio.errors import BadFile, DoesNotFit
 from studio.trainers.loop.average import Average
 from studio.trainers.loop.checkpoint import Checkpoint
 from studio.trainers.loop.optimizer import OPTIMIZERS, Work, hand_on
@@ -127,18 +129,46 @@ class Weights:
         """Takes up the state of a checkpoint.
 
         Raises:
+            BadFile: the checkpoint is of another adapter.
             UnsupportedLayer: the adapter had grown then, and cannot.
         """
-        for after, rank in self.lesson.plan.stages.items():
-            if after <= found.step:
-                self.grow(rank)
-        with torch.no_grad():
-            for key, tensor in self.tensors.items():
-                tensor.copy_(found.tensors[key])
-            for key, tensor in self.scratch.items():
-                tensor.copy_(found.scratch[key])
+        self._grow_until(found.step)
+        _fill(self.tensors, found.tensors, "the checkpoint")
+        _fill(self.scratch, found.scratch, "the checkpoint")
         self._average.load(found.average)
         self.optimizer.load_state_dict(dict(found.optimizer))
+
+    def take(self, file: Path, done: int = 0) -> None:
+        """Takes the tensors of an adapter file, with no moments of an optimizer.
+
+        Args:
+            file: an adapter of the same method and ranks.
+            done: steps of this run that are in it; 0: it is where the run starts from.
+
+        Raises:
+            BadFile: it is no adapter, or one of other tensors.
+            DoesNotFit: nothing in it fits the model.
+            PartialLoad: a part of it does not fit.
+            UnsupportedLayer: the adapter had grown by then, and cannot.
+        """
+        from studio.files import load
+
+        self._grow_until(done)
+        model, name = self.lesson.model, f"{self.lesson.name}-taken"
+        load(model, file, name=name)
+        try:
+            _fill(self.tensors, state(model, name), str(file))
+        finally:
+            detach(model, name)
+        if not done:
+            self.start = {key: tensor.detach().clone() for key, tensor in self.trained.items()}
+        self._average = Average(self._moving, self.lesson.plan.ema)
+
+    def _grow_until(self, done: int) -> None:
+        """Lets the adapter grow as it has in the first ``done`` steps."""
+        for after, rank in self.lesson.plan.stages.items():
+            if after <= done:
+                self.grow(rank)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Puts the average, where one is kept, in the tensors' place for a while: it is what is saved and shown."""
@@ -153,6 +183,21 @@ class Weights:
         squares = sum(_squares(tensor.detach() - self.start[key]) for key, tensor in moved.items())
         numbers = sum(tensor.numel() for tensor in moved.values())
         return Movement(len({key.rpartition(".")[0] for key in moved}), numbers, math.sqrt(squares), rate)
+
+
+@torch.no_grad()
+def _fill(tensors: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
+    """Copies all of the given tensors to their places, or none.
+
+    Raises:
+        BadFile: they are not the same ones.
+    """
+    odd = sorted(tensors.keys() ^ given.keys())
+    odd += [key for key, tensor in tensors.items() if key in given and given[key].shape != tensor.shape]
+    if odd:
+        raise BadFile(f"{what} is of another adapter: its tensors differ in {odd[0]!r} and {len(odd) - 1} more")
+    for key, tensor in tensors.items():
+        tensor.copy_(given[key])
 
 
 def _squares(tensor: Tensor) -> float:

@@ -19,7 +19,7 @@ from studio.trainers import DreamBooth, train
 from studio.trainers.image.diffusion import Diffusion
 from studio.trainers.loop import checkpoint
 from studio.trainers.loop.lock import locked
-from studio.trainers.loop.run import claim
+from studio.trainers.loop.claim import claim
 
 STEPS = 6
 
@@ -194,9 +194,9 @@ def test_a_live_run_is_refused_and_a_dead_ones_lock_is_not(tmp_path):
         pass
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
-        from studio.trainers.loop.lock import _started
+        from studio.trainers.loop.process import started
 
-        holder = {"pid": child.pid, "started": _started(child.pid), "host": os.uname().nodename}
+        holder = {"pid": child.pid, "started": started(child.pid), "host": os.uname().nodename}
         (tmp_path / "lock").write_text(json.dumps(holder))
         with pytest.raises(DoesNotFit, match=str(child.pid)), locked(tmp_path / "lock"):
             pass
