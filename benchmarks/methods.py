@@ -61,13 +61,13 @@ def language() -> nn.Module:
     return LlamaForCausalLM(LlamaConfig(vocab_size=1024, num_key_value_heads=4, **shape))
 
 
-def base_of(kind: str, width: int, tokens: int) -> tuple[nn.Module, Tensor]:
+def base_of(on: str, width: int, tokens: int) -> tuple[nn.Module, Tensor]:
     """A model and an input for it."""
-    if kind == "norm":
+    if on == "norm":
         return Tower(nn.LayerNorm(width)), torch.randn(1, tokens, width)
-    if kind == "embedding":
+    if on == "embedding":
         return Tower(nn.Embedding(8192, width)), torch.randint(0, 8192, (1, tokens))
-    if kind == "language":
+    if on == "language":
         return language(), torch.randint(0, 1024, (4, 128))
     return Tower(nn.Linear(width, width)), torch.randn(1, tokens, width)
 
