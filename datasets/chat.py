@@ -22,7 +22,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+from studio.datasets.captions import LINE_END, MARKS
 from studio.errors import BadFile, nearest
+from studio.given import parse_json, read_given
 
 __all__ = ["Sample", "Samples", "read_samples", "samples_digest"]
 
@@ -95,20 +97,10 @@ def read_samples(file: str | Path) -> Samples:
             answer; the line's number is told.
     """
     file = Path(file).expanduser()
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise BadFile(f"there is no file {file}; check the path") from None
-    except IsADirectoryError:
-        raise BadFile(f"{file} is a folder; name a JSONL file, with one JSON object per line") from None
-    except UnicodeDecodeError as problem:
-        line = file.read_bytes()[: problem.start].count(b"\n") + 1
-        raise BadFile(f"{file}, line {line}: not UTF-8 text; save the file as UTF-8") from None
-    except OSError as problem:
-        raise BadFile(f"{file} cannot be read: {problem.strerror}") from problem
+    text = _text_of(file)
     items: list[Sample] = []
     unused: dict[str, int] = {}
-    for number, content in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
+    for number, content in enumerate(LINE_END.split(text), 1):
         if content.strip():
             sample, rest = _sample(content, number, f"{file}, line {number}")
             items.append(sample)
@@ -119,9 +111,28 @@ def read_samples(file: str | Path) -> Samples:
     return Samples(file, tuple(items), unused)
 
 
+def _text_of(file: Path) -> str:
+    """Reads UTF-8, with a mark or without, or UTF-16 with its mark."""
+    try:
+        data = read_given(file, "data-bytes")
+    except FileNotFoundError:
+        raise BadFile(f"there is no file {file}; check the path") from None
+    except OSError as problem:
+        raise BadFile(f"{file} cannot be read: {problem.strerror}") from problem
+    except BadFile as problem:
+        hint = "; name a JSONL file, with one JSON object per line" if file.is_dir() else ""
+        raise BadFile(f"{file} {problem}{hint}") from None
+    encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as problem:
+        line = data[: problem.start].count(b"\n") + 1
+        raise BadFile(f"{file}, line {line}: not UTF-8 text; save the file as UTF-8") from None
+
+
 def _sample(line: str, number: int, where: str) -> tuple[Sample, list[str]]:
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
     except ValueError as problem:
         array = number == 1 and line.lstrip().startswith("[")
         hint = "this is a JSON array; write one object per line instead" if array else str(problem)

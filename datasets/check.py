@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import numpy
-
+from studio.datasets.alike import same_pictures
+from studio.datasets.captions import Encoding
 from studio.datasets.findings import CheckReport, Problem, Severity, count
 from studio.datasets.folder import ImageFolder, ImageItem, scan_folder
 from studio.datasets.trigger import Trigger, subject_words
-from studio.errors import BadConfig
+from studio.errors import BadConfig, DoesNotFit
+from studio.shown import shown
 
 __all__ = ["check_folder"]
 
 FEW = 3  # pictures; with fewer, the background is learned with the subject
 LONG_CAPTION = 60  # words; a CLIP text encoder reads 75 tokens, which are about that many
+
+Fits = Callable[[str], None]
+Keeps = Callable[[Iterable[ImageItem]], str | None]
 CUT = 0.3  # share of a picture that a crop may cut off without a remark
 STRETCHED = 4.0  # longer side over shorter side
-ALIKE = 1.5  # mean difference of two thumbnails, of 255, below which the pictures are the same
-COMPARED = 2000  # pictures up to which every pair is compared
+OFTEN = 200  # repeats above which the number in front of a folder's name is rather a year
 
 
 def check_folder(
@@ -30,6 +32,9 @@ def check_folder(
     instance_prompt: str | None = None,
     trigger: str | None = None,
     resolution: int | tuple[int, int] | None = None,
+    encoding: Encoding = "utf-8",
+    fits: Fits | None = None,
+    keeps: Keeps | None = None,
 ) -> CheckReport:
     """Looks for everything in a folder of pictures that would spoil a training, and trains nothing.
 
@@ -38,6 +43,9 @@ def check_folder(
         instance_prompt: the prompt that a subject will be trained with, such as "a photo of sks dog".
         trigger: the phrase that a style will be trained with, such as "ink style".
         resolution: the size to train at, in pixels: a side, or width and height.
+        encoding: what caption files without a mark are read as.
+        fits: raises ``DoesNotFit`` for a text that the base does not read whole; None: no base is known.
+        keeps: says what the base cannot draw of these pictures; None where it can, or no base is known.
 
     Returns:
         The findings; unusable pictures are among them and raise nothing.
@@ -56,10 +64,12 @@ def check_folder(
     if size is not None and min(size) < 1:
         raise BadConfig(f"the resolution must be at least 1 pixel on each side, not {size[0]}x{size[1]}")
     answers_to = _trigger(instance_prompt, trigger)
-    found = scan_folder(folder)
+    found = scan_folder(folder, encoding=encoding)
     problems = [
         *_unusable(found),
         *_captions(found, answers_to),
+        *_texts(found, answers_to, fits),
+        *_drawn(found, keeps),
         *(() if instance_prompt is None else _subject(found, answers_to)),
         *_sizes(found, size),
         *_same(found),
@@ -97,8 +107,10 @@ def _unusable(found: ImageFolder) -> Iterator[Problem]:
         )
         yield Problem("warning", text)
     for entry in found.skipped:
-        hidden = entry.reason.startswith(("is a hidden", "is neither"))
-        yield Problem("note" if hidden else "warning", f"not used: {entry.reason}", (_name(entry.file, found),))
+        hidden = entry.reason.startswith(("is a hidden", "is neither", "is the folder of a run"))
+        yield Problem("note" if hidden else "warning", f"not used: {shown(entry.reason)}", (_name(entry.file, found),))
+    for entry in found.refused:
+        yield Problem("error", shown(entry.reason), (_name(entry.file, found),))
 
 
 def _captions(found: ImageFolder, trigger: Trigger) -> Iterator[Problem]:
@@ -115,12 +127,33 @@ def _captions(found: ImageFolder, trigger: Trigger) -> Iterator[Problem]:
     if found.several_lines:
         files = tuple(_name(file, found) for file in found.several_lines)
         yield Problem("note", "captions of several lines are joined to one", files)
-    long = [item for item in captioned if len(trigger.of(item).split()) > LONG_CAPTION]
-    if long:
-        yield Problem("warning", "captions longer than a text encoder reads, the rest is cut", _names(long, found))
     own = [item.caption for item in captioned if item.caption_from != "folder"]
     if len(own) > 2 and len(set(own)) == 1:
-        yield Problem("note", f"every caption is the same ({own[0]!r}): an instance prompt does as much")
+        yield Problem("note", f"every caption is the same ({shown(repr(own[0]))}): an instance prompt does as much")
+
+
+def _texts(found: ImageFolder, trigger: Trigger, fits: Fits | None) -> Iterator[Problem]:
+    """Texts that the base does not read whole: a training on it refuses them."""
+    sent: dict[str, list[ImageItem]] = defaultdict(list)
+    for item in found:
+        sent[trigger.of(item)].append(item)
+    if fits is None:
+        long = [item for text, items in sent.items() if len(text.split()) > LONG_CAPTION for item in items]
+        if long:
+            text = "captions longer than most text encoders read: a training may refuse them, and --base tells which"
+            yield Problem("warning", text, _names(long, found))
+        return
+    for text, items in sent.items():
+        try:
+            fits(text)
+        except DoesNotFit as error:
+            yield Problem("error", shown(error), _names(items, found))
+
+
+def _drawn(found: ImageFolder, keeps: Keeps | None) -> Iterator[Problem]:
+    text = keeps(found) if keeps is not None and found.items else None
+    if text:
+        yield Problem("warning", text)
 
 
 def _subject(found: ImageFolder, trigger: Trigger) -> Iterator[Problem]:
@@ -174,19 +207,21 @@ def _sizes(found: ImageFolder, size: tuple[int, int] | None) -> Iterator[Problem
 def _same(found: ImageFolder) -> Iterator[Problem]:
     for group in found.duplicates:
         yield Problem("warning", "the same file several times, so it counts more than others", _names(group, found))
-    known = {frozenset((one.file, other.file)) for group in found.duplicates for one in group for other in group}
-    if len(found) > COMPARED:
-        return
-    for one, other in itertools.combinations(found, 2):
-        if frozenset((one.file, other.file)) not in known and _same_picture(one, other):
-            yield Problem("warning", "the same picture in two files", _names((one, other), found))
+    first = {item.digest: item for item in reversed(found.items)}
+    for alike in same_pictures([item for item in found if first[item.digest] is item]):
+        text = "the same picture in two files" if len(alike) == 2 else f"the same picture in {len(alike)} files"
+        yield Problem("warning", text, _names(alike, found))
+    often = Counter(item.repeats for item in found if item.repeats > OFTEN)
+    for repeats, number in sorted(often.items()):
+        text = f"{count(number, 'image')} counted {repeats} times each, as the name of the folder says: is that meant?"
+        yield Problem("warning", text, _names([item for item in found if item.repeats == repeats], found))
 
 
 def _content(found: ImageFolder) -> Iterator[Problem]:
     blank = [item for item in found if float(item.probe.thumbnail.std(axis=(0, 1)).max()) < 1.0]
     if blank:
         yield Problem("warning", "one colour all over: nothing to learn", _names(blank, found))
-    moving = [item for item in found if item.probe.frames > 1]
+    moving = [item for item in found if item.probe.several]
     if moving:
         yield Problem("note", "animated or with several pages: the first frame is used", _names(moving, found))
     odd = Counter(item.probe.mode for item in found if item.probe.mode not in ("RGB", "L", "P"))
@@ -196,13 +231,6 @@ def _content(found: ImageFolder) -> Iterator[Problem]:
     turned = sum(item.probe.rotated for item in found)
     if turned:
         yield Problem("note", f"{count(turned, 'image')} turned as the camera recorded it (EXIF)")
-
-
-def _same_picture(one: ImageItem, other: ImageItem) -> bool:
-    shape = one.width * other.height / (one.height * other.width)
-    if not 0.97 < shape < 1.03:
-        return False
-    return float(numpy.abs(one.probe.thumbnail - other.probe.thumbnail).mean()) < ALIKE
 
 
 def _shape(item: ImageItem) -> str:
@@ -221,4 +249,5 @@ def _names(items: Iterable[ImageItem], found: ImageFolder) -> tuple[str, ...]:
 
 
 def _name(file: Path, found: ImageFolder) -> str:
-    return file.relative_to(found.folder).as_posix() if file.is_relative_to(found.folder) else str(file)
+    inside = file.is_relative_to(found.folder)
+    return shown(file.relative_to(found.folder).as_posix() if inside else str(file))

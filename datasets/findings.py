@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from studio.shown import shown
+
 __all__ = ["CheckReport", "Problem", "Severity", "count"]
 
 Severity = Literal["error", "warning", "note"]
@@ -76,8 +78,10 @@ class CheckReport:
         }
 
     def __str__(self) -> str:
-        lines = [f"{self.folder}: {count(self.images, 'image')}, {self.captions} with a caption{_range(self.sizes)}"]
-        lines += [f'  reads "{text}"' for text in self.sent]
+        lines = [
+            f"{shown(self.folder)}: {count(self.images, 'image')}, {self.captions} with a caption{_range(self.sizes)}"
+        ]
+        lines += [f'  reads "{shown(text)}"' for text in self.sent]
         for severity in ("error", "warning", "note"):
             lines += [f"  {severity:7}  {problem}" for problem in self.problems if problem.severity == severity]
         if not self.problems:

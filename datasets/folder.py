@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image
-
-from studio.datasets.captions import CAPTION_SUFFIXES, METADATA_NAME, Caption, Captions, read_captions
+from studio.datasets.captions import CAPTION_SUFFIXES, METADATA_NAME, Caption, Captions, Encoding, captions_below
+from studio.datasets.formats import suffixes
 from studio.datasets.picture import Probe, probe_image
+from studio.datasets.repeats import Repeats
+from studio.datasets.walk import SkippedFile, files_below, is_run
 from studio.errors import BadFile
+from studio.given import read_given
 
 __all__ = ["ImageFolder", "ImageItem", "SkippedFile", "read_folder", "scan_folder"]
 
-_REPEATS = re.compile(r"(\d+)_(.+)")  # kohya's folder names: "10_sks dog"
-_FOREIGN_IMAGES = (".heic", ".heif", ".svg", ".psd", ".raw", ".cr2", ".nef", ".arw", ".dng")
+_FOREIGN_IMAGES = tuple(".heic .heif .svg .eps .psd .raw .cr2 .nef .arw .dng".split())
 _NAMED = 6  # skipped files that an error message names before it only counts them
 
 
@@ -49,17 +48,6 @@ class ImageItem:
 
 
 @dataclass(frozen=True)
-class SkippedFile:
-    """A file, or a line of ``metadata.jsonl``, that is not used; ``reason`` completes "this file ..."."""
-
-    file: Path
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.file.name} {self.reason}"
-
-
-@dataclass(frozen=True)
 class ImageFolder:
     """What a folder holds: usable pictures in a fixed order, and everything that was left out.
 
@@ -67,6 +55,7 @@ class ImageFolder:
         folder: where it is.
         items: the pictures, sorted by their path inside the folder.
         skipped: the rest, each with a reason.
+        refused: captions and folder names that must be mended first: without them other texts would be trained.
         digest: SHA-256 over contents, captions and repeats in order; the place and the names do not matter.
         several_lines: files whose captions were several lines, which are joined.
     """
@@ -76,6 +65,7 @@ class ImageFolder:
     skipped: tuple[SkippedFile, ...]
     digest: str
     several_lines: tuple[Path, ...] = ()
+    refused: tuple[SkippedFile, ...] = ()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -92,7 +82,9 @@ class ImageFolder:
         return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
 
-def read_folder(folder: str | Path, *, captions: bool = True) -> ImageFolder:
+def read_folder(
+    folder: str | Path, *, captions: bool = True, encoding: Encoding = "utf-8", generated: bool = False
+) -> ImageFolder:
     """Reads a folder of pictures, nested to any depth.
 
     Captions come from ``dog.txt`` or ``dog.caption`` beside ``dog.png``, from ``metadata.jsonl`` (``file_name`` and
@@ -101,48 +93,71 @@ def read_folder(folder: str | Path, *, captions: bool = True) -> ImageFolder:
     Args:
         folder: where the pictures are.
         captions: read captions; without, every caption is ``None`` and caption files are left alone.
+        encoding: what caption files without a mark are read as.
+        generated: take pictures that the studio drew beside others; without, they are only taken where there is
+            nothing else. The folder of a run is never data.
 
     Returns:
         The pictures in order of their paths, each file that is not used with the reason, and a digest of it all.
 
     Raises:
-        BadFile: there is no such folder, it is empty, or it holds no picture that can be used (naming what was found).
+        BadFile: there is no such folder, it is empty, it holds no picture that can be used (naming what was found), or
+            captions that cannot be read or repeats over the limit (naming all of them).
     """
-    found = scan_folder(folder, captions=captions)
+    found = scan_folder(folder, captions=captions, encoding=encoding, generated=generated)
+    if found.refused:
+        raise BadFile(f"{found.folder} cannot be trained on as it is: {_listed(found.refused)}")
     if found.items:
         return found
     if not found.skipped:
         raise BadFile(f"the image folder {found.folder} is empty: put pictures (PNG, JPEG, WebP, ...) into it")
-    named = "; ".join(map(str, found.skipped[:_NAMED]))
-    more = len(found.skipped) - _NAMED
-    rest = f"; and {more} more" if more > 0 else ""
-    raise BadFile(f"the image folder {found.folder} holds no usable image: {named}{rest}")
+    raise BadFile(f"the image folder {found.folder} holds no usable image: {_listed(found.skipped)}")
 
 
-def scan_folder(folder: str | Path, *, captions: bool = True) -> ImageFolder:
-    """Reads a folder as :func:`read_folder` does, and returns an empty result where nothing in it can be used.
+def _listed(entries: tuple[SkippedFile, ...]) -> str:
+    more = len(entries) - _NAMED
+    return "; ".join(map(str, entries[:_NAMED])) + (f"; and {more} more" if more > 0 else "")
+
+
+def scan_folder(
+    folder: str | Path, *, captions: bool = True, encoding: Encoding = "utf-8", generated: bool = False
+) -> ImageFolder:
+    """Reads a folder as :func:`read_folder` does, and returns what must be mended, or an empty result, as it is.
 
     Raises:
-        BadFile: there is no such folder, or it cannot be listed.
+        BadFile: there is no such folder, it cannot be listed, or it is the folder of a run.
     """
-    folder = Path(folder)
-    if not folder.exists():
-        raise BadFile(f"there is no image folder {folder}: check the path")
-    if not folder.is_dir():
-        raise BadFile(f"{folder} is a file, and a folder of images is needed: name the folder it is in")
+    folder = _existing(folder)
     skipped: list[SkippedFile] = []
-    images, texts = _told_apart(_files(folder, skipped), skipped)
+    refused: list[SkippedFile] = []
+    images, texts = _told_apart(files_below(folder, skipped), skipped)
     looked = _looked_at(images, skipped)
-    found = _captions(images, texts) if captions else Captions()
+    if not generated:
+        _leave_generated(looked, skipped)
+    found = captions_below(folder, images, texts, encoding) if captions else Captions()
     skipped += [SkippedFile(file, reason) for file, reason in found.unused]
-    items = [_item(file, *looked[file], found.of.get(file), folder, captions) for file in images if file in looked]
+    refused += [SkippedFile(file, reason) for file, reason in found.refused]
+    repeats = Repeats(folder, captions, refused)
+    items = [_item(file, *looked[file], found.of.get(file), repeats) for file in images if file in looked]
     skipped += [
         SkippedFile(item.file, "is in a folder whose name says 0 repeats") for item in items if not item.repeats
     ]
     items = [item for item in items if item.repeats]
     several_lines = tuple(item.file for item in items if item.file in found.of and found.of[item.file].several_lines)
-    skipped.sort(key=lambda entry: entry.file.as_posix())
-    return ImageFolder(folder, tuple(items), tuple(skipped), _digest(items), several_lines)
+    for entries in (skipped, refused):
+        entries.sort(key=lambda entry: entry.file.as_posix())
+    return ImageFolder(folder, tuple(items), tuple(skipped), _digest(items), several_lines, tuple(refused))
+
+
+def _existing(folder: str | Path) -> Path:
+    folder = Path(folder).expanduser()
+    if not folder.exists():
+        raise BadFile(f"there is no image folder {folder}: check the path")
+    if not folder.is_dir():
+        raise BadFile(f"{folder} is a file, and a folder of images is needed: name the folder it is in")
+    if is_run(folder):
+        raise BadFile(f"{folder} is the folder of a run, and its pictures are previews: name the folder of the images")
+    return folder
 
 
 def _told_apart(files: list[Path], skipped: list[SkippedFile]) -> tuple[list[Path], list[Path]]:
@@ -166,7 +181,7 @@ def _looked_at(images: list[Path], skipped: list[SkippedFile]) -> dict[Path, tup
     looked: dict[Path, tuple[Probe, str]] = {}
     for file in images:
         try:
-            data = file.read_bytes()
+            data = read_given(file, "picture-bytes")
             looked[file] = probe_image(data), hashlib.sha256(data).hexdigest()
         except OSError as error:
             skipped.append(SkippedFile(file, f"cannot be read: {error.strerror}"))
@@ -175,79 +190,37 @@ def _looked_at(images: list[Path], skipped: list[SkippedFile]) -> dict[Path, tup
     return looked
 
 
-def _item(file: Path, probe: Probe, digest: str, caption: Caption | None, folder: Path, captions: bool) -> ImageItem:
-    repeats, words = _repeats(file, folder)
-    text, origin = (words if captions else None), ("folder" if captions and words is not None else None)
+def _leave_generated(looked: dict[Path, tuple[Probe, str]], skipped: list[SkippedFile]) -> None:
+    """Leaves out pictures that the studio drew, unless there are no others: then they are what was meant."""
+    made = [file for file, (probe, _) in looked.items() if probe.made_here]
+    if len(made) < len(looked):
+        for file in made:
+            del looked[file]
+            skipped.append(SkippedFile(file, "was drawn by the studio, and the others were not: it is no data"))
+
+
+def _item(file: Path, probe: Probe, digest: str, caption: Caption | None, repeats: Repeats) -> ImageItem:
+    number, words = repeats.of(file.parent)
+    text, origin = words, ("folder" if words is not None else None)
     if caption is not None:
         text, origin = caption.text, caption.origin
-    return ImageItem(file, text, origin, repeats, probe.width, probe.height, digest, probe)  # type: ignore[arg-type]
-
-
-def _files(folder: Path, skipped: list[SkippedFile]) -> list[Path]:
-    """All files below ``folder``, sorted by path; links are followed, once."""
-    found: list[Path] = []
-    seen: set[Path] = set()
-
-    def unreadable(error: OSError) -> None:
-        skipped.append(SkippedFile(Path(error.filename), f"cannot be listed: {error.strerror}"))
-
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
-        here = Path(place)
-        if here.resolve() in seen:
-            folders.clear()
-            continue
-        seen.add(here.resolve())
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
-        found += [here / name for name in names]
-    return sorted(found, key=lambda file: file.relative_to(folder).as_posix())
+    return ImageItem(file, text, origin, number, probe.width, probe.height, digest, probe)  # type: ignore[arg-type]
 
 
 def _is_image_name(file: Path) -> bool:
     # a name without a suffix may be a picture: its bytes tell
     suffix = file.suffix.lower()
-    return suffix not in (*CAPTION_SUFFIXES, ".pdf") and (not suffix or suffix in Image.registered_extensions())
+    return not suffix or suffix in suffixes()
 
 
 def _why_not(file: Path) -> str:
     suffix = file.suffix.lower()
     if suffix in _FOREIGN_IMAGES:
-        return f"is a {suffix[1:].upper()} file, which cannot be read here: save it as PNG or JPEG"
+        more = "pip install 'adapter-studio[heic]' reads it, or " if suffix in (".heic", ".heif") else ""
+        return f"is a {suffix[1:].upper()} file, which cannot be read here: {more}save it as PNG or JPEG"
     if suffix in (".json", ".csv", ".jsonl", ".yaml", ".toml"):
         return f"is not read: captions come from NAME.txt, NAME.caption or {METADATA_NAME}"
     return "is neither an image nor a caption"
-
-
-def _captions(images: list[Path], texts: list[Path]) -> Captions:
-    """Captions by folder: a caption file serves the pictures beside it, ``metadata.jsonl`` also those further down."""
-    beside: dict[Path, list[Path]] = defaultdict(list)
-    for file in texts:
-        beside[file.parent].append(file)
-    result = Captions()
-    # the innermost first: what stands nearer to a picture wins
-    for place in sorted(beside, key=lambda place: (-len(place.parts), place.as_posix())):
-        sidecars = [file for file in beside[place] if file.name != METADATA_NAME]
-        near = read_captions([image for image in images if image.parent == place], sidecars)
-        tables = [file for file in beside[place] if file.name == METADATA_NAME]
-        far = read_captions([image for image in images if image.is_relative_to(place)], tables)
-        result.unused += near.unused + far.unused
-        for captions in (near, far):
-            for image, caption in captions.of.items():
-                have = result.of.setdefault(image, caption)
-                if have is not caption:
-                    reason = f"is a second caption of {image.name}: {have.source} is used"
-                    result.unused.append((place / caption.source, reason))
-    return result
-
-
-def _repeats(file: Path, folder: Path) -> tuple[int, str | None]:
-    """Repeats and words of the nearest folder named like ``10_sks dog``, up to and including the one that was given."""
-    for place in file.parents:
-        match = _REPEATS.fullmatch(place.resolve().name if place == folder else place.name)
-        if match:
-            return int(match[1]), " ".join(match[2].split())
-        if place == folder:
-            break
-    return 1, None
 
 
 def _digest(items: list[ImageItem]) -> str:

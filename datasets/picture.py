@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -13,8 +9,10 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from studio.datasets.formats import opened, several_frames, what_else
 from studio.datasets.rgb import to_rgb
 from studio.errors import BadConfig, BadFile
+from studio.given import read_given
 
 if TYPE_CHECKING:
     import torch
@@ -35,17 +33,24 @@ class HasFile(Protocol):
 
 @dataclass(frozen=True)
 class Probe:
-    """What one look at a picture tells: size in pixels as it is meant to be seen (after EXIF rotation), and so on.
+    """What one look at a picture tells.
 
-    ``thumbnail`` has shape (16, 16, 3) and values 0..255.
+    Args:
+        width, height: pixels as it is meant to be seen, after EXIF rotation.
+        mode: Pillow's name of how it is stored, ``"RGB"``.
+        several: whether it has more than one frame or page.
+        rotated: whether the EXIF tag turns it by a quarter.
+        thumbnail: uint8 of shape (16, 16, 3).
+        made_here: whether it says that the studio drew it.
     """
 
     width: int
     height: int
     mode: str
-    frames: int
+    several: bool
     rotated: bool
     thumbnail: numpy.ndarray = field(compare=False, repr=False)
+    made_here: bool = False
 
 
 def probe_image(data: bytes) -> Probe:
@@ -60,17 +65,17 @@ def probe_image(data: bytes) -> Probe:
     if not data:
         raise BadFile("is empty (0 bytes)")
     try:
-        with _quiet(), Image.open(io.BytesIO(data)) as image:
+        several = several_frames(data)
+        with opened(data) as image:
             rotated = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
             width, height = image.size[::-1] if rotated else image.size
-            frames = getattr(image, "n_frames", 1)
             # JPEG can decode at an eighth of its size, which still reads the file to its end
             image.draft(None, (width // 8, height // 8))  # type: ignore[arg-type]
-            rgb = to_rgb(ImageOps.exif_transpose(image), (255, 255, 255))
-            thumbnail = numpy.asarray(rgb.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), dtype=numpy.float32)
             mode = image.mode
+            thumbnail = _thumbnail(_upright(image))
+            made_here = '"tool": "adapter-studio"' in str(image.info.get("studio", ""))
     except UnidentifiedImageError:
-        raise BadFile(_what_else(data)) from None
+        raise BadFile(what_else(data)) from None
     except Image.DecompressionBombError:
         raise BadFile("has more pixels than can be opened safely: make it smaller") from None
     except BadFile:
@@ -79,7 +84,7 @@ def probe_image(data: bytes) -> Probe:
         raise BadFile(_broken(error)) from None
     if min(width, height) < MIN_SIDE:
         raise BadFile(f"is too small: {width}x{height} pixels, {MIN_SIDE} at least on each side")
-    return Probe(width, height, mode, frames, rotated, thumbnail)
+    return Probe(width, height, mode, several, rotated, thumbnail, made_here)
 
 
 def open_image(
@@ -102,15 +107,16 @@ def open_image(
     """
     file = Path(item_or_file) if isinstance(item_or_file, (str, Path)) else item_or_file.file
     try:
-        data = file.read_bytes()
+        data = read_given(file, "picture-bytes")
     except OSError as error:
         raise BadFile(f"cannot read the image {file}: {error.strerror}") from None
+    except BadFile as error:
+        raise BadFile(f"the image {file} {error}") from None
     try:
-        with _quiet(), Image.open(io.BytesIO(data)) as image:
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image), background)
+        with opened(data) as image:
+            return to_rgb(_upright(image), background)
     except UnidentifiedImageError:
-        raise BadFile(f"the image {file} {_what_else(data)}") from None
+        raise BadFile(f"the image {file} {what_else(data)}") from None
     except BadFile as error:
         raise BadFile(f"the image {file} {error}") from None
     except Exception as error:  # as in probe_image
@@ -185,31 +191,19 @@ def to_pixels(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(values).permute(2, 0, 1).div_(127.5).sub_(1.0).contiguous()
 
 
-def _what_else(data: bytes) -> str:
-    """Says what a file that no decoder knows is; completes "this file ..."."""
-    head = data[:2048]
-    if head.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer, not the picture itself: run `git lfs pull`"
-    if head[4:8] == b"ftyp":
-        return "is a HEIC, AVIF or video file, which cannot be read here: save it as PNG or JPEG"
-    if head.lstrip()[:1] == b"<":
-        return "is a web page or SVG, not a pixel image: save the picture itself as PNG or JPEG"
-    with contextlib.suppress(UnicodeDecodeError):
-        text = head.decode("utf-8", errors="strict" if len(data) <= 2048 else "ignore")
-        if "\0" not in text:
-            return "is text, not an image, whatever its name says: remove or rename it"
-    return "is not an image in a format that can be read: save it as PNG or JPEG"
+def _upright(image: Image.Image) -> Image.Image:
+    """Decodes a picture and turns it as EXIF says; the large ones must not be copied for nothing."""
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def _thumbnail(image: Image.Image) -> numpy.ndarray:
+    rgb = to_rgb(image, (255, 255, 255))
+    return numpy.asarray(rgb.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), dtype=numpy.uint8)
 
 
 def _broken(error: Exception) -> str:
     detail = str(error).strip().rstrip(".").splitlines()[0][:120] if str(error).strip() else type(error).__name__
     cut = "truncated" in detail.lower() or isinstance(error, EOFError)
     return f"is {'truncated' if cut else 'damaged'} ({detail}): copy or download it again"
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps PIL's remarks on odd metadata from the user: what matters about a file is in the reader's own report."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

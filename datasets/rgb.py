@@ -11,6 +11,7 @@ from studio.errors import BadFile
 
 __all__ = ["to_rgb"]
 
+STRIP = 2**22  # pixels that are converted together: a large picture in one piece would need many copies of itself
 _WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
@@ -24,7 +25,20 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     Raises:
         BadFile: a colour space that is not converted here; the message completes "this file ...".
     """
-    image = _eight_bits(image)
+    factor = _factor(image)
+    rows = max(1, STRIP // image.width)
+    if rows >= image.height:
+        return _flat(image, background, factor)
+    canvas = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        canvas.paste(_flat(image.crop(box), background, factor), box)
+    return canvas
+
+
+def _flat(image: Image.Image, background: tuple[int, int, int], factor: float | None) -> Image.Image:
+    """Converts a picture, or a strip of one: no step looks at more than one pixel."""
+    image = image if factor is None else _eight_bits(image, factor)
     if image.mode == "LAB":
         raise BadFile("is in the LAB colour space: save it as RGB")
     if image.mode in _WITH_ALPHA or "transparency" in image.info:
@@ -39,17 +53,27 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     return _to_srgb(image, image).convert("RGB")
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scales 16-bit and float pictures to 8 bits; PIL's own conversion would clip them to white."""
-    if image.mode.startswith("I;16") or image.mode == "I":
-        values = numpy.asarray(image).astype(numpy.float64)
-        scaled = values / 257 if image.mode != "I" or values.max(initial=0) > 255 else values
-    elif image.mode == "F":
-        values = numpy.nan_to_num(numpy.asarray(image).astype(numpy.float64))
-        high = values.max(initial=0)
-        scaled = values * 255 if high <= 1 else values / 257 if high > 255 else values
-    else:
-        return image
+def _factor(image: Image.Image) -> float | None:
+    """What 16-bit and float pictures are multiplied by for 8 bits; PIL's own conversion would clip them to white."""
+    if image.mode.startswith("I;16"):
+        return 1 / 257
+    if image.mode == "I":
+        return 1 / 257 if _highest(image) > 255 else 1.0
+    if image.mode == "F":
+        high = _highest(image)
+        return 255.0 if high <= 1 else 1 / 257 if high > 255 else 1.0
+    return None
+
+
+def _highest(image: Image.Image) -> float:
+    return float(numpy.nan_to_num(numpy.asarray(image)).max(initial=0))
+
+
+def _eight_bits(image: Image.Image, factor: float) -> Image.Image:
+    values = numpy.asarray(image).astype(numpy.float64)
+    if image.mode == "F":
+        values = numpy.nan_to_num(values)
+    scaled = values / 257 if factor == 1 / 257 else values * factor
     grey = Image.fromarray(scaled.clip(0, 255).round().astype(numpy.uint8))
     grey.info = {key: value for key, value in image.info.items() if key != "transparency"}
     return grey

@@ -99,7 +99,7 @@ def test_caption_troubles(photos):
     (photos / "photo0.txt").write_text("word " * 80)
     (photos / "photo1.txt").write_text("one\ntwo")
     lines = text(check_folder(photos))
-    assert "photo0.png: captions longer than a text encoder reads, the rest is cut" in lines
+    assert any(line.startswith("photo0.png: captions longer than most text encoders read") for line in lines)
     assert "photo1.png: captions of several lines are joined to one" in lines
     assert any("have no caption while others have one" in line and "photo2.png" in line for line in lines)
     for number in range(5):

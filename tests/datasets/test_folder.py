@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import time
+import unicodedata
+from pathlib import Path
 
 import pytest
 
@@ -56,11 +61,8 @@ def test_captions_from_every_source_and_in_their_order(photos):
         {"file_name": "photo3.png", "text": "from metadata"},
         {"file_name": "photo0.png", "text": "loses"},
         {"file_name": "gone.png", "text": "orphan"},
-        {"file_name": "photo4.png"},
-        {"file_name": "photo4.png", "text": " "},
     ]
-    lines = [json.dumps(row) for row in rows] + ["{not json", "[1]"]
-    (photos / "metadata.jsonl").write_text("\n".join(lines))
+    (photos / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     found = read_folder(photos)
     assert [item.caption for item in found] == [
         "a photo of sks dog",
@@ -74,11 +76,30 @@ def test_captions_from_every_source_and_in_their_order(photos):
     said = reasons(found)
     assert said["metadata.jsonl:2"] == "is a second caption of photo0.png: photo0.txt is used"
     assert said["metadata.jsonl:3"] == "is a caption without an image: there is no 'gone.png'"
-    assert said["metadata.jsonl:4"] == "has no caption: one of text, caption, prompt is needed"
-    assert said["metadata.jsonl:5"].startswith("has an empty caption")
-    assert said["metadata.jsonl:6"].startswith("is not valid JSON")
-    assert said["metadata.jsonl:7"] == 'has no "file_name" that is a text'
-    assert len(said) == 6
+    assert len(said) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ({"file_name": "photo1.png"}, "has no caption: one of text, caption, prompt is needed"),
+        ({"file_name": "photo1.png", "text": " "}, "has an empty caption: write one, or remove the line"),
+        ({"file_name": "photo1.png", "text": 7}, "has no caption: one of"),
+        ({"text": "a dog"}, 'has no "file_name" that is a text'),
+        ({"file_name": "photo1.png", "text": "\ud800"}, "is not valid JSON: the text '\\\\ud800' holds half a surr"),
+        ("{not json", "is not valid JSON"),
+        ("[1]", 'has no "file_name"'),
+        ("[" * 100_000, "is not valid JSON: more than 100 levels"),
+    ],
+)
+def test_a_wrong_line_of_metadata_stops_with_its_number(photos, line, reason):
+    good = json.dumps({"file_name": "photo0.png", "text": "a dog"})
+    (photos / "metadata.jsonl").write_text(f"{good}\n\n{line if isinstance(line, str) else json.dumps(line)}\n")
+    (entry,) = scan_folder(photos).refused
+    assert entry.file.name == "metadata.jsonl:3" and re.match(reason, entry.reason), entry
+    with pytest.raises(BadFile, match=r"photos cannot be trained on as it is: metadata\.jsonl:3 "):
+        read_folder(photos)
+    assert read_folder(photos, captions=False).items
 
 
 def test_metadata_reaches_into_folders_and_the_nearer_one_wins(tmp_path, picture):
@@ -106,16 +127,140 @@ def test_two_captions_of_one_picture_are_told(photos):
 def test_encodings_are_read_or_refused_but_never_guessed(photos):
     (photos / "photo0.txt").write_bytes("\ufeffgrün".encode())
     (photos / "photo1.txt").write_text("grün", encoding="utf-16")
-    (photos / "photo2.txt").write_bytes("grün".encode("latin-1"))
+    assert [item.caption for item in read_folder(photos)] == ["grün", "grün", None, None, None]
+    (photos / "photo2.txt").write_bytes("grün’s".encode("windows-1252"))
     (photos / "photo3.txt").write_bytes(b"a\0b")
     (photos / "photo4.txt").write_bytes(b" \n")
-    found = read_folder(photos)
-    assert [item.caption for item in found] == ["grün", "grün", None, None, None]
-    assert reasons(found) == {
-        "photo2.txt": "is not UTF-8 text (invalid start byte at byte 2): save it as UTF-8",
+    found = scan_folder(photos)
+    assert {entry.file.name: entry.reason for entry in found.refused} == {
+        "photo2.txt": "is not UTF-8 text (invalid start byte at byte 2): save it as UTF-8, or say "
+        "--caption-encoding windows-1252 if it is that",
         "photo3.txt": "is not a text file: it holds zero bytes",
         "photo4.txt": "is an empty caption: write one, or remove the file",
     }
+    with pytest.raises(BadFile, match=r"photo2\.txt is not UTF-8.*photo3\.txt is not a text.*photo4\.txt is an empty"):
+        read_folder(photos)
+    for number in (3, 4):
+        (photos / f"photo{number}.txt").unlink()
+    asked = read_folder(photos, encoding="windows-1252")
+    assert [item.caption for item in asked] == ["grün", "grün", "grün’s", None, None]  # marks win over what is asked
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_ends_and_separators_inside_a_text(photos, end):
+    rows = [json.dumps({"file_name": f"photo{n}.png", "text": f"a\u2028dog {n}"}, ensure_ascii=False) for n in range(5)]
+    (photos / "metadata.jsonl").write_bytes(end.join(rows).encode())
+    assert [item.caption for item in read_folder(photos)] == [f"a dog {number}" for number in range(5)]
+
+
+@pytest.mark.parametrize(("of_picture", "of_caption"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_are_equal_however_their_accents_are_composed(photos, of_picture, of_caption):
+    first, second = (unicodedata.normalize(of_picture, f"café {number}.png") for number in (1, 2))
+    (photos / "photo0.png").rename(photos / first)
+    (photos / "photo1.png").rename(photos / second)
+    (photos / unicodedata.normalize(of_caption, "café 1.txt")).write_text("a cup")
+    row = {"file_name": unicodedata.normalize(of_caption, "café 2.png"), "text": "two cups"}
+    (photos / "metadata.jsonl").write_text(json.dumps(row))
+    found = read_folder(photos)
+    assert [item.caption for item in found][:2] == ["a cup", "two cups"] and not found.skipped
+
+
+def test_a_date_is_no_number_of_repeats(tmp_path, picture):
+    for name in ("20240512_beach", "10001_over", "10000_most"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        picture(len(name)).save(tmp_path / "set" / name / "a.png")
+    found = scan_folder(tmp_path / "set")
+    assert [entry.file.name for entry in found.refused] == ["10001_over", "20240512_beach"]
+    assert all("a folder named by a date" in entry.reason for entry in found.refused)
+    with pytest.raises(BadFile, match="20240512_beach asks for 20,240,512 repeats .* at most 10,000"):
+        read_folder(tmp_path / "set", captions=False)
+    (tmp_path / f"{'9' * 200}_x").mkdir()
+    picture(1).save(tmp_path / f"{'9' * 200}_x" / "a.png")
+    with pytest.raises(BadFile, match=r"more than 10\^18 repeats"):
+        read_folder(tmp_path / f"{'9' * 200}_x")
+
+
+def test_a_run_in_the_folder_is_no_data(photos, picture):
+    before = read_folder(photos)
+    (photos / "run" / "previews").mkdir(parents=True)
+    picture(11).save(photos / "run" / "previews" / "step-1.png")
+    (photos / "run" / "run.toml").write_text("")
+    after = read_folder(photos)
+    assert after.digest == before.digest and names(after) == names(before)
+    assert reasons(after) == {"run": "is the folder of a run: its previews are no data"}
+    with pytest.raises(BadFile, match="is the folder of a run"):
+        read_folder(photos / "run")
+
+
+def test_pictures_that_the_studio_drew_are_data_where_they_are_all_there_is(photos, picture, tmp_path):
+    from studio.pipelines import save_png
+
+    drawn = picture(12)
+    drawn.info["studio"] = json.dumps({"tool": "adapter-studio", "format": 1})
+    save_png(drawn, photos / "gen" / "0000.png")
+    found = read_folder(photos)
+    assert len(found) == 5 and reasons(found)["0000.png"].startswith("was drawn by the studio")
+    assert len(read_folder(photos, generated=True)) == 6
+    assert len(read_folder(photos / "gen")) == 1
+
+
+def test_what_is_no_regular_file_is_named_and_not_read(photos):
+    os.mkfifo(photos / "pipe.png")
+    os.mkfifo(photos / "photo0.txt")
+    (photos / "endless.jpg").symlink_to("/dev/zero")
+    (photos / "nothing.webp").symlink_to(photos / "gone")
+    (photos / "round.png").symlink_to(photos / "round.png")
+    (photos / "system").symlink_to("/proc")
+    found = scan_folder(photos)
+    assert len(found) == 5
+    said = reasons(found)
+    assert said.pop("system") == "leads into the system's own files, which are no data"
+    assert said.pop("pipe.png") == "is a pipe (FIFO), not a file: only regular files are read"
+    assert said.pop("endless.jpg") == "is a device, not a file: only regular files are read"
+    assert said.pop("nothing.webp").startswith("cannot be read: No such file")
+    assert said.pop("round.png").startswith("cannot be read: Too many levels")
+    assert not said and [entry.reason for entry in found.refused] == [
+        "is a pipe (FIFO), not a file: only regular files are read"
+    ]
+
+
+def test_names_that_are_not_utf8_are_shown_and_used(photos):
+    (photos / "photo0.png").rename(photos / os.fsdecode(b"caf\xe9.png"))
+    assert len(read_folder(photos)) == 5 and read_folder(photos).digest
+    (photos / os.fsdecode(b"10_caf\xe9")).mkdir()
+    shutil.copy(photos / "photo1.png", photos / os.fsdecode(b"10_caf\xe9") / "x.png")
+    with pytest.raises(BadFile, match=r"10_caf\\xe9 has a name that is not UTF-8"):
+        read_folder(photos)
+
+
+def test_limits_of_a_folder(photos, monkeypatch):
+    monkeypatch.setenv("STUDIO_LIMITS", "picture-bytes=20 folder-files=5")
+    found = scan_folder(photos)
+    assert not len(found) and all("bytes of a picture's file; at most 20" in entry.reason for entry in found.skipped)
+    (photos / "more").mkdir()
+    with pytest.raises(BadFile, match=r"at least 6 files below a folder; at most 5"):
+        scan_folder(photos)
+
+
+def test_a_folder_as_deep_as_the_system_allows(tmp_path, picture):
+    place = str(tmp_path)
+    for _ in range(1_500):  # deeper than Python calls itself
+        place += "/d"
+        Path(place).mkdir()
+    picture(0).save(f"{place}/a.png")
+    assert len(read_folder(tmp_path)) == 1
+
+
+@pytest.mark.slow
+def test_many_pictures_and_captions_take_linear_time(tmp_path, picture):
+    for number in range(4_000):
+        folder = tmp_path / str(number % 200)
+        folder.mkdir(exist_ok=True)
+        picture(number, (16, 16)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"picture {number}")
+    begin = time.process_time()
+    assert len(read_folder(tmp_path)) == 4_000
+    assert time.process_time() - begin < 12
 
 
 def test_every_file_that_is_skipped_is_named(photos, picture):
