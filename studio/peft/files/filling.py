@@ -14,6 +14,7 @@ from studio.adapters import Adapter, AdapterConfig, install
 from studio.adapters.contract.ranked import RankedConfig
 from studio.adapters.contract.starts import padded
 from studio.errors import DoesNotFit, PartialLoad
+from studio.files.reading import Reading
 from studio.peft.configs.translate import method_of
 from studio.peft.files.sorting import Parts, read_parts, sorted_parts
 from studio.peft.files.tensors import PREFIX
@@ -76,12 +77,12 @@ class _Plan:
 
 def _plan_extras(plan: _Plan, state: State, name: str, parts: Parts) -> None:
     """Adds what belongs to whole modules, to the base's parameters and to rows of tokens."""
-    extras = state.extras[name]
+    extras, base = state.extras[name], dict(state.model.named_parameters(remove_duplicate=False))
     for path, module in extras.modules.items():
         plan.add_all(path, module.state_dict(), parts.modules.get(path, {}))
     for path, tensor in parts.parameters.items():
         live = extras.parameters.get(path)
-        plan.add(path, state.model.get_parameter(path) if live is None else live, tensor)
+        plan.add(path, base[path] if live is None else live, tensor)
         if live is None:
             plan.moves.pop()
             plan.fresh[path] = tensor
@@ -170,10 +171,11 @@ def fill_state(
         if name in state.merged:
             raise Wrong(f"cannot fill {name!r} while it is merged; call unmerge_adapter first")
         plan, reading = _plan_fill(state, name, config, tensors)
+        _check_networks(state, name, reading.layers)
         if not allow_partial:
             _check_read(reading.ignored, len(tensors), False)
             plan.check()
-        _check_scales(state, name, reading.config)
+        _check_alike(state, name, config, reading.config)
         return plan.carry_out(state, name)
 
 
@@ -196,13 +198,18 @@ def set_state(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> Key
         return _plan_fill(state, name, state.configs[name], tensors)[0].carry_out(state, name)
 
 
-def _plan_fill(state: State, name: str, config: Any, tensors: Mapping[str, Tensor]) -> tuple[_Plan, Any]:
+def _plan_fill(state: State, name: str, config: Any, tensors: Mapping[str, Tensor]) -> tuple[_Plan, Reading]:
     parts = sorted_parts(state.model, config, tensors, name)
     reading = read_parts(state.model, config, parts.layers)
     plan = _Plan(unexpected=[key.removeprefix(PREFIX) for key in reading.ignored])
     live = state.own_layers(name)
+    common = {key: one for tensors, _ in reading.shared.values() for key, one in tensors.items()}
     for path, adapter in live.items():
-        plan.add_all(path, _wanted(adapter), _as_live(adapter, reading.layers.get(path, {})))
+        own, given = _wanted(adapter), _as_live(adapter, reading.layers.get(path, {}))
+        shared = {key: one for key, one in own.items() if key in adapter.peft.shared}
+        for key in shared.keys() & common.keys():
+            plan.add(f"{path}.{key}", shared[key], common[key])
+        plan.add_all(path, {key: one for key, one in own.items() if key not in shared}, given)
     for path in reading.layers.keys() - live.keys():
         plan.unexpected += [key.removeprefix(PREFIX) for key in reading.keys[path]]
     _plan_extras(plan, state, name, parts)
@@ -212,6 +219,17 @@ def _plan_fill(state: State, name: str, config: Any, tensors: Mapping[str, Tenso
 def _wanted(adapter: Adapter) -> dict[str, Tensor]:
     """The tensors that a file has of an adapter: a start that is worked into its pair is not among them."""
     return {key: one for key, one in adapter.tensors().items() if key not in ("down0", "up0")}
+
+
+def _check_networks(state: State, name: str, given: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Refuses what a network makes (P-tuning) in place of the network: PEFT's folders hold no more."""
+    for path, adapter in state.own_layers(name).items():
+        made = given.get(path, {}).keys() - adapter.tensors().keys()
+        if state.configs[name].is_prompt_learning and made:
+            raise DoesNotFit(
+                f"{name!r} has a network that makes its virtual tokens, and a folder of PEFT's holds only what the "
+                f"network made: delete {name!r} first and load the folder in its place, or load it under another name"
+            )
 
 
 def _as_live(adapter: Adapter, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -226,9 +244,8 @@ def _as_live(adapter: Adapter, given: Mapping[str, Tensor]) -> dict[str, Tensor]
     own, made = adapter.tensors(), dict(given)
     if "down0" in own and {"down", "up"} <= made.keys():
         rank = own["down"].shape[0]
-        same = torch.allclose(made["down"][rank:].to(own["down0"]), own["down0"], atol=1e-5) if len(
-            made["down"]) == 2 * rank else False  # fmt: skip
-        if not same:
+        start = made["down"][rank:].to(own["down0"])
+        if start.shape != own["down0"].shape or not torch.allclose(start, own["down0"], atol=1e-5):
             raise DoesNotFit(f"the saved adapter started from other weights at {adapter.site.path} than this one")
         made |= {"down": made["down"][:rank], "up": made["up"][:, :rank]}
     if "values" in own and "values" in made and len(made["values"]) < len(own["values"]):
@@ -236,7 +253,13 @@ def _as_live(adapter: Adapter, given: Mapping[str, Tensor]) -> dict[str, Tensor]
     return made
 
 
-def _check_scales(state: State, name: str, saved: AdapterConfig) -> None:
+def _check_alike(state: State, name: str, config: Any, saved: AdapterConfig) -> None:
+    """Refuses a saved adapter that would act otherwise under the live one's config."""
+    keys = [getattr(one, "projection_prng_key", None) for one in (config, state.configs[name])]
+    if keys[0] != keys[1]:
+        raise Wrong(
+            f"the saved adapter has projection_prng_key={keys[0]}, {name!r} has {keys[1]}: load it under another name"
+        )
     for path, adapter in state.own_layers(name).items():
         mine = adapter.config
         if isinstance(mine, RankedConfig) and isinstance(saved, RankedConfig):

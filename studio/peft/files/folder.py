@@ -83,6 +83,8 @@ def _settled(state: State, name: str) -> dict[str, Any]:
         settled = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules")
         fields = {key: stated[key] for key in settled if key in stated}
         fields |= {"init_lora_weights": True, "eva_config": None, "corda_config": None, "loftq_config": {}}
+    if stated.get("rank_pattern") and config.word == "ADALORA":  # ranks that went in training
+        fields |= {key: stated[key] for key in ("init_r", "lora_alpha", "rank_pattern")}
     for key in ("decompose_factor", "target_modules"):
         if key in stated and getattr(config, key, None) is None:
             fields[key] = stated[key]

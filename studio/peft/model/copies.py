@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
 
+from studio.adapters.sites.read import module_at
 from studio.peft.configs.select import paths_to_save
 from studio.peft.model.dressing import generated_class
 from studio.peft.model.samples import rows_of
@@ -16,6 +17,13 @@ from studio.peft.model.state import KEY, State, as_names
 from studio.peft.terms.errors import Wrong
 
 __all__ = ["AuxiliaryTrainingWrapper", "ModulesToSaveWrapper", "drop_copy", "give_copies", "plain_view"]
+
+
+_CONTAINERS: Final = (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList)
+
+
+class Container(Wrong, TypeError):
+    """A module that is never called and so cannot be stood in for; a ``TypeError`` too, which is what PEFT raises."""
 
 
 class AuxiliaryTrainingWrapper:
@@ -41,6 +49,20 @@ class ModulesToSaveWrapper(AuxiliaryTrainingWrapper):
     def original_module(self) -> nn.Module:
         """The base's own module: its class, its parameters."""
         return plain_view(cast(nn.Module, self))
+
+    def __getattr__(self, name: str) -> Any:
+        # what the model reads of the module without calling it (``self.head.weight``) is the copy's that acts
+        copies = self.__dict__.get("_modules", {}).get("modules_to_save")
+        if copies is not None and name not in ("modules_to_save", KEY):
+            acting = self._acting()
+            if acting is not None:
+                return getattr(acting, name)
+        return super().__getattr__(name)  # type: ignore[misc]
+
+    def _acting(self) -> nn.Module | None:
+        """The copy that acts, or None while the base's own module does."""
+        chosen = [] if self._state.disabled else self.active_adapters
+        return self.modules_to_save[chosen[0]] if chosen else None
 
     @property
     def active_adapters(self) -> list[str]:
@@ -77,8 +99,8 @@ class ModulesToSaveWrapper(AuxiliaryTrainingWrapper):
         state = self._state
         if state.samples is not None:
             return self._forward_by_sample(rows_of(state, args, kwargs), *args, **kwargs)
-        chosen = [] if state.disabled else self.active_adapters
-        return (self.modules_to_save[chosen[0]] if chosen else self.original_module)(*args, **kwargs)
+        acting = self._acting()
+        return (self.original_module if acting is None else acting)(*args, **kwargs)
 
     def _forward_by_sample(self, names: list[str], x: Tensor, *args: Any, **kwargs: Any) -> Any:
         result: Tensor | None = None
@@ -115,14 +137,20 @@ def give_copies(state: State, name: str, config: Any) -> None:
 
     Raises:
         NoMatchingPeftModuleError: an ending that names nothing.
-        Wrong: a module cannot be copied, because it or what is in it carries an adapter, or its forward is not its own.
+        Wrong: a module cannot be copied, because it or what is in it carries an adapter, or its forward is not its own,
+            or because it is a container.
     """
     for path in paths_to_save(state.model, config):
         state.extras[name].modules[path] = _give_copy(state, path, name)
 
 
 def _give_copy(state: State, path: str, name: str) -> nn.Module:
-    module = state.model.get_submodule(path)
+    module = cast(nn.Module, module_at(state.model, path))
+    if isinstance(module, _CONTAINERS):
+        raise Container(
+            f"modules_to_save cannot be applied to modules of type {type(module).__name__} ({path!r}), which are never "
+            "called: name the modules in it"
+        )
     inside = [where for where, one in module.named_modules() if "hosts" in vars(type(one))]
     if inside:
         raise Wrong(f"modules_to_save {path!r} carries an adapter at {inside[0] or path}; leave it out of the targets")
@@ -149,7 +177,7 @@ def drop_copy(state: State, path: str, name: str) -> None:
     Args:
         state: what is on the model. path: the module. name: the adapter.
     """
-    module = state.model.get_submodule(path)
+    module = cast(nn.Module, module_at(state.model, path))
     copies = cast(nn.ModuleDict, module._modules["modules_to_save"])
     del copies[name]
     if not len(copies):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -106,7 +106,7 @@ def merge_and_unload(
         unload(state)
     for path, module in ((path, module) for one in extras for path, module in one.modules.items()):
         above, _, last = path.rpartition(".")
-        model.get_submodule(above)._modules[last] = module.requires_grad_(True)
+        cast(nn.Module, module_at(model, above))._modules[last] = module.requires_grad_(True)
     for path, parameter in ((path, parameter) for one in extras for path, parameter in one.parameters.items()):
         put_parameter(model, path, parameter)
     for holder, table, key, tensor in baked:

@@ -7,6 +7,7 @@ from typing import Any, Final, cast
 from torch import Tensor, nn
 
 from studio.adapters.hosting.host import is_hosted
+from studio.adapters.sites.read import module_at
 from studio.peft.configs.select import names_in
 from studio.peft.model.state import State
 from studio.peft.terms.errors import Wrong
@@ -43,11 +44,9 @@ def give_parameter(state: State, name: str, path: str, tensor: Tensor) -> None:
         state: what is on the model. name: the adapter. path: the parameter. tensor: its values, ``(...)``.
     """
     found = state.extras[name].parameters
-    base = state.originals.get(path, state.model.get_parameter(path))
-    made = nn.Parameter(tensor.detach().to(base, copy=True), requires_grad=False)
-    for other, parameter in state.model.named_parameters(remove_duplicate=False):
-        if state.originals.get(other, parameter) is base:
-            found[other] = made
+    own = {**dict(state.model.named_parameters(remove_duplicate=False)), **state.originals}
+    made = nn.Parameter(tensor.detach().to(own[path], copy=True), requires_grad=False)
+    found |= {other: made for other, parameter in own.items() if parameter is own[path]}
 
 
 def swap(state: State) -> None:
@@ -59,7 +58,7 @@ def swap(state: State) -> None:
         for path, parameter in state.extras[name].parameters.items() if name in state.extras else ():
             module, _, last = path.rpartition(".")
             if not state.disabled_at(module):
-                state.originals[path] = cast(nn.Parameter, state.model.get_submodule(module)._parameters[last])
+                state.originals[path] = cast(nn.Parameter, _holder(state.model, module)[last])
                 put_parameter(state.model, path, parameter)
 
 
@@ -70,4 +69,8 @@ def put_parameter(model: nn.Module, path: str, parameter: nn.Parameter) -> None:
         model: the base. path: the module's path and the parameter's name. parameter: of the same shape, ``(...)``.
     """
     above, _, last = path.rpartition(".")
-    model.get_submodule(above)._parameters[last] = parameter
+    _holder(model, above)[last] = parameter
+
+
+def _holder(model: nn.Module, path: str) -> dict[str, nn.Parameter | None]:
+    return cast(nn.Module, module_at(model, path))._parameters
