@@ -44,6 +44,7 @@ class Levels:
         self.changed_by = 0
         self.by_path = False  # whether strengths differ from layer to layer
         self._carriers: dict[str, tuple[tuple[str, ...], torch.device]] = {}
+        self._shared: dict[tuple[str, ...], torch.device] = {}  # names that some layer has -> a device of such layers
         self._tensors: dict[tuple[str, ...], Tensor] = {}
 
     def set(self, strengths: Mapping[str, Strength]) -> None:
@@ -99,7 +100,9 @@ class Levels:
         Args:
             carriers: path of a layer -> the names of its adapters, and the device that it computes on.
         """
-        self._carriers = dict(carriers)
+        self._carriers, self._shared = dict(carriers), {}
+        for names, device in carriers.values():
+            self._shared.setdefault(("", *names), device)
         self.silent &= carriers.keys()
         self.touch()
 
@@ -108,11 +111,9 @@ class Levels:
         self._count()
         own = (self.silent, *self.factors.values(), *self.muted.values())
         self.by_path = any(own) or any(strength.blocks for strength in self.strengths.values())
-        wanted: dict[tuple[str, ...], torch.device] = {}
-        for path, (names, device) in self._carriers.items():
-            wanted.setdefault(("", *names), device)
-            if self.by_path:
-                wanted[(path, *names)] = device
+        wanted = self._shared
+        if self.by_path:
+            wanted = {**wanted, **{(path, *names): device for path, (names, device) in self._carriers.items()}}
         for key in self._tensors.keys() - wanted.keys():
             del self._tensors[key]
         for key, device in wanted.items():

@@ -62,10 +62,11 @@ class Plan:
     Attributes:
         version: of the levels that it was made from. training: of the layer. drops: whether it depends on that.
         movers: adapters that change the input. pairs: those that are factor pairs. others: all others.
+        uniform: whether one number holds for all rows, of each. acting: all of them.
         stack: the factors of the pairs, made once. made: the adapted tensors, made once.
     """
 
-    __slots__ = ("drops", "made", "movers", "others", "pairs", "stack", "training", "version")
+    __slots__ = ("acting", "drops", "made", "movers", "others", "pairs", "stack", "training", "uniform", "version")
 
     def __init__(self, version: int, training: bool, acting: Acting) -> None:
         self.version, self.training = version, training
@@ -75,13 +76,10 @@ class Plan:
         self.others = [one for one in acting if not one[0].moves and not _is_pair(one[0], training)]
         if self.others:  # they need the output of the base for its own input
             self.others, self.movers = [*self.movers, *self.others], []
+        self.acting = [*self.pairs, *self.others, *self.movers]
+        self.uniform = not any(isinstance(coefficient, Tensor) for _, coefficient in acting)
         self.stack: FactorStack | None = None
         self.made: tuple[Sources, Pair] | None = None
-
-    @property
-    def acting(self) -> Acting:
-        """All of them."""
-        return [*self.pairs, *self.others, *self.movers]
 
 
 class Mount:
@@ -126,15 +124,17 @@ class Mount:
 
     def prepare(self) -> Plan:
         """Returns the plan, brought up to date with the levels and with whether the layer is trained."""
-        plan, training = self.plan, self.site.module.training
-        if plan.version == self.levels.version and not (plan.drops and plan.training != training):
+        plan = self.plan
+        if plan.version == self.levels.version and not (plan.drops and plan.training != self.site.module.training):
             return plan
         version = self.levels.version  # first: what changes meanwhile makes it old
         found = [
             (cast(Adapter, adapter), self.levels.coefficient(name, self.site.path))
             for name, adapter in self.adapters._modules.items()
         ]
-        self.plan = Plan(version, training, [one for one in found if isinstance(one[1], Tensor) or one[1] != 0.0])
+        self.plan = Plan(
+            version, self.site.module.training, [one for one in found if isinstance(one[1], Tensor) or one[1] != 0.0]
+        )
         return self.plan
 
     @property
@@ -162,7 +162,8 @@ class Mount:
 
     def rows(self) -> Tensor | None:
         """Returns coefficients that differ by row ``(rows,)``, or None where one number holds for all."""
-        return next((number for _, number in self.prepare().acting if isinstance(number, Tensor)), None)
+        plan = self.prepare()
+        return None if plan.uniform else next(number for _, number in plan.acting if isinstance(number, Tensor))
 
     def checked(self, coefficient: Tensor, y: Tensor) -> Tensor:
         """Returns ``coefficient`` ``(rows, ...)`` on the device and in the dtype of ``y`` ``(rows, ...)``.
@@ -183,8 +184,8 @@ class Mount:
         """Returns ``x + Σ s_i · d_i(x)``, what the base is called with, of the input ``x`` ``(batch, ..., in)``."""
         if torch.compiler.is_compiling():  # there they act on the output, as any other adapter
             return x
-        moved = x
-        for adapter, coefficient in self.prepare().movers:
+        movers, moved = self.prepare().movers, x
+        for adapter, coefficient in movers:
             if isinstance(coefficient, Tensor):
                 coefficient = self.site.over_batch(self.checked(coefficient, x), x)
             moved = adapter(type(adapter).moved, moved, x, coefficient)
@@ -199,11 +200,12 @@ class Mount:
             x: the layer's input ``(batch, ..., in)``; a module's main one.
             y: the base's output ``(batch, ..., rows)``.
         """
-        self.note_called()
         if torch.compiler.is_compiling():
+            self.called = True
             pairs, others = self._in_graph(y.dtype)
             total = self._raised_by_tensor(x, y, _read(pairs)) if pairs else y
         else:
+            self.callers.add(threading.get_ident())
             plan = self.prepare()
             others = plan.others
             total = self._raised(x, y, plan) if plan.pairs else y
@@ -234,13 +236,12 @@ class Mount:
         site, stack = self.site, plan.stack
         if stack is not None and stack.holds(y.dtype):
             down, up, bias = stack.factors
-        else:
-            parts = _read(plan.pairs)
-            if any(isinstance(coefficient, Tensor) for _, coefficient in parts):
-                return self._raised_by_tensor(x, y, parts)
-            down, up, bias = _stacked(site, cast("list[tuple[Factors, float]]", parts), y.dtype)
+        elif plan.uniform:
+            down, up, bias = _stacked(site, cast("list[tuple[Adapter, float]]", plan.pairs), y.dtype)
             if not (down.requires_grad or up.requires_grad):
                 plan.stack = FactorStack((down.detach(), up.detach(), bias), [adapter for adapter, _ in plan.pairs])
+        else:
+            return self._raised_by_tensor(x, y, _read(plan.pairs))
         y = site.add_raised(y, site.lower(x, down), up)
         return y if bias is None else y + bias
 
@@ -359,29 +360,26 @@ def _times(change: Tensor, number: float | Tensor) -> Tensor:
 
 
 def _stacked(
-    site: Site, parts: list[tuple[Factors, float]], dtype: torch.dtype
+    site: Site, pairs: list[tuple[Adapter, float]], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """All ``down`` along the rank, all ``up`` with their scales in them, and the sum of the biases."""
-    scaled = [_scaled(factors, coefficient) for factors, coefficient in parts]
-    if len(scaled) == 1 and (scaled[0].down.requires_grad or scaled[0].up.requires_grad):
-        down, up, shift = scaled[0].down, scaled[0].up, scaled[0].bias
-    else:
-        down = torch.cat([factors.down for factors in scaled])
-        up = torch.cat([factors.up for factors in scaled], dim=1)
-        shifts = [factors.bias for factors in scaled if factors.bias is not None]
+    scaled = [_scaled(_use(adapter, type(adapter).factors), number) for adapter, number in pairs]
+    down, up, shift = scaled[0]
+    if len(scaled) > 1 or not (down.requires_grad or up.requires_grad):  # a single one that is trained is not copied
+        down = torch.cat([factors[0] for factors in scaled])
+        up = torch.cat([factors[1] for factors in scaled], dim=1)
+        shifts = [factors[2] for factors in scaled if factors[2] is not None]
         shift = torch.stack(shifts).sum(0) if shifts else None
-    bias = None if shift is None else site.over_outputs(shift.to(dtype))
-    return down.to(dtype), up.to(dtype), bias
+    if down.dtype != dtype or up.dtype != dtype:
+        down, up = down.to(dtype), up.to(dtype)
+    return down, up, None if shift is None else site.over_outputs(shift.to(dtype))
 
 
-def _scaled(factors: Factors, coefficient: float) -> Factors:
-    """The pair with its scale in ``up`` and the bias: on the small factor, never on an activation."""
-    scale = factors.scale * coefficient
-    if scale == 1.0:
-        return factors
-    return factors._replace(
-        up=factors.up * scale, scale=1.0, bias=None if factors.bias is None else factors.bias * scale
-    )
+def _scaled(factors: Factors, coefficient: float) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The pair and the bias with their scale in them: on the small factor, never on an activation."""
+    down, up, scale, bias = factors
+    scale *= coefficient
+    return (down, up, bias) if scale == 1.0 else (down, up * scale, None if bias is None else bias * scale)
 
 
 def _spread(ranks: list[int], scales: list[Coefficient]) -> Tensor:
