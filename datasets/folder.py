@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Literal
 
 from studio.datasets.captions import CAPTION_SUFFIXES, METADATA_NAME, Caption, Captions, Encoding, captions_below
-from studio.datasets.formats import suffixes
+from studio.datasets.formats import INSTALL_HEIF, suffixes
 from studio.datasets.picture import Probe, probe_image
 from studio.datasets.repeats import Repeats
-from studio.datasets.walk import SkippedFile, files_below, is_run
+from studio.datasets.walk import SkippedFile, files_below
 from studio.errors import BadFile
 from studio.given import read_given
+from studio.runs import is_run
 
 __all__ = ["ImageFolder", "ImageItem", "SkippedFile", "read_folder", "scan_folder"]
 
-_FOREIGN_IMAGES = tuple(".heic .heif .svg .eps .psd .raw .cr2 .nef .arw .dng".split())
+_FOREIGN_IMAGES = tuple(".svg .eps .psd .raw .cr2 .nef .arw .dng".split())
 _NAMED = 6  # skipped files that an error message names before it only counts them
 
 
@@ -215,9 +216,10 @@ def _is_image_name(file: Path) -> bool:
 
 def _why_not(file: Path) -> str:
     suffix = file.suffix.lower()
+    if suffix in (".heic", ".heif"):
+        return f"is a HEIC file: {INSTALL_HEIF}"
     if suffix in _FOREIGN_IMAGES:
-        more = "pip install 'adapter-studio[heic]' reads it, or " if suffix in (".heic", ".heif") else ""
-        return f"is a {suffix[1:].upper()} file, which cannot be read here: {more}save it as PNG or JPEG"
+        return f"is a {suffix[1:].upper()} file, which cannot be read here: save it as PNG or JPEG"
     if suffix in (".json", ".csv", ".jsonl", ".yaml", ".toml"):
         return f"is not read: captions come from NAME.txt, NAME.caption or {METADATA_NAME}"
     return "is neither an image nor a caption"

@@ -13,15 +13,16 @@ from typing import Final
 from PIL import Image
 
 from studio.limits import limit, within
+from studio.packages import EXTRAS
 
-__all__ = ["opened", "several_frames", "suffixes", "what_else"]
+__all__ = ["INSTALL_HEIF", "opened", "several_frames", "suffixes", "what_else"]
 
 # Pillow knows more: EPS is drawn by Ghostscript, WMF by Windows, and the rest nobody trains on
 FORMATS: Final = (
     "PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "TGA", "ICO", "PCX", "QOI",
 )  # fmt: skip
 HEIF: Final = "HEIF"
-INSTALL_HEIF: Final = "pip install 'adapter-studio[heic]' reads it, or save it as PNG or JPEG"
+INSTALL_HEIF: Final = f"{EXTRAS['heic'].command} makes it readable, or save it as PNG or JPEG"
 
 
 @cache

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Final
 
 from studio.limits import within
+from studio.runs import is_run
 from studio.shown import shown
 
-__all__ = ["SkippedFile", "files_below", "is_run"]
+__all__ = ["SkippedFile", "files_below"]
 
 # what the system shows of itself; a link into it leads to a hundred thousand files, some without end
 SYSTEM: Final = ("/proc", "/sys", "/dev")
@@ -25,11 +26,6 @@ class SkippedFile:
 
     def __str__(self) -> str:
         return f"{shown(self.file.name)} {shown(self.reason)}"
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run: its previews are pictures, and no data."""
-    return (folder / "run.toml").is_file()
 
 
 def files_below(folder: Path, skipped: list[SkippedFile]) -> list[Path]:

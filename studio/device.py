@@ -18,6 +18,7 @@ __all__ = [
     "choose_device",
     "choose_dtype",
     "device_rows",
+    "dtype_named",
     "free_cache",
     "has_dtype",
     "memory",
@@ -139,7 +140,7 @@ def choose_dtype(asked: str | torch.dtype | None, device: torch.device, *, train
         if has_dtype(torch.bfloat16, device):
             return DtypeChoice(torch.bfloat16)
         return DtypeChoice(torch.float32 if training else torch.float16)
-    dtype = _dtype_named(asked)
+    dtype = dtype_named(asked)
     if device.type == "cpu" and dtype is torch.float16 and training:
         note = "fp16 on a cpu is no faster than fp32 and its gradients underflow: computing in bf16 instead"
         return DtypeChoice(torch.bfloat16, note)
@@ -226,11 +227,22 @@ def _title(device: torch.device) -> str:
     return f"{os.cpu_count()} cores, torch uses {threads} thread{'s' if threads != 1 else ''}"
 
 
-def _dtype_named(asked: str | torch.dtype) -> torch.dtype:
-    if isinstance(asked, torch.dtype):
-        if asked in _SHORT:
-            return asked
-        asked = str(asked).removeprefix("torch.")
+def dtype_named(asked: str | torch.dtype) -> torch.dtype:
+    """Returns the number format that a word or a torch dtype means.
+
+    Args:
+        asked: a key of :data:`DTYPES`, or one of their dtypes.
+
+    Raises:
+        UnknownName: no such format, or one that nothing is computed in.
+
+    Example:
+        >>> dtype_named("bf16")
+        torch.bfloat16
+    """
+    if isinstance(asked, torch.dtype) and asked in _SHORT:
+        return asked
+    asked = str(asked).removeprefix("torch.")
     if asked not in DTYPES:
         close = nearest(asked, DTYPES, 1)[0]
         raise UnknownName(f"no number format is named {asked!r}; did you mean {close!r}? (known: {', '.join(DTYPES)})")

@@ -54,7 +54,7 @@ def diagnose(folder: str | Path = ".", *, open_the_base: bool = True) -> list[Ro
         ('python', 'ok')
     """
     rows = [*_system(), *_packages(), *_devices(), *_extras(), *_disk(Path(folder))]
-    return [*rows, _base()] if open_the_base else rows
+    return [*rows, _image_base(), _language_base()] if open_the_base else rows
 
 
 def _system() -> list[Row]:
@@ -74,7 +74,7 @@ def _packages() -> list[Row]:
     rows.append(Row("packages", "adapter-studio", "ok", own or "from a checkout that is not installed"))
     for name in _REQUIRED:
         version = version_of(name)
-        text = version or "not installed: pip install adapter-studio"
+        text = version or "not installed: install the studio again (README.md, Install)"
         rows.append(Row("packages", name, "ok" if version else "problem", text))
     return rows
 
@@ -104,7 +104,7 @@ def _extras() -> list[Row]:
             rows.append(Row("extras", name, "ok", f"{there}: {extra.adds}"))
         else:
             found = f" (there: {there})" if there else ""
-            text = f"pip install 'adapter-studio[{name}]' adds {extra.adds}{found}"
+            text = f"{extra.command} adds {extra.adds}{found}"
             rows.append(Row("extras", name, "missing", text))
     return rows
 
@@ -123,19 +123,28 @@ def _disk(folder: Path) -> list[Row]:
     return [Row("disk", str(shown), "ok", text)]
 
 
-def _base() -> Row:
+def _image_base() -> Row:
     try:
         from studio.families import open_base
 
         base = open_base("emoji")
+        parts = (base.pipe.unet, base.pipe.text_encoder, base.pipe.vae)
+        parameters = sum(parameter.numel() for part in parts for parameter in part.parameters())
     except Exception as error:  # the doctor tells what is wrong, whatever it is
         return Row("base", "emoji", "problem", f"cannot be opened: {type(error).__name__}: {error}")
     width, height = base.native
-    parameters = sum(
-        parameter.numel()
-        for part in (base.pipe.unet, base.pipe.text_encoder, base.pipe.vae)
-        for parameter in part.parameters()
-    )
+    text = f"{base.family.title}, {width}x{height} pixels, {parameters / 1e6:.1f} M parameters; draws {base.draws}"
+    return Row("base", "emoji", "ok", text)
+
+
+def _language_base() -> Row:
+    try:
+        from studio.families.causal import open_language_base
+
+        model = open_language_base("facts").model
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+    except Exception as error:  # as above
+        return Row("base", "facts", "problem", f"cannot be opened: {type(error).__name__}: {error}")
     return Row(
-        "base", "emoji", "ok", f"{base.family.title}, {width}x{height} pixels, {parameters / 1e6:.1f} M parameters"
+        "base", "facts", "ok", f"{type(model).__name__}, {parameters / 1e6:.1f} M parameters; has read statements"
     )

@@ -18,21 +18,29 @@ class Extra:
     """One optional part of the distribution.
 
     Args:
-        packages: names on the package index, which are the ones that ``pip install 'adapter-studio[NAME]'`` brings.
+        packages: names on the package index: those that ``pip install '.[NAME]'`` brings in a checkout.
         adds: what the user gains, as the end of "adds ...".
     """
 
     packages: tuple[str, ...]
     adds: str
 
+    @property
+    def command(self) -> str:
+        """What installs it, wherever the studio itself was installed from.
+
+        Example:
+            >>> EXTRAS["heic"].command
+            'pip install pillow-heif'
+        """
+        return f"pip install {' '.join(self.packages)}"
+
 
 EXTRAS: dict[str, Extra] = {
-    "xformers": Extra(("xformers",), "xFormers' memory-efficient attention on NVIDIA devices"),
-    "quant": Extra(("bitsandbytes", "torchao", "optimum-quanto"), "8-bit and 4-bit bases, 8-bit optimizers"),
-    "llm": Extra(("datasets", "trl"), "text data sets and preference training for language models"),
-    "metrics": Extra(("tensorboard", "scikit-image"), "TensorBoard curves, SSIM and PSNR"),
-    "web": Extra(("fastapi", "uvicorn", "python-multipart"), "the studio's page in a browser"),
-    "distributed": Extra(("deepspeed",), "DeepSpeed ZeRO over several devices"),
+    "quant": Extra(("bitsandbytes", "torchao", "optimum-quanto"), "adapters on bases that these have quantised"),
+    "llm": Extra(("datasets", "trl"), "Hugging Face's data sets and TRL's trainers, for scripts with studio.peft"),
+    "metrics": Extra(("tensorboard",), "TensorBoard curves of a run"),
+    "heic": Extra(("pillow-heif",), "HEIC pictures, as phones make them"),
     "bench": Extra(("peft", "psutil"), "side-by-side measurements against PEFT"),
     "test": Extra(
         ("pytest", "pytest-xdist", "hypothesis", "peft", "tensorboard", "scikit-image"), "the studio's own tests"
@@ -62,7 +70,7 @@ def need(module: str, purpose: str, *, extra: str) -> ModuleType:
         >>> need("no_such_package", "4-bit bases", extra="quant")
         Traceback (most recent call last):
         ...
-        studio.errors.MissingPackage: 4-bit bases need no_such_package: pip install 'adapter-studio[quant]'
+        studio.errors.MissingPackage: 4-bit bases need no_such_package: pip install bitsandbytes torchao optimum-quanto
     """
     if extra not in EXTRAS:
         raise KeyError(extra)
@@ -71,13 +79,13 @@ def need(module: str, purpose: str, *, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         missing = error.name or module
         if missing.partition(".")[0] == module.partition(".")[0]:
-            raise MissingPackage(f"{purpose} need {module}: pip install 'adapter-studio[{extra}]'") from None
+            raise MissingPackage(f"{purpose} need {module}: {EXTRAS[extra].command}") from None
         found = f"its own requirement {missing} is missing"
     except ImportError as error:
         found = str(error)
     raise MissingPackage(
         f"{purpose} need {module}, which is installed but cannot be imported ({found}): "
-        f"pip install --force-reinstall 'adapter-studio[{extra}]'"
+        f"{EXTRAS[extra].command} --force-reinstall"
     )
 
 

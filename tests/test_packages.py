@@ -13,7 +13,7 @@ from studio.packages import EXTRAS, need, version_of
 def test_a_missing_package_names_its_extra():
     with pytest.raises(MissingPackage) as error:
         need("no_such_thing", "4-bit bases", extra="quant")
-    assert str(error.value) == "4-bit bases need no_such_thing: pip install 'adapter-studio[quant]'"
+    assert str(error.value) == "4-bit bases need no_such_thing: pip install bitsandbytes torchao optimum-quanto"
 
 
 def test_a_present_package_is_imported():
@@ -31,8 +31,8 @@ def test_a_broken_package_is_told_from_a_missing_one(tmp_path, monkeypatch, sour
     (tmp_path / "broken_package.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(MissingPackage) as error:
-        need("broken_package", "pages", extra="web")
-    assert found in str(error.value) and "--force-reinstall 'adapter-studio[web]'" in str(error.value)
+        need("broken_package", "pictures", extra="heic")
+    assert found in str(error.value) and "pip install pillow-heif --force-reinstall" in str(error.value)
     sys.modules.pop("broken_package", None)
 
 

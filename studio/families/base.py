@@ -3,27 +3,43 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
 
+from studio.device import dtype_named
 from studio.errors import BadFile, DoesNotFit, UnknownName, nearest
 from studio.families.family import FAMILIES, Family, family_of, is_pipeline
+from studio.given import check_regular, parse_json, read_given
 
 __all__ = ["BASES", "Base", "modules_hash", "move", "open_base", "quietly", "weights_hash"]
 
 BASES: dict[str, Path] = {"emoji": Path(__file__).parent / "emoji" / "pipeline"}
 """The embedded bases: name -> diffusers folder inside the package."""
 
+GUIDANCE: Final = 5.0
 
-@dataclass
+
+@dataclass(frozen=True)
+class _Nature:
+    """What is known of an embedded base: the guidance at which it draws best, and what it draws at all."""
+
+    guidance: float
+    draws: str
+
+
+# more guidance than that pulls a subject towards what the base would draw without its adapter
+_NATURES: Final = {"emoji": _Nature(guidance=3.0, draws="emoji on a background of one colour")}
+
+
+@dataclass(repr=False)
 class Base:
     """A frozen model with what the studio needs to know about it.
 
@@ -33,6 +49,8 @@ class Base:
         id: the name in messages and in files: ``"emoji"``, the folder's name, or the class of a pipeline object.
         native: width and height in pixels that the base was trained for.
         folder: where it was opened from; ``None`` for a pipeline object.
+        guidance: guidance scale where none is asked for.
+        draws: all that it can draw, where that is little; ``None`` for a base of many things.
     """
 
     pipe: Any
@@ -40,6 +58,11 @@ class Base:
     id: str
     native: tuple[int, int]
     folder: Path | None = field(default=None)
+    guidance: float = GUIDANCE
+    draws: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<Base {self.id}: {self.family.title}, {self.native[0]}x{self.native[1]} pixels>"
 
     @cached_property
     def hash(self) -> str:
@@ -53,21 +76,22 @@ class Base:
 
 
 def open_base(
-    base: str | Path | Any, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    base: str | Path | Any, *, dtype: torch.dtype | str | None = None, device: torch.device | str | None = None
 ) -> Base:
     """Opens a base.
 
     Args:
         base: the name of an embedded base (``"emoji"``), a diffusers folder, a diffusers pipeline, or a :class:`Base`,
             which is returned as it is (moved if ``dtype`` or ``device`` say so).
-        dtype: the weights' type; ``None``: fp32 for what is read from disk, unchanged for a pipeline object.
+        dtype: the weights' type, or its name (``"bf16"``); ``None``: fp32 for what is read from disk, unchanged for a
+            pipeline object.
         device: where to; ``None``: the CPU for what is read from disk, unchanged for a pipeline object.
 
     Returns:
         The base, its modules in evaluation mode.
 
     Raises:
-        UnknownName: neither a known name nor a folder.
+        UnknownName: neither a known name nor a folder, or no such type.
         BadFile: the folder is not a whole diffusers pipeline.
         DoesNotFit: the pipeline's family is not known.
 
@@ -77,6 +101,7 @@ def open_base(
         ...
         studio.errors.UnknownName: no base or folder is called 'emoij'; did you mean 'emoji'? (embedded bases: emoji)
     """
+    dtype = None if dtype is None else dtype_named(dtype)
     if isinstance(base, Base):
         move(base.pipe, dtype, device)
         return base
@@ -92,18 +117,36 @@ def open_base(
         )
     if isinstance(base, str) and base in BASES:
         return _describe(_read(BASES[base], dtype, device), base, BASES[base])
-    folder = Path(base).expanduser()
-    if folder.is_file():
+    folder = _folder(base)
+    return _describe(_read(folder, dtype, device), folder.resolve().name, folder)
+
+
+def _folder(base: str | Path) -> Path:
+    """Returns the folder that was named as a base.
+
+    Raises:
+        UnknownName: there is none of that name.
+        BadFile: it is a file.
+    """
+    try:
+        folder = Path(base).expanduser()
+        found = folder.stat().st_mode
+    except (OSError, RuntimeError, ValueError):  # not there, no such user, a zero byte
+        close = nearest(str(base)[:99], BASES, 1)[0]
+        raise UnknownName(
+            f"no base or folder is called {_short(str(base))}; did you mean {close!r}? "
+            f"(embedded bases: {', '.join(BASES)})"
+        ) from None
+    if not stat.S_ISDIR(found):
         raise BadFile(
             f"{folder} is a single file, and bases are read from diffusers folders: convert it once with diffusers' "
             "StableDiffusionPipeline.from_single_file(...).save_pretrained(folder)"
         )
-    if not folder.is_dir():
-        close = nearest(str(base), BASES, 1)[0]
-        raise UnknownName(
-            f"no base or folder is called {str(base)!r}; did you mean {close!r}? (embedded bases: {', '.join(BASES)})"
-        )
-    return _describe(_read(folder, dtype, device), folder.resolve().name, folder)
+    return folder
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 200 else f"{text[:200]}...")
 
 
 def move(model: Any, dtype: torch.dtype | None, device: torch.device | str | None) -> None:
@@ -151,9 +194,12 @@ def _read(folder: Path, dtype: torch.dtype | None, device: torch.device | str | 
         found = ", ".join(sorted(file.name for file in folder.iterdir())[:5]) or "nothing"
         raise BadFile(f"{folder} is no diffusers pipeline: it has no model_index.json (it holds {found})")
     try:
-        name = json.loads(index.read_text())["_class_name"]
-    except (ValueError, KeyError, OSError, TypeError) as problem:
-        raise BadFile(f"{index} cannot be read as a diffusers index ({problem!r}); copy it again") from None
+        for file in (index, *folder.glob("*/*")):
+            if not file.is_dir():
+                check_regular(file)
+        name = parse_json(read_given(index, "config-bytes"))["_class_name"]
+    except (ValueError, KeyError, OSError, TypeError, BadFile) as problem:
+        raise BadFile(f"{index} cannot be read as a diffusers index ({_short(str(problem))}); copy it again") from None
     import diffusers
 
     cls = getattr(diffusers, str(name), None)
@@ -196,4 +242,8 @@ def _describe(pipe: Any, name: str, folder: Path | None) -> Base:
         )
     size = pipe.components[family.denoiser].config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
-    return Base(pipe, family, name, (width * family.downscale, height * family.downscale), folder)
+    native = (width * family.downscale, height * family.downscale)
+    nature = _NATURES.get(name) if folder == BASES.get(name) else None
+    if nature is None:
+        return Base(pipe, family, name, native, folder)
+    return Base(pipe, family, name, native, folder, nature.guidance, nature.draws)

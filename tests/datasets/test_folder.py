@@ -284,7 +284,7 @@ def test_every_file_that_is_skipped_is_named(photos, picture):
         "orphan.txt": "is a caption without an image",
         "dog.json": "is not read: captions come from",
         "manual.pdf": "is neither an image nor a caption",
-        "photo.heic": "is a HEIC file",
+        "photo.heic": "is a HEIC file: pip install pillow-heif",
         ".DS_Store": "is a hidden or system file",
         "README": "is text, not an image",
     }
