@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from studio.adapters import Adapter
+from studio.adapters.lorafa import LoRAFA
 from studio.peft.model.state import state_of
 from studio.peft.model.tuner import base_of
 from studio.peft.terms.errors import Wrong
@@ -65,35 +66,14 @@ def create_loraplus_optimizer(
     )
 
 
-class LoraFAOptimizer(torch.optim.AdamW):
-    """AdamW on ``lora_B`` alone, with the gradient that comes nearest to full fine-tuning's.
-
-    Args:
-        pairs: the layers. lr: the rate. weight_decay: as in AdamW.
-    """
-
-    def __init__(self, pairs: list[Adapter], lr: float, weight_decay: float = 0.0) -> None:
-        self._pairs = pairs
-        super().__init__([cast(Tensor, adapter.tensor("up")) for adapter in pairs], lr=lr, weight_decay=weight_decay)
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """Turns the gradient of each ``up`` into ``g (A Aᵀ + ε)⁻¹ / s²`` and does a step of AdamW."""
-        for adapter in self._pairs:
-            up, down = adapter.tensor("up"), adapter.tensor("down")
-            if up is None or down is None or up.grad is None:
-                continue
-            a = down.detach().flatten(1).float()
-            gram = a @ a.t() + 1e-8 * torch.eye(a.shape[0], device=a.device)
-            scale = float(adapter.factors().scale)
-            up.grad = torch.linalg.solve(gram, up.grad.float().t()).t().to(up.dtype) / scale**2
-        return super().step(closure)
+class LoraFAOptimizer(LoRAFA):
+    """AdamW along the gradient that comes nearest to full fine-tuning's for ``lora_B``, and plain for all else."""
 
 
 def create_lorafa_optimizer(
     model: nn.Module, r: int, lora_alpha: float, lr: float, weight_decay: float = 0.0, use_rslora: bool | None = None
 ) -> LoraFAOptimizer:
-    """Freezes ``lora_A`` and makes an optimizer for ``lora_B``.
+    """Freezes ``lora_A`` and makes an optimizer for ``lora_B`` and whatever else is trained: heads, biases, tokens.
 
     Args:
         model: a PEFT model. r, lora_alpha, use_rslora: as in the adapters' configs, where the scale is read from.
@@ -106,19 +86,20 @@ def create_lorafa_optimizer(
         | LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language Models Fine-tuning (Zhang et al., 2023),
           https://arxiv.org/abs/2308.03303
     """
-    pairs = list(_pairs(model))
+    asked = {"r": r, "lora_alpha": lora_alpha, "use_rslora": use_rslora}
+    state = state_of(base_of(model))
+    for name in state.active:
+        for field, value in asked.items():
+            have = getattr(state.configs[name], field, value)
+            if value is not None and value != have:
+                raise Wrong(f"create_lorafa_optimizer({field}={value!r}): the adapter {name!r} has {field}={have!r}")
+    pairs = []
+    for adapter in _pairs(model):
+        down, up = adapter.tensor("down"), adapter.tensor("up")
+        assert isinstance(down, nn.Parameter) and up is not None, "_pairs has seen to it"
+        down.requires_grad_(False)
+        pairs.append((down, up, float(adapter.factors().scale)))
     if not pairs:
         raise Wrong("the model has no active LoRA, so there is nothing for LoRA-FA to train")
-    wanted = lora_alpha / (r**0.5 if use_rslora else r)
-    for adapter in pairs:
-        factors = adapter.factors()
-        stabilized = use_rslora is None and abs(factors.scale - lora_alpha / r**0.5) < 1e-6
-        if factors.down.shape[0] != r or (abs(factors.scale - wanted) > 1e-6 and not stabilized):
-            raise Wrong(
-                f"create_lorafa_optimizer(r={r}, lora_alpha={lora_alpha}): the adapter at {adapter.site.path} has rank "
-                f"{factors.down.shape[0]} and scale {factors.scale:g}"
-            )
-        down = adapter.tensor("down")
-        assert isinstance(down, nn.Parameter)
-        down.requires_grad_(False)
-    return LoraFAOptimizer(pairs, lr, weight_decay)
+    groups = [{"params": [one for one in model.parameters() if one.requires_grad], "lr": lr}]
+    return LoraFAOptimizer(groups, pairs, weight_decay=weight_decay)

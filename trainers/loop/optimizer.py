@@ -12,7 +12,7 @@ from torch import Tensor
 from studio.adapters import Adapter
 from studio.adapters.contract.starts import padded
 from studio.errors import UnsupportedLayer
-from studio.trainers.loop.lorafa import LoRAFA
+from studio.adapters.lorafa import LoRAFA
 from studio.trainers.loop.plan import Plan
 
 __all__ = ["OPTIMIZERS", "Work", "adamw", "hand_on", "set_rates"]

@@ -64,13 +64,22 @@ def _orthogonal(site: Site, rank: int, generator: torch.Generator) -> Pair:
     return down, up
 
 
+def _embedded(site: Site, rank: int, generator: torch.Generator) -> Pair:
+    """An embedding's pair: each column of ``down`` is one token's, so that training some tokens moves no other."""
+    return torch.zeros(rank, site.cols), torch.empty(site.rows, rank).normal_(generator=generator)
+
+
 RANDOM_STARTS: Final = {"kaiming": _kaiming, "gaussian": _gaussian, "orthogonal": _orthogonal}
 """Starts that change nothing: ``up @ down = 0`` exactly or within rounding."""
 
 
 def start_pair(site: Site, rank: int, init: str, generator: torch.Generator) -> dict[str, Tensor]:
-    """Draws ``down`` and ``up`` of a random start, in the shapes that files have; experts each draw their own."""
-    pairs = [RANDOM_STARTS[init](site, rank, generator) for _ in range(math.prod(site.lead))]
+    """Draws ``down`` and ``up`` of a random start, in the shapes that files have; experts each draw their own.
+
+    On an embedding "kaiming" and "gaussian" are zero ``down`` and normal ``up``, as in PEFT.
+    """
+    draw = _embedded if site.kind == "embedding" and init != "orthogonal" else RANDOM_STARTS[init]
+    pairs = [draw(site, rank, generator) for _ in range(math.prod(site.lead))]
     down, up = (torch.stack(tensors) if site.lead else tensors[0] for tensors in zip(*pairs, strict=True))
     return {"down": down.reshape(*site.lead, rank, *site.inner_shape).contiguous(), "up": up.contiguous()}
 
@@ -204,14 +213,12 @@ def redistributed(sites: Mapping[str, Site], config: C, given: Mapping[str, Give
 
 
 def grown_pair(adapter: Adapter[C], rank: int, generator: torch.Generator) -> tuple[C, dict[str, Tensor]]:
-    """Gives the pair of an adapter a higher rank: new rows of ``down`` as in the kaiming start, ``up`` zero there."""
-    config = adapter.config
-    path, tensors = adapter.site.path, adapter.tensors()
-    wider = config.regraded({path: rank}, {path: config.scale_at(path)})
-    row, up = tensors["down"][0], tensors["up"]
-    bound = 1 / math.sqrt(row.numel())
-    down = torch.empty(checked_rank(adapter.site, wider), *row.shape).uniform_(-bound, bound, generator=generator)
-    return wider, {**tensors, "down": padded(tensors["down"], down), "up": padded(up, up.new_zeros(len(up), rank))}
+    """Gives the pair of an adapter a higher rank; the new rows and columns are those of the usual start."""
+    config, site = adapter.config, adapter.site
+    tensors = adapter.tensors()
+    wider = config.regraded({site.path: rank}, {site.path: config.scale_at(site.path)})
+    fresh = start_pair(site, checked_rank(site, wider), "kaiming", generator)
+    return wider, {**tensors, **{name: padded(tensors[name], fresh[name]) for name in ("down", "up")}}
 
 
 def padded(old: Tensor, new: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ class PeftConfig:
             raise Wrong(f"{folder} is a file; name a folder")
         folder.mkdir(parents=True, exist_ok=True)
         auto = fields.pop("auto_mapping_dict", None)
-        content = {**self.to_dict(), "inference_mode": True, "peft_version": self.peft_version or VERSION, **fields}
+        content = {**self.to_dict(), "peft_version": self.peft_version or VERSION, **fields}
         if auto is not None:
             content["auto_mapping"] = auto
         with atomic_path(folder / CONFIG_FILE) as temporary:

@@ -79,7 +79,7 @@ def translate(config: Any, model: nn.Module, paths: Sequence[str]) -> AdapterCon
             raise Wrong(f"{type(config).__name__}: the start {start!r} is not one that {method} has")
         fields |= settings.start(config, start)
     if paths:
-        fields["targets"] = (exactly(paths),)
+        fields["targets"] = tuple(exactly(some) for some in _by_kind(model, paths))
     if issubclass(ours, RankedConfig):
         fields |= {name: _patterns(config, name, paths) for name in ("rank_pattern", "alpha_pattern")}
     if adapter.either is not None:
@@ -91,6 +91,13 @@ def translate(config: Any, model: nn.Module, paths: Sequence[str]) -> AdapterCon
     if stray:
         raise Wrong(f"{type(config).__name__}: {method} has no field {stray[0]!r}")
     return ours(**fields)
+
+
+def _by_kind(model: nn.Module, paths: Sequence[str]) -> list[list[str]]:
+    """The paths of layers, and those of bare parameters: a pattern that names layers means no parameters."""
+    modules = dict(model.named_modules())
+    layers = [path for path in paths if path in modules]
+    return [some for some in (layers, [path for path in paths if path not in modules]) if some]
 
 
 def _stated_fields(config: Any, adapter: type[Adapter]) -> dict[str, Any]:
@@ -151,9 +158,8 @@ def _second(config: Any, model: nn.Module, paths: Sequence[str], either: Either)
     """The layers that have the second of two tensors of one name."""
     stated = getattr(config, either.setting)
     if stated is None:
-        if config.target_modules is not None:
-            return []
-        stated = either.usual.intersection(config.settings.targets.get(model_type(model) or "", ()))
+        usual = either.usual.intersection(config.settings.targets.get(model_type(model) or "", ()))
+        return [path for path in paths if any(ends_with(path, name) for name in usual)]
     if isinstance(stated, str):
         found = [path for path in paths if re.fullmatch(stated, path)]
         if not found:

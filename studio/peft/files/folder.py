@@ -55,7 +55,7 @@ def write_folder(state: State, name: str, folder: Path, *, safe: bool, embedding
         with atomic_path(folder / BIN) as temporary:
             torch.save(tensors, temporary)
     config = state.configs[name]
-    config.save_pretrained(folder, **_about_the_base(base, config), **_settled(state, name))
+    config.save_pretrained(folder, inference_mode=True, **_about_the_base(base, config), **_settled(state, name))
 
 
 def _about_the_base(base: Any, config: PeftConfig) -> dict[str, Any]:
