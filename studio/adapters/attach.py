@@ -23,6 +23,7 @@ from studio.adapters.start import check_sources, started
 from studio.adapters.targets.find import find_targets, left_beside
 from studio.adapters.targets.unmatched import check_blocks, check_tables
 from studio.errors import BadConfig, DoesNotFit
+from studio.families import check_open, named_parameters
 from studio.families import components as components_of
 
 __all__ = ["AttachReport", "attach", "check_name", "detach", "install"]
@@ -142,7 +143,8 @@ def attach(
         The adapted layers and the number of trained parameters.
 
     Raises:
-        BadConfig: an impossible name or rank. DoesNotFit: the name is taken, or a blend is baked.
+        BadConfig: an impossible name or rank. DoesNotFit: the name is taken, a blend is baked, or the model is inside
+            FSDP, or DDP of several processes.
         NoTargets: a pattern (of targets, exclude, ranks, block sizes, feed-forwards) that matches nothing.
         UnsupportedLayer: a layer that the method cannot change.
 
@@ -155,6 +157,7 @@ def attach(
         trainable params: 32 || all params: 104 || trainable%: 30.7692
     """
     check_unbaked(model, "attach")
+    check_open(model)
     check_name(model, name)
     check_sources(config, calibrate, original)
     method, modules = config.adapter, components_of(model)
@@ -192,7 +195,7 @@ def _report(mounted: Sequence[Assembly], name: str, beside: Sequence[str] = ()) 
 def _tied(assembly: Assembly, name: str) -> Iterator[str]:
     """Says of each adapted layer which other layers have the same weight: the adapter acts at the named one alone."""
     holders: dict[int, list[str]] = {}
-    for path, parameter in assembly.root.named_parameters(remove_duplicate=False):
+    for path, parameter in named_parameters(assembly.root):
         holders.setdefault(id(parameter), []).append(path)
     adapted = set(assembly.records[name].paths)
     for path, adapter in assembly.adapters(name):

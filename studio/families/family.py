@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from studio.families.wrapper import unwrapped
 from studio.registry import Registry
 
 __all__ = ["FAMILIES", "Conditioning", "Family", "components", "family_of", "is_pipeline"]
@@ -131,7 +132,7 @@ def family_of(model: Any) -> Family | None:
     Args:
         model: a diffusers pipeline, a denoiser or a text encoder.
     """
-    parts = _modules(model) if is_pipeline(model) else {"": model}
+    parts = _modules(model) if is_pipeline(model) else {"": unwrapped(model)}
     return next((family for family in FAMILIES.values() if family.recognise(parts)), None)
 
 
@@ -143,14 +144,15 @@ def components(model: Any) -> dict[str, nn.Module]:
             VAE, which no adapter format covers, and the safety checker.
 
     Returns:
-        Component name -> module; a pipeline's own attribute names.
+        Component name -> module, without what torch.compile, DataParallel, DDP or FSDP have put around it; a pipeline's
+        own attribute names.
 
     Example:
         >>> components(nn.Linear(2, 2))
         {'': Linear(in_features=2, out_features=2, bias=True)}
     """
     if not is_pipeline(model):
-        return {"": model}
+        return {"": unwrapped(model)}
     parts = _modules(model)
     family = family_of(model)
     wanted = (family.denoiser, *family.encoders) if family else tuple(parts)
@@ -158,4 +160,4 @@ def components(model: Any) -> dict[str, nn.Module]:
 
 
 def _modules(pipe: Pipe) -> dict[str, nn.Module]:
-    return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    return {name: unwrapped(part) for name, part in pipe.components.items() if isinstance(part, nn.Module)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from torch import nn
 
@@ -13,8 +13,9 @@ from studio.adapters import Site
 from studio.adapters.hosting.assembly import site_at
 from studio.adapters.sites.kinds import is_site
 from studio.adapters.sites.parameter import bare_parameters
+from studio.adapters.sites.read import module_at
 from studio.errors import nearest
-from studio.families import components, family_of
+from studio.families import components, family_of, named_parts
 
 __all__ = ["COMPONENTS", "Names", "shortest_endings"]
 
@@ -61,7 +62,7 @@ class Names:
         self.labels = {name: name or self._label(module) for name, module in self.modules.items()}
         self.paths: dict[str, tuple[str, str]] = {}
         for component, module in self.modules.items():
-            for name, _ in module.named_modules():
+            for name, _ in named_parts(module):
                 if ".adapters." not in f".{name}.":
                     path = f"{component}.{name}" if component and name else component or name
                     self.paths[path] = (component, name)
@@ -96,7 +97,7 @@ class Names:
         if path in self.owners:
             return self.owners[path]
         component, name = self.paths[path]
-        return self.modules[component].get_submodule(name)
+        return cast(nn.Module, module_at(self.modules[component], name))
 
     def relative(self, path: str) -> tuple[str, str]:
         """Returns the label of a path's component, and the path inside it."""

@@ -22,6 +22,7 @@ from studio.adapters.sites.parameter import BARE
 from studio.adapters.sites.site import is_attention_output
 from studio.atomic import atomic_folder, atomic_path
 from studio.errors import DoesNotFit
+from studio.families import named_parameters
 from studio.files.format import FORMATS, Draft, Format, Source
 from studio.files.header import write_tensors
 from studio.files.names import Names, shortest_endings
@@ -60,7 +61,7 @@ def peft_fields(draft: Draft, component: str) -> dict[str, Any]:
     outer = {_outer(name, site) for name, site in sites.items() if name not in bare}
     fields["target_modules"] = _endings(outer, modules)
     if bare:
-        parameters = [name for name, _ in names.modules[component].named_parameters()]
+        parameters = [name for name, _ in named_parameters(names.modules[component])]
         fields["target_parameters"] = shortest_endings(bare, parameters) or sorted(bare)
     if isinstance(config, RankedConfig):
         fields |= _rank_fields(config, sites)

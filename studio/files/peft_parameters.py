@@ -13,6 +13,7 @@ from torch import nn
 
 from studio.adapters.sites.kinds import has_own_forward, kind_of
 from studio.errors import DoesNotFit, nearest
+from studio.families import named_parameters
 from studio.files.names import Names
 
 __all__ = ["names_of_parameters", "wrapped"]
@@ -52,7 +53,7 @@ def names_of_parameters(names: Names, fields: Mapping[str, Any]) -> dict[str, st
             found[_nested(name, own, order)] = _meant(names, path, own, module)
     for entry in wanted:
         if entry not in used:
-            close = nearest(entry, [one for part in names.modules.values() for one, _ in part.named_parameters()], 3)
+            close = nearest(entry, [one for part in names.modules.values() for one, _ in named_parameters(part)], 3)
             raise DoesNotFit(
                 f"target_parameters names {entry!r}, and no parameter of this model is called so; the nearest are: "
                 f"{', '.join(close)}"

@@ -27,6 +27,7 @@ from studio.adapters.sites.parameter import BARE, ParameterSite, parameter_site
 from studio.adapters.sites.read import module_at
 from studio.adapters.sites.site import AttentionSite, Site
 from studio.errors import DoesNotFit, UnsupportedLayer, nearest
+from studio.families import named_parameters, named_parts
 
 __all__ = ["Assembly", "Record", "assembly_at", "site_at"]
 
@@ -179,7 +180,7 @@ class Assembly:
         root.__dict__.pop("save_pretrained", None)
         if self._required_grad is not None:
             required = set(self._required_grad)
-            for path, parameter in root.named_parameters():
+            for path, parameter in named_parameters(root):
                 parameter.requires_grad_(path in required)
             self._required_grad = None
         for parameter in self._frozen_beside:
@@ -191,7 +192,7 @@ class Assembly:
     def freeze_base(self) -> None:
         """Makes the base's parameters require no gradients; undone when the last adapter is gone."""
         own = {id(p) for mount in self.mounts.values() for p in mount.adapters.parameters()}
-        base = [(path, p) for path, p in self.root.named_parameters() if id(p) not in own]
+        base = [(path, p) for path, p in named_parameters(self.root) if id(p) not in own]
         if self._required_grad is None:
             self._required_grad = [path for path, parameter in base if parameter.requires_grad]
         for _, parameter in base:
@@ -214,11 +215,12 @@ def _save_base(root: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """``save_pretrained`` of the base without the adapters in it (they are saved by ``studio.save``)."""
 
     def without_adapters(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-        for key in [key for key in state if key[len(prefix) :] in own]:
+        for key in [key for key in state if key[len(prefix) :].startswith(own)]:
             del state[key]
 
     assembly: Assembly = root.__dict__[_KEY]
-    own = {f"{mount.place}.{key}" for mount in assembly.mounts.values() for key in mount.adapters.state_dict()}
+    kept = {id(mount.adapters) for mount in assembly.mounts.values()}
+    own = tuple(f"{name}." for name, module in root.named_modules() if id(module) in kept)  # wrappers in it included
     handle = root.register_state_dict_post_hook(without_adapters)
     try:
         return cast(Any, type(root)).save_pretrained(root, *args, **kwargs)
@@ -255,7 +257,7 @@ def site_at(root: nn.Module, path: str, kinds: Collection[str] = ()) -> Site:
         if bare is not None:
             _check_free(bare, [mount.site for mount in mounts.values() if mount.site.module is bare.module])
             return bare
-        known = [name for name, _ in root.named_modules()]
+        known = [name for name, _ in named_parts(root)]
         raise DoesNotFit(f"the model has no layer {path!r}; the nearest are: {', '.join(nearest(path, known))}")
     if is_hosted(module):
         raise DoesNotFit(

@@ -15,6 +15,7 @@ from studio.adapters.contract.adapter import METHODS, Adapter, AdapterConfig, De
 from studio.adapters.contract.foreign import Peft, Settings
 from studio.adapters.sites.site import Site
 from studio.errors import BadConfig, DoesNotFit
+from studio.families import named_parts
 
 __all__ = ["TokenEmbedding", "TokenEmbeddingAdapter"]
 
@@ -104,7 +105,7 @@ class TokenEmbeddingAdapter(Adapter[TokenEmbedding]):
 
     @classmethod
     def joined(cls, root: nn.Module, paths: Sequence[str]) -> list[str]:
-        weights = {path: module._parameters.get("weight") for path, module in root.named_modules()}
+        weights = {path: module._parameters.get("weight") for path, module in named_parts(root)}
         tied: dict[str, None] = {}
         for path in paths:
             if path not in tied:

@@ -14,8 +14,10 @@ from typing import cast
 from torch import Tensor, nn
 
 from studio.adapters.sites.kinds import has_own_forward, kind_of
+from studio.adapters.sites.read import module_at
 from studio.adapters.sites.site import LAYERS, Site
 from studio.errors import UnsupportedLayer
+from studio.families import named_parts
 
 __all__ = ["BARE", "ExpertsSite", "ParameterSite", "bare_parameters", "experts_in", "parameter_site"]
 
@@ -75,7 +77,7 @@ class ExpertsSite(ParameterSite):
 
 def bare_parameters(root: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """Yields path, owner and name of every parameter that belongs to no layer or norm."""
-    for path, module in root.named_modules():
+    for path, module in named_parts(root):
         if not module._parameters or ".adapters." in f".{path}.":
             continue
         kind = kind_of(module)
@@ -114,9 +116,7 @@ def parameter_site(root: nn.Module, path: str, kinds: Collection[str]) -> Parame
             for.
     """
     above, _, name = path.rpartition(".")
-    module: nn.Module | None = root
-    for part in above.split(".") if above else ():
-        module = None if module is None else module._modules.get(part)
+    module = module_at(root, above)
     parameter = None if module is None else module._parameters.get(name)
     if module is None or parameter is None:
         return None

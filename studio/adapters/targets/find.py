@@ -13,10 +13,11 @@ from studio.adapters.contract.adapter import METHODS
 from studio.adapters.contract.pattern import is_expression, matches
 from studio.adapters.sites.kinds import is_site, kind_of
 from studio.adapters.sites.parameter import BARE, bare_parameters
+from studio.adapters.sites.read import module_at
 from studio.adapters.targets.presets import PRESETS, resolve
 from studio.adapters.targets.unmatched import names, nearest_layers
 from studio.errors import NoTargets, UnsupportedLayer
-from studio.families import Family, family_of
+from studio.families import Family, family_of, named_parts
 
 __all__ = ["PRESETS", "find_targets", "left_beside"]
 
@@ -143,9 +144,7 @@ def left_beside(
 
 
 def _component(name: str, module: nn.Module, kinds: Collection[str]) -> _Component:
-    layers = {
-        path: layer for path, layer in module.named_modules() if is_site(layer, kinds) and not _inside_adapter(path)
-    }
+    layers = {path: layer for path, layer in named_parts(module) if is_site(layer, kinds) and not _inside_adapter(path)}
     bare = {
         path: BARE[1] if cast(Tensor, owner._parameters[own]).dim() == 3 else BARE[0]
         for path, owner, own in bare_parameters(module)
@@ -171,7 +170,7 @@ def _check_kind(pattern: str, looked: Sequence[_Component], method: str) -> None
     if last in ("weight", "bias") and any(component.named(layer) for component in looked):
         raise NoTargets(f"the target {pattern!r} is a parameter of a layer; name the layer: {layer!r}")
     for component in looked:
-        modules = {p: kind_of(layer) for p, layer in component.module.named_modules() if not _inside_adapter(p)}
+        modules = {p: kind_of(layer) for p, layer in named_parts(component.module) if not _inside_adapter(p)}
         for path, kind in {**modules, **component.bare}.items():
             if kind is not None and kind != "module" and names(pattern, component.name, path):
                 raise _unable(path, kind, method)
@@ -244,5 +243,5 @@ def _check_able(component: _Component, paths: Iterable[str], method: str) -> Non
     """Refuses layers that a preset names and the method does not look at."""
     for path in paths:
         if path not in component.layers and component.bare.get(path) not in component.kinds:
-            kind = component.bare.get(path) or kind_of(component.module.get_submodule(path)) or "module"
+            kind = component.bare.get(path) or kind_of(cast(nn.Module, module_at(component.module, path))) or "module"
             raise _unable(path, kind, method)

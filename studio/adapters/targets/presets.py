@@ -12,6 +12,7 @@ from studio.adapters.sites.kinds import kind_of
 from studio.adapters.sites.parameter import experts_in
 from studio.adapters.targets.structure import Structure, read_structure
 from studio.errors import NoTargets
+from studio.families import named_parts
 
 __all__ = ["PRESETS", "resolve"]
 
@@ -50,7 +51,7 @@ def resolve(preset: str, model: nn.Module) -> list[str]:
         >>> resolve("mlp-output", layers)
         ['0.linear2']
     """
-    modules = {path: m for path, m in model.named_modules() if ".adapters." not in f".{path}."}
+    modules = {path: m for path, m in named_parts(model) if ".adapters." not in f".{path}."}
     wanted = _named(_ALIASES.get(preset, preset), model, modules)
     if not wanted:
         raise NoTargets(

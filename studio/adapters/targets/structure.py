@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from studio.adapters.sites.kinds import kind_of
 from studio.adapters.targets.words import POSITIONS, Roles, is_attention_name, roles_of, words_of
+from studio.families import named_parts
 
 __all__ = ["Attention", "Ends", "FeedForward", "Structure", "ends_of", "read_structure"]
 
@@ -123,7 +124,7 @@ class _Projection:
 
 class _Reader:
     def __init__(self, model: nn.Module) -> None:
-        self.modules = {path: m for path, m in model.named_modules() if ".adapters." not in f".{path}."}
+        self.modules = {path: m for path, m in named_parts(model) if ".adapters." not in f".{path}."}
         self.below: dict[str, list[_Projection]] = {}
         for path, module in self.modules.items():
             ends = ends_of(module)

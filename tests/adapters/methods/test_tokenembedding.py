@@ -148,7 +148,7 @@ def test_a_new_word_starts_near_the_mean_of_the_others() -> None:
         ((3, 4, 3), BadConfig, "names the token 3 twice"),
         ((-1,), BadConfig, "none negative"),
         ((), BadConfig, "one or more"),
-        ((True,), BadConfig, "whole numbers"),
+        ((True,), BadConfig, "whole number"),
     ],
 )
 def test_tokens_that_cannot_be(tokens: tuple[int, ...], error: type[Exception], says: str) -> None:

@@ -1,0 +1,103 @@
+"""Wrappers: what ``torch.compile``, DataParallel, DDP and FSDP put around a model; its names show nothing of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any, Final, cast
+
+from torch import nn
+
+from studio.errors import DoesNotFit
+
+__all__ = ["check_open", "named_parameters", "named_parts", "unwrapped"]
+
+_WRAPPERS: Final = {
+    "OptimizedModule": "_orig_mod",
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "AveragedModel": "module",
+    "DeepSpeedEngine": "module",
+    "FullyShardedDataParallel": "_fsdp_wrapped_module",
+    "CheckpointWrapper": "_checkpoint_wrapped_module",
+}
+"""Class of a wrapper (asked by name, so that nothing is imported for it) -> where it keeps the model."""
+
+
+def _wrapped_word(module: nn.Module) -> str:
+    """The attribute in which a wrapper keeps its model, ``""`` for any other module."""
+    word = _word_of(type(module))
+    return word if word in module._modules else ""
+
+
+@functools.lru_cache(maxsize=1024)
+def _word_of(kind: type[nn.Module]) -> str:
+    libraries = [cls for cls in kind.__mro__ if cls.__module__.partition(".")[0] in ("torch", "deepspeed")]
+    return next((_WRAPPERS[cls.__name__] for cls in libraries if cls.__name__ in _WRAPPERS), "")
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Returns the model inside all wrappers.
+
+    Example:
+        >>> model = nn.Linear(2, 2)
+        >>> unwrapped(nn.DataParallel(model)) is model
+        True
+    """
+    while word := _wrapped_word(module):
+        module = cast(nn.Module, module._modules[word])
+    return module
+
+
+def check_open(model: Any) -> None:
+    """Checks that what is put on a model now takes part in its training.
+
+    DDP and FSDP note the parameters of a model when they are put around it: later ones would be trained by each process
+    for itself.
+
+    Raises:
+        DoesNotFit: the model is inside such a wrapper, of several processes or with weights that it has taken apart.
+    """
+    module = model
+    while isinstance(module, nn.Module) and (word := _wrapped_word(module)):
+        shared = getattr(module, "process_group", None)
+        apart = not getattr(module, "_use_orig_params", True)
+        if apart or (shared is not None and shared.size() > 1):
+            raise DoesNotFit(
+                f"the model is inside {type(module).__name__}, which has noted its parameters already: attach to the "
+                "model first, then wrap it"
+            )
+        module = module._modules[word]
+
+
+def named_parts(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yields the path and the module of all parts of a model, as if nothing in it were wrapped.
+
+    Example:
+        >>> [path for path, _ in named_parts(nn.Sequential(nn.DataParallel(nn.Sequential(nn.ReLU()))))]
+        ['', '0', '0.0']
+    """
+    seen: set[int] = set()
+    waiting = [("", root)]
+    while waiting:
+        path, module = waiting.pop()
+        module = unwrapped(module)
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield path, module
+        below = [(name, part) for name, part in module._modules.items() if part is not None]
+        waiting += [(f"{path}.{name}" if path else name, part) for name, part in reversed(below)]
+
+
+def named_parameters(root: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yields the path and the tensor of all parameters, as if nothing were wrapped; a tied one under each of its names.
+
+    Example:
+        >>> [path for path, _ in named_parameters(nn.DataParallel(nn.Linear(2, 2)))]
+        ['weight', 'bias']
+    """
+    for path, module in named_parts(root):
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                yield f"{path}.{name}" if path else name, parameter
