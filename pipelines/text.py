@@ -89,6 +89,7 @@ class TextPipeline(Pipeline):
         *,
         blend: BlendLike | str | Sequence[BlendLike] | None = None,
         chat: bool | None = None,
+        system: str | None = None,
         max_new_tokens: int = 64,
         temperature: float = 0.0,
         seed: int = 0,
@@ -103,6 +104,8 @@ class TextPipeline(Pipeline):
                 numbers as a strength has one entry per prompt.
             chat: ask as a user's turn through the chat template; False continues the plain text. None: as the adapters
                 that act were trained, else by the template where the tokenizer has one.
+            system: the system prompt that stands before a user's turn; "" asks without one. None: the one that the
+                adapters were trained with, where that was always the same.
             max_new_tokens: tokens to write at most, >= 1.
             temperature: 0 takes the likeliest token each time; above, tokens are drawn from the softmax of the logits
                 divided by it.
@@ -114,7 +117,8 @@ class TextPipeline(Pipeline):
 
         Raises:
             UnknownName: an adapter that is not there; the nearest is named.
-            BadConfig: an impossible number, a malformed tag, or lists whose lengths do not fit.
+            BadConfig: an impossible number, a malformed tag, lists whose lengths do not fit, or a system prompt before
+                plain text.
             DoesNotFit: a prompt that leaves no room in the context.
         """
         written = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -123,7 +127,9 @@ class TextPipeline(Pipeline):
         blends = deal_blend(blend, tags, core.current_blend(self.model), what="prompts")
         if chat is None:
             chat = self.asks_by_chat
-        texts = [self.question(one.text) if chat else one.text for one in tagged]
+        if system and not chat:
+            raise BadConfig("a system prompt is a turn of a conversation, and plain text has none: ask with chat=True")
+        texts = [self.question(one.text, system) if chat else one.text for one in tagged]
         made: dict[int, Completion] = {}
         for members in _together(blends):
             wanted = blends[members[0]]
@@ -149,9 +155,25 @@ class TextPipeline(Pipeline):
             prompt = prompt.replace(mark, mark.replace("<", r"\<").replace(">", r"\>"))
         return parse_prompt(prompt, self.adapters, encoders=())
 
-    def question(self, text: str) -> str:
-        """Returns a user's turn as the chat template writes it before an answer."""
-        return self.base.write([{"role": "user", "content": text}], asking=True)
+    def question(self, text: str, system: str | None = None) -> str:
+        """Returns a user's turn as the chat template writes it before an answer.
+
+        Args:
+            text: the turn.
+            system: the system prompt before it; None: :attr:`system`.
+
+        Raises:
+            DoesNotFit: the chat template refuses it.
+        """
+        system = self.system if system is None else system
+        before = [{"role": "system", "content": system}] if system else []
+        return self.base.write([*before, {"role": "user", "content": text}], asking=True)
+
+    @property
+    def system(self) -> str:
+        """The system prompt that all loaded adapters that have one were trained with; "" where they differ."""
+        prompts = {info.metadata["system"] for info in self.adapters.values() if "system" in info.metadata}
+        return prompts.pop() if len(prompts) == 1 else ""
 
     @property
     def asks_by_chat(self) -> bool:

@@ -16,13 +16,13 @@ from studio.errors import BadConfig, DoesNotFit
 from studio.families.causal import LANGUAGE_BASES, LanguageBase, open_language_base
 from studio.trainers.language.causal import Causal, Question
 from studio.trainers.language.samples import encode_all, split
-from studio.trainers.language.texts import TokenRow, marked, question
+from studio.trainers.language.texts import TokenRow, marked, question, render, system_of
 from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.task import AdapterLike, Say
 from studio.trainers.opening import Opening, open_with_recipe
 
 if TYPE_CHECKING:
-    from studio.datasets.chat import Sample
+    from studio.datasets.chat import Sample, Samples
 
 __all__ = ["CausalLM"]
 
@@ -83,11 +83,12 @@ class CausalLM:
 
     def open(self, adapter: AdapterLike, plan: Plan, say: Say) -> Causal:
         """See :meth:`studio.trainers.Task.open`."""
+        read = self._look()
         opening = open_with_recipe(
             self.task_name, self.base, open_language_base, LANGUAGE_BASES, adapter=adapter, plan=plan, say=say
         )  # fmt: skip
         base, length = opening.base, self._length(opening.base, opening.adapter)
-        rows, held_out, digests = self._read(opening, length)
+        rows, held_out, digests = self._read(read, opening, length)
         inputs = {
             "base": base.id, "base_hash": base.hash, "tokenizer": base.tokenizer_hash, "template": base.template_hash,
             **digests, **opening.inputs,
@@ -95,7 +96,7 @@ class CausalLM:
         return Causal(
             base=base, adapter=opening.adapter, plan=opening.plan, rates={"": opening.rate},
             name=self.name or re.sub(r"\W+", "-", Path(self.data).stem).strip("-") or "default",
-            settings={"task": self.task_name, "max_length": length, "samples": len(rows)},
+            settings={"task": self.task_name, "max_length": length, "samples": len(rows), **_marks(rows, base)},
             recorded={"base": opening.base_name, "data": str(self.data), "held_out": str(self.held_out or "")},
             inputs=inputs, samples=rows, held_out=held_out, previews=self._previews(base, held_out or rows),
             start=opening.start, call=("studio", "complete", opening.base_name, _asked(rows[0].sample)),
@@ -103,14 +104,20 @@ class CausalLM:
             origin=self._origin(opening, digests["data"], rows, length), say=say, notes=opening.notes,
         )  # fmt: skip
 
-    def _read(
-        self, opening: Opening[LanguageBase], length: int
-    ) -> tuple[list[TokenRow], list[TokenRow], dict[str, str]]:
-        """Returns what is trained on, what is measured on, and what identifies them."""
-        from studio.datasets.chat import read_samples, samples_digest
+    def _look(self) -> tuple[Samples, list[Sample], list[Sample]]:
+        """Reads the data: what is there, and of it what is trained on and what is measured on."""
+        from studio.datasets.chat import read_samples
 
         read = read_samples(self.data)
-        trained, kept = split(read, self.held_out)
+        return read, *split(read, self.held_out)
+
+    def _read(
+        self, found: tuple[Samples, list[Sample], list[Sample]], opening: Opening[LanguageBase], length: int
+    ) -> tuple[list[TokenRow], list[TokenRow], dict[str, str]]:
+        """Returns what is trained on, what is measured on, and what identifies them."""
+        from studio.datasets.chat import samples_digest
+
+        read, trained, kept = found
         for name, count in read.unused.items():
             opening.tell(f"the field {name!r} of {count} lines says nothing about the text and is not used")
         encode_some = partial(
@@ -147,6 +154,14 @@ class CausalLM:
         share = isinstance(self.held_out, float)
         return "what is held out" if share else Path(str(self.held_out)).name
 
+    def _ask(self, base: LanguageBase, rows: Sequence[TokenRow], text: str) -> str:
+        """Returns a question of ``preview_prompts`` as the model reads it, asked as the samples ask."""
+        if not rows[0].sample.chat:
+            return text
+        system = system_of([row.sample for row in rows])
+        before = [{"role": "system", "content": system}] if system else []
+        return base.write([*before, {"role": "user", "content": text}], asking=True)
+
     def _previews(self, base: LanguageBase, rows: Sequence[TokenRow]) -> list[Question]:
         if self.preview_prompts is None:
             some = [row.sample for row in rows if row.sample.asked][:SHOWN]
@@ -155,20 +170,28 @@ class CausalLM:
                 for sample in some
             ]
         chat = rows[0].sample.chat
-        asked = [
-            base.write([{"role": "user", "content": text}], asking=True) if chat else text
-            for text in self.preview_prompts
-        ]
+        asked = [self._ask(base, rows, text) for text in self.preview_prompts]
         return [Question(text, chat, prompt) for text, prompt in zip(asked, self.preview_prompts, strict=True)]
 
     def _origin(
         self, opening: Opening[LanguageBase], data: str, rows: Sequence[TokenRow], length: int
     ) -> dict[str, str]:
+        system = system_of([row.sample for row in rows])
         return opening.origin(self.task_name, data, self.licence) | {
             "tokenizer": opening.base.tokenizer_hash, "template": opening.base.template_hash,
             "form": "chat" if any(row.sample.chat for row in rows) else "text", "samples": str(len(rows)),
-            "max_length": str(length),
+            "max_length": str(length), **({"system": system} if system else {}),
         }  # fmt: skip
+
+
+def _marks(rows: Sequence[TokenRow], base: LanguageBase) -> dict[str, Any]:
+    """What earlier versions left out of conversations: with it, a run that they began would learn other texts."""
+    chats = [render(row.sample, base) for row in rows if row.sample.chat]
+    begins = {base.begins(text) for text, _ in chats} - {""}
+    usual = base.tokenizer.eos_token or ""
+    ends = {end for text, spans in chats for _, at in spans for end in base.end_marks if text[:at].endswith(end)}
+    marks = {"begins_with": sorted(begins), "ends_with": sorted(ends - {usual})}
+    return {name: found for name, found in marks.items() if found}
 
 
 def _asked(sample: Sample) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from studio.datasets.trigger import Trigger, class_prompt_of
 from studio.errors import BadConfig, DoesNotFit, nearest
@@ -16,6 +16,9 @@ from studio.trainers.image_task import ImageTask, Material
 from studio.trainers.loop.draws import Draws
 from studio.trainers.opening import Opening
 from studio.trainers.recipes import ImageRecipe
+
+if TYPE_CHECKING:
+    from studio.datasets.folder import ImageFolder
 
 __all__ = ["DreamBooth"]
 
@@ -122,16 +125,21 @@ class DreamBooth(ImageTask):
         """
         return class_prompt_of(self.instance_prompt)
 
+    def look(self) -> tuple[ImageFolder, ...]:
+        """Reads the pictures of the subject, and those of its class where they are given."""
+        from studio.datasets.folder import read_folder
+
+        subject = read_folder(self.instance_images, captions=self.captions)
+        return (subject,) if self.class_images is None else (subject, read_folder(self.class_images, captions=False))
+
     @property
     def answers_to(self) -> Trigger:
         """The instance prompt, without its "a photo of"."""
         return Trigger.of_subject(self.instance_prompt)
 
-    def read(self, opening: Opening[Base], size: tuple[int, int]) -> Material:
+    def read(self, opening: Opening[Base], size: tuple[int, int], folders: Sequence[ImageFolder]) -> Material:
         """See :meth:`ImageTask.read`."""
-        from studio.datasets.folder import read_folder
-
-        folder = read_folder(self.instance_images, captions=self.captions)
+        folder = folders[0]
         latents = self.latents_of(folder, opening, size)
         recipe = opening.recipe
         assert isinstance(recipe, ImageRecipe), "the recipe of this task"
@@ -146,7 +154,7 @@ class DreamBooth(ImageTask):
             )  # fmt: skip
             settings |= {"class_prompt": list(prior.prompts), "prior_weight": prior.weight, "prior_rows": rows}
             if settings["prior"] != "self" or self.class_images is not None:
-                prior.source, inputs["class_images"] = self._class_latents(opening, latents, prior.prompts)
+                prior.source, inputs["class_images"] = self._class_latents(opening, latents, prior.prompts, folders[1:])
         captions = [self.answers_to.of(item) for item in folder.items]
         return Material(latents=latents, captions=captions, prior=prior, settings=settings, inputs=inputs)
 
@@ -177,15 +185,14 @@ class DreamBooth(ImageTask):
         return (self.likely_class,)
 
     def _class_latents(
-        self, opening: Opening[Base], instance: Latents, prompts: tuple[str, ...]
+        self, opening: Opening[Base], instance: Latents, prompts: tuple[str, ...], given: Sequence[ImageFolder]
     ) -> tuple[Callable[[], Latents], str]:
         """Returns what gives the class pictures, and what identifies them: those of a folder, or made by the base."""
         from studio.datasets.cache import cache_folder
         from studio.datasets.folder import read_folder
 
-        if self.class_images is not None:
-            given = read_folder(self.class_images, captions=False)
-            return lambda: instance.of(given.items), given.digest
+        if given:
+            return lambda: instance.of(given[0].items), given[0].digest
         made = ClassPictures(opening.base, prompts, self.class_count, instance.size, seed=opening.plan.seed)
 
         def make() -> Latents:

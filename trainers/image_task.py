@@ -107,19 +107,30 @@ class ImageTask(ABC):
         return self.answers_to.words
 
     @abstractmethod
-    def read(self, opening: Opening[Base], size: tuple[int, int]) -> Material:
-        """Reads the data.
+    def read(self, opening: Opening[Base], size: tuple[int, int], folders: Sequence[ImageFolder]) -> Material:
+        """Makes of the pictures what is trained on.
 
         Args:
             opening: the base and what was decided.
             size: width and height in pixels to train at.
+            folders: what :meth:`look` has read.
 
         Raises:
-            UsageError: the data are not there, or cannot be used.
+            UsageError: they cannot be used on this base.
+        """
+
+    @abstractmethod
+    def look(self) -> tuple[ImageFolder, ...]:
+        """Reads the folders with pictures, before the base is opened.
+
+        Raises:
+            BadFile: one is not there, or cannot be used.
         """
 
     def open(self, adapter: AdapterLike, plan: Plan, say: Say) -> Diffusion:
         """See :meth:`studio.trainers.Task.open`."""
+        self._check_previews()
+        folders = self.look()
         opening = open_with_recipe(
             self.task_name, self.base, open_base, BASES, adapter=adapter, plan=plan, say=say
         )  # fmt: skip
@@ -128,7 +139,7 @@ class ImageTask(ABC):
         size = picture_size(self.resolution, base)
         weighting = self.weighting or recipe.weighting
         objective = Objective.of(base.pipe.scheduler, weighting=weighting, gamma=self.gamma, device=opening.device)
-        material = self.read(opening, size)
+        material = self.read(opening, size, folders)
         previews = self._previews(material.captions, size)
         rates = self._rates(opening, recipe)
         inputs = {"base": base.id, "base_hash": base.hash, **material.inputs, **opening.inputs}
@@ -162,7 +173,16 @@ class ImageTask(ABC):
         return Latents(opening.base, folder.items, size=size, crop=self.crop, flip=self.flip, cache=cache)
 
     def _previews(self, captions: Sequence[str], size: tuple[int, int]) -> Previews:
-        """Returns what previews show, after a check that each calls up what is learned."""
+        """Returns what previews show."""
+        prompts = self.answers_to.previews(captions) if self.preview_prompts is None else self.preview_prompts
+        return Previews(prompts, self.preview_seeds, size, self.preview_steps, self.preview_guidance)
+
+    def _check_previews(self) -> None:
+        """Checks that each preview prompt calls up what is learned.
+
+        Raises:
+            DoesNotFit: one lacks the trigger.
+        """
         for prompt in self.preview_prompts or ():
             missing = missing_words(self.trigger_words, prompt)
             if missing:
@@ -170,8 +190,6 @@ class ImageTask(ABC):
                     f"the preview prompt {prompt!r} lacks the trigger {self.trigger_words!r} (missing: "
                     f"{' '.join(missing)}), so it would show the base and not what is learned; put the trigger into it"
                 )
-        prompts = self.answers_to.previews(captions) if self.preview_prompts is None else self.preview_prompts
-        return Previews(prompts, self.preview_seeds, size, self.preview_steps, self.preview_guidance)
 
     def _settings(self, material: Material, weighting: str, rates: Mapping[str, float]) -> dict[str, Any]:
         from studio.datasets.cache import content_key

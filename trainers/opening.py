@@ -110,6 +110,7 @@ def open_with_recipe(
     Raises:
         UsageError: the device or the base is not there, or cannot do this.
     """
+    start = adapter_file(adapter) if isinstance(adapter, (str, Path)) else None
     device = choose_device(plan.device)
     precision = choose_dtype(plan.precision, device, training=True)
     if precision.note:
@@ -118,12 +119,11 @@ def open_with_recipe(
     say(f"opening the base {name}")
     opened = open_base(base, device=device)
     recipe = recipe_for(task_name, opened)
-    start = None
-    if isinstance(adapter, (str, Path)):
-        start = adapter_file(adapter)
-        adapter = _config_of(opened, start)
+    config = adapter(recipe) if callable(adapter) else adapter
+    if start is not None:
+        config = _config_of(opened, start)
         say(f"training on from {start}")
-    adapter = adapter or recipe.adapter()
+    adapter = config if isinstance(config, AdapterConfig) else recipe.adapter()
     steps = recipe.steps if plan.steps is None else plan.steps
     factor = adapter.rate
     plan = plan.filled(

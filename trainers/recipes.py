@@ -13,7 +13,7 @@ from studio.adapters import METHODS, AdapterConfig
 from studio.families import Base
 from studio.families.causal import LanguageBase
 
-__all__ = ["RECIPES", "SMALL_BASE", "ImageRecipe", "Recipe", "recipe_for"]
+__all__ = ["RECIPES", "SMALL_BASE", "ImageRecipe", "Recipe", "recipe_for", "recipes_of"]
 
 SMALL_BASE: Final = 100_000_000
 """Denoisers and language models with fewer parameters than this are *small* (the embedded bases have 8.75 and 2.2
@@ -123,6 +123,11 @@ RECIPES: Final[dict[tuple[str, str], Recipe]] = {
     ("causal-lm", "full"): Recipe(rank=16, targets="attention+mlp", learning_rate=2e-4, steps=500, batch_size=16),
 }
 """(kind of task, size of base) -> defaults."""
+
+
+def recipes_of(task_name: str) -> list[Recipe]:
+    """Returns the defaults of a task on bases of all sizes."""
+    return [recipe for (name, _), recipe in RECIPES.items() if name == task_name]
 
 
 def recipe_for(task_name: str, base: Base | LanguageBase) -> Recipe:

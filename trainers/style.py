@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from studio.datasets.trigger import Trigger
 from studio.errors import BadConfig
 from studio.families import Base
 from studio.trainers.image_task import ImageTask, Material
 from studio.trainers.opening import Opening
+
+if TYPE_CHECKING:
+    from studio.datasets.folder import ImageFolder
 
 __all__ = ["Style"]
 
@@ -50,6 +54,12 @@ class Style(ImageTask):
         if not 0 <= self.caption_dropout < 1:
             raise BadConfig(f"caption_dropout={self.caption_dropout!r} must be a probability in [0, 1)")
 
+    def look(self) -> tuple[ImageFolder, ...]:
+        """Reads the pictures and their captions."""
+        from studio.datasets.folder import read_folder
+
+        return (read_folder(self.images, captions=True),)
+
     @property
     def answers_to(self) -> Trigger:
         """The trigger phrase."""
@@ -59,11 +69,9 @@ class Style(ImageTask):
         """Returns the caption with the trigger in front, unless it has it already."""
         return self.answers_to.text(caption)
 
-    def read(self, opening: Opening[Base], size: tuple[int, int]) -> Material:
+    def read(self, opening: Opening[Base], size: tuple[int, int], folders: Sequence[ImageFolder]) -> Material:
         """See :meth:`ImageTask.read`."""
-        from studio.datasets.folder import read_folder
-
-        folder, trigger = read_folder(self.images, captions=True), self.answers_to
+        folder, trigger = folders[0], self.answers_to
         latents = self.latents_of(folder, opening, size)
         bare = [item.file.name for item in folder.items if not item.caption]
         if bare:

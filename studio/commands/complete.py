@@ -45,6 +45,10 @@ __all__ = ["complete"]
     help="Ask through the chat template, or go on from the plain text; else as the adapters were trained.",
 )  # fmt: skip
 @click.option(
+    "--system", metavar="TEXT",
+    help="The system prompt; else the one that the adapters were always trained with. An empty one asks without.",
+)  # fmt: skip
+@click.option(
     "--batch-size", type=int, metavar="N", default=16, show_default=True, help="Prompts that are completed together."
 )
 @pipeline_options
@@ -58,6 +62,7 @@ def complete(
     temperature: float,
     seed: int,
     chat: bool | None,
+    system: str | None,
     batch_size: int,
     allow_partial: bool,
     device: str | None,
@@ -81,10 +86,12 @@ def complete(
     if per_sample and tagged:
         _refuse_tag(tagged[0])
     _note_bases(pipe, show)
+    if system is None and pipe.system and (pipe.asks_by_chat if chat is None else chat):
+        show.tell(f"asking with the system prompt that the adapters were trained with: {pipe.system!r}")
     blend = [{entry["name"]: entry["strength"]} for entry in used] if per_sample else None
     made = pipe.complete(
-        prompts, blend=blend, chat=chat, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
-        batch_size=batch_size,
+        prompts, blend=blend, chat=chat, system=system, max_new_tokens=max_new_tokens, temperature=temperature,
+        seed=seed, batch_size=batch_size,
     )  # fmt: skip
     for completion in made:
         show.say(f"> {completion.prompt}\n{completion.text}\n" if len(made) > 1 else completion.text)

@@ -27,6 +27,14 @@ _ADAPTER = (
     setting("--learning-rate", field="learning_rate", type=float, metavar="X", help="Learning rate."),
 )  # fmt: skip
 _RUN = (
+    click.option(
+        "--from", "start", type=click.Path(path_type=Path), metavar="ADAPTER",
+        help="Train on from an adapter file, or from that of a run's folder, with its method, rank and targets.",
+    ),
+    click.option(
+        "--continue", "further", is_flag=True,
+        help="Train the run in the output folder on, finished or not, to the larger number of --steps.",
+    ),
     setting(
         "--preview", field="preview_prompts", multiple=True, metavar="PROMPT", help="What previews show; repeatable."
     ),

@@ -97,7 +97,9 @@ class Settings:
         return build(config, {**defaults, **given})
 
 
-def gather(task: type[Task], *, config: Path | None, options: Mapping[str, Any], words: Sequence[str]) -> Settings:
+def gather(
+    task: type[Task], *, config: Path | None, options: Mapping[str, Any], words: Sequence[str], trains_on: bool = False
+) -> Settings:
     """Puts the settings together.
 
     Args:
@@ -106,17 +108,21 @@ def gather(task: type[Task], *, config: Path | None, options: Mapping[str, Any],
             ``run.toml`` of an earlier run of the same task.
         options: what options gave, by setting.
         words: the ``key=value`` words of ``--set``.
+        trains_on: an adapter file is named that the training starts from.
 
     Raises:
         BadFile: the file cannot be read.
         BadConfig: a setting that does not exist, with the nearest one, or that is given twice.
-        DoesNotFit: the ``run.toml`` of a run of another task.
+        DoesNotFit: the ``run.toml`` of a run of another task, or of one that started from an adapter file where none
+            is named.
     """
     where = _where(task)
     settings = Settings()
     if config is not None:
         content = read_toml(config)
         if "inputs" in content and "free" in content:
+            if not trains_on and "start" in content["inputs"]:
+                raise DoesNotFit(f"{config} is that of a run that trained on from an adapter file: name it with --from")
             content = _of_run(content, task, config)
         for name, value in content.items():
             for key, entry in value.items() if name in PARTS and isinstance(value, Mapping) else [(name, value)]:

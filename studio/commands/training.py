@@ -29,26 +29,31 @@ class TrainingRequest:
         task: the task.
         plan: the loop's settings.
         settings: all that was given.
+        start: the adapter file that is trained on from, or None.
     """
 
     task: Any
     plan: Plan
     settings: Settings
+    start: Path | None = None
 
-    def train(self, open_base: Callable[[Any], Any], output: Path, *, quiet: bool) -> Run:
-        """Opens the base, trains, and returns the run.
+    def train(self, output: Path, *, quiet: bool, further: bool = False) -> Run:
+        """Trains, and returns the run.
+
+        Args:
+            output: the run's folder.
+            quiet: print nothing.
+            further: the run there had fewer steps and trains on.
 
         Raises:
             UsageError: whatever is wrong about the request.
             Refused: nothing would be trained.
         """
         from studio.trainers import train
-        from studio.trainers.recipes import recipe_for
 
-        opened = dataclasses.replace(self.task, base=open_base(self.task.base))
-        adapter = self.settings.make_adapter(recipe_for(self.task.task_name, opened.base))
         plan = {field.name: getattr(self.plan, field.name) for field in dataclasses.fields(self.plan)}
-        return train(opened, output=output, adapter=adapter, quiet=quiet, **plan)
+        adapter = self.start or self.settings.make_adapter
+        return train(self.task, output=output, adapter=adapter, quiet=quiet, further=further, **plan)
 
 
 @dataclass(frozen=True)
@@ -57,20 +62,18 @@ class Medium:
 
     Args:
         group: the command's group, ``"tune"`` or none.
-        open_base: opens the base of a task.
         remark: says what to look at before anything is trained: ``(task, show)``.
         tell: says how to try what was learned, ``(task, run, show)``, and returns what the JSON output says besides.
     """
 
     group: str
-    open_base: Callable[[Any], Any]
     remark: Callable[[Any, Show], None]
     tell: Callable[[Any, Run, Show], Mapping[str, Any]]
 
 
 def read_request(
     task: type[Any], facts: Mapping[str, Any], options: Mapping[str, Any], *, command: str, config: Path | None,
-    words: Sequence[str],
+    words: Sequence[str], start: Path | None = None,
 ) -> TrainingRequest:  # fmt: skip
     """Reads and checks what is asked for, before anything is opened.
 
@@ -81,15 +84,38 @@ def read_request(
         command: the command's name, for messages.
         config: file with settings.
         words: ``key=value`` words.
+        start: the adapter file that is trained on from, or the folder of its run.
 
     Raises:
         UsageError: whatever is wrong about the request.
     """
-    given = gather(task, config=config, options=options, words=words)
+    from studio.trainers.recipes import recipes_of
+
+    given = gather(task, config=config, options=options, words=words, trains_on=start is not None)
+    if start is not None:
+        start = _start(start, gather(task, config=None, options=options, words=words).adapter)
+    else:
+        for recipe in recipes_of(task.task_name):  # wrong fields are wrong on every size of base
+            given.make_adapter(recipe)
     facts = {name: value for name, value in facts.items() if value is not None}
     _require(task, {**given.task, **facts}, command)
     plan = given.make_plan()
-    return TrainingRequest(given.make_task(task, **facts), plan, given)
+    return TrainingRequest(given.make_task(task, **facts), plan, given, start)
+
+
+def _start(given: Path, adapter: Mapping[str, Any]) -> Path:
+    """Returns the file that is trained on from, after a check that nothing else is said about its adapter.
+
+    Raises:
+        BadConfig: a method or a field of its config is given besides.
+        BadFile: it is no adapter.
+    """
+    from studio.trainers.opening import adapter_file
+
+    file = adapter_file(given)
+    if adapter:
+        raise BadConfig(f"--from {given} brings the adapter's settings with it: leave out {', '.join(sorted(adapter))}")
+    return file
 
 
 def run_training(
@@ -101,6 +127,8 @@ def run_training(
     *,
     config: Path | None,
     words: Sequence[str],
+    start: Path | None,
+    further: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -114,6 +142,8 @@ def run_training(
         medium: what is trained on.
         config: file with settings.
         words: ``key=value`` words.
+        start: the adapter file that is trained on from, or the folder of its run.
+        further: the run in ``output`` had fewer steps and trains on.
         as_json: print one JSON object.
         quiet: print nothing else.
 
@@ -123,42 +153,20 @@ def run_training(
     """
     show = Show(as_json, quiet)
     command = f"{medium.group} {task.task_name}".strip()
-    asked = read_request(task, facts, options, command=command, config=config, words=words)
+    asked = read_request(task, facts, options, command=command, config=config, words=words, start=start)
     medium.remark(asked.task, show)
-    run = asked.train(medium.open_base, output, quiet=quiet)
+    run = asked.train(output, quiet=quiet, further=further)
     show.say(f"adapter: {run.adapter}\nreport: {run.report}")
     more = medium.tell(asked.task, run, show)
-    show.result(
-        {
-            "folder": run.folder,
-            "adapter": run.adapter,
-            "report": run.report,
-            "steps": len(run.losses),
-            "loss": run.losses[-1],
-            "already": run.already,
-            **more,
-        }  # fmt: skip
-    )
+    show.result({**run_facts(run), **more})
 
 
 def run_facts(run: Run) -> dict[str, Any]:
     """Returns what the JSON output says about every run."""
     return {
         "folder": run.folder, "adapter": run.adapter, "report": run.report, "steps": len(run.losses),
-        "loss": run.losses[-1], "already": run.already,
+        "loss": run.loss, "already": run.already,
     }  # fmt: skip
-
-
-def _open_image_base(base: Any) -> Any:
-    from studio.families import open_base
-
-    return open_base(base)
-
-
-def _open_language_base(base: Any) -> Any:
-    from studio.families.causal import open_language_base
-
-    return open_language_base(base)
 
 
 def _note_trigger(task: Any, show: Show) -> None:
@@ -184,7 +192,7 @@ def _tell_pictures(task: Any, run: Run, show: Show) -> dict[str, Any]:
 def _tell_texts(task: Any, run: Run, show: Show) -> dict[str, Any]:
     steps = sorted(run.measures)
     before, after = (dict(run.measures[step]) for step in (steps[0], steps[-1])) if steps else ({}, {})
-    for name, value in after.items():
+    for name, value in ((name, value) for name, value in after.items() if name in before):
         show.say(f"{name.replace('_', ' ')}: {before[name]:.3f} before, {value:.3f} after")
     question = _question(task.data)
     show.say(f"try it: {shell('studio', 'complete', _named(task.base), question, '--adapter', run.adapter)}")
@@ -195,8 +203,8 @@ def _no_remark(task: Any, show: Show) -> None:
     """Texts have no trigger."""
 
 
-PICTURES = Medium("", _open_image_base, _note_trigger, _tell_pictures)
-TEXTS = Medium("tune", _open_language_base, _no_remark, _tell_texts)
+PICTURES = Medium("", _note_trigger, _tell_pictures)
+TEXTS = Medium("tune", _no_remark, _tell_texts)
 
 
 def _question(data: str | Path) -> str:

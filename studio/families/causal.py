@@ -44,6 +44,7 @@ class LanguageBase:
     tokenizer: Any
     id: str
     folder: Path | None = field(default=None)
+    _probed: dict[str, list[int]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def hash(self) -> str:
@@ -100,16 +101,33 @@ class LanguageBase:
     def tokens(self, text: str, *, chat: bool) -> tuple[list[int], list[tuple[int, int]]]:
         """Returns the token numbers of a text and the characters ``(begin, end)`` that each stands for.
 
+        The beginning token of tokenizers that put one stands in front exactly once, whether the text, or its chat
+        template, writes it or not. No end token is added.
+
         Args:
             text: what :meth:`write` wrote, or plain text.
-            chat: whether the text has a template's own marks; plain text gets the beginning token of tokenizers that
-                put one there. No end token is added.
+            chat: whether a chat template wrote it; both are numbered in the same way.
         """
-        coded = self.tokenizer(text, add_special_tokens=not chat, return_offsets_mapping=True)
+        coded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         numbers, places = list(coded["input_ids"]), [(int(begin), int(end)) for begin, end in coded["offset_mapping"]]
-        if not chat and numbers and places[-1][0] == places[-1][1] and numbers[-1] in self.ends:
-            numbers, places = numbers[:-1], places[:-1]
-        return numbers, places
+        first = list(self.beginning)
+        if numbers[: len(first)] == first:
+            return numbers, places
+        return first + numbers, [(0, 0)] * len(first) + places
+
+    @cached_property
+    def beginning(self) -> tuple[int, ...]:
+        """The tokens that the tokenizer puts in front of every text."""
+        bare = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        whole = self.tokenizer("a", add_special_tokens=True)["input_ids"]
+        size = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), 0)
+        return tuple(whole[:size])
+
+    def begins(self, text: str) -> str:
+        """Returns what :meth:`tokens` puts in front of a text, as text; "" where it begins so already."""
+        first = list(self.beginning)
+        numbers = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return "" if numbers[: len(first)] == first else str(self.tokenizer.decode(first))
 
     @property
     def context(self) -> int:
@@ -125,11 +143,29 @@ class LanguageBase:
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """The tokens that end an answer: the tokenizer's, and those of the model's generation config."""
+        """The tokens that end an answer: the tokenizer's, those of the model's generation config, the template's."""
         named: Any = getattr(self.model.generation_config, "eos_token_id", None)
         named = [named] if isinstance(named, int) else list(named or ())
         first = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
-        return tuple(dict.fromkeys([*first, *named]))
+        return tuple(dict.fromkeys([*first, *named, *self._turn_ends()]))
+
+    @property
+    def end_marks(self) -> tuple[str, ...]:
+        """The same as texts."""
+        return tuple(str(self.tokenizer.decode([end])) for end in self.ends)
+
+    def _turn_ends(self) -> list[int]:
+        """The mark that the chat template writes right behind an answer, where that is one of the tokenizer's marks."""
+        if self.template not in self._probed:
+            messages = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]
+            try:
+                behind = self.write(messages).rpartition("2")[2].lstrip()
+            except DoesNotFit:  # a template that wants other conversations
+                behind = ""
+            marks = [mark for mark in self.tokenizer.all_special_tokens if behind.startswith(mark)]
+            longest = max(marks, key=len, default=None)
+            self._probed[self.template] = [] if longest is None else [self.tokenizer.convert_tokens_to_ids(longest)]
+        return self._probed[self.template]
 
 
 def open_language_base(

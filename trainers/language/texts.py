@@ -1,4 +1,4 @@
-"""Text samples as token numbers, with what is learned marked: the answers, each with its end token."""
+"""Text samples as token numbers, with what is learned marked: the answers, each with the mark that ends it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from studio.families.causal import LanguageBase
 if TYPE_CHECKING:
     from studio.datasets.chat import Sample
 
-__all__ = ["IGNORED", "TokenRow", "batch", "encode", "marked", "question", "render"]
+__all__ = ["IGNORED", "TokenRow", "batch", "encode", "marked", "question", "render", "system_of"]
 
 IGNORED: Final = -100
 """The label of a token that does not count in the loss."""
@@ -39,7 +39,10 @@ class TokenRow:
 
 
 def render(sample: Sample, base: LanguageBase) -> tuple[str, list[tuple[int, int]]]:
-    """Writes a sample as one text and marks what is learned: the answers, each with its end token.
+    """Writes a sample as one text and marks what is learned: the answers, each with its end.
+
+    An end is what the base stops at: the tokenizer's end token, one of the model's own, or the mark that the chat
+    template writes behind an answer.
 
     Args:
         sample: a conversation or plain text.
@@ -52,7 +55,8 @@ def render(sample: Sample, base: LanguageBase) -> tuple[str, list[tuple[int, int
         BadFile: the chat template refuses the conversation or writes its beginning otherwise than the whole, or a turn
             holds one of the tokenizer's marks.
     """
-    end = base.tokenizer.eos_token or ""
+    ends = base.end_marks
+    end = ends[0] if ends else ""
     if not sample.chat:
         text = f"{sample.prompt}{sample.completion}{end}"
         return text, [(len(sample.prompt), len(text))]
@@ -70,12 +74,17 @@ def render(sample: Sample, base: LanguageBase) -> tuple[str, list[tuple[int, int
                 "leaves a part of it out, so that the answer cannot be found in the whole; split the conversation"
             )
         said = found + len(content.strip())
-        finish = through.find(end, said) if end else -1
-        spans.append((len(before), said if finish < 0 else finish + len(end)))
-    if end and not text[: spans[-1][1]].endswith(end):  # a template without an end: nothing would stop the answer
+        spans.append((len(before), _through_end(through, said, ends)))
+    if end and not text[: spans[-1][1]].endswith(ends):  # a template without an end: nothing would stop the answer
         text = text[: spans[-1][1]] + end
         spans[-1] = (spans[-1][0], len(text))
     return text, spans
+
+
+def _through_end(text: str, said: int, ends: Sequence[str]) -> int:
+    """Returns the place behind the first end mark from ``said`` on; ``said`` where there is none."""
+    found = [(place, -len(end)) for end in ends if (place := text.find(end, said)) >= 0]
+    return min(found)[0] - min(found)[1] if found else said
 
 
 def question(sample: Sample, base: LanguageBase) -> str:
@@ -84,6 +93,20 @@ def question(sample: Sample, base: LanguageBase) -> str:
         return sample.prompt
     messages = [{"role": role, "content": content} for role, content in sample.turns[:-1]]
     return _write(sample, base, messages, asking=True)
+
+
+def system_of(samples: Sequence[Sample]) -> str:
+    """Returns the system prompt that every conversation of a data set begins with; "" where they differ.
+
+    Example:
+        >>> from studio.datasets.chat import Sample
+        >>> terse = Sample(1, (("system", "Be brief."), ("user", "Hi"), ("assistant", "Yes?")))
+        >>> system_of([terse]), system_of([terse, Sample(2, terse.turns[1:])])
+        ('Be brief.', '')
+    """
+    first = {sample.turns[0] for sample in samples if sample.chat}
+    role, text = first.pop() if len(first) == 1 else ("", "")
+    return text if role == "system" else ""
 
 
 def encode(sample: Sample, base: LanguageBase, length: int) -> TokenRow:
@@ -101,11 +124,12 @@ def encode(sample: Sample, base: LanguageBase, length: int) -> TokenRow:
 
 
 def marked(sample: Sample, base: LanguageBase) -> str:
-    """Returns the text of a sample with ``⟦`` and ``⟧`` around what is learned."""
+    """Returns a sample as the model reads it, with ``⟦`` and ``⟧`` around what is learned."""
     text, spans = render(sample, base)
+    begins = base.begins(text)
     for begin, end in reversed(spans):
         text = f"{text[:begin]}⟦{text[begin:end]}⟧{text[end:]}"
-    return text
+    return begins + text
 
 
 def batch(rows: Sequence[TokenRow], pad: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

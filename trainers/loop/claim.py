@@ -79,6 +79,11 @@ def _take(folder: Path, held: contextlib.ExitStack) -> None:
 
 
 def _check_ours(folder: Path) -> None:
+    """Checks that a folder is empty or a run's.
+
+    Raises:
+        BadFile: it holds something else.
+    """
     others = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     if others and not is_run(folder):
         what = f"it lacks {RUN_FILE} and" if set(others) <= set(OURS) else "it"

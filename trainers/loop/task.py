@@ -27,8 +27,9 @@ __all__ = ["AdapterLike", "Lesson", "Loss", "Say", "Task"]
 Say = Callable[[str], None]
 """Takes one line for the user."""
 
-AdapterLike = AdapterConfig | str | Path | None
-"""An adapter's config, a file with an adapter to train on from, or None for the recipe's."""
+AdapterLike = AdapterConfig | str | Path | Callable[[Any], AdapterConfig | None] | None
+"""An adapter's config, a file with an adapter to train on from, what makes one of the recipe for the base, or None for
+the recipe's own."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Task(Protocol):
     task_name: ClassVar[str]
 
     def open(self, adapter: AdapterLike, plan: Plan, say: Say) -> Lesson:
-        """Opens the base, reads the data, decides every open setting.
+        """Reads the data, opens the base, decides every open setting; what needs no base is checked before that.
 
         Args:
             adapter: the adapter's config, or a file with one to train on from; None takes the recipe's.
