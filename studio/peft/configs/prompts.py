@@ -15,7 +15,7 @@ from studio.errors import UnsupportedLayer
 from studio.files.soft import peft_form, soft_config
 from studio.peft.terms.errors import Wrong
 
-__all__ = ["note_sizes", "prompt_config", "prompt_state"]
+__all__ = ["note_sizes", "prompt_config", "prompt_state", "sizes_in_file"]
 
 
 def prompt_config(config: Any, model: nn.Module) -> AdapterConfig:
@@ -60,3 +60,20 @@ def prompt_state(adapters: Iterable[tuple[str, Adapter]], name: str) -> dict[str
         assert isinstance(adapter, TokenAdapter)
         return peft_form(adapter)[1]
     raise Wrong(f"{name!r} has no virtual tokens")
+
+
+def sizes_in_file(adapters: Iterable[Adapter]) -> dict[str, Any]:
+    """Returns the fields with which PEFT finds its way in the tensors of a saved prompt or prefix.
+
+    Args:
+        adapters: those of one config.
+
+    Raises:
+        DoesNotFit: PEFT has no way to say it.
+    """
+    wanted = ("num_attention_heads", "num_layers", "num_transformer_submodules", "token_dim")
+    for adapter in adapters:
+        assert isinstance(adapter, TokenAdapter)
+        fields = peft_form(adapter)[0]
+        return {name: fields[name] for name in wanted}
+    return {}

@@ -18,6 +18,7 @@ from studio.files.peft import TENSOR_FILE, peft_fields, warn_doubled
 from studio.files.save import spelled
 from studio.files.source import open_source
 from studio.peft.configs.config import PeftConfig
+from studio.peft.configs.prompts import sizes_in_file
 from studio.peft.files.tensors import adapts_embeddings, get_state
 from studio.peft.model.state import State
 from studio.peft.terms.errors import PeftWarning, refusals
@@ -72,7 +73,9 @@ def _about_the_base(base: Any, config: PeftConfig) -> dict[str, Any]:
 def _settled(state: State, name: str) -> dict[str, Any]:
     """The fields of a saved config that differ from the config in memory, because the tensors say something else."""
     config: Any = state.configs[name]
-    if config.is_prompt_learning or not state.cores(name):
+    if config.is_prompt_learning:
+        return sizes_in_file(state.own_layers(name).values())
+    if not state.cores(name):
         return {}
     saved, _ = spelled(state.model, name, FORMATS["peft"])
     warn_doubled(saved)
@@ -85,7 +88,7 @@ def _settled(state: State, name: str) -> dict[str, Any]:
         fields |= {"init_lora_weights": True, "eva_config": None, "corda_config": None, "loftq_config": {}}
     if stated.get("rank_pattern") and config.word == "ADALORA":  # ranks that went in training
         fields |= {key: stated[key] for key in ("init_r", "lora_alpha", "rank_pattern")}
-    for key in ("decompose_factor", "target_modules"):
+    for key in ("decompose_factor", "feedforward_modules", "target_modules"):
         if key in stated and getattr(config, key, None) is None:
             fields[key] = stated[key]
     return fields

@@ -15,7 +15,7 @@ from studio.errors import DoesNotFit
 from studio.files.format import FORMATS
 from studio.files.save import spelled
 from studio.peft.configs.config import PeftConfig
-from studio.peft.configs.prompts import note_sizes, prompt_config
+from studio.peft.configs.prompts import note_sizes, prompt_config, sizes_in_file
 from studio.peft.configs.select import select
 from studio.peft.configs.translate import method_of, random_start, translate
 from studio.peft.model.activity import disable_adapter_layers, let_act, train_active
@@ -57,8 +57,7 @@ def add(
             random_start(config, adapter.tensors(), adapter.trained)
         if config.is_prompt_learning:
             note_sizes(config, layers.items())
-        else:
-            _warn_unsavable(state, name)
+        _warn_unsavable(state, name)
         if not autocast:
             cast_down(state, name)
 
@@ -140,7 +139,10 @@ def cast_down(state: State, name: str) -> None:
 def _warn_unsavable(state: State, name: str) -> None:
     """Says before a training, and not after it, that its adapter is none that PEFT could read."""
     try:
-        spelled(state.model, name, FORMATS["peft"])
+        if state.configs[name].is_prompt_learning:
+            sizes_in_file(state.own_layers(name).values())
+        else:
+            spelled(state.model, name, FORMATS["peft"])
     except DoesNotFit as reason:
         warnings.warn(
             f"save_pretrained will refuse this adapter ({reason}); what is trained can be saved with "

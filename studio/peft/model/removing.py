@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from studio.adapters import detach
@@ -104,6 +105,7 @@ def merge_and_unload(
         baked = _baked_tensors(state)
         extras = [state.extras[name] for name in wanted]
         unload(state)
+    tied = _tied(model)
     for path, module in ((path, module) for one in extras for path, module in one.modules.items()):
         above, _, last = path.rpartition(".")
         cast(nn.Module, module_at(model, above))._modules[last] = module.requires_grad_(True)
@@ -111,6 +113,7 @@ def merge_and_unload(
         put_parameter(model, path, parameter)
     for holder, table, key, tensor in baked:
         getattr(holder, table)[key] = tensor
+    _tie(model, tied)
     _untie(model)
     return model
 
@@ -127,6 +130,23 @@ def _baked_tensors(state: State) -> list[tuple[nn.Module, str, str, Tensor]]:
                 now.requires_grad_(now.is_floating_point())
             found.append((module, table, key, now))
     return found
+
+
+def _tied(model: nn.Module) -> list[list[str]]:
+    """The names of each parameter that has several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [some for some in names.values() if len(some) > 1]
+
+
+def _tie(model: nn.Module, names: Sequence[Sequence[str]]) -> None:
+    """Makes one parameter again of those that were one and that a merge has changed alike."""
+    now = dict(model.named_parameters(remove_duplicate=False))
+    for first, *others in names:
+        for other in others:
+            if now[other] is not now[first] and torch.equal(now[other], now[first]):
+                put_parameter(model, other, now[first])
 
 
 def _untie(model: nn.Module) -> None:
