@@ -119,6 +119,7 @@ THEIRS |= {
     "lntuning": lambda: peft.LNTuningConfig(**ON),
     "bitfit": lambda: peft.BeftConfig(**ON),
     "tokenembedding": lambda: peft.TrainableTokensConfig(token_indices=[1, 3], **ON),
+    "fourierft": lambda: peft.FourierFTConfig(n_frequency=12, **ON),  # its start is random by itself
 }
 
 

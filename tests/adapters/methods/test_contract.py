@@ -125,6 +125,10 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "road": {"plain": {"group": 4}, "two": {"group": 2, "variant": 2}, "four": {"group": 4, "variant": 4}},
     "mora": {"rotation": {"rank": 2}, "sharing": {"rank": 2, "type": 1}, "small": {"rank": 1}},
+    "fourierft": {
+        "plain": {"frequencies": 12},
+        "normal": {"frequencies": 7, "scaling": 20.0, "key": 3, "init": "normal"},
+    },
     "lntuning": {"plain": {}},
     "bitfit": {"plain": {}},
     "bottleneck": {
@@ -156,6 +160,7 @@ UNCOVERED = {
 
 # (method, or method-config; property) -> why it does not have it; properties: identity, formula, baked
 EXEMPT: dict[tuple[str, str], str] = {
+    ("fourierft-normal", "identity"): "its start is random on purpose, as in the paper",
     ("hra-orthogonal", "identity"): "a product of reflections in orthogonal directions is never the identity",
     ("bottleneck", "baked"): "it computes with activations: there is no weight that could hold the change",
     (
@@ -449,6 +454,17 @@ def qalora_formula(
     return w + scale * t["up"] @ t["down"] @ pool.t(), b
 
 
+def fourierft_formula(
+    t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None, config: Any, layer: nn.Module
+) -> tuple[Tensor, Tensor | None]:
+    rows, cols = w.shape
+    places = torch.randperm(rows * cols, generator=torch.Generator().manual_seed(config.key))[: len(t["spectrum"])]
+    i, j = torch.arange(rows, dtype=w.dtype)[:, None] / rows, torch.arange(cols, dtype=w.dtype) / cols
+    waves = [torch.cos(2 * math.pi * (place // cols * i + place % cols * j)) for place in places.tolist()]
+    change = sum(number * wave for number, wave in zip(t["spectrum"], waves, strict=True)) / (rows * cols)
+    return w + config.scaling * change, b
+
+
 FORMULAS = {
     "qalora": qalora_formula,
     "lora": lora_formula,
@@ -467,10 +483,19 @@ FORMULAS = {
     "lntuning": lntuning_formula,
     "bitfit": bitfit_formula,
     "tokenembedding": tokenembedding_formula,
+    "fourierft": fourierft_formula,
 }
 
 
-BY_CONFIG = {"qalora", "hra", "oft", "boft", "mora", "road"}  # formulas that also ask for the config and the layer
+BY_CONFIG = {
+    "qalora",
+    "hra",
+    "oft",
+    "boft",
+    "mora",
+    "road",
+    "fourierft",
+}  # formulas that also ask for the config and the layer
 SHARED = ("A", "B")  # tensors that all layers share
 
 
