@@ -13,6 +13,7 @@ from studio.adapters.methods.lntuning import LNTuning as LNTuning
 from studio.adapters.methods.loha import LoHa as LoHa
 from studio.adapters.methods.lokr import LoKr as LoKr
 from studio.adapters.methods.lora import LoRA as LoRA
+from studio.adapters.methods.miss import MiSS as MiSS
 from studio.adapters.methods.mora import MoRA as MoRA
 from studio.adapters.methods.multitaskprompt import MultitaskPrompt as MultitaskPrompt
 from studio.adapters.methods.oft import OFT as OFT

@@ -129,6 +129,7 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
         "plain": {"frequencies": 12},
         "normal": {"frequencies": 7, "scaling": 20.0, "key": 3, "init": "normal"},
     },
+    "miss": {"shared": {"rank": 3}, "bat": {"rank": 2, "form": "bat"}, "mini": {"rank": 2, "form": "mini", "mini": 2}},
     "lntuning": {"plain": {}},
     "bitfit": {"plain": {}},
     "bottleneck": {
@@ -465,6 +466,20 @@ def fourierft_formula(
     return w + config.scaling * change, b
 
 
+def miss_formula(
+    t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None, config: Any, layer: nn.Module
+) -> tuple[Tensor, Tensor | None]:
+    moved, d, r = w.clone(), t["block"], config.rank
+    for row in range(w.shape[0]):
+        for column in range(w.shape[1]):
+            if config.form == "bat":
+                own = w[row, column - column % r : column - column % r + r]  # the row of its block
+                moved[row, column] += own @ d[row // r, :, column % r] + d[row // r, row % r, column % r]
+            else:
+                moved[row, column] += d[column % r, row % d.shape[1]]
+    return moved, b
+
+
 FORMULAS = {
     "qalora": qalora_formula,
     "lora": lora_formula,
@@ -483,6 +498,7 @@ FORMULAS = {
     "lntuning": lntuning_formula,
     "bitfit": bitfit_formula,
     "tokenembedding": tokenembedding_formula,
+    "miss": miss_formula,
     "fourierft": fourierft_formula,
 }
 
@@ -495,7 +511,7 @@ BY_CONFIG = {
     "mora",
     "road",
     "fourierft",
-}  # formulas that also ask for the config and the layer
+, "miss"}  # formulas that also ask for the config and the layer
 SHARED = ("A", "B")  # tensors that all layers share
 
 
