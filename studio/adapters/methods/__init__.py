@@ -21,6 +21,7 @@ from studio.adapters.methods.prefixtuning import PrefixTuning as PrefixTuning
 from studio.adapters.methods.prompttuning import PromptTuning as PromptTuning
 from studio.adapters.methods.ptuning import PTuning as PTuning
 from studio.adapters.methods.qalora import QALoRA as QALoRA
+from studio.adapters.methods.randlora import RandLoRA as RandLoRA
 from studio.adapters.methods.road import RoAd as RoAd
 from studio.adapters.methods.tokenembedding import TokenEmbedding as TokenEmbedding
 from studio.adapters.methods.vera import VeRA as VeRA

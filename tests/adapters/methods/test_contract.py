@@ -130,6 +130,7 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
         "normal": {"frequencies": 7, "scaling": 20.0, "key": 3, "init": "normal"},
     },
     "miss": {"shared": {"rank": 3}, "bat": {"rank": 2, "form": "bat"}, "mini": {"rank": 2, "form": "mini", "mini": 2}},
+    "randlora": {"plain": {"rank": 3}, "sparse": {"rank": 5, "alpha": 3.0, "key": 7, "distribution": "sparse"}},
     "lntuning": {"plain": {}},
     "bitfit": {"plain": {}},
     "bottleneck": {
@@ -480,6 +481,20 @@ def miss_formula(
     return moved, b
 
 
+def randlora_formula(
+    t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None, config: Any, layer: nn.Module
+) -> tuple[Tensor, Tensor | None]:
+    rank, bases = t["lambdas"].shape
+    long, short = max(w.shape), min(w.shape)
+    change = torch.zeros(long, short, dtype=w.dtype)
+    for p in range(rank * bases):  # PEFT counts the ranks first in A, and the bases first in B
+        k, n = p // bases, p % bases
+        small = t["lambdas"][k, n] * t["A"][k, 0, :short] * t["gammas"][n]
+        change += torch.outer(t["B"][:long, p // rank, p % rank], small)
+    size = 20.0 if config.alpha is None else config.alpha / config.rank
+    return w + size * (change if w.shape[0] >= w.shape[1] else change.t()), b
+
+
 FORMULAS = {
     "qalora": qalora_formula,
     "lora": lora_formula,
@@ -498,6 +513,7 @@ FORMULAS = {
     "lntuning": lntuning_formula,
     "bitfit": bitfit_formula,
     "tokenembedding": tokenembedding_formula,
+    "randlora": randlora_formula,
     "miss": miss_formula,
     "fourierft": fourierft_formula,
 }
@@ -511,7 +527,7 @@ BY_CONFIG = {
     "mora",
     "road",
     "fourierft",
-, "miss"}  # formulas that also ask for the config and the layer
+, "miss", "randlora"}  # formulas that also ask for the config and the layer
 SHARED = ("A", "B")  # tensors that all layers share
 
 
