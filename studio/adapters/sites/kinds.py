@@ -18,6 +18,7 @@ from studio.adapters.sites.module import ModuleSite
 from studio.adapters.sites.norm import NormSite, is_norm
 from studio.adapters.sites.quantized import GroupQuantizedLinear
 from studio.adapters.sites.site import LAYERS, AttentionSite, ConvSite, EmbeddingSite, GPT2Site, Site
+from studio.adapters.sites.stored import check_stored
 from studio.adapters.sites.subclass import ScaledEmbeddingSite, computes_linear
 from studio.errors import UnsupportedLayer
 
@@ -90,8 +91,8 @@ def site_for(path: str, module: nn.Module, kinds: Collection[str] = ()) -> Site:
         kinds: kinds that it may be besides an ordinary layer.
 
     Raises:
-        UnsupportedLayer: a class that the studio cannot adapt, or a subclass with a forward of its own, whose
-            function is not known.
+        UnsupportedLayer: a class that the studio cannot adapt, a subclass with a forward of its own, whose function is
+            not known, or a layer that computes its weight.
 
     Example:
         >>> site_for("net.0", nn.Conv2d(4, 8, 3, groups=2))
@@ -103,18 +104,7 @@ def site_for(path: str, module: nn.Module, kinds: Collection[str] = ()) -> Site:
         return ModelSite(path, module)
     for layer, make, _ in _layers():
         if isinstance(module, layer):
-            if type(module).forward is layer.forward:
-                return make(path, module)
-            if "module" in kinds:
-                return ModuleSite(path, module)
-            if isinstance(module, nn.Embedding):
-                return ScaledEmbeddingSite(path, module)
-            if isinstance(module, nn.Linear) and computes_linear(module):
-                return make(path, module)
-            raise UnsupportedLayer(
-                f"{path or 'the model'} is a {type(module).__name__}, a {layer.__name__} with a forward of its own; "
-                "what an adapter would have to change in it is not known (exclude it, or use its parts)"
-            )
+            return _layer_site(path, module, kinds, layer, make)
     kind = kind_of(module)
     if kind == "norm" and kind in kinds:
         return NormSite(path, module)
@@ -122,3 +112,27 @@ def site_for(path: str, module: nn.Module, kinds: Collection[str] = ()) -> Site:
         return ModuleSite(path, module)
     known = ", ".join(layer.__name__ for layer, _, _ in _layers())
     raise UnsupportedLayer(f"{path or 'the model'} is a {type(module).__name__}; adapters can act on: {known}")
+
+
+def _layer_site(
+    path: str,
+    module: nn.Module,
+    kinds: Collection[str],
+    layer: type[nn.Module],
+    make: Callable[[str, nn.Module], Site],
+) -> Site:
+    """The site of an ordinary layer, which may be of a subclass of ``layer``."""
+    if layer is not GroupQuantizedLinear:
+        check_stored(path, module)
+    if type(module).forward is layer.forward:
+        return make(path, module)
+    if "module" in kinds:
+        return ModuleSite(path, module)
+    if isinstance(module, nn.Embedding):
+        return ScaledEmbeddingSite(path, module)
+    if isinstance(module, nn.Linear) and computes_linear(module):
+        return make(path, module)
+    raise UnsupportedLayer(
+        f"{path or 'the model'} is a {type(module).__name__}, a {layer.__name__} with a forward of its own; what an "
+        "adapter would have to change in it is not known (exclude it, or use its parts)"
+    )

@@ -46,7 +46,7 @@ class ModuleSite(Site):
     @property
     def weight(self) -> Tensor:
         """The weight of the last layer inside, for its device and dtype."""
-        return cast(Tensor, self.last._parameters["weight"])
+        return cast(Tensor, self.last.weight)  # which may be computed
 
     @property
     def holder(self) -> nn.Module:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from studio.adapters.sites.site import Site
+from studio.adapters.sites.stored import check_stored
 from studio.errors import UnsupportedLayer
 
 __all__ = ["NormSite", "is_norm"]
@@ -31,9 +32,12 @@ def is_norm(module: nn.Module) -> bool:
         >>> is_norm(nn.GroupNorm(2, 4)), is_norm(nn.GroupNorm(2, 4, affine=False)), is_norm(nn.Linear(2, 2))
         (True, False, False)
     """
+    usual = isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _BatchNorm))
+    if usual and "parametrizations" in module._modules:
+        return True  # which NormSite refuses by its name
     if module._parameters.get("weight") is None or not module._modules.keys() <= {"adapters"}:
         return False
-    if isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _BatchNorm)):
+    if usual:
         return True
     return "norm" in type(module).__name__.lower() and module._parameters.keys() <= {"weight", "bias"}
 
@@ -58,7 +62,8 @@ class NormSite(Site):
     """A norm with a weight, and with a bias where its class has one.
 
     Raises:
-        UnsupportedLayer: a class whose output is not affine in its weight and bias, or that takes further inputs.
+        UnsupportedLayer: a class whose output is not affine in its weight and bias, or that takes further inputs, or a
+            weight that is computed.
     """
 
     kind = "norm"
@@ -66,6 +71,7 @@ class NormSite(Site):
     __slots__ = ("base", "bias_name", "channels_first", "offset", "shape")
 
     def __init__(self, path: str, module: nn.Module) -> None:
+        check_stored(path, module)
         self.shape = tuple(cast(Tensor, module._parameters["weight"]).shape)
         super().__init__(path, module, math.prod(self.shape), (1,))
         self.base = type(module)

@@ -78,7 +78,7 @@ class ExpertsSite(ParameterSite):
 def bare_parameters(root: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """Yields path, owner and name of every parameter that belongs to no layer or norm."""
     for path, module in named_parts(root):
-        if not module._parameters or ".adapters." in f".{path}.":
+        if not module._parameters or {"adapters", "parametrizations"} & set(path.split(".")):
             continue
         kind = kind_of(module)
         if kind == "norm" or (kind in LAYERS and not has_own_forward(module)):
