@@ -23,5 +23,6 @@ from studio.adapters.methods.ptuning import PTuning as PTuning
 from studio.adapters.methods.qalora import QALoRA as QALoRA
 from studio.adapters.methods.randlora import RandLoRA as RandLoRA
 from studio.adapters.methods.road import RoAd as RoAd
+from studio.adapters.methods.shira import SHiRA as SHiRA
 from studio.adapters.methods.tokenembedding import TokenEmbedding as TokenEmbedding
 from studio.adapters.methods.vera import VeRA as VeRA

@@ -131,6 +131,7 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "miss": {"shared": {"rank": 3}, "bat": {"rank": 2, "form": "bat"}, "mini": {"rank": 2, "form": "mini", "mini": 2}},
     "randlora": {"plain": {"rank": 3}, "sparse": {"rank": 5, "alpha": 3.0, "key": 7, "distribution": "sparse"}},
+    "shira": {"plain": {"rank": 1}, "key": {"rank": 2, "key": 5}},
     "lntuning": {"plain": {}},
     "bitfit": {"plain": {}},
     "bottleneck": {
@@ -495,6 +496,13 @@ def randlora_formula(
     return w + size * (change if w.shape[0] >= w.shape[1] else change.t()), b
 
 
+def shira_formula(t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    moved = w.clone()
+    for number, row, column in zip(t["values"], *t["places"].tolist(), strict=True):
+        moved[row, column] += number
+    return moved, b
+
+
 FORMULAS = {
     "qalora": qalora_formula,
     "lora": lora_formula,
@@ -513,6 +521,7 @@ FORMULAS = {
     "lntuning": lntuning_formula,
     "bitfit": bitfit_formula,
     "tokenembedding": tokenembedding_formula,
+    "shira": shira_formula,
     "randlora": randlora_formula,
     "miss": miss_formula,
     "fourierft": fourierft_formula,
