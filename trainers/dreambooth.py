@@ -129,8 +129,10 @@ class DreamBooth(ImageTask):
         """Reads the pictures of the subject, and those of its class where they are given."""
         from studio.datasets.folder import read_folder
 
-        subject = read_folder(self.instance_images, captions=self.captions)
-        return (subject,) if self.class_images is None else (subject, read_folder(self.class_images, captions=False))
+        subject = read_folder(self.instance_images, captions=self.captions, encoding=self.caption_encoding)
+        if self.class_images is None:
+            return (subject,)
+        return subject, read_folder(self.class_images, captions=False, generated=True)
 
     @property
     def answers_to(self) -> Trigger:
@@ -197,6 +199,6 @@ class DreamBooth(ImageTask):
 
         def make() -> Latents:
             folder = made.make(cache_folder(opening.plan.cache), opening.say)
-            return instance.of(read_folder(folder, captions=False).items[: self.class_count])
+            return instance.of(read_folder(folder, captions=False, generated=True).items[: self.class_count])
 
         return make, f"{made.key()} x {self.class_count}"

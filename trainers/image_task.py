@@ -13,6 +13,7 @@ from studio.datasets.trigger import Trigger, missing_words
 from studio.errors import BadConfig, DoesNotFit
 from studio.families import BASES, Base, open_base
 from studio.trainers.image.diffusion import Diffusion, Previews
+from studio.trainers.image.fit import check_fit
 from studio.trainers.image.latents import Latents, picture_size
 from studio.trainers.image.objective import Objective
 from studio.trainers.image.prior import Prior
@@ -65,7 +66,8 @@ class ImageTask(ABC):
         gamma: γ of min-SNR.
         preview_prompts: what previews show; None: a prompt or two with the trigger; empty: no previews.
         preview_seeds: every prompt is shown with each of these.
-        preview_steps, preview_guidance: sampling of the previews.
+        preview_steps, preview_guidance: sampling of the previews; without a guidance, the base's own.
+        caption_encoding: what caption files without a mark are read as: ``"utf-8"``, or ``"windows-1252"``.
         licence: what the adapter file says about its licence.
 
     Raises:
@@ -85,7 +87,8 @@ class ImageTask(ABC):
     preview_prompts: tuple[str, ...] | None = None
     preview_seeds: tuple[int, ...] = (0,)
     preview_steps: int = 20
-    preview_guidance: float = 5.0
+    preview_guidance: float | None = None
+    caption_encoding: Literal["utf-8", "windows-1252"] = "utf-8"
     licence: str | None = None
 
     def __post_init__(self) -> None:
@@ -140,10 +143,15 @@ class ImageTask(ABC):
         weighting = self.weighting or recipe.weighting
         objective = Objective.of(base.pipe.scheduler, weighting=weighting, gamma=self.gamma, device=opening.device)
         material = self.read(opening, size, folders)
-        previews = self._previews(material.captions, size)
-        rates = self._rates(opening, recipe)
+        strange = check_fit(base, material.latents, material.captions)
+        if strange:
+            opening.tell(strange)
+        previews = self._previews(material.captions, size, base.guidance)
+        rates, strange = self._rates(opening, recipe), material.latents.strange()
+        if strange is not None:
+            opening.say(f"note: {strange}")
         inputs = {"base": base.id, "base_hash": base.hash, **material.inputs, **opening.inputs}
-        notes = [f"skipped: {line}" for line in opening.notes]
+        notes = [*([strange] if strange else []), *(f"skipped: {line}" for line in opening.notes)]
         return Diffusion(
             base=base, adapter=opening.adapter, name=re.sub(r"\W+", "-", self.trigger_words).strip("-") or "default",
             plan=opening.plan, rates=rates, settings=self._settings(material, weighting, rates),
@@ -172,10 +180,11 @@ class ImageTask(ABC):
         cache = TensorCache(cache_folder(opening.plan.cache) / "tensors")
         return Latents(opening.base, folder.items, size=size, crop=self.crop, flip=self.flip, cache=cache)
 
-    def _previews(self, captions: Sequence[str], size: tuple[int, int]) -> Previews:
+    def _previews(self, captions: Sequence[str], size: tuple[int, int], guidance: float) -> Previews:
         """Returns what previews show."""
         prompts = self.answers_to.previews(captions) if self.preview_prompts is None else self.preview_prompts
-        return Previews(prompts, self.preview_seeds, size, self.preview_steps, self.preview_guidance)
+        guidance = guidance if self.preview_guidance is None else self.preview_guidance
+        return Previews(prompts, self.preview_seeds, size, self.preview_steps, guidance)
 
     def _check_previews(self) -> None:
         """Checks that each preview prompt calls up what is learned.

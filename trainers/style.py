@@ -58,7 +58,7 @@ class Style(ImageTask):
         """Reads the pictures and their captions."""
         from studio.datasets.folder import read_folder
 
-        return (read_folder(self.images, captions=True),)
+        return (read_folder(self.images, captions=True, encoding=self.caption_encoding),)
 
     @property
     def answers_to(self) -> Trigger:

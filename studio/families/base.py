@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +16,10 @@ from torch import nn
 from studio.device import dtype_named
 from studio.errors import BadFile, DoesNotFit, UnknownName, nearest
 from studio.families.family import FAMILIES, Family, family_of, is_pipeline
+from studio.families.quiet import quietly
 from studio.given import check_regular, parse_json, read_given
 
-__all__ = ["BASES", "Base", "modules_hash", "move", "open_base", "quietly", "weights_hash"]
+__all__ = ["BASES", "Base", "modules_hash", "move", "open_base", "weights_hash"]
 
 BASES: dict[str, Path] = {"emoji": Path(__file__).parent / "emoji" / "pipeline"}
 """The embedded bases: name -> diffusers folder inside the package."""
@@ -202,7 +202,8 @@ def _read(folder: Path, dtype: torch.dtype | None, device: torch.device | str | 
         raise BadFile(f"{index} cannot be read as a diffusers index ({_short(str(problem))}); copy it again") from None
     import diffusers
 
-    cls = getattr(diffusers, str(name), None)
+    with quietly():
+        cls = getattr(diffusers, str(name), None)
     if cls is None:
         raise DoesNotFit(f"{folder} wants the class {name!r}, which diffusers {diffusers.__version__} does not have")
     if name not in {family.pipeline for family in FAMILIES.values()}:
@@ -216,22 +217,6 @@ def _read(folder: Path, dtype: torch.dtype | None, device: torch.device | str | 
         raise BadFile(f"{folder} cannot be opened as a {name}: {sentence}") from problem
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device) if device is not None else pipe
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """No progress bars of diffusers and transformers: opening a base is one line of our own log."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    shown = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()]
-    for log in shown:
-        log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for log in shown:
-            log.enable_progress_bar()
 
 
 def _describe(pipe: Any, name: str, folder: Path | None) -> Base:

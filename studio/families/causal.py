@@ -12,8 +12,10 @@ from typing import Any, Final
 
 import torch
 
+from studio.device import dtype_named
 from studio.errors import BadFile, DoesNotFit, UnknownName, UsageError, nearest
-from studio.families.base import BASES, modules_hash, move, quietly
+from studio.families.base import BASES, modules_hash, move
+from studio.families.quiet import quietly
 
 __all__ = ["LANGUAGE_BASES", "PLAIN_TEMPLATE", "LanguageBase", "facts_file", "open_language_base"]
 
@@ -29,7 +31,7 @@ PLAIN_TEMPLATE: Final = (
 token, a line per turn."""
 
 
-@dataclass
+@dataclass(repr=False)
 class LanguageBase:
     """A frozen causal language model with its tokenizer.
 
@@ -44,7 +46,10 @@ class LanguageBase:
     tokenizer: Any
     id: str
     folder: Path | None = field(default=None)
-    _probed: dict[str, list[int]] = field(default_factory=dict, init=False, repr=False)
+    _probed: dict[str, list[int]] = field(default_factory=dict, init=False)
+
+    def __repr__(self) -> str:
+        return f"<LanguageBase {self.id}: {type(self.model).__name__}>"
 
     @cached_property
     def hash(self) -> str:
@@ -169,14 +174,15 @@ class LanguageBase:
 
 
 def open_language_base(
-    base: str | Path | Any, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    base: str | Path | Any, *, dtype: torch.dtype | str | None = None, device: torch.device | str | None = None
 ) -> LanguageBase:
     """Opens a causal language base; never from the network.
 
     Args:
         base: the name of an embedded base (``"facts"``), a transformers folder, a pair of a model and its tokenizer, or
             a :class:`LanguageBase`, which is returned as it is (moved if ``dtype`` or ``device`` say so).
-        dtype: the weights' type; ``None``: fp32 for what is read from disk, unchanged for objects.
+        dtype: the weights' type, or its name (``"bf16"``); ``None``: fp32 for what is read from disk, unchanged for
+            objects.
         device: where to; ``None``: the CPU for what is read from disk, unchanged for objects.
 
     Returns:
@@ -194,6 +200,7 @@ def open_language_base(
         studio.errors.UnknownName: no language base or folder is called 'fact'; did you mean 'facts'? (embedded language
         bases: facts)
     """
+    dtype = None if dtype is None else dtype_named(dtype)
     if isinstance(base, (str, Path)):
         return _read(base, dtype, device)
     if isinstance(base, LanguageBase):

@@ -89,6 +89,7 @@ class Family:
         modelspec: the value of ``modelspec.architecture`` in files of this family.
         recognise: whether a set of components (name -> module) is one of this family; a bare module comes as
             ``{"": module}``.
+        check_text: ``(pipe, prompts)``; raises ``DoesNotFit`` for one that the encoders do not read whole.
         encode_text: ``(pipe, prompts) -> Conditioning``; differentiable, the caller decides about ``no_grad``.
         encode_image: ``(pipe, pixels (B, 3, H, W) in [-1, 1], generator) -> latents (B, C, h, w)``, scaled; without a
             generator the mode of the posterior.
@@ -109,6 +110,7 @@ class Family:
     file_prefix: Mapping[str, str]
     modelspec: str
     recognise: Callable[[Mapping[str, nn.Module]], bool]
+    check_text: Callable[[Pipe, Sequence[str]], None]
     encode_text: Callable[[Pipe, Sequence[str]], Conditioning]
     encode_image: Callable[[Pipe, Tensor, torch.Generator | None], Tensor]
     decode: Callable[[Pipe, Tensor], Tensor]
@@ -132,6 +134,7 @@ def family_of(model: Any) -> Family | None:
     Args:
         model: a diffusers pipeline, a denoiser or a text encoder.
     """
+    model = _carrier(model)
     parts = _modules(model) if is_pipeline(model) else {"": unwrapped(model)}
     return next((family for family in FAMILIES.values() if family.recognise(parts)), None)
 
@@ -140,8 +143,8 @@ def components(model: Any) -> dict[str, nn.Module]:
     """Returns what an adapter may change: the module itself under ``""``, or a pipeline's denoiser and encoders.
 
     Args:
-        model: any module, or a diffusers pipeline. Of a pipeline of unknown family every module is returned but the
-            VAE, which no adapter format covers, and the safety checker.
+        model: any module, a diffusers pipeline, or one of :mod:`studio.pipelines`. Of a pipeline of unknown family
+            every module is returned but the VAE, which no adapter format covers, and the safety checker.
 
     Returns:
         Component name -> module, without what torch.compile, DataParallel, DDP or FSDP have put around it; a pipeline's
@@ -151,12 +154,18 @@ def components(model: Any) -> dict[str, nn.Module]:
         >>> components(nn.Linear(2, 2))
         {'': Linear(in_features=2, out_features=2, bias=True)}
     """
+    model = _carrier(model)
     if not is_pipeline(model):
         return {"": unwrapped(model)}
     parts = _modules(model)
     family = family_of(model)
     wanted = (family.denoiser, *family.encoders) if family else tuple(parts)
     return {name: parts[name] for name in wanted if name in parts and name not in ("vae", "safety_checker")}
+
+
+def _carrier(model: Any) -> Any:
+    """What a pipeline of the studio has its adapters on; anything else is that itself. Asked by name, as above."""
+    return model.carrier if any(cls.__module__ == "studio.pipelines.pipeline" for cls in type(model).__mro__) else model
 
 
 def _modules(pipe: Pipe) -> dict[str, nn.Module]:

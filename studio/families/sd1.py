@@ -46,17 +46,17 @@ def _presets(projections_are_linear: bool) -> Presets:
     }
 
 
-def encode_text(pipe: Any, prompts: Sequence[str]) -> Conditioning:
-    """Returns the last hidden state of the CLIP text encoder, ``(B, L, D)``, L being the tokenizer's length.
+def check_text(pipe: Any, prompts: Sequence[str]) -> None:
+    """Checks that the CLIP text encoder reads prompts whole; nothing is encoded.
 
     Args:
-        pipe: the pipeline with ``tokenizer`` and ``text_encoder``.
-        prompts: B prompts; ``""`` is the unconditional one.
+        pipe: the pipeline with ``tokenizer``.
+        prompts: the prompts.
 
     Raises:
         DoesNotFit: a prompt is longer than the encoder reads; what would have been cut off is named.
     """
-    tokenizer, encoder = pipe.tokenizer, pipe.text_encoder
+    tokenizer = pipe.tokenizer
     length = tokenizer.model_max_length
     for prompt in prompts:
         ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
@@ -66,6 +66,21 @@ def encode_text(pipe: Any, prompts: Sequence[str]) -> Conditioning:
                 f"the prompt {prompt!r} has {len(ids)} tokens and this base reads {length}; shorten it "
                 f"(the part {rest!r} would be lost)"
             )
+
+
+def encode_text(pipe: Any, prompts: Sequence[str]) -> Conditioning:
+    """Returns the last hidden state of the CLIP text encoder, ``(B, L, D)``, L being the tokenizer's length.
+
+    Args:
+        pipe: the pipeline with ``tokenizer`` and ``text_encoder``.
+        prompts: B prompts; ``""`` is the unconditional one.
+
+    Raises:
+        DoesNotFit: as :func:`check_text`.
+    """
+    check_text(pipe, prompts)
+    tokenizer, encoder = pipe.tokenizer, pipe.text_encoder
+    length = tokenizer.model_max_length
     ids = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return Conditioning(encoder(ids.input_ids.to(_device(pipe, encoder)))[0])
 
@@ -140,6 +155,7 @@ SD1 = FAMILIES.add(
         file_prefix={"text_encoder": "text_model."},
         modelspec="stable-diffusion-v1",
         recognise=_recognise_sd1,
+        check_text=check_text,
         encode_text=encode_text,
         encode_image=encode_image,
         decode=decode,

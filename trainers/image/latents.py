@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Crop", "Latents", "picture_size"]
 
 Crop = Literal["center", "random"]
+LOOKED_AT: Final = 32  # pictures that tell whether the base can draw them
 
 
 class Latents:
@@ -48,7 +51,7 @@ class Latents:
         cache: TensorCache,
     ) -> None:
         self.base, self.items, self.size, self.crop, self.flip, self.cache = base, tuple(items), size, crop, flip, cache
-        self.drawn = [index for index, item in enumerate(self.items) for _ in range(item.repeats)]
+        self.ends = list(itertools.accumulate(item.repeats for item in self.items))
         self._made: dict[tuple[int, bool], Tensor] = {}
 
     def of(self, items: Sequence[ImageItem]) -> Latents:
@@ -57,7 +60,7 @@ class Latents:
 
     def indices(self, draws: Draws, numbers: Sequence[int]) -> list[int]:
         """Returns which picture each sample is; a folder's repeats make its pictures come more often."""
-        return [self.drawn[draws.item(n, len(self.drawn))] for n in numbers]
+        return [bisect.bisect_right(self.ends, draws.item(n, self.ends[-1])) for n in numbers]
 
     def draw(self, draws: Draws, numbers: Sequence[int], indices: Sequence[int]) -> Tensor:
         """Returns the latents of the pictures ``indices`` as samples ``numbers`` see them, ``(B, C, h, w)``."""
@@ -80,6 +83,17 @@ class Latents:
             if share > 0.1
         ]
 
+    def strange(self) -> str | None:
+        """Returns a sentence where the base cannot draw such pictures, None where it can."""
+        from studio.datasets.picture import fit_image, open_image, to_pixels
+        from studio.families.drawable import cannot_draw
+
+        if self.base.draws is None:
+            return None
+        return cannot_draw(
+            self.base, [to_pixels(fit_image(open_image(item), *self.size)) for item in self.items[:LOOKED_AT]]
+        )
+
     def _latent(self, draws: Draws, n: int, index: int) -> Tensor:
         mirrored = self.flip and draws.uniform(n, "flip") < 0.5
         if self.crop == "random":
@@ -99,15 +113,18 @@ class Latents:
             self.cache.put(key, found)
         return self._made.setdefault((index, mirrored), found["latent"])
 
-    @torch.no_grad()
-    def _encode(self, index: int, mirrored: bool, generator: torch.Generator | None) -> Tensor:
-        from PIL import ImageOps
-
+    def pixels(self, index: int, generator: torch.Generator | None = None) -> Tensor:
+        """Returns a picture as it is encoded, ``(3, H, W)`` in [-1, 1]; cropped in the middle without a generator."""
         from studio.datasets.picture import fit_image, open_image, to_pixels
 
-        picture = fit_image(open_image(self.items[index]), *self.size, crop=self.crop, generator=generator)
-        picture = ImageOps.mirror(picture) if mirrored else picture
-        latents = self.base.family.encode_image(self.base.pipe, to_pixels(picture)[None], None)
+        crop: Crop = "center" if generator is None else self.crop
+        return to_pixels(fit_image(open_image(self.items[index]), *self.size, crop=crop, generator=generator))
+
+    @torch.no_grad()
+    def _encode(self, index: int, mirrored: bool, generator: torch.Generator | None) -> Tensor:
+        picture = self.pixels(index, generator)
+        picture = picture.flip(2).contiguous() if mirrored else picture
+        latents = self.base.family.encode_image(self.base.pipe, picture[None], None)
         return latents[0].float().cpu()
 
 
