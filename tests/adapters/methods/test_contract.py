@@ -528,15 +528,8 @@ FORMULAS = {
 }
 
 
-BY_CONFIG = {
-    "qalora",
-    "hra",
-    "oft",
-    "boft",
-    "mora",
-    "road",
-    "fourierft",
-, "miss", "randlora"}  # formulas that also ask for the config and the layer
+# formulas that also ask for the config and the layer
+BY_CONFIG = {"qalora", "hra", "oft", "boft", "mora", "road", "fourierft", "miss", "randlora"}
 SHARED = ("A", "B")  # tensors that all layers share
 
 
