@@ -39,6 +39,11 @@ def _check(draft: Draft) -> None:
         raise DoesNotFit(
             f"neither kohya's tools nor LyCORIS have {type(draft.config).__name__}; save with format='diffusers'"
         )
+    if draft.names.untold:
+        raise DoesNotFit(
+            f"how kohya's tools name the layers of a {draft.names.untold} is not known here, so no program would find "
+            "them in such a file; save with format='diffusers', or 'peft'"
+        )
     for path, site in draft.sites.items():
         if site.kind in BARE:
             raise DoesNotFit(f"{path} is a bare parameter, which kohya's format has not; save with format='diffusers'")

@@ -54,6 +54,7 @@ class Names:
         owners: path of a bare parameter -> the module that keeps it.
         chosen: paths of the adapter that is written, where its spelling depends on what else it is on.
         also: further names that the file at hand has for paths.
+        untold: the class of a model of diffusers or transformers whose names in kohya's files are not known; else "".
     """
 
     def __init__(self, model: Any) -> None:
@@ -75,6 +76,7 @@ class Names:
         self.chosen: frozenset[str] = frozenset()
         self.also: dict[str, str] = {}
         self._asked = 0
+        self.untold = "" if self.family is not None else _library_class((model, *self.modules.values()))
         self._levels = {} if self.family is None else self.family.file_prefix
 
     def _label(self, module: nn.Module) -> str:
@@ -202,6 +204,13 @@ class Names:
         spelled = {spell(self, path) for path in layers}
         shared = sorted(spelled, key=lambda name: (-len(words & set(name.replace(".", "_").split("_"))), name))
         return next(iter(nearest(text, shared[:40], 1)), "")
+
+
+def _library_class(models: Iterable[Any]) -> str:
+    """The first class of diffusers or transformers among ``models``, ``""`` where all are of the user's own."""
+    kinds = (type(model) for model in models)
+    library = ("diffusers.", "transformers.")
+    return next((kind.__name__ for kind in kinds if any(c.__module__.startswith(library) for c in kind.__mro__)), "")
 
 
 def is_flat(key: str) -> bool:

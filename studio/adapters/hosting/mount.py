@@ -39,6 +39,10 @@ Pair: TypeAlias = "tuple[Tensor, Tensor | None]"
 class Adapters(nn.Module):
     """The adapters of one layer, by name; any name is allowed, ``keys`` and ``forward`` too."""
 
+    def forward(self, x: Any) -> Any:
+        """Returns ``x``: a Sequential with adapters on it calls all that is in it, one behind the other."""
+        return x
+
     def add(self, name: str, adapter: Adapter) -> None:
         """Puts ``adapter`` under ``name``."""
         self._modules[name] = adapter
