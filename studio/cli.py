@@ -7,11 +7,15 @@ traceback.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import Any, Final
 
 import click
@@ -77,7 +81,8 @@ class Commands(click.Group):
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         try:
-            code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+            with _quiet_interruption():
+                code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         except click.exceptions.NoArgsIsHelpError as shown:
             click.echo(shown.format_message())
             code = 0
@@ -96,6 +101,31 @@ class Commands(click.Group):
                 raise
             code = _complain(f"{error.filename or 'cannot write'}: {_MENDABLE[error.errno]}", UsageError.exit_code)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextlib.contextmanager
+def _quiet_interruption() -> Iterator[None]:
+    """Lets the first Ctrl-C end what goes on in order, and the second at once, without a word of Python's.
+
+    What was being written stays as it was, whenever that is: files are renamed into their places.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if asked:
+            os._exit(INTERRUPTED)
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        if not asked:  # else it stays until the process has ended
+            signal.signal(signal.SIGINT, before)
 
 
 def _complain(sentence: str, code: int) -> int:

@@ -89,15 +89,17 @@ class CausalLM:
         )  # fmt: skip
         base, length = opening.base, self._length(opening.base, opening.adapter)
         rows, held_out, digests = self._read(read, opening, length)
+        name = self.name or re.sub(r"\W+", "-", Path(self.data).stem).strip("-") or "default"
         inputs = {
             "base": base.id, "base_hash": base.hash, "tokenizer": base.tokenizer_hash, "template": base.template_hash,
             **digests, **opening.inputs,
         }  # fmt: skip
         return Causal(
             base=base, adapter=opening.adapter, plan=opening.plan, rates={"": opening.rate},
-            name=self.name or re.sub(r"\W+", "-", Path(self.data).stem).strip("-") or "default",
+            name=name,
             settings={"task": self.task_name, "max_length": length, "samples": len(rows), **_marks(rows, base)},
-            recorded={"base": opening.base_name, "data": str(self.data), "held_out": str(self.held_out or "")},
+            recorded={"base": opening.base_name, "data": str(self.data), "held_out": str(self.held_out or ""),
+                      "name": name},
             inputs=inputs, samples=rows, held_out=held_out, previews=self._previews(base, held_out or rows),
             start=opening.start, call=("studio", "complete", opening.base_name, _asked(rows[0].sample)),
             answers=self.answers, preview_tokens=self.preview_tokens,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +57,7 @@ class Opening(Generic[AnyBase]):
     @property
     def inputs(self) -> dict[str, str]:
         """What it starts from besides base and data, as name -> hash."""
-        return {} if self.start is None else {"start": sha256(self.start)}
+        return {} if self.start is None else {"start": _digest(self.start)}
 
     @property
     def rate(self) -> float:
@@ -128,7 +129,8 @@ def open_with_recipe(
     factor = adapter.rate
     plan = plan.filled(
         steps=steps, learning_rate=recipe.learning_rate * factor, batch_size=recipe.batch_size,
-        warmup=round(recipe.warmup * steps), schedule=recipe.schedule, beta2=recipe.beta2, preview_every=0,
+        warmup=round(recipe.warmup * steps), schedule=recipe.schedule, beta2=recipe.beta2,
+        preview_every=recipe.preview_every(steps),
     )  # fmt: skip
     return Opening(opened, name, device, recipe, adapter, factor, plan, say, start=start)
 
@@ -146,6 +148,14 @@ def adapter_file(given: str | Path) -> Path:
     if not inspect(file).method:
         raise BadFile(f"{file} holds no adapter that can be trained on from")
     return file
+
+
+def _digest(adapter: Path) -> str:
+    """Returns the SHA-256 of an adapter's file, or of the files of PEFT's folder in order."""
+    if not adapter.is_dir():
+        return sha256(adapter)
+    parts = sorted(file for file in adapter.glob("adapter_*") if file.is_file())
+    return hashlib.sha256("".join(map(sha256, parts)).encode()).hexdigest()
 
 
 def _config_of(base: Base | LanguageBase, file: Path) -> AdapterConfig:

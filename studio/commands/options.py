@@ -83,7 +83,7 @@ _TEXTS = _training(
         help="What is only measured on: a file of samples, or a share of the data such as 0.1.",
     ),
     setting("--max-length", field="max_length", type=int, metavar="N", help="Tokens of a sample at most."),
-    setting("--name", field="name", metavar="NAME", help="The adapter's name; else that of the data file."),
+    setting("--name", field="name", metavar="NAME", help="The adapter's name; else that of the run's folder."),
 )  # fmt: skip
 
 _PIPELINE = (

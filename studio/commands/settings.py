@@ -175,6 +175,7 @@ def _of_run(content: Mapping[str, Any], task: type[Task], file: Path) -> dict[st
         own["text_encoder_learning_rate"] = next(iter(encoders.values()))
     own.pop("captions", None)  # a digest
     own.setdefault("base", free.pop("base", None))
+    free.pop("name", None)  # of that run's adapter
     for name, value in free.pop("previews", {}).items():
         if name != "size":
             own[f"preview_{name}"] = value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from studio.commands.settings import Settings, gather
 from studio.commands.show import Show, shell
+from studio.config import read_toml
 from studio.errors import BadConfig
+from studio.runs import RUN_FILE
 
 if TYPE_CHECKING:
     from studio.trainers import Plan, Run
@@ -73,7 +76,7 @@ class Medium:
 
 def read_request(
     task: type[Any], facts: Mapping[str, Any], options: Mapping[str, Any], *, command: str, config: Path | None,
-    words: Sequence[str], start: Path | None = None,
+    words: Sequence[str], output: Path, start: Path | None = None,
 ) -> TrainingRequest:  # fmt: skip
     """Reads and checks what is asked for, before anything is opened.
 
@@ -84,6 +87,7 @@ def read_request(
         command: the command's name, for messages.
         config: file with settings.
         words: ``key=value`` words.
+        output: the run's folder, after which an adapter is named that nothing else gives a name.
         start: the adapter file that is trained on from, or the folder of its run.
 
     Raises:
@@ -98,9 +102,20 @@ def read_request(
         for recipe in recipes_of(task.task_name):  # wrong fields are wrong on every size of base
             given.make_adapter(recipe)
     facts = {name: value for name, value in facts.items() if value is not None}
+    if "name" in {field.name for field in dataclasses.fields(task)}:
+        given.task.setdefault("name", _name_of(output))
     _require(task, {**given.task, **facts}, command)
     plan = given.make_plan()
     return TrainingRequest(given.make_task(task, **facts), plan, given, start)
+
+
+def _name_of(output: Path) -> str | None:
+    """Returns the name of a run's adapter where none is given: the folder's, or what the run there was begun with."""
+    begun = output / RUN_FILE
+    if begun.is_file():
+        name = read_toml(begun).get("free", {}).get("name")
+        return name if isinstance(name, str) else None
+    return re.sub(r"\W+", "-", output.expanduser().resolve().name).strip("-") or None
 
 
 def _start(given: Path, adapter: Mapping[str, Any]) -> Path:
@@ -153,7 +168,7 @@ def run_training(
     """
     show = Show(as_json, quiet)
     command = f"{medium.group} {task.task_name}".strip()
-    asked = read_request(task, facts, options, command=command, config=config, words=words, start=start)
+    asked = read_request(task, facts, options, command=command, config=config, words=words, output=output, start=start)
     medium.remark(asked.task, show)
     run = asked.train(output, quiet=quiet, further=further)
     show.say(f"adapter: {run.adapter}\nreport: {run.report}")

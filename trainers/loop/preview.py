@@ -77,7 +77,7 @@ def read_measures(folder: Path, say: Say | None = None) -> dict[int, dict[str, f
         content = None
     entries = content if isinstance(content, dict) else {}
     sound = {int(step): dict(entry) for step, entry in entries.items() if _sound(step, entry)}
-    if say is not None and (content is None or len(sound) != len(entries)):
+    if say is not None and (not isinstance(content, dict) or len(sound) != len(entries)):
         say(f"{file} is damaged: of what was measured, that of {len(sound)} steps is left")
     return dict(sorted(sound.items()))
 

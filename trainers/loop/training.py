@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from studio.adapters import adapters, attach, detach, state
 from studio.adapters.training import on_step, penalty
+from studio.errors import BadFile, DoesNotFit
 from studio.families import components
 from studio.trainers.loop import checkpoint, report
 from studio.trainers.loop.claim import claim
@@ -212,9 +213,19 @@ class Training:
         return found.step
 
     def _train_on(self) -> int:
-        """Makes a finished run one that stopped after its last step; returns the steps that it has done."""
-        done = int(self.folder.ended["steps"]) if self.folder.ended else 0
-        self.weights.take(self.folder.adapter, done)
+        """Makes a finished run one that stopped after its last step; returns the steps that it has done.
+
+        Raises:
+            DoesNotFit: the file holds the adapter in another form than it was trained in.
+        """
+        done, file = int((self.folder.ended or {})["steps"]), self.folder.adapter
+        try:
+            self.weights.take(file, done)
+        except BadFile as problem:
+            raise DoesNotFit(
+                f"the finished file holds the adapter in another form than it was trained in ({problem}); train on "
+                "from it in a new folder, with --from"
+            ) from None
         checkpoint.write(self.folder.folder, self.weights.checkpoint(done), self.identity)
         self.folder.extend()
         self._remark(f"training on after {done} steps, from {self.folder.adapter.name} and without moments")

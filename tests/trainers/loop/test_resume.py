@@ -18,8 +18,8 @@ from studio.errors import BadFile, DoesNotFit
 from studio.trainers import DreamBooth, train
 from studio.trainers.image.diffusion import Diffusion
 from studio.trainers.loop import checkpoint
-from studio.trainers.loop.lock import locked
 from studio.trainers.loop.claim import claim
+from studio.trainers.loop.lock import locked
 
 STEPS = 6
 
