@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from studio.errors import BadFile
 from studio.limits import VARIABLE, limit, within
 
-__all__ = ["check_regular", "parse_json", "read_given"]
+__all__ = ["check_regular", "open_given", "parse_json", "read_given"]
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -51,19 +52,35 @@ def read_given(file: Path, most: str) -> bytes:
         OSError: it cannot be read.
     """
     within(most, check_regular(file), "has")
-    # a file of /proc says 0 bytes and gives any number; one that was exchanged for a pipe meanwhile must not wait
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    with os.fdopen(os.open(file, flags), "rb") as stream:
-        data = stream.read(limit(most) + 1)
+    with open_given(file) as stream:
+        data = stream.read(limit(most) + 1)  # a file of /proc says 0 bytes and gives any number
     within(most, len(data), "has")
     return data
 
 
-def parse_json(text: str | bytes) -> Any:
+def open_given(file: Path) -> BinaryIO:
+    """Opens a regular file to read its bytes.
+
+    Raises:
+        BadFile: as :func:`check_regular`.
+        OSError: it cannot be opened.
+    """
+    check_regular(file)
+    # one that was exchanged for a pipe meanwhile must not wait
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    return os.fdopen(os.open(file, flags), "rb")
+
+
+def parse_json(
+    text: str | bytes,
+    pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,
+    whole: Callable[[str], int] | None = None,
+) -> Any:
     """Reads JSON that somebody else wrote.
 
     Args:
         text: the JSON; bytes as UTF-8.
+        pairs: makes an object of its members. whole: makes a number of its digits; both may refuse.
 
     Raises:
         ValueError: it is not JSON, is nested deeper than the limit, or holds a text that is no Unicode (half of a
@@ -80,7 +97,7 @@ def parse_json(text: str | bytes) -> Any:
     depth = limit("json-depth")
     deep = f'more than {depth:,} levels of JSON in one another ({VARIABLE}="json-depth=..." raises that)'
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=pairs, parse_int=whole)
     except RecursionError:
         raise ValueError(deep) from None
     layer = [content]

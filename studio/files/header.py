@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -21,63 +19,13 @@ from torch import Tensor
 
 from studio.atomic import atomic_path
 from studio.errors import BadConfig, BadFile
+from studio.files.claims import DTYPES, Header, TensorInfo, checked_header
+from studio.given import open_given
 
 __all__ = ["DTYPES", "Header", "TensorInfo", "payload_hash", "read_header", "read_tensors", "write_tensors"]
 
-# In the order in which tensors lie in a file.
-DTYPES: Final[Mapping[str, torch.dtype]] = {
-    "U64": torch.uint64,
-    "I64": torch.int64,
-    "F64": torch.float64,
-    "C64": torch.complex64,
-    "F32": torch.float32,
-    "U32": torch.uint32,
-    "I32": torch.int32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "U16": torch.uint16,
-    "I16": torch.int16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 _WORDS: Final = {dtype: word for word, dtype in DTYPES.items()}
 _PLACE: Final = {word: place for place, word in enumerate(DTYPES)}
-_ITEMSIZE: Final = {word: dtype.itemsize for word, dtype in DTYPES.items()}
-_LONGEST_HEADER: Final = 100_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """What the header says about one tensor.
-
-    Attributes:
-        dtype: the container's word for it ("F32").
-        shape: sizes, ``()`` for a single number.
-        begin: first byte, counted from the end of the header. end: one past the last byte.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """A checked header.
-
-    Attributes:
-        tensors: name -> what is said about it, in the file's order.
-        metadata: the texts that go with the file.
-        start: where the tensors' bytes begin in the file.
-    """
-
-    tensors: dict[str, TensorInfo]
-    metadata: dict[str, str]
-    start: int
 
 
 def read_header(file: Path) -> Header:
@@ -87,19 +35,25 @@ def read_header(file: Path) -> Header:
         BadFile: the file is missing, truncated, or says something about itself that cannot be true.
     """
     with _opened(file) as (stream, size):
-        return _header(file, stream, size)
+        return checked_header(file, stream, size)
 
 
-def read_tensors(file: Path) -> tuple[Header, dict[str, Tensor]]:
+def read_tensors(file: Path, check: Callable[[Header], None] | None = None) -> tuple[Header, dict[str, Tensor]]:
     """Reads a safetensors file once.
 
     The tensors are views of one buffer: whoever keeps some of them for long copies those.
 
+    Args:
+        file: the file.
+        check: called with the header before any tensor is read, to refuse the file.
+
     Raises:
-        BadFile: as :func:`read_header`.
+        BadFile: as :func:`read_header`, or what ``check`` raises.
     """
     with _opened(file) as (stream, size):
-        header = _header(file, stream, size)
+        header = checked_header(file, stream, size)
+        if check is not None:
+            check(header)
         buffer = bytearray(size - header.start)
         if stream.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]
             raise BadFile(f"{file} became shorter while it was read; is it still being written?")
@@ -153,102 +107,17 @@ class _opened:
 
     def __enter__(self) -> tuple[BinaryIO, int]:
         try:
-            self.stream = self.file.open("rb")
+            self.stream = open_given(self.file)
             return self.stream, self.stream.seek(0, 2)
         except FileNotFoundError:
             raise BadFile(f"there is no file {self.file}; check the path") from None
-        except IsADirectoryError:
-            raise BadFile(f"{self.file} is a folder, a file was expected; name the .safetensors file in it") from None
-        except OSError as error:
-            raise BadFile(f"{self.file} cannot be read: {error.strerror}") from error
+        except BadFile as error:
+            raise BadFile(f"{self.file} {error}; name a .safetensors file") from None
+        except (OSError, ValueError) as error:
+            raise BadFile(f"{self.file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
     def __exit__(self, *error: object) -> None:
         self.stream.close()
-
-
-def _header(file: Path, stream: BinaryIO, size: int) -> Header:
-    length = _length(file, stream, size)
-    try:
-        head = json.loads(stream.read(length), object_pairs_hook=_unique)
-    except _Twice as error:
-        raise BadFile(f"{file}: its header names {error} twice; it was written wrongly and cannot be trusted") from None
-    except (ValueError, RecursionError):
-        raise BadFile(f"{file} is not a safetensors file, or it is damaged: its header is not JSON") from None
-    if not isinstance(head, dict):
-        raise BadFile(f"{file} is damaged: its header is not a table of tensors")
-    metadata = head.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise BadFile(f"{file} is damaged: its metadata holds something that is not text")
-    tensors = {name: _info(file, name, entry) for name, entry in head.items()}
-    _without_holes(file, tensors, size - 8 - length)
-    return Header(tensors, metadata, 8 + length)
-
-
-def _length(file: Path, stream: BinaryIO, size: int) -> int:
-    """The bytes of the header, which the first eight say; the stream stands behind these then."""
-    stream.seek(0)
-    start = stream.read(8)
-    if len(start) < 8:
-        raise BadFile(f"{file} has {size} bytes, too few for a safetensors file; it is empty or truncated")
-    (length,) = struct.unpack("<Q", start)
-    if length > _LONGEST_HEADER:
-        pickled = start[:2] in (b"PK", b"\x80\x02")
-        advice = "it is a renamed .pt or .bin file" if pickled else "check what it is, or download it again"
-        raise BadFile(
-            f"{file} is not a safetensors file: its first bytes would announce a header of {length:,} bytes "
-            f"(at most {_LONGEST_HEADER:,} are allowed); {advice}"
-        )
-    if 8 + length > size:
-        raise BadFile(
-            f"{file} is truncated: its header should have {length:,} bytes and the whole file has {size:,}; "
-            "download or copy it again"
-        )
-    return int(length)
-
-
-class _Twice(Exception):
-    """A name that stands twice in one table."""
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise _Twice(repr(next(name for name in names if names.count(name) > 1)))
-    return table
-
-
-def _info(file: Path, name: str, entry: Any) -> TensorInfo:
-    try:
-        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        size = _ITEMSIZE[dtype]
-        for number in (*shape, begin, end):
-            if type(number) is not int or number < 0:
-                raise ValueError
-        if math.prod(shape) * size != end - begin:
-            raise ValueError
-    except (KeyError, TypeError, ValueError):
-        raise BadFile(
-            f"{file} is damaged: what its header says about the tensor {name[:200]!r} cannot be true "
-            f"({str(entry)[:200]}; known dtypes: {', '.join(DTYPES)})"
-        ) from None
-    return TensorInfo(dtype, tuple(shape), begin, end)
-
-
-def _without_holes(file: Path, tensors: Mapping[str, TensorInfo], size: int) -> None:
-    """Refuses tensors that overlap, leave holes, or reach beyond the file."""
-    place = 0
-    for name, info in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
-        if info.begin != place:
-            what = "overlaps the one before it" if info.begin < place else "leaves a hole before it"
-            raise BadFile(f"{file} is damaged: the tensor {name!r} {what} (byte {info.begin:,}, expected {place:,})")
-        place = info.end
-    if place > size:
-        raise BadFile(
-            f"{file} is truncated: its tensors need {place:,} bytes and {size:,} are there; download or copy it again"
-        )
-    if place < size:
-        raise BadFile(f"{file} is damaged: {size - place:,} bytes behind its tensors belong to nothing")
 
 
 ALIGNMENT: Final = 64

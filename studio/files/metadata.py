@@ -17,6 +17,7 @@ from studio.adapters import METHODS, AdapterConfig
 from studio.adapters.contract.ranked import RankedConfig
 from studio.errors import BadConfig, StudioError
 from studio.families import Family
+from studio.given import parse_json
 from studio.version import __version__
 
 __all__ = ["Entry", "facts_of", "own_entry", "write_metadata"]
@@ -101,8 +102,8 @@ def facts_of(metadata: Mapping[str, str]) -> dict[str, str]:
 
 def _entry(metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
-        entry = json.loads(metadata.get(KEY, "{}"))
-    except (ValueError, RecursionError):
+        entry = parse_json(metadata.get(KEY, "{}"))
+    except ValueError:
         return {}
     return entry if isinstance(entry, dict) else {}
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,66 +15,100 @@ from studio.errors import BadFile
 from studio.files.format import Source
 from studio.files.header import DTYPES, TensorInfo, read_header, read_tensors
 from studio.files.peft import CONFIG_FILE, TENSOR_FILE
+from studio.given import check_regular, parse_json, read_given
 
-__all__ = ["open_source"]
+__all__ = ["PICKLED", "open_source", "read_fields"]
 
 _IN_FOLDERS: Final = (TENSOR_FILE, "pytorch_lora_weights.safetensors")
-_PICKLED: Final = (".bin", ".pt", ".pth", ".ckpt")
+PICKLED: Final = (".bin", ".pt", ".pth", ".ckpt")
 
 
-def open_source(file: Path, *, tensors: bool = True, pickled: bool = False) -> Source:
+def open_source(
+    file: Path,
+    *,
+    tensors: bool = True,
+    pickled: bool = False,
+    check: Callable[[Mapping[str, TensorInfo]], None] | None = None,
+) -> Source:
     """Opens an adapter file.
 
     Args:
         file: a safetensors file, or a folder with one of PEFT's or diffusers' names in it.
         tensors: whether the tensors are read, or the header only.
         pickled: whether a ``.pt`` or ``.bin`` file may be read (by ``torch.load(weights_only=True)``).
+        check: called with what the header says before any tensor is read, to refuse the file.
 
     Raises:
-        BadFile: nothing that can be read is there.
+        BadFile: nothing that can be read is there. What ``check`` raises.
     """
-    named = file
-    if file.is_dir():
-        found = [file / name for name in _IN_FOLDERS if (file / name).is_file()]
-        found += [file / "adapter_model.bin"] if pickled and (file / "adapter_model.bin").is_file() else []
-        if not found:
-            inside = ", ".join(sorted(path.name for path in file.iterdir())[:5]) or "nothing"
-            raise BadFile(f"the folder {file} holds no {' or '.join(_IN_FOLDERS)}; found: {inside}")
-        file = found[0]
+    named, file = file, _tensor_file(file, pickled)
     peft = _peft_config(file)
-    if file.suffix in _PICKLED:
+    if file.suffix in PICKLED:
         if not pickled:
             raise BadFile(
                 f"{file} is a {file.suffix} file, which can run code when it is opened; convert it to safetensors, or "
                 "ask for pickled=True, which reads its tensors only"
             )
-        return _open_pickled(named, file, peft)
+        return _open_pickled(named, file, peft, check)
     if tensors:
-        header, loaded = read_tensors(file)
+        header, loaded = read_tensors(file, None if check is None else lambda header: check(header.tensors))
         return Source(named, header.tensors, loaded, header.metadata, peft)
     header = read_header(file)
     return Source(named, header.tensors, {}, header.metadata, peft)
 
 
+def _tensor_file(file: Path, pickled: bool) -> Path:
+    """The file of tensors that a path means, which may be a folder."""
+    try:
+        if not file.is_dir():
+            return file
+        inside = sorted(path.name for path in file.iterdir())
+    except (OSError, ValueError) as error:  # a name that is too long, a folder that may not be read
+        reason = getattr(error, "strerror", None) or error
+        raise BadFile(f"{str(file)[:200]} cannot be looked at: {reason}; check the path") from None
+    wanted = (*_IN_FOLDERS, *(("adapter_model.bin",) if pickled else ()))
+    found = next((name for name in wanted if name in inside), None)
+    if found is None:
+        listed = ", ".join(inside[:5]) or "nothing"
+        raise BadFile(f"the folder {file} holds no {' or '.join(_IN_FOLDERS)}; found: {listed}")
+    return file / found
+
+
 def _peft_config(file: Path) -> dict[str, Any] | None:
     """The config beside a file that has PEFT's name."""
     place = file.with_name(CONFIG_FILE)
-    if file.stem != Path(TENSOR_FILE).stem or not place.is_file():
+    if file.stem != Path(TENSOR_FILE).stem or not place.exists():
         return None
+    return read_fields(place)
+
+
+def read_fields(place: Path) -> dict[str, Any]:
+    """Reads a PEFT config.
+
+    Raises:
+        BadFile: it is no regular file, too large, or no table in JSON.
+    """
     try:
-        fields = json.loads(place.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
+        fields = parse_json(read_given(place, "config-bytes").decode("utf-8"))
+    except BadFile as error:
+        raise BadFile(f"{place} {error}") from None
+    except (ValueError, OSError) as error:
         raise BadFile(f"{place} cannot be read as JSON ({error}); write it again, or get it again") from None
     if not isinstance(fields, dict):
         raise BadFile(f"{place} is not a table of fields; write it again, or get it again")
     return fields
 
 
-def _open_pickled(named: Path, file: Path, peft: dict[str, Any] | None) -> Source:
+def _open_pickled(
+    named: Path, file: Path, peft: dict[str, Any] | None, check: Callable[[Mapping[str, TensorInfo]], None] | None
+) -> Source:
     try:
+        _check_unpacked(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise BadFile(f"there is no file {file}; check the path") from None
+    except BadFile as error:
+        raise BadFile(f"{file} {error}") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, OSError) as error:
         reason = str(error).partition("\n")[0][:200]
         raise BadFile(f"{file} holds more than tensors, or is damaged: {reason}") from None
@@ -88,4 +122,16 @@ def _open_pickled(named: Path, file: Path, peft: dict[str, Any] | None) -> Sourc
         key: TensorInfo(words.get(value.dtype, str(value.dtype)), tuple(value.shape), 0, 0)
         for key, value in loaded.items()
     }
+    if check is not None:
+        check(infos)
     return Source(named, infos, loaded, {}, peft)
+
+
+def _check_unpacked(file: Path) -> None:
+    """Refuses a zip that unpacks to much more than it is, which ``torch.save`` never writes."""
+    size = check_regular(file)
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as packed:
+            unpacked = sum(entry.file_size for entry in packed.infolist())
+        if unpacked > 2 * size + (1 << 20):
+            raise BadFile(f"unpacks to {unpacked:,} bytes from {size:,}; torch does not write such files")

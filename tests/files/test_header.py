@@ -83,7 +83,7 @@ def test_the_payload_hash_is_that_of_the_bytes_behind_the_header(tmp_path):
 @pytest.mark.parametrize(
     ("head", "payload", "says"),
     [
-        (b"", b"", "header is not JSON"),
+        (b"", b"", "not a table"),
         (b"{" * 100_000, b"", "header is not JSON"),
         (b"[1]", b"", "not a table"),
         (b'{"a": 1, "a": 2}', b"", "'a' twice"),
@@ -102,7 +102,7 @@ def test_the_payload_hash_is_that_of_the_bytes_behind_the_header(tmp_path):
         ({"x": {**ENTRY, "data_offsets": [8, 16]}}, b"\0" * 16, "hole"),
         ({"x": {**ENTRY, "shape": [200], "data_offsets": [0, 800]}}, b"\0" * 8, "truncated"),
         ({"x": ENTRY}, b"\0" * 9, "belong to nothing"),
-        ({"x": {**ENTRY, "shape": [2**62, 2**62], "data_offsets": [0, 2**126]}}, b"\0" * 8, "truncated"),
+        ({"x": {**ENTRY, "shape": [2**62, 2**62], "data_offsets": [0, 2**126]}}, b"\0" * 8, "38 digits"),
     ],
 )
 def test_hostile_headers_are_refused_in_one_sentence(tmp_path, head, payload, says):

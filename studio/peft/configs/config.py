@@ -12,8 +12,9 @@ from typing import Any, ClassVar, Final
 
 from studio.adapters.contract.foreign import Settings
 from studio.atomic import atomic_path
-from studio.errors import BadFile, nearest
+from studio.errors import nearest
 from studio.files.peft import CONFIG_FILE
+from studio.files.source import read_fields
 from studio.peft.terms.errors import Wrong, refusals
 from studio.peft.terms.places import folder_of
 from studio.peft.terms.types import VERSION, PeftType, TaskType
@@ -107,13 +108,7 @@ class PeftConfig:
         Raises:
             BadFile: it is no table in JSON.
         """
-        try:
-            found = json.loads(Path(path_json_file).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise BadFile(f"{path_json_file} cannot be read as JSON ({error})") from None
-        if not isinstance(found, dict):
-            raise BadFile(f"{path_json_file} is not a table of fields")
-        return found
+        return read_fields(Path(path_json_file))
 
     @classmethod
     def from_peft_type(cls, **fields: Any) -> PeftConfig:
