@@ -2,7 +2,7 @@
 
 One assembly belongs to one module (a component of a pipeline, or a model by itself) and stands in its ``__dict__``,
 so that it is copied and pickled with it. While anything is attached, the base's own parameters can be frozen, and
-``save_pretrained`` leaves the adapters out.
+``save_pretrained`` leaves the adapters out, but for a trainer's checkpoints.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from studio.families import named_parameters, named_parts
 __all__ = ["Assembly", "Record", "assembly_at", "site_at"]
 
 _KEY: Final = "_studio_assembly"
+_OF_TRAINER: Final = {"state_dict", "is_main_process"}  # what its checkpoints say to ``save_pretrained``, together
 
 
 @dataclass
@@ -212,7 +213,13 @@ class Assembly:
 
 
 def _save_base(root: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """``save_pretrained`` of the base without the adapters in it (they are saved by ``studio.save``)."""
+    """``save_pretrained`` of the base without the adapters in it (they are saved by ``studio.save``).
+
+    A checkpoint of transformers' ``Trainer`` keeps them, under the keys that they have in ``state_dict()``: nothing
+    else there holds what was trained, and resuming and reloading the best model fill a model that has them attached.
+    """
+    if kwargs.keys() >= _OF_TRAINER:
+        return cast(Any, type(root)).save_pretrained(root, *args, **kwargs)
 
     def without_adapters(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
         for key in [key for key in state if key[len(prefix) :].startswith(own)]:
