@@ -234,8 +234,11 @@ def sample(layer: str, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def config_for(method: str, config: str, layer: str) -> Any:
-    targets = {} if "model" in METHODS[method].adapter.kinds else {"targets": ("0",)}
-    return METHODS[method](**targets, **CONFIGS[method][config])
+    fields = {} if "model" in METHODS[method].adapter.kinds else {"targets": ("0",)}
+    fields |= CONFIGS[method][config]
+    if layer != "attention":  # a pattern that leaves nothing out is refused
+        fields.pop("exclude", None)
+    return METHODS[method](**fields)
 
 
 def attach(model: Tower, config: Any, **options: Any) -> None:

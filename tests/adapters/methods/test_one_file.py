@@ -19,6 +19,7 @@ NAMED: dict[str, tuple[set[str], str]] = {
     "trainers/recipes.py": ({"lora"}, "the method of the recipes, whose rates all others are multiples of"),
     "pipelines/prompt.py": ({"lora"}, "A1111's tag, <lora:name:weight>"),
     "studio/peft/files/card.py": ({"lora"}, "a tag of model cards"),
+    "studio/peft/files/folder.py": ({"ADALORA"}, "ranks that went while it was trained are those of its folder"),
     "studio/peft/files/tensors.py": ({"TRAINABLE_TOKENS"}, "PEFT keeps no embedding beside single rows of it"),
     "studio/peft/hotswap.py": ({"LORA"}, "PEFT swaps adapters of this type alone"),
     "studio/peft/model/layers.py": ({"LORA", "ADALORA", "LOHA", "LOKR", "IA3"}, "PEFT's classes of layers"),
