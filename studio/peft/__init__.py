@@ -12,7 +12,7 @@ import importlib
 from typing import Any
 
 from studio.peft import paths
-from studio.peft.absent import ABSENT, absent
+from studio.peft.absent import ABSENT
 from studio.peft.auto import (
     AutoPeftModel,
     AutoPeftModelForCausalLM,
@@ -26,6 +26,7 @@ from studio.peft.configs import methods
 from studio.peft.configs.config import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PromptLearningConfig, get_peft_config
 from studio.peft.files.folder import load_peft_weights
 from studio.peft.get_model import get_peft_model
+from studio.peft.listed import LISTED
 from studio.peft.model.status import get_layer_status, get_model_status
 from studio.peft.model.tuner import PEFT_TYPE_TO_TUNER_MAPPING, BaseTuner, LoraModel, inject_adapter_in_model
 from studio.peft.peft_model import (
@@ -103,7 +104,7 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"studio.peft.{name}")
     if name in methods.names():
         return getattr(methods, name)
-    if name not in ABSENT:
+    if name not in LISTED["peft"] and name not in ABSENT:
         raise AttributeError(f"module 'studio.peft' has no attribute {name!r}")
-    globals()[name] = absent(name)
+    globals()[name] = paths.lookup("peft", name)
     return globals()[name]

@@ -1,14 +1,14 @@
-"""PEFT's configs of methods that the studio does not have: importing one works, making one says so."""
+"""PEFT's names of what the studio does not have: importing one works, using one says so."""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from studio.adapters import METHODS
 from studio.peft.configs.config import PeftConfig
 from studio.peft.terms.errors import Wrong
 
-__all__ = ["ABSENT", "absent"]
+__all__ = ["ABSENT", "absent", "stand_in"]
 
 ABSENT: Final = dict(
     row.split("=")
@@ -36,3 +36,51 @@ def absent(name: str) -> type[PeftConfig]:
         raise Wrong(f"{name}: the studio does not have {ABSENT[name]}; it has {', '.join(METHODS)}")
 
     return type(name, (PeftConfig,), {"__init__": refuse, "__module__": "studio.peft", "__doc__": refuse.__doc__})
+
+
+class Absent(Wrong, AttributeError, NotImplementedError):
+    """Something of PEFT's that the studio does not have was used."""
+
+
+_INSTEAD: Final = {
+    "preprocess_corda": "get_peft_model(..., calibrate=batches)",
+    "preprocess_loraga": "get_peft_model(..., calibrate=batches) with init_lora_weights='eva' or 'corda'",
+    "initialize_lora_eva_weights": "get_peft_model(..., calibrate=batches)",
+    "get_eva_state_dict": "get_peft_model(..., calibrate=batches)",
+    "replace_lora_weights_loftq": "init_lora_weights='loftq' and get_peft_model(..., original=model_before_quantising)",
+}
+"""What does the same here."""
+
+
+class _StandIn(type):
+    """The class of a stand-in: whatever is done with it but naming it and ``isinstance`` says that it is absent."""
+
+    def _refuse(cls, *args: Any, **kwargs: Any) -> NoReturn:
+        name = cls.__name__
+        instead = _INSTEAD.get(name)
+        hint = f"; here it is {instead}" if instead else "; docs/from-peft.md lists what there is"
+        raise Absent(f"{cls.__module__}.{name} is a part of PEFT that the studio does not have{hint}")
+
+    __call__ = __iter__ = __len__ = __getitem__ = __contains__ = _refuse
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(f"type object {cls.__name__!r} has no attribute {name!r}")
+        cls._refuse()
+
+
+def stand_in(path: str, name: str) -> type:
+    """Makes what is imported under a name of PEFT's that the studio does not have.
+
+    Args:
+        path: the module's path below ``peft``; "peft" is the package. name: the name.
+
+    Example:
+        >>> from studio.peft.utils.incremental_pca import IncrementalPCA
+        >>> IncrementalPCA(3)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        studio.peft.absent.Absent: peft.utils.incremental_pca.IncrementalPCA is a part of PEFT that the studio ...
+    """
+    module = path if path == "peft" else f"peft.{path}"
+    return _StandIn(name, (), {"__module__": module, "__doc__": "A part of PEFT that the studio does not have."})

@@ -17,6 +17,9 @@ from studio.peft.terms.errors import Wrong
 __all__ = ["LoraFAOptimizer", "create_lorafa_optimizer", "create_loraplus_optimizer"]
 
 
+__path__: list[str] = []  # PEFT has modules below this one
+
+
 def _pairs(model: nn.Module) -> Iterator[Adapter]:
     """The layers of the adapters that act and are low-rank pairs."""
     state = state_of(base_of(model))

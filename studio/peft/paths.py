@@ -1,6 +1,6 @@
 """PEFT's module paths: what can be imported from ``studio.peft.tuners.lora`` and its like, and where it really is.
 
-The modules are made from the table below when they are imported. The same finder answers for ``peft.…`` after
+The modules are made from the list of PEFT's names when they are imported. The same finder answers for ``peft.…`` after
 ``sys.modules["peft"] = studio.peft``: whatever is imported under that name is our module itself, and no second copy.
 """
 
@@ -15,91 +15,93 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, Final
 
-from studio.peft.configs.config import PEFT_TYPE_TO_CONFIG_MAPPING
+from studio.peft import available
+from studio.peft.absent import ABSENT, absent, stand_in
+from studio.peft.configs import methods as configs
+from studio.peft.listed import LISTED
+from studio.peft.model import kinds
 from studio.peft.model.tuner import PEFT_TYPE_TO_TUNER_MAPPING
+from studio.peft.terms.types import VERSION
 
-__all__ = ["PATHS", "install"]
+__all__ = ["PATHS", "install", "lookup"]
 
 ROOT: Final = "studio.peft"
 
-_STATE_DICTS: Final = (
-    "get_peft_model_state_dict set_peft_model_state_dict get_base_model_state_dict set_base_model_state_dict"
-)
-_OTHER: Final = {
-    ".model.copies": "AuxiliaryTrainingWrapper ModulesToSaveWrapper",
-    ".modules": "TrainableTokensWrapper _get_submodules fsdp_auto_wrap_policy infer_device transpose",
-    ".precision": "cast_mixed_precision_params prepare_model_for_kbit_training",
+_HOMES: Final = (
+    ".configs.methods", ".configs.config", ".model.layers", ".model.copies", ".model.tuner", ".model.status",
+    ".terms.constants", ".terms.errors", ".terms.types", ".auto", ".files.folder", ".files.renaming", ".get_model",
+    ".hotswap", ".matching", ".modules", ".optimizers", ".peft_model", ".precision", ".state_dicts", ".switching",
+)  # fmt: skip
+"""Our modules, relative to this package, that have things under the very names that PEFT has for them."""
+
+_RENAMED: Final[dict[str, tuple[str, str]]] = {
+    "BasePromptEncoder": (".configs.config", "PromptLearningConfig"),
+    "CONFIG_NAME": ("studio.files.peft", "CONFIG_FILE"),
+    "PeftConfigMixin": (".configs.config", "PeftConfig"),
+    "SAFETENSORS_WEIGHTS_NAME": ("studio.files.peft", "TENSOR_FILE"),
+    "_filter_state_dict_by_key_prefixes": (".matching", "keys_under"),
+    "_find_minimal_target_modules": (".matching", "minimal_endings"),
+    "_get_module_names_tied_with_embedding": (".matching", "names_tied_with_embedding"),
+    "_get_no_split_modules": (".matching", "no_split_modules"),
+    "_get_tuner_state_dict_key_prefixes": (".matching", "prefixes_of_keys"),
+    "_maybe_include_all_linear_layers": (".matching", "all_linear_named"),
 }
-_FILES: Final = {"studio.files.peft": "CONFIG_NAME=CONFIG_FILE SAFETENSORS_WEIGHTS_NAME=TENSOR_FILE"}
-_LORA: Final = "CordaConfig EvaConfig LoftQConfig LoraConfig LoraRuntimeConfig"
+"""PEFT's name -> our module, and what the thing is called there."""
 
-PATHS: Final[dict[str, Mapping[str, str]]] = {
-    "config": {".configs.config": "PeftConfig PromptLearningConfig"},
-    "functional": {
-        ".model.tuner": "inject_adapter_in_model",
-        ".state_dicts": "get_peft_model_state_dict set_peft_model_state_dict",
-        ".switching": "delete_adapter set_adapter set_requires_grad",
-    },
-    "helpers": {".auto": "check_if_peft_model", ".switching": "disable_input_dtype_casting rescale_adapter_scale"},
-    "mapping": {
-        ".configs.config": "PEFT_TYPE_TO_CONFIG_MAPPING get_peft_config",
-        ".model.tuner": "PEFT_TYPE_TO_TUNER_MAPPING inject_adapter_in_model",
-    },
-    "mapping_func": {".get_model": "get_peft_model", ".peft_model": "MODEL_TYPE_TO_PEFT_MODEL_MAPPING"},
-    "mixed_model": {".peft_model": "PeftMixedModel"},
-    "tuners": {},
-    "tuners.lora": {".configs.methods": _LORA, ".model.layers": "LoraLayer"},
-    "tuners.lora.config": {".configs.methods": _LORA},
-    "tuners.lora.layer": {".model.layers": "LoraLayer"},
-    "tuners.loha": {".model.layers": "LoHaLayer"},
-    "tuners.loha.layer": {".model.layers": "LoHaLayer"},
-    "tuners.lokr": {".model.layers": "LoKrLayer"},
-    "tuners.lokr.layer": {".model.layers": "LoKrLayer", "studio.adapters.methods.lokr": "factorization=peft_split"},
-    "tuners.tuners_utils": {".model.layers": "BaseTunerLayer", ".model.tuner": "BaseTuner"},
-    "utils": {
-        **_FILES,
-        **_OTHER,
-        ".files.folder": "load_peft_weights",
-        ".state_dicts": _STATE_DICTS,
-        ".terms.types": "PeftType TaskType",
-    },
-    "utils.constants": _FILES,
-    "utils.hotswap": {
-        ".hotswap": "check_hotswap_configs_compatible hotswap_adapter hotswap_adapter_from_state_dict "
-        "prepare_model_for_compiled_hotswap"
-    },
-    "utils.other": _OTHER,
-    "utils.peft_types": {".terms.types": "PeftType TaskType"},
-    "utils.save_and_load": {".files.folder": "load_peft_weights", ".state_dicts": _STATE_DICTS},
-    "utils.transformers_weight_conversion": {".files.renaming": "build_peft_weight_mapping"},
+_LORA_KINDS: Final = ("Conv1d", "Conv2d", "Conv3d", "Embedding", "Linear")
+_BEYOND: Final = {
+    "config": "__version__",
+    "tuners.lokr.layer": "factorization",
+    "tuners.tuners_utils": "BaseTuner BaseTunerLayer",
+    "utils": "_get_submodules",
+    "utils.other": "_get_submodules fsdp_auto_wrap_policy",
 }
-"""Path below ``peft`` -> our module, relative to this package -> its names; ``A=B`` gives our ``B`` PEFT's name ``A``.
-
-Every method has ``tuners.<word>`` beside these, with its config and its tuner.
-"""
+"""Further names that libraries import, by path."""
 
 
-def _methods() -> Mapping[str, dict[str, Any]]:
-    """PEFT's path of each method -> its config class and its tuner class, by name."""
-    found = {}
-    for word, config in PEFT_TYPE_TO_CONFIG_MAPPING.items():
-        tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(word)
-        classes: list[type] = [config] if tuner is None else [config, tuner]
-        found[f"tuners.{word.value.lower()}"] = {one.__name__: one for one in classes}
-    return found
+def _found(path: str, name: str) -> Any:
+    """What a name of PEFT's is here, or None."""
+    if name in _LORA_KINDS:
+        return getattr(kinds, name) if path.startswith("tuners.lora") else None
+    if name == "factorization":
+        return importlib.import_module("studio.adapters.methods.lokr").peft_split
+    if name == "__version__":
+        return VERSION
+    home, ours = _RENAMED.get(name, ("", name))
+    known: Mapping[str, Any] = {**kinds.LAYERS, **{one.__name__: one for one in PEFT_TYPE_TO_TUNER_MAPPING.values()}}
+    if not home and name in known:
+        return known[name]
+    for place in (home,) if home else _HOMES:
+        module = importlib.import_module(place, ROOT)
+        if ours in module.__all__:
+            return getattr(module, ours)
+    return getattr(configs, name) if name in configs.names() else None
+
+
+def lookup(path: str, name: str) -> Any:
+    """Returns what is imported under one of PEFT's names: ours, or a stand-in that says on use that it is absent.
+
+    Args:
+        path: the module's path below ``peft``; "peft" is the package. name: a name that PEFT has there.
+    """
+    here = None if name.startswith("is_") else _found(path, name)
+    if here is not None:
+        return here
+    return absent(name) if name in ABSENT else stand_in(path, name)
+
+
+PATHS: Final = frozenset(LISTED) - {"peft"}
+"""PEFT's module paths below ``peft``."""
+
+_OURS: Final = ("auto", "optimizers", "peft_model")
+"""Paths that are modules of ours already."""
 
 
 def _names(path: str) -> dict[str, Any]:
     """What can be imported from one of PEFT's paths."""
-    methods = _methods()
-    found = dict(methods.get(path, {}))
-    if path == "tuners":
-        found = {name: one for names in methods.values() for name, one in names.items()}
-    for home, names in PATHS.get(path, {}).items():
-        module = importlib.import_module(home, ROOT)
-        for theirs, _, ours in (name.partition("=") for name in names.split()):
-            found[theirs] = getattr(module, ours or theirs)
-    return found
+    if path == "import_utils":
+        return {name: getattr(available, name) for name in LISTED[path]}
+    return {name: lookup(path, name) for name in [*LISTED[path], *_BEYOND.get(path, "").split()]}
 
 
 class _Finder(MetaPathFinder, Loader):
@@ -117,7 +119,7 @@ class _Finder(MetaPathFinder, Loader):
         if name != fullname:
             known = importlib.util.find_spec(name) is not None
             return ModuleSpec(fullname, self, loader_state=name) if known else None
-        if below in PATHS or below in _methods():
+        if below in PATHS and below not in _OURS:
             return ModuleSpec(fullname, self, is_package=True)
         return None
 
@@ -140,6 +142,10 @@ class _Finder(MetaPathFinder, Loader):
 
 
 def install() -> None:
-    """Makes PEFT's module paths importable below this package."""
+    """Makes PEFT's module paths importable below this package, and completes those that are modules of ours."""
     if not any(type(one).__module__ == __name__ for one in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
+    for path in _OURS:
+        module = importlib.import_module(f"{ROOT}.{path}")
+        for name in LISTED[path]:
+            vars(module).setdefault(name, lookup(path, name))

@@ -7,17 +7,74 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+import studio.peft
+from studio.errors import UsageError
 from studio.peft.configs.config import PEFT_TYPE_TO_CONFIG_MAPPING
+from studio.peft.listed import LISTED
 from studio.peft.paths import PATHS
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_every_path_has_its_names(path):
-    module = importlib.import_module(f"studio.peft.{path}")
-    names = [name.partition("=")[0] for found in PATHS[path].values() for name in found.split()]
-    assert set(names) <= set(module.__all__) and all(hasattr(module, name) for name in module.__all__)
-    assert module.__doc__ == f"``peft.{path}``." and importlib.import_module(f"studio.peft.{path}") is module
+@pytest.mark.parametrize("package", sorted({path.partition(".")[0] for path in PATHS}))
+def test_every_path_has_its_names(package):
+    for path in (path for path in PATHS if path.partition(".")[0] == package):
+        module = importlib.import_module(f"studio.peft.{path}")
+        assert [name for name in LISTED[path] if not hasattr(module, name)] == [], path
+        assert importlib.import_module(f"studio.peft.{path}") is module
+
+
+def test_the_package_has_every_name_that_peft_has():
+    theirs = pytest.importorskip("peft")
+    assert [name for name in theirs.__all__ if not hasattr(studio.peft, name)] == []
+
+
+@pytest.mark.parametrize("path", ["utils.constants", "utils", "tuners.tuners_utils"])
+def test_constants_are_pefts(path):
+    theirs = importlib.import_module(f"peft.{path}")
+    ours = importlib.import_module(f"studio.peft.{path}")
+    plain = {name: one for name, one in vars(theirs).items() if name.isupper() and name in LISTED[path]}
+    plain = {name: one for name, one in plain.items() if not name.startswith(("TRANSFORMERS", "PEFT_TYPE"))}
+    assert len(plain) >= 3 and {name: getattr(ours, name) for name in plain} == plain
+
+
+USES = {
+    "called": lambda one: one(3),
+    "iterated": list,
+    "indexed": lambda one: one["llama"],
+    "asked": lambda one: one.from_pretrained,
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "utils.incremental_pca.IncrementalPCA",
+        "tuners.lora.corda.preprocess_corda",
+        "tuners.xlora.model.XLoraModel",
+        "utils.merge_utils.ties",
+    ],
+)
+def test_what_is_absent_says_so_when_it_is_used(name, use):
+    path, _, last = name.rpartition(".")
+    one = getattr(importlib.import_module(f"studio.peft.{path}"), last)
+    assert not isinstance(studio.peft, one)
+    with pytest.raises(UsageError, match=f"peft.{name} is a part of PEFT that the studio does not have") as caught:
+        use(one)
+    assert isinstance(caught.value, ValueError) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind, layer", [("Linear", torch.nn.Linear(2, 2)), ("Embedding", torch.nn.Embedding(3, 2)),
+                                         ("Conv1d", torch.nn.Conv1d(2, 2, 1)), ("Conv2d", torch.nn.Conv2d(2, 2, 1))])  # fmt: skip
+def test_the_layer_classes_say_of_which_kind_a_layer_is(kind, layer):
+    from studio.peft.tuners import lora
+
+    model = studio.peft.get_peft_model(torch.nn.Sequential(layer), studio.peft.LoraConfig(r=1, target_modules=["0"]))
+    kinds = [
+        one for one in ("Linear", "Embedding", "Conv1d", "Conv2d", "Conv3d") if isinstance(layer, getattr(lora, one))
+    ]
+    assert kinds == [kind] and isinstance(layer, lora.LoraLayer) and model.unload()[0] is layer
 
 
 @pytest.mark.parametrize("word", PEFT_TYPE_TO_CONFIG_MAPPING)

@@ -27,7 +27,7 @@ def view_of(*words: str) -> Callable[[V], V]:
     """Registers PEFT's view of a layer under the words for its methods; "" for all without a view of their own.
 
     Args:
-        words: PEFT's words for methods.
+        words: PEFT's words for methods, or a word and a kind of layer: "LORA:linear", "LORA:Conv2d".
     """
 
     def register(view: V) -> V:
@@ -43,7 +43,7 @@ def dress_all(state: State) -> None:
     sites: dict[str, Site] = {}
     for name, config in state.configs.items():
         for path, adapter in state.layers(name):
-            views.setdefault(path, set()).add(_VIEWS.get(config.word, _VIEWS[""]))
+            views.setdefault(path, set()).add(_view(config.word, adapter.site))
             sites[path] = adapter.site
     for path, site in sites.items():
         module = site.module
@@ -53,6 +53,13 @@ def dress_all(state: State) -> None:
         special = tuple(view for view in ordered if view is not _VIEWS[""])
         module.__class__ = generated_class(vars(type(module))["hosts"], site.hosting, special or tuple(ordered))
         module.__dict__[KEY] = state
+
+
+def _view(word: str, site: Site) -> type:
+    """PEFT's view of a method's layer: the one for its kind, else the method's, else that of all."""
+    known = (type(site.module).__name__, site.kind)
+    return next((_VIEWS[f"{word}:{kind}"] for kind in known if f"{word}:{kind}" in _VIEWS), None) or _VIEWS.get(
+        word, _VIEWS[""])  # fmt: skip
 
 
 def _by_name(view: type) -> str:

@@ -22,6 +22,7 @@ from studio.peft.terms.errors import Wrong
 from studio.peft.terms.types import PeftType
 
 __all__ = [
+    "PEFT_TYPE_TO_PREFIX_MAPPING",
     "PEFT_TYPE_TO_TUNER_MAPPING",
     "AdaLoraModel",
     "BaseTuner",
@@ -178,6 +179,10 @@ PEFT_TYPE_TO_TUNER_MAPPING: Final[dict[PeftType, type[BaseTuner]]] = {
     if not issubclass(config, PromptLearningConfig)
 }
 """PEFT's word for a method -> the class that stands around its bases."""
+
+
+PEFT_TYPE_TO_PREFIX_MAPPING: Final = {word: tuner.prefix for word, tuner in PEFT_TYPE_TO_TUNER_MAPPING.items()}
+"""PEFT's word for a method -> what PEFT's names of its tensors begin with."""
 
 
 def tuner_for(word: str) -> type[BaseTuner]:
