@@ -341,8 +341,8 @@ def _as_plain(value: Any, expected: Any, where: str) -> Any:
         return build(expected, value, where=where)
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if expected is Path and isinstance(value, str):
-        return Path(value)
+    if expected is Path and isinstance(value, (str, Path)):
+        return Path(value).expanduser()
     if isinstance(value, bool) and expected is not bool:
         raise _Mismatch  # True is an int to Python, and never what the user meant
     if not isinstance(value, expected):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,7 @@ __all__ = [
     "free_cache",
     "has_dtype",
     "memory",
+    "on_cpu",
     "reset_peak",
     "wait",
 ]
@@ -114,6 +116,19 @@ def choose_device(asked: str | torch.device | None = None) -> torch.device:
             f"the device {str(asked)!r} was asked for and there are {count}: the last is '{backend}:{count - 1}'"
         )
     return torch.device(str(asked))
+
+
+def on_cpu() -> AbstractContextManager[object]:
+    """Lasts while what is made without naming a device is on the CPU, whatever default the caller has set.
+
+    Random numbers are drawn there, so that they are the same on every machine, and moved where they are needed.
+
+    Example:
+        >>> with torch.device("meta"), on_cpu():
+        ...     torch.zeros(1).device
+        device(type='cpu')
+    """
+    return torch.device("cpu")
 
 
 def choose_dtype(asked: str | torch.dtype | None, device: torch.device, *, training: bool = False) -> DtypeChoice:

@@ -22,6 +22,7 @@ from studio.adapters.sites.site import Site
 from studio.adapters.start import check_sources, started
 from studio.adapters.targets.find import find_targets, left_beside
 from studio.adapters.targets.unmatched import check_blocks, check_tables
+from studio.device import on_cpu
 from studio.errors import BadConfig, DoesNotFit
 from studio.families import check_open, named_parameters
 from studio.families import components as components_of
@@ -68,6 +69,13 @@ def _device(site: Site) -> torch.device:
     return site.weight.device
 
 
+@torch.inference_mode(False)
+def _owned(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; one that inference mode has made could never be trained, so a copy stands for it."""
+    moved = tensor.to(device)
+    return moved.clone() if moved.is_inference() else moved
+
+
 def _assembly(model: nn.Module, component: str) -> Assembly:
     """The assembly of a component, which goes by the name that the caller's pipeline has for it."""
     assembly = assembly_at(model) or Assembly(model, component)
@@ -95,8 +103,9 @@ def _mount_all(
         for path in (*found, *(path for path in joined if path not in found)):
             site = found[path] if path in found else site_at(root, path, method.kinds)
             own, device = tensors[whole_path(component, path)] if path in found else {}, _device(site)
-            moved = {key: tensor.to(device) for key, tensor in own.items()}
-            made[path] = method(site, config, moved, trainable=trained).train(site.module.training)
+            moved = {key: _owned(tensor, device) for key, tensor in own.items()}
+            with on_cpu(), torch.inference_mode(False):
+                made[path] = method(site, config, moved, trainable=trained).train(site.module.training)
         method.link(made)
         built.append((_assembly(root, component), made))
     mounted: list[Assembly] = []

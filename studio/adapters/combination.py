@@ -56,7 +56,7 @@ def largest(tensor: Tensor, density: float) -> Tensor:
 def dropped(tensor: Tensor, density: float, generator: torch.Generator | None = None) -> Tensor:
     """Keeps each number with the probability ``density``, divided by it, so that the mean stays."""
     _check_density(density)
-    chances = torch.full(tensor.shape, density)
+    chances = torch.full(tensor.shape, density, device="cpu")
     return tensor * torch.bernoulli(chances, generator=generator).to(tensor) / density
 
 

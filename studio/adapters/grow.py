@@ -14,6 +14,7 @@ from studio.adapters.contract.starts import padded
 from studio.adapters.hosting.assembly import Assembly
 from studio.adapters.hosting.attached import assemblies, check_known, check_unbaked, whole_path
 from studio.adapters.hosting.turns import in_turn
+from studio.device import on_cpu
 from studio.errors import BadConfig
 
 __all__ = ["grow", "rehearse_growth"]
@@ -89,8 +90,9 @@ def _built(model: Any, name: str, rank: int, seed: int) -> list[Grown]:
             config = adapter.config
             if not isinstance(config, RankedConfig) or config.rank_at(path) < rank:
                 whole = whole_path(assembly.component, path)
-                config, tensors = adapter.grown(rank, generator_for(seed, "grow", rank, whole))
-                fresh[path] = _like(adapter, config, tensors)
+                with on_cpu():
+                    config, tensors = adapter.grown(rank, generator_for(seed, "grow", rank, whole))
+                    fresh[path] = _like(adapter, config, tensors)
             ranks[path], scales[path] = config.rank_at(path), config.scale_at(path)
         found.append((assembly, assembly.records[name].config.regraded(ranks, scales), fresh))  # type: ignore[attr-defined]
     if not any(fresh for _, _, fresh in found):

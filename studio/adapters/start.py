@@ -17,6 +17,7 @@ from studio.adapters.hosting.attached import whole_path
 from studio.adapters.info import site_of
 from studio.adapters.sites.read import read_bias, read_weight
 from studio.adapters.sites.site import Site
+from studio.device import on_cpu
 from studio.errors import BadConfig
 
 __all__ = ["check_sources", "started"]
@@ -55,12 +56,13 @@ def started(
     if config.exclude:  # a plan may leave layers out
         sites = {component: _without(found, config.exclude) for component, found in sites.items()}
     tensors: dict[str, dict[str, Tensor]] = {}
-    for component, found in sites.items():
-        shared = method.common(found, config)
-        for path, site in found.items():
-            whole = whole_path(component, path)
-            tensors[whole] = {**method.start(site, config, given[whole]), **shared}
-            shared = {}
+    with on_cpu():
+        for component, found in sites.items():
+            shared = method.common(found, config)
+            for path, site in found.items():
+                whole = whole_path(component, path)
+                tensors[whole] = {**method.start(site, config, given[whole]), **shared}
+                shared = {}
     return config, tensors
 
 

@@ -82,7 +82,7 @@ def inspect(file: str | Path) -> AdapterFile:
         >>> found.method, found.rank, found.sites, found.parameters
         ('lora', 2, ('0',), 32)
     """
-    source = open_source(Path(file), tensors=False)
+    source = open_source(Path(file).expanduser(), tensors=False)
     own = own_entry(source.metadata)
     soft = soft_method(source, own)
     preferred = flagged_method(source.peft) if own is None else own.method

@@ -30,7 +30,7 @@ def _split(key: str) -> tuple[str, str] | None:
     return (module, part) if is_part(part) else None
 
 
-def _settings(source: Source, method: str, component: str) -> None:
+def _settings(source: Source, method: str, components: tuple[str, ...]) -> None:
     return None  # the tensors say everything
 
 
@@ -39,14 +39,14 @@ def _check(draft: Draft) -> None:
         raise DoesNotFit(
             f"neither kohya's tools nor LyCORIS have {type(draft.config).__name__}; save with format='diffusers'"
         )
+    for path, site in draft.sites.items():
+        if site.kind in BARE:
+            raise DoesNotFit(f"{path} is a bare parameter, which kohya's format has not; save with format='diffusers'")
     if draft.names.untold:
         raise DoesNotFit(
             f"how kohya's tools name the layers of a {draft.names.untold} is not known here, so no program would find "
             "them in such a file; save with format='diffusers', or 'peft'"
         )
-    for path, site in draft.sites.items():
-        if site.kind in BARE:
-            raise DoesNotFit(f"{path} is a bare parameter, which kohya's format has not; save with format='diffusers'")
     flat = Counter(draft.names.flat(path) for path in draft.names.paths)
     for path in draft.sites:
         if flat[draft.names.flat(path)] > 1:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from studio.adapters import METHODS, install
 from studio.adapters.contract.strength import StrengthLike
+from studio.device import on_cpu
 from studio.errors import BadFile, DoesNotFit, PartialLoad, StudioError
 from studio.families import components
 from studio.files.detect import Contents, guess_family, sort_keys
 from studio.files.format import Source
+from studio.files.header import TensorInfo
 from studio.files.metadata import Entry, facts_of, own_entry
 from studio.files.names import Names
 from studio.files.peft import CONFIG_FILE
@@ -22,7 +25,9 @@ from studio.files.reading import Reading, read_layers
 from studio.files.report import LoadReport
 from studio.files.soft import FORMAT as SOFT
 from studio.files.soft import read_soft, soft_method
+from studio.files.sound import check_finite, fitting
 from studio.files.source import open_source
+from studio.limits import limit
 
 __all__ = ["load", "load_source"]
 
@@ -56,8 +61,9 @@ def load(
 
     Raises:
         BadFile: the file is missing, truncated, hostile, or of no known format.
-        DoesNotFit: nothing in it fits this model, it was made for another family, the name is taken, or a blend is
-            baked.
+        DoesNotFit: nothing in it fits this model, it was made for another family or is far larger than the model, the
+            name is taken, or a blend is baked.
+        Refused: a tensor holds NaN, or numbers with which nothing finite can be computed.
         PartialLoad: some of its keys fit and others do not; the message names them and the nearest right layer.
         BadConfig: a name with other characters than letters, digits, ``_`` and ``-``.
 
@@ -70,11 +76,22 @@ def load(
         >>> print(studio.load(net, file, strength=0.8))
         'dog': lora from a diffusers file, 1 layers, 2 keys applied, 0 ignored
     """
-    with _collector_paused():
-        source = open_source(Path(file), pickled=pickled)
+    with _collector_paused(), on_cpu():
+        source = open_source(
+            Path(file).expanduser(), pickled=pickled, check=lambda infos: _check_size(model, file, infos)
+        )
         return load_source(
             model, source, name=name, strength=strength, allow_partial=allow_partial, trainable=trainable
         )
+
+
+def _check_size(model: Any, file: str | Path, infos: Mapping[str, TensorInfo]) -> None:
+    """Refuses, before its tensors are read, a file that is far larger than the model."""
+    own = sum(tensor.numel() for part in components(model).values() for tensor in part.parameters())
+    found = sum(math.prod(info.shape) for info in infos.values())
+    most = 8 * own + limit("spare-numbers")  # 4-bit weights are stored two and more in a number
+    if found > most:
+        raise DoesNotFit(f"{file} holds {found:,} numbers, and the model itself has {own:,}: it is no adapter for it")
 
 
 @contextlib.contextmanager
@@ -130,7 +147,8 @@ def load_source(
     if not allow_partial:
         _check_scale(source, found, own)
     try:
-        put()
+        with fitting(f"the tensors of {source.file}"):
+            put()
     except StudioError:
         if not _drop_misfits(names, reading):
             raise  # it is not about the tensors
@@ -163,7 +181,9 @@ def _load_soft(
 ) -> LoadReport:
     """Attaches virtual tokens, which belong to a language model as a whole."""
     METHODS[method].adapter.whole(components(model), None)
-    reading = read_soft(model, source, own, method)
+    with fitting(f"the config and the tensors of {source.file}"):
+        reading = read_soft(model, source, own, method)
+    check_finite(source.tensors, reading.applied(), source.file)
     if reading.ignored and not allow_partial:
         raise PartialLoad(
             f"{len(reading.ignored)} of the {len(source.infos)} keys of {source.file} cannot be applied: "
@@ -172,7 +192,8 @@ def _load_soft(
     taken = name if name is not None else (own.name if own is not None and own.name else "default")
     metadata = {**facts_of(source.metadata), **_dtype(source, reading)}
     layers = {path: {key: tensor.float() for key, tensor in found.items()} for path, found in reading.layers.items()}
-    install(model, reading.config, layers, name=taken, strength=strength, trainable=trainable, metadata=metadata)
+    with fitting(f"the tensors of {source.file}"):
+        install(model, reading.config, layers, name=taken, strength=strength, trainable=trainable, metadata=metadata)
     return LoadReport(
         name=taken,
         method=method,
@@ -211,7 +232,8 @@ def _drop_misfits(names: Names, reading: Reading) -> bool:
     for path, tensors in reading.layers.items():
         try:
             adapter = METHODS[reading.method].adapter
-            adapter(names.site(path, adapter.kinds), config, tensors, trainable=False)
+            with fitting(f"the tensors { {name: tuple(one.shape) for name, one in tensors.items()} } of its layer"):
+                adapter(names.site(path, adapter.kinds), config, tensors, trainable=False)
         except StudioError as error:
             misfits[path] = str(error)
     for path, reason in misfits.items():

@@ -15,6 +15,7 @@ from studio.adapters.contract.foreign import Foreign, Tables
 from studio.adapters.contract.ranked import RankedConfig
 from studio.adapters.hosting.attached import check_known, check_unbaked
 from studio.adapters.tokens.contract import TokenConfig
+from studio.device import on_cpu
 from studio.errors import BadConfig, DoesNotFit
 from studio.families import is_pipeline
 from studio.files.format import FORMATS, Draft, Format
@@ -24,6 +25,7 @@ from studio.files.metadata import write_metadata
 from studio.files.names import Names
 from studio.files.scale import Grade, settle
 from studio.files.soft import save_soft
+from studio.files.source import PICKLED
 
 __all__ = ["save", "spelled"]
 
@@ -68,16 +70,19 @@ def save(
         >>> studio.inspect(file).facts
         {'trigger': 'sks dog'}
     """
-    file = Path(file)
+    file = Path(file).expanduser()
     check_unbaked(model, "save")
     check_known(model, name)
     chosen = FORMATS[format if format is not None else _usual_format(model, file)]
+    if file.suffix in PICKLED and not chosen.folder:
+        raise BadConfig(f"{file.name} has the suffix of a pickled file, and what is written is safetensors: name it so")
     info = adapters(model)[name]
     facts = {**info.metadata, **(metadata or {})}
     stored = _stored_dtype(dtype, facts, info.trainable)
     if isinstance(info.config, TokenConfig):
         return save_soft(model, file, chosen, name, facts, stored)
-    draft, tensors = spelled(model, name, chosen, stored)
+    with on_cpu():
+        draft, tensors = spelled(model, name, chosen, stored)
     text = write_metadata(draft.config, facts, name=name, family=draft.names.family, payload=payload_hash(tensors))
     chosen.write(file, tensors, text, draft)
     return file
@@ -178,7 +183,7 @@ def _keyed(draft: Draft, format: Format, dtype: torch.dtype | None) -> dict[str,
     common = {name: tensor for own in draft.layers.values() for name, tensor in own.items() if name in peft.shared}
     for path, tensors in draft.layers.items():
         module = format.spell(draft.names, path)
-        for name in peft.shared.keys() & tensors.keys():
+        for name in [name for name in peft.shared if name in tensors]:
             keyed[_dotted(format.root(draft.names, path), peft.shared[name])] = _narrowed(tensors[name], dtype)
         if format.peft and peft.repeated:
             keyed |= {_dotted(module, peft.shared[name]): _narrowed(one, dtype) for name, one in common.items()}

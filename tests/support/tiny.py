@@ -82,7 +82,7 @@ def shaken(model: nn.Module, name: str = "default") -> nn.Module:
     """The model, after the adapter's tensors have been moved away from their start."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for tensor in studio.state(model, name).values():
+        for tensor in filter(torch.is_floating_point, studio.state(model, name).values()):
             tensor += 0.3 * torch.randn(tensor.shape, generator=generator)
     return model
 

@@ -70,7 +70,8 @@ class LycorisAdapter(Adapter[Config]):
         if not (self.dropout and self.training and self.trainable):
             return change
         config = self.config
-        kept = (torch.rand(self.site.rows) >= config.rank_dropout) * (torch.rand(1) >= config.module_dropout)
+        of_rank, of_all = torch.rand(self.site.rows, device="cpu"), torch.rand(1, device="cpu")
+        kept = (of_rank >= config.rank_dropout) * (of_all >= config.module_dropout)
         gain = 1 / (1 - config.rank_dropout) if config.rank_dropout_scale else 1.0
         return change * self.site.over_outputs((kept * gain).to(change))
 

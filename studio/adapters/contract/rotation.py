@@ -101,7 +101,7 @@ class Rotation(Adapter[Config]):
 
     def keeps(self, *shape: int) -> Tensor | None:
         """Draws which blocks of a rotation stay, ``(*shape, 1, 1)``; None while nothing is dropped."""
-        return (torch.rand(*shape, 1, 1) >= self.dropout) if self.dropping else None
+        return (torch.rand(*shape, 1, 1, device="cpu") >= self.dropout) if self.dropping else None
 
 
 def skew(packed: Tensor, size: int) -> Tensor:

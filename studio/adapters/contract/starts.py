@@ -217,7 +217,13 @@ def grown_pair(adapter: Adapter[C], rank: int, generator: torch.Generator) -> tu
     config, site = adapter.config, adapter.site
     tensors = adapter.tensors()
     wider = config.regraded({site.path: rank}, {site.path: config.scale_at(site.path)})
-    fresh = start_pair(site, checked_rank(site, wider), "kaiming", generator)
+    most, inner = checked_rank(site, wider), tensors["down"].shape[1:]
+    if inner == site.inner_shape:
+        fresh = start_pair(site, most, "kaiming", generator)
+    else:  # a factor that sees sums of inputs
+        bound = 1 / math.sqrt(math.prod(inner))
+        down = torch.empty(most, *inner, device="cpu").uniform_(-bound, bound, generator=generator)
+        fresh = {"down": down, "up": torch.zeros(site.rows, most, device="cpu")}
     return wider, {**tensors, **{name: padded(tensors[name], fresh[name]) for name in ("down", "up")}}
 
 

@@ -71,7 +71,7 @@ class Strength:
 
     def per_sample(self) -> Tensor | None:
         """Returns the factors per sample ``(samples,)`` in fp32, or None where all samples are alike."""
-        return None if self.samples is None else torch.tensor(self.samples)
+        return None if self.samples is None else torch.tensor(self.samples, device="cpu")
 
 
 def _number(value: Any) -> float:

@@ -144,6 +144,6 @@ class Levels:
         found = [self.coefficient(name, path) for name in names]
         rows = next((level.shape[0] for level in found if isinstance(level, Tensor)), None)
         if rows is None:
-            return torch.tensor(found)
-        spread = [level if isinstance(level, Tensor) else torch.full((rows,), level) for level in found]
+            return torch.tensor(found, device="cpu")
+        spread = [level if isinstance(level, Tensor) else torch.full((rows,), level, device="cpu") for level in found]
         return torch.stack(spread, dim=1)

@@ -313,7 +313,7 @@ class AdaLoRAAdapter(FactorAdapter[AdaLoRA]):
             down, up = adapter._parameters["down"], adapter._parameters["up"]
             assert down is not None and up is not None
             for rows in (down.flatten(1), up.t()):
-                terms.append((rows @ rows.t() - torch.eye(len(rows)).to(rows)).norm())
+                terms.append((rows @ rows.t() - torch.eye(len(rows), device="cpu").to(rows)).norm())
         return weight * torch.stack(terms).mean()
 
     @classmethod

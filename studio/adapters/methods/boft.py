@@ -227,7 +227,8 @@ class BOFTAdapter(Rotation[BOFT]):
         blocks = self.remembered(lambda: cayley(skew(entries, self.block)), entries)
         kept = self.keeps(*blocks.shape[:2]) if drop else None
         if kept is not None:
-            kept[torch.arange(len(blocks)) != int(torch.randint(len(blocks), ()))] = True
+            left = int(torch.randint(len(blocks), (), device="cpu"))
+            kept[torch.arange(len(blocks), device="cpu") != left] = True
             blocks = blocks * kept.to(blocks)
         back ^= self.outputs  # outputs are turned by R from the left
         blocks = (blocks.mT if back else blocks).to(v.dtype)

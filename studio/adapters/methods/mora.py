@@ -109,8 +109,8 @@ class MoRAAdapter(Adapter[MoRA]):
     def _angles(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine for every group and pair, ``(g, n / 2)``."""
         half = self._core().shape[0] // 2
-        place = torch.arange(self._count, dtype=torch.float64)
-        angles = place[:, None] * 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+        place, step = (torch.arange(count, dtype=torch.float64, device="cpu") for count in (self._count, half))
+        angles = place[:, None] * 10000.0 ** (-step / half)
         return angles.cos().to(like), angles.sin().to(like)
 
     def _compressed(self, x: Tensor) -> Tensor:

@@ -142,11 +142,11 @@ class NormSite(Site):
     def _offset(self, shape: tuple[int, ...]) -> float | None:
         """The number that the layer adds to its weight, found with an input of ``shape``."""
         draw = torch.Generator().manual_seed(0)
-        x = torch.randn(shape, generator=draw)
-        weight, bias = (torch.randn(self.shape, generator=draw) for _ in range(2))
+        x = torch.randn(shape, generator=draw, device="cpu")
+        weight, bias = (torch.randn(self.shape, generator=draw, device="cpu") for _ in range(2))
         known = bias if self.bias_name else None
         for offset in (0.0, 1.0):
-            zero = self.computed(x, torch.full(self.shape, -offset), None)
+            zero = self.computed(x, torch.full(self.shape, -offset, device="cpu"), None)
             if zero.shape == x.shape and not zero.count_nonzero():
                 once = self.computed(x, weight - offset, known)
                 twice = self.computed(x, 2 * weight - offset, None if known is None else 2 * known)

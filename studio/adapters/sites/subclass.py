@@ -47,7 +47,7 @@ def computes_linear(module: nn.Linear) -> bool:
         (True, False)
     """
     draw = torch.Generator().manual_seed(0)
-    x, weight, bias = (torch.randn(shape, generator=draw) for shape in ((4, 5), (3, 5), (3,)))
+    x, weight, bias = (torch.randn(shape, generator=draw, device="cpu") for shape in ((4, 5), (3, 5), (3,)))
     has_bias = module._parameters.get("bias") is not None
     tensors = {"weight": weight, "bias": bias if has_bias else None}
     base = vars(type(module)).get("hosts", type(module))
@@ -92,7 +92,7 @@ class ScaledEmbeddingSite(EmbeddingSite):
         draw = torch.Generator().manual_seed(0)
         device = torch.device("cpu") if self.weight.device.type == "meta" else self.weight.device
         ids = torch.arange(min(8, self.cols), device=device)
-        tables = [torch.rand(len(ids), 4, generator=draw).to(device) + 0.5 for _ in range(2)]
+        tables = [torch.rand(len(ids), 4, generator=draw, device="cpu").to(device) + 0.5 for _ in range(2)]
         try:
             ratios = torch.cat([_called(self.base, self.module, {"weight": table}, ids) / table for table in tables])
         except Exception:  # whatever somebody else's class raises, it is not this function
