@@ -236,8 +236,9 @@ def sample(layer: str, dtype: torch.dtype = torch.float32) -> Tensor:
 def config_for(method: str, config: str, layer: str) -> Any:
     fields = {} if "model" in METHODS[method].adapter.kinds else {"targets": ("0",)}
     fields |= CONFIGS[method][config]
-    if layer != "attention":  # a pattern that leaves nothing out is refused
+    if layer != "attention":  # the others have no output projection, and a pattern that names nothing is refused
         fields.pop("exclude", None)
+        fields |= {"feedforward": ("0",)} if "feedforward" in fields else {}
     return METHODS[method](**fields)
 
 
