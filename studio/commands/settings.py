@@ -164,7 +164,8 @@ def _part(key: str, where: Mapping[str, str], source: str) -> str:
 
 def _of_run(content: Mapping[str, Any], task: type[Task], file: Path) -> dict[str, Any]:
     """Makes settings of a ``run.toml``, which holds them as decided."""
-    own, free = dict(content.get("task", {})), dict(content.get("free", {}))
+    own = dict(content.get("task", {}))
+    free = {name: value for name, value in content.get("free", {}).items() if value != ""}  # "": none was given
     made = own.pop("task", task.task_name)
     if made != task.task_name:
         raise DoesNotFit(f"{file} is that of a {made} run, and this is studio {task.task_name}: call studio {made}")

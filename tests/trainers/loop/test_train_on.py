@@ -71,9 +71,8 @@ def test_only_more_steps_are_trained_on(dreambooth, settings, tmp_path):
 
 def test_a_run_from_an_adapter_file_starts_where_that_one_ended(dreambooth, settings, tmp_path):
     first = train(dreambooth, output=tmp_path / "first", steps=2, adapter=LoRA(rank=2, alpha=6), **settings)
-    still = train(
-        dreambooth, output=tmp_path / "second", steps=1, adapter=first.adapter, learning_rate=1e-7, **settings
-    )
+    settings |= {"steps": 1, "learning_rate": 1e-7}
+    still = train(dreambooth, output=tmp_path / "second", adapter=first.adapter, **settings)
     before, after = load_file(first.adapter), load_file(still.adapter)
     assert before.keys() == after.keys()
     assert all(torch.allclose(after[key], before[key], atol=1e-6) for key in after)
