@@ -21,7 +21,6 @@ from studio.peft.configs import methods as configs
 from studio.peft.listed import LISTED
 from studio.peft.model import kinds
 from studio.peft.model.tuner import PEFT_TYPE_TO_TUNER_MAPPING
-from studio.peft.terms.types import VERSION
 
 __all__ = ["PATHS", "install", "lookup"]
 
@@ -50,7 +49,6 @@ _RENAMED: Final[dict[str, tuple[str, str]]] = {
 
 _LORA_KINDS: Final = ("Conv1d", "Conv2d", "Conv3d", "Embedding", "Linear")
 _BEYOND: Final = {
-    "config": "__version__",
     "tuners.lokr.layer": "factorization",
     "tuners.tuners_utils": "BaseTuner BaseTunerLayer",
     "utils": "_get_submodules",
@@ -65,8 +63,6 @@ def _found(path: str, name: str) -> Any:
         return getattr(kinds, name) if path.startswith("tuners.lora") else None
     if name == "factorization":
         return importlib.import_module("studio.adapters.methods.lokr").peft_split
-    if name == "__version__":
-        return VERSION
     home, ours = _RENAMED.get(name, ("", name))
     known: Mapping[str, Any] = {**kinds.LAYERS, **{one.__name__: one for one in PEFT_TYPE_TO_TUNER_MAPPING.values()}}
     if not home and name in known:
@@ -96,6 +92,9 @@ PATHS: Final = frozenset(LISTED) - {"peft"}
 _OURS: Final = ("auto", "optimizers", "peft_model")
 """Paths that are modules of ours already."""
 
+_ALIASES: Final = {"config": "configs.config"}
+"""PEFT's path -> the module of ours that is found there."""
+
 
 def _names(path: str) -> dict[str, Any]:
     """What can be imported from one of PEFT's paths."""
@@ -114,7 +113,7 @@ class _Finder(MetaPathFinder, Loader):
         parent = getattr(sys.modules.get(above), "__name__", "")
         if parent != ROOT and not parent.startswith(ROOT + "."):
             return None
-        name = f"{parent}.{last}"
+        name = f"{parent}.{_ALIASES.get(last, last) if parent == ROOT else last}"
         below = name.removeprefix(ROOT + ".")
         if name != fullname:
             known = importlib.util.find_spec(name) is not None
@@ -145,7 +144,7 @@ def install() -> None:
     """Makes PEFT's module paths importable below this package, and completes those that are modules of ours."""
     if not any(type(one).__module__ == __name__ for one in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
-    for path in _OURS:
-        module = importlib.import_module(f"{ROOT}.{path}")
+    for path in (*_OURS, *_ALIASES):
+        module = importlib.import_module(f"{ROOT}.{_ALIASES.get(path, path)}")
         for name in LISTED[path]:
             vars(module).setdefault(name, lookup(path, name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, NamedTuple
@@ -141,8 +142,13 @@ def _check_peft(config: Any) -> None:
     if config.tinit >= config.total_step - config.tfinal:
         raise BadConfig(
             f"AdaLoraConfig(tinit={config.tinit}, tfinal={config.tfinal}, total_step={config.total_step}) leaves no "
-            "step for the budget to fall; tinit + tfinal must be smaller than total_step"
+            "step for the budget to fall; tinit + tfinal must be smaller than total_step: The supplied schedule values "
+            "don't allow for a budgeting phase"
         )
+    if config.orth_reg_weight <= 0:
+        raise BadConfig(f"AdaLoraConfig(orth_reg_weight={config.orth_reg_weight!r}) should be greater than 0.")
+    if config.r != 8:
+        warnings.warn("Note that `r` is not used in AdaLora and will be ignored. Use `init_r` instead.", stacklevel=5)
 
 
 def _as_patterns(fields: Mapping[str, Any]) -> dict[str, Any]:

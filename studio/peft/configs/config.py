@@ -12,9 +12,10 @@ from typing import Any, ClassVar, Final
 
 from studio.adapters.contract.foreign import Settings
 from studio.atomic import atomic_path
-from studio.errors import nearest
+from studio.errors import BadFile, nearest
 from studio.files.peft import CONFIG_FILE
 from studio.files.source import read_fields
+from studio.peft.terms.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from studio.peft.terms.errors import Wrong, refusals
 from studio.peft.terms.places import folder_of
 from studio.peft.terms.types import VERSION, PeftType, TaskType
@@ -24,8 +25,15 @@ __all__ = ["PEFT_TYPE_TO_CONFIG_MAPPING", "PeftConfig", "PromptLearningConfig", 
 PEFT_TYPE_TO_CONFIG_MAPPING: Final[dict[PeftType, type[PeftConfig]]] = {}
 """PEFT's word for a method -> its config class; filled by :mod:`studio.peft.configs.methods`."""
 
+__version__ = VERSION
+"""What new configs say that they were made by; PEFT has it here."""
+
 _NOT_SAVED: Final = ("runtime_config",)
 _OFF: Final[tuple[Any, ...]] = (None, False, 0, 0.0, "", "none", [], {})
+
+
+class NoConfig(BadFile, TypeError, ValueError):
+    """A file that is no config of an adapter; a ``TypeError`` too, which is what PEFT raises."""
 
 
 @dataclass(kw_only=True)
@@ -57,15 +65,30 @@ class PeftConfig:
         known = [task.value for task in TaskType]
         if self.task_type is not None and self.task_type not in known:
             close = nearest(str(self.task_type), known, 1)[0]
-            raise Wrong(f"Invalid task type: '{self.task_type}'; did you mean '{close}'? (known: {', '.join(known)})")
+            raise Wrong(
+                f"Invalid task type: '{self.task_type}'. Must be one of the following task types: {', '.join(known)}. "
+                f"Did you mean '{close}'?"
+            )
         if self.word:
             self.peft_type = PeftType(self.word)
+        if self.peft_version is None:
+            self.peft_version = __version__
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name, None)
             if value is not None and not isinstance(value, str):
                 setattr(self, name, set(value))
+        self._check_layers()
         with refusals():
             self.settings.check(self)
+
+    def _check_layers(self) -> None:
+        targets = getattr(self, "target_modules", None)
+        layers, pattern = (getattr(self, name, None) for name in ("layers_to_transform", "layers_pattern"))
+        for name, value in (("layers_to_transform", layers), ("layers_pattern", pattern)):
+            if isinstance(targets, str) and targets != INCLUDE_LINEAR_LAYERS_SHORTHAND and value is not None:
+                raise Wrong(f"`{name}` cannot be used when `target_modules` is a str.")
+        if pattern and layers is None:
+            raise Wrong("When `layers_pattern` is specified, `layers_to_transform` must also be specified.")
 
     @property
     def is_prompt_learning(self) -> bool:
@@ -95,7 +118,7 @@ class PeftConfig:
             raise Wrong(f"{folder} is a file; name a folder")
         folder.mkdir(parents=True, exist_ok=True)
         auto = fields.pop("auto_mapping_dict", None)
-        content = {**self.to_dict(), "peft_version": self.peft_version or VERSION, **fields}
+        content = {**self.to_dict(), **fields}
         if auto is not None:
             content["auto_mapping"] = auto
         with atomic_path(folder / CONFIG_FILE) as temporary:
@@ -108,7 +131,7 @@ class PeftConfig:
         Raises:
             BadFile: it is no table in JSON.
         """
-        return read_fields(Path(path_json_file))
+        return {name: one for name, one in read_fields(Path(path_json_file)).items() if name not in _NOT_SAVED}
 
     @classmethod
     def from_peft_type(cls, **fields: Any) -> PeftConfig:
@@ -142,7 +165,13 @@ class PeftConfig:
         """
         places = {name: kwargs.pop(name) for name in ("revision", "cache_dir", "token") if name in kwargs}
         folder = folder_of(pretrained_model_name_or_path, subfolder, (CONFIG_FILE,), **places)
-        return cls.from_peft_type(**{**cls.from_json_file(folder / CONFIG_FILE), **kwargs})
+        fields = cls.from_json_file(folder / CONFIG_FILE)
+        if "peft_type" not in fields:
+            raise NoConfig(
+                f"The {cls.__name__} config that is trying to be loaded is missing required keys: {{'peft_type'}}. "
+                f"({folder / CONFIG_FILE} is no config of an adapter)"
+            )
+        return cls.from_peft_type(**{"peft_version": "", **fields, **kwargs})  # "": older than PEFT's note of it
 
 
 @dataclass(kw_only=True)

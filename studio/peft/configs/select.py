@@ -206,7 +206,7 @@ def _without(chosen: list[str], modules: Mapping[str, nn.Module], exclude: Any) 
 def _numbered(chosen: list[str], targets: Any, layers: Any, patterns: Any) -> list[str]:
     """Those of the chosen layers that stand in certain numbered blocks."""
     if isinstance(targets, str):
-        raise Wrong("layers_to_transform and layers_pattern need a list of target_modules, not an expression")
+        raise Wrong("layers_to_transform and layers_pattern need a list of target_modules, not 'all-linear'")
     if layers is None:
         raise Wrong("layers_pattern without layers_to_transform does nothing; give both, or neither")
     wanted = {layers} if isinstance(layers, int) else set(layers)

@@ -108,8 +108,7 @@ def _stated_fields(config: Any, adapter: type[Adapter]) -> dict[str, Any]:
         value = getattr(config, theirs, None)
         if value is not None:
             fields[name] = value
-    stated = {**config.to_dict(), "peft_version": config.peft_version or "0.21"}
-    return {**fields, **peft.fixed, **settings.config(stated)}
+    return {**fields, **peft.fixed, **settings.config(config.to_dict())}
 
 
 def start_of(config: Any) -> bool | str:

@@ -20,7 +20,6 @@ from studio.peft.configs.select import paths_to_save
 from studio.peft.configs.translate import method_of
 from studio.peft.files.tensors import PREFIX, SHARED
 from studio.peft.model.tokens import TOKEN_KEY
-from studio.peft.terms.types import VERSION
 
 __all__ = ["Parts", "read_parts", "sorted_parts"]
 
@@ -81,7 +80,6 @@ def read_parts(model: nn.Module, config: Any, tensors: Mapping[str, Tensor]) -> 
     """
     fields = config.to_dict()
     fields |= {name: value for name, value in _SETTLED.items() if name in fields}
-    fields["peft_version"] = fields.get("peft_version") or VERSION
     virtual, method = config.is_prompt_learning, method_of(config)
     keyed = {key if virtual or key.startswith(SHARED) else PREFIX + key: one for key, one in tensors.items()}
     infos = {
