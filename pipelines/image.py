@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from PIL import Image
 
 import studio.adapters as core
-from studio.errors import BadConfig
-from studio.families import Base, open_base
+from studio.errors import BadConfig, DoesNotFit
+from studio.families import FAMILIES, Base, open_base
 from studio.pipelines.blends import BlendLike, deal_blend
 from studio.pipelines.describe import describe
+from studio.pipelines.drawing import Drawing
 from studio.pipelines.pipeline import Pipeline
 from studio.pipelines.prompt import TaggedPrompt, parse_prompt
+from studio.pipelines.remarks import Remark, remarks
 from studio.pipelines.sample import Request, sample
 
+if TYPE_CHECKING:
+    from studio.files import AdapterFile
+
 __all__ = ["ImagePipeline"]
+
+# the factor of a pair that reads the text: keys of diffusers, PEFT and kohya files
+_READS_TEXT: Final = re.compile(r"attn2[._]to_[kv]\.(lora_down|lora_A|lora\.down)(\.\w+)?\.weight$")
 
 
 class ImagePipeline(Pipeline):
@@ -59,7 +69,7 @@ class ImagePipeline(Pipeline):
         blend: BlendLike | str | Sequence[BlendLike] | None = None,
         seeds: int | Sequence[int] = (0,),
         steps: int = 20,
-        guidance: float = 5.0,
+        guidance: float | None = None,
         negative: str | None = None,
         width: int | None = None,
         height: int | None = None,
@@ -76,7 +86,7 @@ class ImagePipeline(Pipeline):
                 numbers as a strength has one entry per picture.
             seeds: whole numbers from 0 on.
             steps: denoising steps.
-            guidance: scale of classifier-free guidance; 1 is the prompt alone.
+            guidance: scale of classifier-free guidance; 1 is the prompt alone. ``None``: the base's own.
             negative: what guidance leads away from.
             width: pixels; ``None``: the base's own.
             height: pixels; ``None``: the base's own.
@@ -87,7 +97,9 @@ class ImagePipeline(Pipeline):
 
         Returns:
             The pictures, each with ``.info["parameters"]`` (A1111's text) and ``.info["studio"]`` (JSON that makes it
-            again: :func:`studio.pipelines.regenerate`).
+            again: :func:`studio.pipelines.regenerate`); both are in a PNG that ``.save("x.png")`` writes. A
+            :class:`~studio.pipelines.remarks.Remark` is a warning of what has no effect: weights in a prompt, a
+            negative prompt without guidance.
 
         Raises:
             UnknownName: an adapter or scheduler that is not there; the nearest is named.
@@ -103,6 +115,9 @@ class ImagePipeline(Pipeline):
         away = self._read_tags(negative or "")
         if away.blend is not None:
             raise BadConfig(f"the negative prompt {negative!r} has a tag, and tags belong into the prompt; take it out")
+        guidance = self.base.guidance if guidance is None else guidance
+        for remark in remarks(prompts, negative=negative, guidance=guidance):
+            warnings.warn(remark, Remark, stacklevel=2)
         written = [(text, seed) for text in prompts for seed in seeds]
         blends = deal_blend(blend, [tagged[text].blend for text, _ in written], core.current_blend(self.pipe))
         common: dict[str, Any] = {
@@ -115,15 +130,31 @@ class ImagePipeline(Pipeline):
             for (text, seed), own in zip(written, blends, strict=True)
         ]
         rows = 1 if batch_size is None else batch_size
-        images: dict[int, Image.Image] = {}
+        images: dict[int, Drawing] = {}
         for made in sample(self.base, requests, rows=rows, on_step=on_step):
             texts = describe(
                 self.base, self.sources, requests[made.index], made.sampler, rows=rows, prompt=written[made.index][0],
                 negative=negative or "",
             )  # fmt: skip
-            made.image.info.update(texts)
-            images[made.index] = made.image
+            images[made.index] = Drawing.of(made.image)
+            images[made.index].info.update(texts)
         return [images[index] for index in range(len(requests))]
+
+    def _check_fit(self, found: AdapterFile) -> None:
+        """Checks that an adapter was made for text vectors as wide as this base's.
+
+        Raises:
+            DoesNotFit: it was not.
+        """
+        here = getattr(self.pipe.components[self.base.family.denoiser].config, "cross_attention_dim", None)
+        wide = {shape[1] for key, (_, shape) in found.tensors.items() if _READS_TEXT.search(key) and len(shape) == 2}
+        if isinstance(here, int) and len(wide) == 1 and here not in wide:
+            title = FAMILIES[found.family].title if found.family in FAMILIES else found.family_title
+            family = f", as {title} has it" if title else ""
+            raise DoesNotFit(
+                f"{found.file} was made for text of width {wide.pop()}{family}, and {self.base.id} has width {here}: "
+                "load it on the base that it was trained on"
+            )
 
     def _read_tags(self, prompt: Any) -> TaggedPrompt:
         if not isinstance(prompt, str):

@@ -5,21 +5,28 @@ Neither holds a clock time, a folder or a machine's name: equal pictures are equ
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from studio.adapters import Strength
 from studio.atomic import atomic_path
 from studio.errors import BadFile
+from studio.given import parse_json, read_given
+from studio.limits import within
+from studio.pipelines.damage import damage
+from studio.pipelines.drawing import texts_of
+from studio.pipelines.naming import SILENT
 
 __all__ = ["AdapterUse", "parameters_text", "read_metadata", "save_png", "strength_from_json", "strength_to_json"]
 
 FORMAT = 1
+FORMATS: Final = ("PNG", "JPEG", "WEBP")  # of which the first alone is written here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,14 +153,12 @@ def save_png(image: Image.Image, file: str | Path) -> Path:
     Raises:
         BadFile: nothing can be written there.
     """
-    texts = PngImagePlugin.PngInfo()
-    for key in ("parameters", "studio"):
-        if isinstance(image.info.get(key), str):
-            texts.add_text(key, image.info[key])
+    file = Path(file).expanduser()
     with atomic_path(file) as temporary:
         # everything that Pillow may take from image.info by itself (ICC profile, resolution) is left out
-        Image.frombytes(image.mode, image.size, image.tobytes()).save(temporary, format="PNG", pnginfo=texts)
-    return Path(file)
+        plain = Image.frombytes(image.mode, image.size, image.tobytes())
+        plain.save(temporary, format="PNG", pnginfo=texts_of(image))
+    return file
 
 
 def read_metadata(picture: str | Path | Image.Image) -> dict[str, Any]:
@@ -172,26 +177,39 @@ def read_metadata(picture: str | Path | Image.Image) -> dict[str, Any]:
             "that drops texts; it cannot be made again from itself"
         )
     try:
-        content = json.loads(text)
+        within("metadata-bytes", len(text), "has")
+        content = parse_json(text)
         made_by = content["format"]
-    except (ValueError, KeyError, TypeError) as problem:
+    except (ValueError, KeyError, TypeError, BadFile) as problem:
         raise BadFile(f"the 'studio' text of {what} is damaged ({problem}); it cannot be made again from it") from None
     if made_by != FORMAT:
         raise BadFile(
-            f"the 'studio' text of {what} has format {made_by!r} and this version reads {FORMAT}; update the studio"
+            f"the 'studio' text of {what} has format {str(made_by)[:40]} and this version reads {FORMAT}; update the "
+            "studio"
         )
+    problem = damage(content)
+    if problem:
+        raise BadFile(f"the 'studio' text of {what} is damaged ({problem}); it cannot be made again from it")
     return dict(content)
 
 
 def _open(file: Path) -> Image.Image:
-    if not file.is_file():
-        raise BadFile(f"there is no picture {file}")
+    file = file.expanduser()
     try:
-        with Image.open(file) as image:
+        data = read_given(file, "picture-bytes")
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            within("picture-pixels", image.width * image.height, "has")
             image.load()  # texts behind the pixels are read with them
             return image.copy()
-    except (UnidentifiedImageError, OSError, SyntaxError) as problem:
-        raise BadFile(f"{file} cannot be read as a picture ({str(problem).splitlines()[0]})") from None
+    except FileNotFoundError:
+        raise BadFile(f"there is no picture {file}") from None
+    except BadFile as problem:
+        raise BadFile(f"{file} {problem}") from None
+    except UnidentifiedImageError:
+        raise BadFile(f"{file} cannot be read as a picture: it is no {' or '.join(FORMATS)} file") from None
+    except Exception as problem:  # a decoder raises anything on hostile bytes; whatever it is, the file is named
+        reason = str(problem).splitlines()[0][:200] if str(problem) else type(problem).__name__
+        raise BadFile(f"{file} cannot be read as a picture ({reason})") from None
 
 
 def _tag(use: AdapterUse, encoders: Sequence[str], denoiser: str) -> str:
@@ -203,7 +221,9 @@ def _tag(use: AdapterUse, encoders: Sequence[str], denoiser: str) -> str:
 
 
 def _stem(use: AdapterUse) -> str:
-    return Path(use.file).stem if use.file else use.name
+    """What A1111 finds an adapter by: its file's name, and where that says nothing, the adapter's."""
+    stem = Path(use.file).stem if use.file else use.name
+    return use.name if stem in SILENT else stem
 
 
 def _quoted(value: str | int | float) -> str:

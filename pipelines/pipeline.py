@@ -11,11 +11,14 @@ import torch
 
 import studio.adapters as core
 from studio.adapters import AdapterInfo, Strength
+from studio.errors import DoesNotFit
+from studio.files import inspect
 from studio.pipelines.blends import BlendLike
-from studio.pipelines.sources import Source, source_of
+from studio.pipelines.naming import adapter_file, free_name
+from studio.pipelines.sources import PICKLED, Source, source_of
 
 if TYPE_CHECKING:
-    from studio.files import LoadReport
+    from studio.files import AdapterFile, LoadReport
 
 __all__ = ["Pipeline"]
 
@@ -38,13 +41,17 @@ class Pipeline(ABC):
     def __init__(self, base: Any) -> None:
         self.base = base
         self.sources: dict[str, Source] = {}
+        self._places: dict[str, Path] = {}
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} on {self.base.id}; adapters: {', '.join(self.adapters) or 'none'}>"
 
     @classmethod
     def open(
         cls: type[AnyPipeline],
         base: str | Path | Any,
         *,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
     ) -> AnyPipeline:
         """Opens a base.
@@ -52,11 +59,12 @@ class Pipeline(ABC):
         Args:
             base: the name of an embedded one, a folder, an object of diffusers or transformers, or an opened base;
                 :func:`studio.families.open_base` and :func:`studio.families.causal.open_language_base` have the forms.
-            dtype: the weights' type; ``None``: fp32 for what is read from disk, unchanged for an object.
+            dtype: the weights' type, or its name (``"bf16"``); ``None``: fp32 for what is read from disk, unchanged for
+                an object.
             device: where to; ``None``: the CPU for what is read from disk, unchanged for an object.
 
         Raises:
-            UnknownName: neither a known name nor a folder.
+            UnknownName: neither a known name nor a folder, or no such type.
             BadFile: a folder that does not hold a whole base.
             DoesNotFit: a base of a family that the studio does not know.
         """
@@ -80,29 +88,47 @@ class Pipeline(ABC):
         strength: float | Strength = 1.0,
         allow_partial: bool = False,
         trainable: bool = False,
+        pickled: bool = False,
     ) -> LoadReport:
         """Loads an adapter and adds it to the current blend; as :func:`studio.load`, which lists what it raises.
 
         Args:
-            file: a safetensors file, or a folder in PEFT's format.
-            name: what tags and blends call it; ``None``: the name that the file records, else ``"default"``.
+            file: a safetensors file, a folder in PEFT's format, or the folder of a run.
+            name: what tags and blends call it; ``None``: the name that the file records, else that of the file; where
+                it is taken, that of the file's folder, or one with a number.
             strength: its strength in the current blend.
             allow_partial: load what fits and report the rest.
             trainable: whether its tensors require gradients.
+            pickled: allow ``.pt`` and ``.bin`` files, whose tensors alone are read.
 
         Raises:
-            DoesNotFit: it is for another base.
+            DoesNotFit: it is for another base, or it is on the pipeline already and has no other name now.
         """
         from studio.files import load
 
-        self._check_fit(file)
+        file = adapter_file(file)
+        recorded = ""
+        if not (pickled and file.suffix in PICKLED):
+            found = inspect(file)
+            self._check_fit(found)
+            recorded = found.name
+        source = source_of(file)
+        if name is None:
+            self._check_new(file)
+            name = free_name(file, recorded, self.adapters)
         report = load(
-            self.carrier, file, name=name, strength=strength, allow_partial=allow_partial, trainable=trainable
+            self.carrier, file, name=name, strength=strength, allow_partial=allow_partial, trainable=trainable,
+            pickled=pickled,
         )  # fmt: skip
-        self.sources[report.name] = source_of(Path(file))
+        self.sources[report.name], self._places[report.name] = source, file.resolve()
         return report
 
-    def _check_fit(self, file: str | Path) -> None:  # noqa: B027  (a base without tokens of its own takes any file)
+    def _check_new(self, file: Path) -> None:
+        loaded = next((name for name, place in self._places.items() if place == file.resolve()), None)
+        if loaded in self.adapters:
+            raise DoesNotFit(f"{file} is loaded already, as {loaded!r}: give it a name of its own to load it twice")
+
+    def _check_fit(self, found: AdapterFile) -> None:  # noqa: B027  (a base without tokens of its own takes any file)
         """Checks that an adapter's file is not for another base, where its tensors do not tell."""
 
     def unload(self, name: str) -> None:
@@ -113,6 +139,7 @@ class Pipeline(ABC):
         """
         core.detach(self.carrier, name)
         self.sources.pop(name, None)
+        self._places.pop(name, None)
 
     def blend(self, blend: BlendLike | str) -> None:
         """Sets the current blend: which adapters act from now on; ``{}`` is the base alone.

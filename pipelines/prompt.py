@@ -20,12 +20,13 @@ from typing import Any
 
 from studio.adapters import Strength
 from studio.errors import BadConfig, UnknownName, nearest
+from studio.pipelines.naming import plain_name
 
 __all__ = ["TaggedPrompt", "parse_prompt"]
 
 _TAG = re.compile(r"(?<!\\)<([^<>]*)(?<!\\)>")
 _OPENED = re.compile(r"(?<!\\)<([\w-]+:[^<>]*)")
-_NAME = re.compile(r"[\w-]+")
+_NAME = re.compile(r"[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class _Reader:
             name, *values = values
         if not _NAME.fullmatch(name):
             raise self.malformed(inside, "the name of an adapter has letters, digits, '_' and '-' alone")
+        name = name if name in self.known else plain_name(name)  # the file's name with its dots
         if name not in self.known:
             raise self._unknown(name)
         values = [part.strip() for value in values for part in value.split(",")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from studio.errors import BadFile, DoesNotFit, UnknownName
 from studio.families import BASES
 from studio.pipelines.image import ImagePipeline
 from studio.pipelines.metadata import read_metadata, strength_from_json, strength_to_json
+from studio.pipelines.naming import adapter_file
+from studio.pipelines.remarks import Remark
 from studio.pipelines.schedulers import sampler_from_record
 from studio.pipelines.sources import source_of, state_hash
 
@@ -41,7 +44,7 @@ def regenerate(
         The picture.
 
     Raises:
-        BadFile: no such picture, or one that the studio did not make.
+        BadFile: no such picture, one that the studio did not make, or whose text was damaged.
         UnknownName: an adapter or a base of the picture is not among those given.
         DoesNotFit: the base or an adapter has other weights than those that made the picture.
     """
@@ -56,18 +59,14 @@ def regenerate(
     if bakes and not standing:
         pipe.bake(blend)
     try:
-        (image,) = pipe.generate(
-            content["prompt"],
-            blend=None if bakes else blend,
-            seeds=[content["seed"]],
-            steps=content["steps"],
-            guidance=content["guidance"],
-            negative=content["negative"] or None,
-            width=content["width"],
-            height=content["height"],
-            batch_size=content["rows"],
-            scheduler=sampler_from_record(content["scheduler"]),
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Remark)  # was said when it was made
+            (image,) = pipe.generate(
+                content["prompt"], blend=None if bakes else blend, seeds=[content["seed"]], steps=content["steps"],
+                guidance=content["guidance"], negative=content["negative"] or None, width=content["width"],
+                height=content["height"], batch_size=content["rows"],
+                scheduler=sampler_from_record(content["scheduler"]),
+            )  # fmt: skip
     finally:
         if bakes and not standing:
             pipe.unbake()
@@ -81,8 +80,7 @@ def _open(content: dict[str, Any], base: Any | None, device: torch.device | str 
             f"the picture was made by the base {made_by['id']!r}, which is not an embedded one ({', '.join(BASES)}); "
             "say where it is: base=folder"
         )
-    dtype = getattr(torch, made_by["dtype"])
-    return ImagePipeline.open(made_by["id"] if base is None else base, dtype=dtype, device=device)
+    return ImagePipeline.open(made_by["id"] if base is None else base, dtype=made_by["dtype"], device=device)
 
 
 def _load(pipe: ImagePipeline, content: dict[str, Any], places: list[Path]) -> None:
@@ -105,6 +103,7 @@ def _load(pipe: ImagePipeline, content: dict[str, Any], places: list[Path]) -> N
 
 
 def _files_at(place: Path) -> list[Path]:
+    place = adapter_file(place)
     if not place.exists():
         raise BadFile(f"there is no adapter file or folder {place}")
     if place.is_file() or (place / "adapter_model.safetensors").is_file():

@@ -29,6 +29,7 @@ from studio.adapters import Strength, blended
 from studio.adapters.hosting.turns import turn
 from studio.errors import BadConfig, DoesNotFit, StudioError
 from studio.families import Base, Conditioning
+from studio.limits import limit, too_many
 from studio.pipelines.schedulers import Sampler, make_sampler
 
 __all__ = ["Picture", "Request", "sample"]
@@ -94,6 +95,8 @@ def sample(
     """
     if not _is_count(rows):
         raise BadConfig(f"batch_size={rows!r}: the number of images per batch must be a whole number from 1 on")
+    if rows > limit("rows"):
+        raise BadConfig(f"batch_size={rows}: {too_many('rows')}")
     _check_base(base)
     for request in requests:
         _check(base, request)
@@ -245,6 +248,8 @@ def _check(base: Base, request: Request) -> None:
         side = getattr(request, name)
         if not _is_count(side):
             raise BadConfig(f"{name}={side!r}: a side must be a whole number of pixels from {family.multiple} on")
+        if side > limit("side"):
+            raise BadConfig(f"{name}={side}: {too_many('side')}")
         if side % family.multiple:
             lower = side // family.multiple * family.multiple
             fitting = " or ".join(str(fit) for fit in (lower, lower + family.multiple) if fit)

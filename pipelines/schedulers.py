@@ -142,9 +142,14 @@ def sampler_from_record(record: Mapping[str, Any]) -> Any:
     """Returns the diffusers scheduler that a picture's metadata describe.
 
     Raises:
-        DoesNotFit: this version of diffusers lacks the class or one of its settings.
+        DoesNotFit: this version of diffusers lacks the class or one of its settings, or a setting is impossible.
     """
-    return _build(str(record["class"]), dict(record["settings"]))
+    try:
+        return _build(str(record["class"]), dict(record["settings"]))
+    except DoesNotFit:
+        raise
+    except Exception as problem:  # what a scheduler raises on settings that it does not take
+        raise DoesNotFit(f"the scheduler of the picture cannot be made ({problem}): its text was changed") from None
 
 
 def _build(cls_name: str, settings: Mapping[str, Any]) -> Any:

@@ -5,13 +5,22 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from studio.adapters import AdapterInfo, state
+from studio.errors import BadFile
+from studio.given import check_regular
+from studio.limits import limit
 
-__all__ = ["Source", "source_of", "state_hash"]
+__all__ = ["PICKLED", "Source", "source_of", "state_hash"]
+
+
+PICKLED: Final = (".bin", ".pt", ".pth", ".ckpt")
+"""Suffixes of files that may hold more than tensors."""
+IN_FOLDERS: Final = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin")
+CHUNK: Final = 2**20
 
 
 @dataclass(frozen=True)
@@ -31,11 +40,27 @@ class Source:
 
 
 def source_of(file: Path) -> Source:
-    """Hashes an adapter's file; of a folder in PEFT's format, the tensors' file in it."""
-    inner = file / "adapter_model.safetensors" if file.is_dir() else file
-    data = inner.read_bytes()
-    header = 8 + int.from_bytes(data[:8], "little")
-    return Source(file.name, hashlib.sha256(data).hexdigest(), hashlib.sha256(data[header:]).hexdigest())
+    """Hashes an adapter's file; of a folder in PEFT's or diffusers' format, the tensors' file in it.
+
+    Raises:
+        BadFile: it cannot be read.
+    """
+    inner = next((file / name for name in IN_FOLDERS if (file / name).is_file()), file) if file.is_dir() else file
+    whole, behind = hashlib.sha256(), hashlib.sha256()
+    try:
+        check_regular(inner)
+        with inner.open("rb") as stream:
+            start = stream.read(8)
+            header = stream.read(min(int.from_bytes(start, "little"), limit("header-bytes")))
+            whole.update(start + header)
+            while block := stream.read(CHUNK):
+                whole.update(block)
+                behind.update(block)
+    except OSError as problem:
+        raise BadFile(f"{inner} cannot be read: {problem.strerror}") from None
+    except BadFile as problem:
+        raise BadFile(f"{inner} {problem}") from None
+    return Source(file.name, whole.hexdigest(), behind.hexdigest())
 
 
 def state_hash(pipe: Any, info: AdapterInfo) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import studio.adapters as core
 from studio.adapters import blended
@@ -16,6 +15,9 @@ from studio.pipelines.blends import BlendLike, deal_blend
 from studio.pipelines.pipeline import Pipeline
 from studio.pipelines.prompt import TaggedPrompt, parse_prompt
 from studio.pipelines.write import write
+
+if TYPE_CHECKING:
+    from studio.files import AdapterFile
 
 __all__ = ["Completion", "TextPipeline"]
 
@@ -66,15 +68,13 @@ class TextPipeline(Pipeline):
         """The model."""
         return self.model
 
-    def _check_fit(self, file: str | Path) -> None:
+    def _check_fit(self, found: AdapterFile) -> None:
         """Checks that an adapter was not trained with another tokenizer.
 
         Raises:
             DoesNotFit: it was.
         """
-        from studio.files import inspect
-
-        facts = inspect(file).facts
+        facts, file = found.facts, found.file
         theirs = facts.get("tokenizer")
         if theirs is not None and theirs != self.base.tokenizer_hash:
             raise DoesNotFit(

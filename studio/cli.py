@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ import click
 
 import studio
 from studio.errors import StudioError, UsageError, nearest
+from studio.shown import shown
 
 __all__ = ["COMMANDS", "main"]
 
@@ -31,6 +33,7 @@ COMMANDS: Final = (
 """The commands in the order of the help: module names in :mod:`studio.commands`."""
 
 INTERRUPTED: Final = 130
+_NO_MEMORY: Final = ("out of memory", "can't allocate memory", "not enough memory")
 
 # what a user can mend; any other OSError is a mistake of ours and keeps its traceback
 _MENDABLE = {
@@ -83,8 +86,8 @@ class Commands(click.Group):
         try:
             with _quiet_interruption():
                 code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
-        except click.exceptions.NoArgsIsHelpError as shown:
-            click.echo(shown.format_message())
+        except click.exceptions.NoArgsIsHelpError as asked:
+            click.echo(asked.format_message())
             code = 0
         except click.UsageError as error:
             of = error.ctx.command_path if error.ctx else "studio"
@@ -96,10 +99,8 @@ class Commands(click.Group):
         except click.Abort:
             click.echo("interrupted", err=True)
             code = INTERRUPTED
-        except OSError as error:
-            if error.errno not in _MENDABLE:
-                raise
-            code = _complain(f"{error.filename or 'cannot write'}: {_MENDABLE[error.errno]}", UsageError.exit_code)
+        except (MemoryError, OSError, RuntimeError) as error:
+            code = _machine(error)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -130,8 +131,22 @@ def _quiet_interruption() -> Iterator[None]:
 
 def _complain(sentence: str, code: int) -> int:
     """Prints a sentence to stderr, on one line, and returns the exit code."""
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {' '.join(sentence.split())}", err=True)
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {shown(' '.join(sentence.split()))}", err=True)
     return code
+
+
+def _machine(error: Exception) -> int:
+    """Says what the machine could not do; any other error is a mistake of ours and keeps its traceback."""
+    if isinstance(error, BrokenPipeError):  # whoever read the output has gone; nothing can be told to him
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return StudioError.exit_code
+    if isinstance(error, OSError) and error.errno in _MENDABLE:
+        return _complain(f"{error.filename or 'cannot write'}: {_MENDABLE[error.errno]}", UsageError.exit_code)
+    if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
+        sentence = "there is not enough memory for that: take a smaller --batch-size or --resolution, or --dtype bf16"
+        return _complain(sentence, StudioError.exit_code)
+    raise error
 
 
 @click.command(
@@ -143,6 +158,9 @@ def _complain(sentence: str, code: int) -> int:
 def main() -> None:
     """Adapters for image and language models: samples in, adapter out."""
     # libraries look at these when they are imported; the studio reads what is on this machine and asks nobody
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows its number
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # their remarks are for programmers; what a user must know, the studio says itself

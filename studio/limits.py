@@ -13,7 +13,7 @@ from typing import Final
 
 from studio.errors import BadConfig, BadFile, nearest
 
-__all__ = ["LIMITS", "VARIABLE", "Limit", "limit", "within"]
+__all__ = ["LIMITS", "VARIABLE", "Limit", "limit", "too_many", "within"]
 
 VARIABLE: Final = "STUDIO_LIMITS"
 
@@ -38,6 +38,9 @@ LIMITS: Final[dict[str, Limit]] = {
     "tensor-axes": Limit(8, "axes of a tensor"),
     "number-digits": Limit(19, "digits of a whole number in a file"),
     "name-characters": Limit(1_000, "characters of a tensor's name"),
+    "spare-numbers": Limit(1 << 26, "numbers of an adapter beyond eight times those of its model"),
+    "pattern-characters": Limit(2_000, "characters of regular expressions in a file"),
+    "scanned-bytes": Limit(1 << 30, "bytes of tensors that inspect looks through for NaN"),
     # text that programs write
     "json-depth": Limit(100, "levels of JSON in one another"),
     # data sets
@@ -50,6 +53,7 @@ LIMITS: Final[dict[str, Limit]] = {
     # pictures that are made
     "side": Limit(8_192, "pixels along a side of a picture that is made"),
     "rows": Limit(1_024, "pictures that are computed together"),
+    "steps": Limit(100_000, "steps or noise levels of a sampler"),
     "seeds": Limit(100_000, "seeds of one call"),
     "metadata-bytes": Limit(1 << 20, "bytes of the text in a picture that makes it again"),
 }
@@ -91,12 +95,25 @@ def within(name: str, found: int, what: str) -> None:
         ...
         studio.errors.BadFile: 20240512_beach asks for 20,240,512 repeats of a picture...; at most 10,000 are taken ...
     """
-    most = limit(name)
-    if found > most:
-        raise BadFile(
-            f'{what} {_count(found)} {LIMITS[name].of}; at most {most:,} are taken ({VARIABLE}="{name}=..." '
-            "raises that)"
-        )
+    if found > limit(name):
+        raise BadFile(f"{what} {_count(found)} {LIMITS[name].of}; at most {_most(name)}")
+
+
+def too_many(name: str) -> str:
+    """Returns the end of a sentence that refuses a number for being over a limit.
+
+    Args:
+        name: a key of :data:`LIMITS`.
+
+    Example:
+        >>> too_many("rows")
+        'at most 1,024 pictures that are computed together (STUDIO_LIMITS="rows=..." raises that)'
+    """
+    return f'at most {limit(name):,} {LIMITS[name].of} ({VARIABLE}="{name}=..." raises that)'
+
+
+def _most(name: str) -> str:
+    return f'{limit(name):,} are taken ({VARIABLE}="{name}=..." raises that)'
 
 
 def _count(number: int) -> str:

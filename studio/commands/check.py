@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +13,10 @@ from studio.commands.show import Show
 from studio.commands.words import SIZE
 from studio.errors import UsageError
 
+if TYPE_CHECKING:
+    from studio.datasets.captions import Encoding
+    from studio.datasets.folder import ImageItem
+
 __all__ = ["check"]
 
 
@@ -18,31 +24,58 @@ __all__ = ["check"]
     short_help="Tell what is wrong with a folder of pictures.",
     epilog=example(
         'studio check photos/ --instance-prompt "a photo of sks dog" --resolution 512',
-        'studio check drawings/ --trigger "ink style"',
+        'studio check drawings/ --trigger "ink style" --base emoji',
     ),
 )
 @click.argument("images", type=click.Path(path_type=Path))
 @click.option("--instance-prompt", metavar="TEXT", help="The prompt that a subject will be trained with.")
 @click.option("--trigger", metavar="TEXT", help="The phrase that a style will be trained with.")
 @click.option("--resolution", type=SIZE, metavar="WxH", help="The size to train at, in pixels.")
+@click.option("--base", metavar="NAME", help="The base that will be trained: tells what it would refuse or not draw.")
+@click.option(
+    "--caption-encoding", "encoding", type=click.Choice(["utf-8", "windows-1252"]), default="utf-8", show_default=True,
+    help="What caption files without a mark are read as.",
+)  # fmt: skip
 @output_options
 @click.pass_context
 def check(
     context: click.Context, images: Path, instance_prompt: str | None, trigger: str | None,
-    resolution: tuple[int, int] | None, as_json: bool, quiet: bool,
+    resolution: tuple[int, int] | None, base: str | None, encoding: Encoding, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Tell what is wrong with a folder of pictures, before it costs a night.
 
     Every file that cannot be used is named with the reason, and so is what would spoil a training: missing captions,
     duplicates, pictures that are too small or mostly cropped away. With the instance prompt or the trigger, captions
-    are shown as they will be trained. Nothing is trained or changed. The exit code is 2 where a training could not
-    start.
+    are shown as they will be trained; with the base, what it would refuse is found. Nothing is trained or changed. The
+    exit code is 2 where a training could not start.
     """
     from studio.datasets.check import check_folder
 
-    report = check_folder(images, instance_prompt=instance_prompt, trigger=trigger, resolution=resolution)
+    asked: dict[str, Any] = {"instance_prompt": instance_prompt, "trigger": trigger, "encoding": encoding}
+    if base is not None:
+        asked |= _asked_of(base, resolution)
+        resolution = asked.pop("resolution")
+    report = check_folder(images, resolution=resolution, **asked)
     show = Show(as_json, quiet)
     show.say(str(report))
     show.result(report.as_dict())
     if not report.ok:
         context.exit(UsageError.exit_code)
+
+
+def _asked_of(name: str, resolution: tuple[int, int] | None) -> dict[str, Any]:
+    """Opens a base; returns the size that it is trained at, and what it is asked about texts and pictures."""
+    from studio.datasets.picture import fit_image, open_image, to_pixels
+    from studio.families import open_base
+    from studio.families.drawable import cannot_draw
+    from studio.trainers.image.latents import picture_size
+
+    base = open_base(name)
+    size = picture_size(resolution, base)
+
+    def keeps(items: Iterable[ImageItem]) -> str | None:
+        if base.draws is None:
+            return None
+        return cannot_draw(base, [to_pixels(fit_image(open_image(item), *size)) for item in items])
+
+    return {"resolution": size, "fits": lambda text: base.family.check_text(base.pipe, [text]), "keeps": keeps}

@@ -65,6 +65,7 @@ def complete(
     system: str | None,
     batch_size: int,
     allow_partial: bool,
+    pickled: bool,
     device: str | None,
     dtype: str | None,
     as_json: bool,
@@ -81,7 +82,7 @@ def complete(
     if per_sample:
         _require_pairs(prompts, adapters)
     pipe = open_pipeline(TextPipeline, base, device=device, dtype=dtype, show=show)
-    used = [load_adapter(pipe, word, allow_partial, show) for word in adapters]
+    used = [load_adapter(pipe, word, show, allow_partial=allow_partial, pickled=pickled) for word in adapters]
     tagged = [prompt for prompt in prompts if pipe.read_tags(prompt).blend is not None]
     if per_sample and tagged:
         _refuse_tag(tagged[0])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -14,7 +17,8 @@ from studio.commands.loading import load_adapter, open_pipeline
 from studio.commands.options import adapter_option, example, output_options, pipeline_options
 from studio.commands.show import Show
 from studio.commands.words import SEEDS, SIZE, AdapterWord
-from studio.errors import BadFile
+from studio.errors import BadConfig, BadFile
+from studio.limits import limit, too_many
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,7 +34,7 @@ DIGITS = 4  # of a picture's number, at least
     short_help="Make pictures from prompts, with any blend of adapters.",
     epilog=example(
         'studio generate emoji "tiger on a blue background" --seeds 0..3 -o out',
-        'studio generate emoji "a photo of sks robot" --adapter runs/robot/adapter.safetensors:0.9 --grid sheet.png',
+        'studio generate emoji "a photo of sks robot" --adapter runs/robot:0.9 --grid sheet.png',
         'studio generate emoji "ink style, sks robot <robot:0.8> <ink>" --adapter robot=a.safetensors \\',
         "    --adapter ink=b.safetensors",
     ),
@@ -49,14 +53,7 @@ DIGITS = 4  # of a picture's number, at least
 @click.option("--seed", type=SEEDS, hidden=True, help="The same as --seeds.")
 @click.option("--steps", type=int, metavar="N", default=20, show_default=True, help="Denoising steps.")
 @click.option("--sampling-steps", "steps", type=int, hidden=True, help="The same as --steps.")
-@click.option(
-    "--guidance",
-    type=float,
-    metavar="X",
-    default=5.0,
-    show_default=True,
-    help="Guidance scale; 1 is the prompt alone.",
-)
+@click.option("--guidance", type=float, metavar="X", help="Guidance scale, else the base's own; 1: the prompt alone.")
 @click.option("--negative", metavar="TEXT", help="What guidance leads away from.")
 @click.option("--resolution", type=SIZE, metavar="WxH", help="Size in pixels, 512x768 or 512; else the base's own.")
 @click.option("--scheduler", metavar="NAME", help="Sampler, such as euler-a or dpm++-2m-karras; else the base's own.")
@@ -72,8 +69,9 @@ DIGITS = 4  # of a picture's number, at least
     metavar="FOLDER",
     default="out",
     show_default=True,
-    help="Where the pictures go.",
+    help="Where the pictures go; numbers go on behind those that are there.",
 )
+@click.option("--overwrite", is_flag=True, help="Begin at 0000.png, over the pictures and the sheet that are there.")
 @output_options
 def generate(
     base: str,
@@ -82,37 +80,47 @@ def generate(
     seeds: tuple[int, ...],
     seed: tuple[int, ...] | None,
     steps: int,
-    guidance: float,
+    guidance: float | None,
     negative: str | None,
     resolution: tuple[int, int] | None,
     scheduler: str | None,
     batch_size: int,
     grid: Path | None,
     allow_partial: bool,
+    pickled: bool,
     device: str | None,
     dtype: str | None,
     output: Path,
+    overwrite: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Make pictures from prompts: every PROMPT with every seed.
 
-    The pictures are numbered in that order in the output folder, 0000.png on, each with the text from which it can be
-    made again. A tag in a prompt, <robot:0.8>, says which adapters act on its pictures; without one, all act at the
-    strength that --adapter gives them.
+    BASE is the embedded base emoji, which draws emoji on a background of one colour, or a diffusers folder. The
+    pictures are numbered in that order in the output folder, each with the text from which it can be made again. A tag
+    in a prompt, <robot:0.8>, says which adapters act on its pictures; without one, all act at the strength that
+    --adapter gives them.
     """
     from studio.pipelines import ImagePipeline, contact_sheet, parse_prompt, save_png
+    from studio.pipelines.remarks import remarks
 
     show = Show(as_json, quiet)
     seeds = seed if seed is not None else seeds
-    files = _files(output, len(prompts) * len(seeds))
+    _check_numbers(steps, guidance, resolution, batch_size)
+    output, grid = output.expanduser(), None if grid is None else grid.expanduser()
+    files = _files(output, len(prompts) * len(seeds), overwrite=overwrite)
     for file in [*files[:1], *([grid] if grid else [])]:
         _check_place(file)
+    if grid and grid.exists() and not overwrite:
+        raise BadFile(f"{grid} is there already: choose another name, or --overwrite")
     pipe = open_pipeline(ImagePipeline, base, device=device, dtype=dtype, show=show)
-    used = [load_adapter(pipe, word, allow_partial, show) for word in adapters]
+    used = [load_adapter(pipe, word, show, allow_partial=allow_partial, pickled=pickled) for word in adapters]
     for prompt in prompts:  # before the first picture, so that a slip in the last tag costs nothing
         parse_prompt(prompt, pipe.adapters, denoiser=pipe.base.family.denoiser, encoders=pipe.base.family.encoders)
     _note_triggers(pipe, prompts, show)
+    for remark in remarks(prompts, negative=negative, guidance=pipe.base.guidance if guidance is None else guidance):
+        show.note(remark)
     width, height = resolution or pipe.base.native
     draw = partial(
         pipe.generate, steps=steps, guidance=guidance, negative=negative, width=width, height=height,
@@ -137,24 +145,43 @@ def _drawn(
     draw: Callable[..., list[Image]], prompts: Sequence[str], seeds: Sequence[int], rows: int
 ) -> Iterator[tuple[str, Image, int]]:
     """Draws every prompt with every seed, some together; yields prompt, picture and seed as they are done."""
+    from studio.pipelines.remarks import Remark
+
     for prompt in prompts:
         for start in range(0, len(seeds), rows):
             some = seeds[start : start + rows]
-            for image, seed in zip(draw(prompt, seeds=some), some, strict=True):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Remark)  # was said as a note
+                drawn = draw(prompt, seeds=some)
+            for image, seed in zip(drawn, some, strict=True):
                 yield prompt, image, seed
 
 
-def _files(folder: Path, count: int) -> list[Path]:
-    """Returns the pictures' files; those of an earlier call are replaced, anybody else's are not.
+def _check_numbers(steps: int, guidance: float | None, resolution: tuple[int, int] | None, batch_size: int) -> None:
+    """Refuses what no base can do, before one is opened."""
+    if not 1 <= steps <= limit("steps"):
+        raise BadConfig(f"--steps {steps}: give 1 or more, and {too_many('steps')}")
+    if guidance is not None and not 0 <= guidance < math.inf:
+        raise BadConfig(f"--guidance {guidance}: give a finite number from 0 on (1: the prompt alone)")
+    if resolution is not None and max(resolution) > limit("side"):
+        raise BadConfig(f"--resolution {resolution[0]}x{resolution[1]}: {too_many('side')}")
+    if not 1 <= batch_size <= limit("rows"):
+        raise BadConfig(f"--batch-size {batch_size}: give 1 or more, and {too_many('rows')}")
+
+
+def _files(folder: Path, count: int, *, overwrite: bool) -> list[Path]:
+    """Returns the pictures' files: behind those that are there, or over those that the studio made.
 
     Raises:
-        BadFile: a file of that name is there and the studio did not make it.
+        BadFile: a file that would be written over was not made by the studio.
     """
     from studio.pipelines import read_metadata
 
-    digits = max(DIGITS, len(str(count - 1)))
-    files = [folder / f"{number:0{digits}d}.png" for number in range(count)]
-    for file in files:
+    there = [int(file.stem) for file in folder.glob("*.png") if re.fullmatch(r"[0-9]{1,18}", file.stem)]
+    first = 0 if overwrite else max(there, default=-1) + 1
+    digits = max(DIGITS, len(str(first + count - 1)))
+    files = [folder / f"{number:0{digits}d}.png" for number in range(first, first + count)]
+    for file in files if there else ():
         if file.exists():
             try:
                 read_metadata(file)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from studio.commands.show import Show
 from studio.commands.words import AdapterWord
-from studio.errors import BadConfig, NoEffect, PartialLoad
+from studio.errors import BadConfig, BadFile, NoEffect, PartialLoad
 
 if TYPE_CHECKING:
     from studio.pipelines.pipeline import Pipeline
@@ -42,14 +40,17 @@ def open_pipeline(
     return pipeline.open(base, dtype=numbers.dtype, device=place)
 
 
-def load_adapter(pipe: Pipeline, word: AdapterWord, allow_partial: bool, show: Show) -> dict[str, Any]:
+def load_adapter(
+    pipe: Pipeline, word: AdapterWord, show: Show, *, allow_partial: bool, pickled: bool = False
+) -> dict[str, Any]:
     """Loads an adapter and says what was loaded.
 
     Args:
         pipe: loads it.
         word: the file, with a strength and maybe a name.
-        allow_partial: load what fits, and name the rest.
         show: takes lines for the user.
+        allow_partial: load what fits, and name the rest.
+        pickled: allow files that may hold more than tensors.
 
     Returns:
         What the JSON output says about it.
@@ -60,17 +61,16 @@ def load_adapter(pipe: Pipeline, word: AdapterWord, allow_partial: bool, show: S
         PartialLoad: a part of the file does not fit.
     """
     from studio.adapters.effect import has_effect
-    from studio.files import inspect
 
-    name = word.name or inspect(word.file).name or _stem(word.file)
-    if word.name is None and name in pipe.adapters:
-        name = _stem(word.file)
-    if name in pipe.adapters:
-        raise BadConfig(f"two adapters are called {name!r}: name one of them, --adapter other={word.file}")
+    if word.name is not None and word.name in pipe.adapters:
+        raise BadConfig(f"two adapters are called {word.name!r}: name one of them, --adapter other={word.file}")
     try:
-        report = pipe.load(word.file, name=name, strength=word.strength, allow_partial=allow_partial)
-    except PartialLoad as error:
-        raise PartialLoad(str(error).replace("pass allow_partial=True", "give --allow-partial")) from None
+        report = pipe.load(
+            word.file, name=word.name, strength=word.strength, allow_partial=allow_partial, pickled=pickled
+        )  # fmt: skip
+    except (PartialLoad, BadFile) as error:
+        raise type(error)(_in_options(str(error))) from None
+    name = report.name
     if not has_effect(pipe.carrier, name):
         raise NoEffect(
             f"{word.file} changes nothing: in each of its {len(report.sites)} layers the change is zero, so what "
@@ -89,9 +89,6 @@ def load_adapter(pipe: Pipeline, word: AdapterWord, allow_partial: bool, show: S
     }  # fmt: skip
 
 
-def _stem(file: Path) -> str:
-    """Returns a name for a file that records none: its stem, or its folder where the stem says nothing."""
-    plain = re.sub(r"[^\w-]+", "-", file.stem).strip("-")
-    if plain in ("adapter", "adapter_model", "pytorch_lora_weights", ""):
-        plain = re.sub(r"[^\w-]+", "-", file.resolve().parent.name).strip("-")
-    return plain or "default"
+def _in_options(sentence: str) -> str:
+    """The same sentence with options for arguments."""
+    return sentence.replace("pass allow_partial=True", "give --allow-partial").replace("pickled=True", "--pickled")

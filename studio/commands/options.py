@@ -73,6 +73,10 @@ _PICTURES = _training(
     setting(
         "--text-encoder/--no-text-encoder", field="text_encoder", default=None, help="Adapt the text encoder too."
     ),
+    setting(
+        "--caption-encoding", field="caption_encoding", type=click.Choice(["utf-8", "windows-1252"]),
+        help="What caption files without a mark are read as.",
+    ),
     setting("--sampling-steps", field="preview_steps", type=int, metavar="N", help="Denoising steps of previews."),
     setting("--guidance", field="preview_guidance", type=float, metavar="X", help="Guidance of previews."),
 )  # fmt: skip
@@ -88,6 +92,7 @@ _TEXTS = _training(
 
 _PIPELINE = (
     click.option("--allow-partial", is_flag=True, help="Load what fits of an adapter file, and name the rest."),
+    click.option("--pickled", is_flag=True, help="Read .pt and .bin adapter files too; of those, the tensors alone."),
     click.option("--device", metavar="NAME", help="Where to compute: auto, cpu, ..."),
     click.option("--dtype", metavar="NAME", help="Number format of the base: fp32, bf16, fp16."),
 )
@@ -117,7 +122,8 @@ def adapter_option(command: F) -> F:
     """Adds ``--adapter``, in front of those that stand below it."""
     return click.option(
         "--adapter", "adapters", type=ADAPTER, multiple=True, metavar="[NAME=]FILE[:STRENGTH]",
-        help="An adapter file with its strength (1 if left out) and the name that tags call it; repeatable.",
+        help="An adapter's file, or a run's folder, with its strength (1 if left out) and the name that tags call it; "
+        "repeatable.",
     )(command)  # fmt: skip
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
+
+from studio.shown import shown
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = ["Show", "shell"]
+
+_LONE: Final = re.compile("[\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -43,22 +49,24 @@ class Show:
     def say(self, line: str = "") -> None:
         """Prints a line for people."""
         if self.talks:
-            click.echo(line)
+            click.echo(shown(line, lines=True))
 
     def tell(self, line: str) -> None:
         """Prints a line about what is going on, to stderr."""
         if self.talks:
-            click.echo(line, err=True)
+            click.echo(shown(line, lines=True), err=True)
 
     def note(self, line: str) -> None:
         """Prints a line about something to look at, to stderr."""
         if not self.quiet:
-            click.echo(f"{click.style('note:', fg='yellow')} {line}", err=True)
+            click.echo(f"{click.style('note:', fg='yellow')} {shown(line, lines=True)}", err=True)
 
     def result(self, content: Mapping[str, Any]) -> None:
         """Prints the result as JSON, where JSON was asked for."""
         if self.as_json:
-            click.echo(json.dumps(content, indent=2, ensure_ascii=False, default=_plain))
+            # half a surrogate pair cannot be encoded; JSON has a way to write it, and so for control characters
+            text = json.dumps(content, indent=2, ensure_ascii=False, default=_plain)
+            click.echo(_LONE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
     def table(self, rows: Iterable[Sequence[str]]) -> None:
         """Prints rows of texts in aligned columns, the first one dim."""
@@ -66,7 +74,9 @@ class Show:
         from rich.text import Text
 
         grid = Table.grid(padding=(0, 2))
-        made = [[Text(cell, style="cyan" if not index else "") for index, cell in enumerate(row)] for row in rows]
+        made = [
+            [Text(shown(cell), style="cyan" if not index else "") for index, cell in enumerate(row)] for row in rows
+        ]
         for index in range(max((len(row) for row in made), default=0)):
             grid.add_column(no_wrap=not index, overflow="fold")
         for row in made:
@@ -81,7 +91,13 @@ def shell(*words: str | Path) -> str:
         >>> shell("studio", "generate", "emoji", "a photo of sks dog")
         'studio generate emoji "a photo of sks dog"'
     """
-    return " ".join(f'"{word}"' if " " in str(word) else str(word) for word in words)
+    return " ".join(_quoted(str(word)) for word in words)
+
+
+def _quoted(word: str) -> str:
+    if re.fullmatch(r"[\w@%+=:,./~-]+", word):
+        return word
+    return shlex.quote(word) if re.search(r'["$`\\!]', word) else f'"{word}"'
 
 
 def _plain(value: Any) -> str:

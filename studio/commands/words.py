@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
+from studio.limits import limit, too_many
+
 __all__ = ["ADAPTER", "HELD_OUT", "SEEDS", "SIZE", "AdapterWord"]
 
-MOST_SEEDS = 100_000  # a range such as 0..2**40 is a typing error
+DIGITS = 19  # of the largest seed, 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,17 @@ class Seeds(click.ParamType):
             if not found:
                 problem = f"{value!r} is not of the form 0..7, 0,3,5 or 4 (whole numbers from 0 on)"
                 self.fail(problem, parameter, context)
+            if max(len(found[1]), len(found[2] or "")) > DIGITS:
+                self.fail(f"{value[:30]!r}... has a number of more than {DIGITS} digits", parameter, context)
             first = int(found[1])
             last = int(found[2]) if found[2] else first
             if last < first:
                 self.fail(f"{part.strip()!r} runs backwards; write {last}..{first}", parameter, context)
-            if last - first >= MOST_SEEDS:
-                self.fail(f"{part.strip()!r} are {last - first + 1:,} seeds; give fewer", parameter, context)
+            if len(seeds) + last - first >= limit("seeds"):
+                many = len(seeds) + last - first + 1
+                self.fail(f"{part.strip()!r} makes {many:,} seeds; give {too_many('seeds')}", parameter, context)
             seeds += range(first, last + 1)
-        twice = next((seed for seed in seeds if seeds.count(seed) > 1), None) if len(seeds) < 1000 else None
+        twice = next((seed for seed, times in Counter(seeds).items() if times > 1), None)
         if twice is not None:
             self.fail(f"{value!r} has the seed {twice} twice", parameter, context)
         return tuple(seeds)
@@ -75,6 +81,8 @@ class Size(click.ParamType):
         if isinstance(value, tuple):
             return value
         found = re.fullmatch(r"\s*(\d+)\s*(?:[xX×]\s*(\d+)\s*)?", value)
+        if found and max(len(found[1]), len(found[2] or "")) > DIGITS:
+            self.fail(f"{value[:30]!r}... has a number of more than {DIGITS} digits", parameter, context)
         if not found or not int(found[1]) or (found[2] is not None and not int(found[2])):
             self.fail(f"{value!r} is not a width and a height in pixels, such as 512x768 or 512", parameter, context)
         return int(found[1]), int(found[2] or found[1])
@@ -105,22 +113,22 @@ class Adapter(click.ParamType):
             return value
         name, text = None, value
         head, equals, rest = value.partition("=")
-        if equals and re.fullmatch(r"[\w-]+", head) and not Path(value).exists():
+        if equals and re.fullmatch(r"[\w-]+", head) and not _exists(value):
             name, text = head, rest
         if not text:
             self.fail(f"{value!r} names no file", parameter, context)
-        if Path(text).exists():
-            return AdapterWord(Path(text), name=name)
+        if _exists(text):
+            return AdapterWord(Path(text).expanduser(), name=name)
         file, colon, number = text.rpartition(":")
         strength = _number(number) if colon and file else None
         if strength is None:
             near_number = colon and file and len(file) > 1 and not re.search(r"[\\/.]", number)
             if near_number:
                 self.fail(f"the strength {number!r} of {value!r} is not a number; write {file}:0.8", parameter, context)
-            return AdapterWord(Path(text), name=name)
+            return AdapterWord(Path(text).expanduser(), name=name)
         if not math.isfinite(strength):
             self.fail(f"the strength {number!r} of {value!r} must be a finite number", parameter, context)
-        return AdapterWord(Path(file), strength, name)
+        return AdapterWord(Path(file).expanduser(), strength, name)
 
 
 class HeldOut(click.ParamType):
@@ -137,10 +145,17 @@ class HeldOut(click.ParamType):
             >>> HELD_OUT("0.1"), HELD_OUT("eval.jsonl")
             (0.1, 'eval.jsonl')
         """
-        if isinstance(value, float) or Path(value).exists():
+        if isinstance(value, float) or _exists(value):
             return value
         number = _number(value)
         return value if number is None else number
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # too long a name, no such user, a zero byte
+        return False
 
 
 def _number(text: str) -> float | None:

@@ -16,6 +16,7 @@ from torch import nn
 from studio.device import dtype_named
 from studio.errors import BadFile, DoesNotFit, UnknownName, nearest
 from studio.families.family import FAMILIES, Family, family_of, is_pipeline
+from studio.families.nature import nature_of
 from studio.families.quiet import quietly
 from studio.given import check_regular, parse_json, read_given
 
@@ -25,18 +26,6 @@ BASES: dict[str, Path] = {"emoji": Path(__file__).parent / "emoji" / "pipeline"}
 """The embedded bases: name -> diffusers folder inside the package."""
 
 GUIDANCE: Final = 5.0
-
-
-@dataclass(frozen=True)
-class _Nature:
-    """What is known of an embedded base: the guidance at which it draws best, and what it draws at all."""
-
-    guidance: float
-    draws: str
-
-
-# more guidance than that pulls a subject towards what the base would draw without its adapter
-_NATURES: Final = {"emoji": _Nature(guidance=3.0, draws="emoji on a background of one colour")}
 
 
 @dataclass(repr=False)
@@ -228,7 +217,7 @@ def _describe(pipe: Any, name: str, folder: Path | None) -> Base:
     size = pipe.components[family.denoiser].config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     native = (width * family.downscale, height * family.downscale)
-    nature = _NATURES.get(name) if folder == BASES.get(name) else None
+    nature = nature_of(pipe.components[family.denoiser])
     if nature is None:
         return Base(pipe, family, name, native, folder)
     return Base(pipe, family, name, native, folder, nature.guidance, nature.draws)

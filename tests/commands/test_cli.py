@@ -530,8 +530,9 @@ def test_two_adapters_of_one_name(run, tiny_base, tmp_path):
 
 def test_the_same_request_gives_the_same_bytes(run, tiny_base, tmp_path):
     files = []
-    for out in ("one", "two", "two"):  # the last one writes over its own pictures
-        studio(*draw(tiny_base, run / "adapter.safetensors", tmp_path / out, "--seeds", "3,5", "--quiet"))
+    for out, more in (("one", ()), ("two", ()), ("two", ("--overwrite",))):
+        asked = draw(tiny_base, run / "adapter.safetensors", tmp_path / out, "--seeds", "3,5", "--quiet")
+        studio(*asked, *more)
         files.append({file.name: file.read_bytes() for file in (tmp_path / out).iterdir()})
     assert files[0] == files[1] == files[2] and sorted(files[0]) == ["0000.png", "0001.png"]
 
@@ -552,11 +553,20 @@ def test_the_adapter_and_its_strength_show_in_the_picture(run, tiny_base, tmp_pa
     assert len(set(pixels.values())) == 3
 
 
-def test_a_picture_of_somebody_else_is_not_written_over(tiny_base, shots, tmp_path):
-    shutil.copy(shots / "0.png", tmp_path / "0000.png")
-    before = (tmp_path / "0000.png").read_bytes()
-    assert "was not made here" in refused("generate", tiny_base, "tiger", "--steps", 1, "-o", tmp_path)
-    assert (tmp_path / "0000.png").read_bytes() == before
+def test_pictures_go_on_counting_and_nothing_is_written_over(tiny_base, shots, tmp_path):
+    shutil.copy(shots / "0.png", tmp_path / "0003.png")
+    before = (tmp_path / "0003.png").read_bytes()
+    words = ("generate", tiny_base, "tiger", "--steps", 1, "-o", tmp_path)
+    studio(*words)
+    studio(*words, "--grid", tmp_path / "sheet.png")
+    assert names(tmp_path) == ["0003.png", "0004.png", "0005.png", "sheet.png"]
+    assert "sheet.png is there already: choose another name, or --overwrite" in refused(
+        *words, "--grid", tmp_path / "sheet.png"
+    )
+    assert "0003.png is there already and was not made here" in refused(*words, "--seeds", "0..3", "--overwrite")
+    studio(*words, "--seeds", "0..1", "--grid", tmp_path / "sheet.png", "--overwrite")
+    assert names(tmp_path) == ["0000.png", "0001.png", "0003.png", "0004.png", "0005.png", "sheet.png"]
+    assert (tmp_path / "0003.png").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -566,7 +576,13 @@ def test_a_picture_of_somebody_else_is_not_written_over(tiny_base, shots, tmp_pa
         (("--steps", 0), "steps"),
         (("--guidance", "nan"), "guidance"),
         (("--resolution", "60x64"), "ask for 56 or 64"),
-        (("--batch-size", 0), "batch_size"),
+        (("--batch-size", 0), "--batch-size 0: give 1 or more"),
+        (("--batch-size", 1_000_000_000), "at most 1,024 pictures"),
+        (("--resolution", 100_000), "at most 8,192 pixels"),
+        (("--resolution", "9" * 5_000), "more than 19 digits"),
+        (("--seeds", "9" * 5_000), "more than 19 digits"),
+        (("--seeds", "0..60000,70000..140000"), "makes 130,002 seeds; give at most 100,000"),
+        (("--steps", 10**9), "at most 100,000 steps"),
         (("--device", "tpu"), "'tpu'"),
         (("--dtype", "int4"), "'int4'"),
         (("--negative", "<dog:1>"), "'dog', which is not loaded"),

@@ -1,0 +1,48 @@
+"""A picture that keeps what it says about itself when it is saved as a PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from PIL import Image, PngImagePlugin
+
+__all__ = ["Drawing", "texts_of"]
+
+TEXTS: Final = ("parameters", "studio")
+
+
+class Drawing(Image.Image):
+    """A picture of Pillow, whose own ``save`` writes its ``parameters`` and ``studio`` texts into a PNG.
+
+    Example:
+        >>> import io
+        >>> drawing, file = Drawing.of(Image.new("RGB", (2, 2))), io.BytesIO()
+        >>> drawing.info["parameters"] = "a dog"
+        >>> drawing.save(file, "PNG")
+        >>> Image.open(file).text
+        {'parameters': 'a dog'}
+    """
+
+    @classmethod
+    def of(cls, image: Image.Image) -> Drawing:
+        """Returns a picture as one that keeps its texts; the pixels are shared."""
+        drawing = cls()
+        drawing.__setstate__(image.__getstate__())
+        return drawing
+
+    def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
+        """As Pillow's, with the picture's texts where the format is PNG and no ``pnginfo`` is given."""
+        suffix = Path(fp).suffix.lower() if isinstance(fp, (str, Path)) else ""
+        if (format or suffix.removeprefix(".")).upper() == "PNG" and "pnginfo" not in params:
+            params["pnginfo"] = texts_of(self)
+        super().save(fp, format, **params)
+
+
+def texts_of(image: Image.Image) -> PngImagePlugin.PngInfo:
+    """Returns the texts of a picture as a PNG holds them."""
+    texts = PngImagePlugin.PngInfo()
+    for key in TEXTS:
+        if isinstance(image.info.get(key), str):
+            texts.add_text(key, image.info[key])
+    return texts
