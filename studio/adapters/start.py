@@ -44,11 +44,14 @@ def started(
 
     Raises:
         BadConfig: a config that a layer cannot have, or a start without what it is made from.
+        UnsupportedLayer: a layer of a kind that the method does not cover.
     """
     method = config.adapter
     everything = {
         whole_path(component, path): site for component, found in sites.items() for path, site in found.items()
     }
+    for site in everything.values():
+        method.check_kind(site)
     given = {whole: _given(whole, site, seed, original) for whole, site in everything.items()}
     for whole, gauge in _measured(model, config, everything, calibrate).items():
         given[whole] = dataclasses.replace(given[whole], inputs=gauge)

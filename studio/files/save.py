@@ -15,7 +15,7 @@ from studio.adapters.contract.foreign import Foreign, Tables
 from studio.adapters.contract.ranked import RankedConfig
 from studio.adapters.hosting.attached import check_known, check_unbaked
 from studio.adapters.tokens.contract import TokenConfig
-from studio.device import on_cpu
+from studio.device import dtype_named, on_cpu
 from studio.errors import BadConfig, DoesNotFit
 from studio.families import is_pipeline
 from studio.files.format import FORMATS, Draft, Format
@@ -36,7 +36,7 @@ def save(
     *,
     name: str = "default",
     format: str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
     """Saves an adapter as one safetensors file, or as a PEFT folder.
@@ -50,7 +50,8 @@ def save(
         name: which adapter.
         format: "diffusers", "kohya" (also read by A1111 and ComfyUI) or "peft". None: "peft" for a path without an
             ending, else "diffusers".
-        dtype: what the tensors are stored in; None: as they are, or as they were in the file that they came from.
+        dtype: what the tensors are stored in, or its name (``"bf16"``); None: as they are, or as they were in the file
+            that they came from.
         metadata: facts that go with it, texts by name: base, base_hash, trigger, seed, steps, dataset, licence,
             parents, title, ... Facts that a loaded adapter brought stay unless they are given anew.
 
@@ -120,11 +121,13 @@ def _usual_format(model: Any, file: Path) -> str:
     return "diffusers" if known else "peft"
 
 
-def _stored_dtype(dtype: torch.dtype | None, facts: dict[str, str], trainable: bool) -> torch.dtype | None:
+def _stored_dtype(dtype: torch.dtype | str | None, facts: dict[str, str], trainable: bool) -> torch.dtype | None:
     """The dtype to store in; a fact "dtype" says what a file that was loaded had."""
     loaded = facts.pop("dtype", None)
     if dtype is None:
         return None if trainable or loaded is None else DTYPES.get(loaded)
+    if not isinstance(dtype, torch.dtype):
+        dtype = dtype_named(dtype)
     if dtype not in DTYPES.values() or not dtype.is_floating_point:
         raise BadConfig(f"dtype={dtype} cannot store an adapter; use torch.float32, torch.bfloat16 or torch.float16")
     return dtype

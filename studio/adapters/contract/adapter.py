@@ -250,11 +250,7 @@ class Adapter(nn.Module, ABC, Generic[Config]):
 
     def __init__(self, site: Site, config: Config, tensors: Mapping[str, Tensor], *, trainable: bool = True) -> None:
         super().__init__()
-        if site.kind not in self.kinds:
-            raise UnsupportedLayer(
-                f"{type(config).__name__} cannot act on {site.path or 'the model'}, which is of kind {site.kind!r}; "
-                f"it covers {', '.join(self.kinds)}"
-            )
+        self.check_kind(site)
         self.__dict__["site"] = site
         self.__dict__["config"] = config
         known = (*self.trained, *self.frozen)
@@ -286,6 +282,19 @@ class Adapter(nn.Module, ABC, Generic[Config]):
             BadConfig: a config that this layer cannot have (a rank larger than the layer).
             UnsupportedLayer: a layer that this start cannot be made for.
         """
+
+    @classmethod
+    def check_kind(cls, site: Site) -> None:
+        """Checks that the method covers the kind of a layer.
+
+        Raises:
+            UnsupportedLayer: it does not.
+        """
+        if site.kind not in cls.kinds:
+            raise UnsupportedLayer(
+                f"{cls.__name__.removesuffix('Adapter')} cannot act on {site.path or 'the model'}, which is of kind "
+                f"{site.kind!r}; it covers {', '.join(cls.kinds)}"
+            )
 
     def delta(self, weight: Tensor, bias: Tensor | None) -> Delta:
         """Computes the change at strength 1: the definition of the method.

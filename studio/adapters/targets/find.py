@@ -28,7 +28,7 @@ class _Component:
 
     Attributes:
         module: the component. layers: path -> what a method looks at. bare: path of a bare parameter -> its kind.
-        kinds: what the method covers.
+        kinds: what the method covers. foreign: paths of layers that another library has wrapped.
     """
 
     name: str
@@ -36,6 +36,7 @@ class _Component:
     layers: Mapping[str, nn.Module]
     bare: Mapping[str, str]
     kinds: Collection[str]
+    foreign: Sequence[str]
 
     def named(self, pattern: str) -> list[str]:
         """The paths that a pattern names: layers, and the bare parameters that it means.
@@ -85,7 +86,7 @@ def find_targets(
 
     Raises:
         NoTargets: a pattern of either, or a preset in a chosen component, that matches nothing.
-        UnsupportedLayer: a pattern that matches only what is of another kind.
+        UnsupportedLayer: a pattern that matches only what is of another kind, or layers that PEFT has wrapped.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
@@ -100,6 +101,7 @@ def find_targets(
         if component not in components:
             raise NoTargets(f"there is no component {component!r}; the model has {', '.join(components)}")
     looked = [_component(n, module, kinds) for n, module in components.items() if chosen is None or n in chosen]
+    _check_foreign(targets, looked)
     if isinstance(targets, str) and targets in PRESETS:
         found = _preset(targets, looked, chosen, method)
     else:
@@ -144,12 +146,13 @@ def left_beside(
 
 
 def _component(name: str, module: nn.Module, kinds: Collection[str]) -> _Component:
-    layers = {path: layer for path, layer in named_parts(module) if is_site(layer, kinds) and not _inside_adapter(path)}
+    parts = {path: part for path, part in named_parts(module) if not _inside_adapter(path)}
+    layers = {path: part for path, part in parts.items() if is_site(part, kinds)}
     bare = {
         path: BARE[1] if cast(Tensor, owner._parameters[own]).dim() == 3 else BARE[0]
         for path, owner, own in bare_parameters(module)
     }
-    return _Component(name, module, layers, bare, kinds)
+    return _Component(name, module, layers, bare, kinds, [path for path, part in parts.items() if _of_peft(part)])
 
 
 def _check_excluded(exclude: Sequence[str], components: Mapping[str, nn.Module], kinds: Collection[str]) -> None:
@@ -182,6 +185,25 @@ def _unable(path: str, kind: str, method: str) -> UnsupportedLayer:
         f"{path or 'the model'} is of kind {kind!r}, which {method} cannot change; name another layer, or take a "
         f"method that can: {', '.join(able)}"
     )
+
+
+def _of_peft(module: nn.Module) -> bool:
+    """Whether the package peft has put this in the place of a layer."""
+    tuned = (cls for cls in type(module).__mro__ if cls.__name__ == "BaseTunerLayer")
+    return any(cls.__module__.partition(".")[0] == "peft" for cls in tuned)
+
+
+def _check_foreign(targets: str | Sequence[str], looked: Sequence[_Component]) -> None:
+    """Refuses targets that would leave out layers because they are inside PEFT's own."""
+    preset = isinstance(targets, str) and targets in PRESETS
+    patterns = (targets,) if isinstance(targets, str) else targets
+    for one in looked:
+        for path in one.foreign:
+            if preset or any(names(pattern, one.name, path) for pattern in patterns):
+                raise UnsupportedLayer(
+                    f"{path} is inside a layer of the package peft, and {targets!r} would leave it out: take PEFT's "
+                    "adapters off first (merge_and_unload() or unload()), or load their file with studio.load"
+                )
 
 
 def _inside_adapter(path: str) -> bool:

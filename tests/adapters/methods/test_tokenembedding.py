@@ -10,7 +10,7 @@ from torch import nn
 
 import studio
 import tiny
-from studio.errors import BadConfig, DoesNotFit
+from studio.errors import BadConfig, DoesNotFit, UnsupportedLayer
 from tiny import t5
 
 IDS = torch.tensor([[1, 5, 3, 9, 5, 2]])
@@ -168,3 +168,10 @@ def test_the_forward_makes_no_copy_of_the_embedding() -> None:
         model(torch.arange(8)[None]).sum().backward()
     # the Linear's own weight is kept for the gradient of its input; nothing else comes near it
     assert sorted(kept)[-2] <= 8 * vocabulary < vocabulary * width
+
+
+@pytest.mark.parametrize("init", ["rows", "mean"])
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 3, 3), nn.Conv1d(3, 3, 3), nn.MultiheadAttention(4, 2)], ids=type)
+def test_layers_without_rows_for_tokens_are_refused_whatever_the_start(layer: nn.Module, init: str) -> None:
+    with pytest.raises(UnsupportedLayer, match="TokenEmbedding cannot act on 0, which is of kind"):
+        studio.attach(nn.Sequential(layer), studio.TokenEmbedding(targets=("0",), tokens=(0, 1), init=init))
