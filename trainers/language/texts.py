@@ -66,7 +66,7 @@ def render(sample: Sample, base: LanguageBase) -> tuple[str, list[tuple[int, int
         if role != "assistant":
             continue
         before = _write(sample, base, messages[:index], asking=True)
-        through = _write(sample, base, messages[: index + 1], asking=False)
+        through = _shared(_write(sample, base, messages[: index + 1], asking=False), text, ends)
         found = through.find(content.strip(), len(before))
         if not (text.startswith(before) and text.startswith(through) and found >= 0):
             raise BadFile(
@@ -79,6 +79,12 @@ def render(sample: Sample, base: LanguageBase) -> tuple[str, list[tuple[int, int
         text = text[: spans[-1][1]] + end
         spans[-1] = (spans[-1][0], len(text))
     return text, spans
+
+
+def _shared(through: str, text: str, ends: Sequence[str]) -> str:
+    """Takes the mark off that some templates put behind a conversation as a whole (Phi-3), where ``text`` goes on."""
+    short = [through.removesuffix(end) for end in ends if through.endswith(end)]
+    return through if text.startswith(through) else next((one for one in short if text.startswith(one)), through)
 
 
 def _through_end(text: str, said: int, ends: Sequence[str]) -> int:
