@@ -21,7 +21,8 @@ MARKS = ["<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", "<|im_start|>
 TURNS = Sample(1, (("user", "hi"), ("assistant", "one"), ("user", "and"), ("assistant", "two")))
 ZEPHYR = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}"
-    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
