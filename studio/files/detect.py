@@ -162,7 +162,7 @@ _BY_NAME: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
 )
 _WIDTHS: Final = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 _TEXT_WIDTHS: Final = {768: "sd1", 1024: "sd2", 1280: "sdxl"}
-_DOWNS: Final = ("lora_A.weight", "lora_down.weight")
+_DOWNS: Final = ("lora_A.weight", "lora_down.weight", "hada_w1_b")
 
 
 def guess_family(found: Contents, infos: Mapping[str, TensorInfo]) -> tuple[str, str]:

@@ -14,17 +14,15 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from studio.errors import BadFile
 from studio.files.format import FORMATS, Draft, Format, Source
 from studio.files.header import write_tensors
 from studio.files.names import Names
 from studio.files.peft import peft_fields
 from studio.files.peft_settings import PeftSettings
 from studio.files.spelling import part_of
+from studio.files.stated import METADATA, chosen_label, labelled
 
 __all__ = ["DIFFUSERS"]
-
-_METADATA: Final = "lora_adapter_metadata"
 
 # Attention processors had LoRA layers of their own: "<attention>.processor.to_q_lora.down.weight".
 _PROCESSORS: Final[Mapping[str, str]] = {
@@ -49,21 +47,10 @@ def _split(key: str) -> tuple[str, str] | None:
     return part_of(key)
 
 
-def _settings(source: Source, method: str, component: str) -> PeftSettings | None:
-    text = source.metadata.get(_METADATA)
-    if text is None:
-        return None
-    try:
-        table = json.loads(text)
-    except (ValueError, RecursionError):
-        table = None
-    if not isinstance(table, dict):
-        raise BadFile(
-            f"{source.file}: its metadata {_METADATA!r} is no table in JSON; take it out, or save the file again"
-        )
-    start = f"{component}." if component else ""
-    fields = {name.removeprefix(start): value for name, value in table.items() if name.startswith(start)}
-    return PeftSettings(fields, method, f"the metadata {_METADATA!r}") if fields else None
+def _settings(source: Source, method: str, components: tuple[str, ...]) -> PeftSettings | None:
+    fields = labelled(source)
+    label = chosen_label(fields, components)
+    return None if label is None else PeftSettings(fields[label], method, f"the metadata {METADATA!r}", label)
 
 
 def _check(draft: Draft) -> None:
@@ -78,7 +65,7 @@ def _write(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], 
             label = draft.names.labels[component]
             fields = peft_fields(draft, component)
             table |= {f"{label}.{name}" if label else name: value for name, value in fields.items()}
-        metadata[_METADATA] = json.dumps(table, indent=2, sort_keys=True)
+        metadata[METADATA] = json.dumps(table, indent=2, sort_keys=True)
     write_tensors(file, tensors, metadata)
 
 

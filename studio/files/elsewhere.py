@@ -20,8 +20,6 @@ ELSEWHERE: Final[Mapping[str, str]] = {
     "set_weight": "a replaced weight",
     "w_norm": "a trained normalisation",
     "b_norm": "a trained normalisation",
-    "miss_block": "MiSS",
     "c3a_kernel": "C3A",
-    "fourierft_spectrum": "FourierFT",
 }
 """End of a key -> what it is of, in words."""

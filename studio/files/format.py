@@ -56,6 +56,7 @@ class Settings(Protocol):
 
     notes: list[str]
     stated: Mapping[str, Any]
+    component: str
 
     def grade(self, module: str, rank: int | None) -> Grade:
         """Returns rank and scale of the layer that the file calls ``module``, whose tensors have rank ``rank``."""
@@ -82,8 +83,8 @@ class Format:
         split: key -> (module, part), or None where the end is unknown.
         find: the path that a module's name means in a model, or None.
         spell: the name of a path in a file.
-        settings: what the file's config says about a method and a component ("" for a model by itself), or None where
-            it says nothing.
+        settings: what the file's config says about a method and a component, of which the names in the file and here
+            are given ("" for a model by itself), or None where it says nothing.
         write: writes keys to tensors, and metadata, to a file.
         check: refuses what this format cannot say.
         respells: whether names are spelled as in diffusers' single files, where those are others.
@@ -99,7 +100,7 @@ class Format:
     split: Callable[[str], tuple[str, str] | None]
     find: Callable[[Names, str], str | None]
     spell: Callable[[Names, str], str]
-    settings: Callable[[Source, str, str], Settings | None]
+    settings: Callable[[Source, str, tuple[str, ...]], Settings | None]
     write: Callable[[Path, Mapping[str, Tensor], dict[str, str], Draft], None]
     check: Callable[[Draft], None]
     respells: bool = False

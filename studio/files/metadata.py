@@ -40,6 +40,8 @@ _DERIVED: Final = (
     KEY,
     "format",
     "lora_adapter_metadata",
+    "lora_alpha",
+    "network_alpha",
     "ss_network_module",
     "ss_network_dim",
     "ss_network_alpha",

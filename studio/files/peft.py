@@ -160,7 +160,7 @@ def _root(names: Names, path: str) -> str:
     return "base_model"
 
 
-def _settings(source: Source, method: str, component: str) -> PeftSettings | None:
+def _settings(source: Source, method: str, components: tuple[str, ...]) -> PeftSettings | None:
     return None if source.peft is None else PeftSettings(source.peft, method, CONFIG_FILE)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from studio.adapters import METHODS, Adapter
 from studio.adapters.contract.foreign import Settings
+from studio.adapters.contract.pattern import check_foreign, matches
 from studio.adapters.contract.ranked import RankedConfig
 from studio.errors import BadFile, DoesNotFit
 from studio.files.scale import Grade, root_or_rank
@@ -20,6 +21,9 @@ _BESIDE_FUNCTION: Final = frozenset(
     "rank_pattern alpha_pattern runtime_config bias".split()
 )
 """Fields of every method that say where an adapter sits, or what its tensors show by themselves."""
+
+_PLAIN: Final = re.compile(r"\^?(?:\w|\\?[.-])+")
+"""A pattern that is a name, its dots escaped or not; a dot in it is taken for a dot."""
 
 _OFF: Final[tuple[Any, ...]] = (None, False, [], {}, "")
 
@@ -99,14 +103,16 @@ class PeftSettings:
     """The fields of a PEFT config as far as they matter to the function.
 
     Args:
-        fields: the config. method: our method.
+        fields: the config. method: our method. where: what it is called in messages.
+        component: the component that it is for, as the file calls it.
 
     Raises:
         BadFile: a field has an impossible value. DoesNotFit: the config asks for something that the studio does not do.
     """
 
-    def __init__(self, fields: Mapping[str, Any], method: str, where: str) -> None:
+    def __init__(self, fields: Mapping[str, Any], method: str, where: str, component: str = "") -> None:
         self.notes: list[str] = []
+        self.component = component
         self._adapter = METHODS[method].adapter
         self._fields = self.stated = fields
         refuse_unknown(fields, method, where)
@@ -117,12 +123,12 @@ class PeftSettings:
         try:
             fields = settings.restate(fields)
             self._rank_field = names.get("rank", "")
-            self._rank = int(fields.get(self._rank_field, 8))
-            self._alpha = float(fields.get(names.get("alpha", ""), 8))
-            self._stabilized = bool(fields.get(names.get("rank_stabilized", ""), False))
-            self._alphas = _Patterns(fields.get("alpha_pattern") or {})
-            self._ranks = _Patterns(fields.get("rank_pattern") or {})
-        except (TypeError, ValueError, AttributeError, re.error) as error:
+            self._rank = int(_number(fields, self._rank_field, 8, whole=True))
+            self._alpha = _number(fields, names.get("alpha", ""), 8)
+            self._stabilized = _flag(fields, names.get("rank_stabilized", ""))
+            self._alphas = _Patterns(_table(fields, "alpha_pattern"), where)
+            self._ranks = _Patterns(_table(fields, "rank_pattern", whole=True), where)
+        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             raise BadFile(f"{where} cannot be read as a PEFT config: {error}") from None
 
     def grade(self, module: str, rank: int | None) -> Grade:
@@ -159,33 +165,75 @@ class PeftSettings:
         if stated is None:
             return None
         if isinstance(stated, str):
-            return re.fullmatch(stated, module) is not None
+            check_foreign([f"re:{stated}"], f"{self._where} says {either.setting}")
+            return matches(f"re:{stated}", module)
+        if not isinstance(stated, (list, tuple, set)) or not all(isinstance(name, str) for name in stated):
+            raise BadFile(f"{self._where} says {either.setting}={str(stated)[:60]!r}, which is no list of names")
         return any(module.endswith(name) for name in stated)  # PEFT compares without a dot
+
+
+def _number(fields: Mapping[str, Any], name: str, default: float, *, whole: bool = False) -> float:
+    """A field that is a number; PEFT computes with nothing else.
+
+    Raises:
+        ValueError: it is none, or not a whole one.
+    """
+    return _as_number(name, fields.get(name, default), whole)
+
+
+def _as_number(name: str, value: Any, whole: bool) -> float:
+    sound = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1 << 63
+    if not sound or (whole and value != int(value)):
+        raise ValueError(f"{name}={str(value)[:60]!r} is no {'whole ' if whole else ''}number")
+    return float(value)
+
+
+def _flag(fields: Mapping[str, Any], name: str) -> bool:
+    value = fields.get(name)
+    if value not in (None, True, False):
+        raise ValueError(f"{name}={str(value)[:60]!r} is neither true nor false")
+    return bool(value)
+
+
+def _table(fields: Mapping[str, Any], name: str, *, whole: bool = False) -> dict[str, float]:
+    """A field that is a table of numbers by pattern.
+
+    Raises:
+        ValueError: it is none.
+    """
+    table = fields.get(name) or {}
+    if not isinstance(table, Mapping):
+        raise ValueError(f"{name}={str(table)[:60]!r} is no table")
+    return {pattern: _as_number(f"{name}[{pattern[:60]!r}]", value, whole) for pattern, value in table.items()}
 
 
 class _Patterns:
     """A table of PEFT's patterns; the first that matches counts."""
 
-    def __init__(self, table: Mapping[str, Any]) -> None:
-        self._values = {pattern: float(value) for pattern, value in table.items()}
-        self._plain = {pattern.removeprefix("^"): pattern for pattern in table if re.fullmatch(r"\^?[\w.]+", pattern)}
-        self._regular = [
-            (pattern, re.compile(rf"(.*\.)?({pattern})$")) for pattern in table if pattern not in self._plain.values()
-        ]
+    def __init__(self, table: Mapping[str, float], where: str) -> None:
+        self._values = dict(table)
+        self._plain: dict[str, str] = {}
+        self._regular: list[tuple[str, str]] = []
+        for pattern in table:
+            if _PLAIN.fullmatch(pattern):
+                self._plain.setdefault(pattern.replace("\\", ""), pattern)
+            else:
+                self._regular.append((pattern, rf"re:(?:.*\.)?(?:{pattern})"))
+        for forms in ([f"re:{pattern}" for pattern, _ in self._regular], [whole for _, whole in self._regular]):
+            check_foreign(forms, f"{where} says")  # the first names what is wrong as it stands there
         self._place = {pattern: place for place, pattern in enumerate(table)}
         self._used: set[str] = set()
 
     def first(self, module: str, default: float) -> float:
         if not self._values:
             return default
-        hits = [pattern for pattern, expression in self._regular if expression.match(module)]
+        hits = [pattern for pattern, expression in self._regular if matches(expression, module)]
         # plain names, of which there can be one per layer, are looked up; a dot in them is taken for a dot
         ending = module
         while ending:
-            pattern = self._plain.get(ending)
-            if pattern is not None and (pattern[0] != "^" or ending == module):
-                hits.append(pattern)
+            hits += [self._plain[ending]] if ending in self._plain else []
             ending = ending.partition(".")[2]
+        hits += [self._plain[f"^{module}"]] if f"^{module}" in self._plain else []
         if not hits:
             return default
         chosen = min(hits, key=self._place.__getitem__)

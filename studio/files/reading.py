@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,13 +11,16 @@ import torch
 from torch import Tensor
 
 from studio.adapters import METHODS, AdapterConfig
-from studio.errors import BadConfig, DoesNotFit, UnsupportedLayer
+from studio.adapters.contract.pattern import check_foreign
+from studio.errors import BadConfig, BadFile, DoesNotFit, UnsupportedLayer
 from studio.files.detect import Contents, Layer
 from studio.files.format import Settings, Source
 from studio.files.metadata import Entry
 from studio.files.names import Names, shortest_endings
 from studio.files.peft_parameters import names_of_parameters
 from studio.files.scale import Grade, settle
+from studio.files.sound import check_finite, check_product, fitting
+from studio.files.stated import component_of, refuse_unused
 from studio.files.unpack import Match, unpacked
 
 __all__ = ["Reading", "read_layers"]
@@ -69,12 +73,13 @@ class _Statements:
 
     def __init__(self, source: Source, method: str) -> None:
         self._source, self._method = source, method
-        self._made: dict[tuple[str, str], Settings | None] = {}
+        self._made: dict[tuple[str, ...], Settings | None] = {}
 
     def of(self, layer: Layer, label: str) -> Settings | None:
-        key = (layer.format.name, label)
+        names = (component_of(layer.module), label)
+        key = (layer.format.name, *names)
         if key not in self._made:
-            self._made[key] = layer.format.settings(self._source, self._method, label)
+            self._made[key] = layer.format.settings(self._source, self._method, names)
         return self._made[key]
 
     def all(self) -> list[Settings]:
@@ -89,9 +94,13 @@ def read_layers(names: Names, source: Source, found: Contents, method: str, own:
 
     Raises:
         BadFile: a config in the file cannot be read. DoesNotFit: it asks for something that the studio does not do.
+        Refused: tensors that are used hold NaN, or numbers that nothing can be computed with.
     """
     statements = _Statements(source, method)
     config = own.config if own is not None and own.method == method else None
+    if config is not None:
+        listed = [pattern for field in config.patterns for pattern in getattr(config, field)]
+        check_foreign(listed, f"{source.file} says")
     reading = Reading(method, config or METHODS[method].usual(), ignored=dict(found.strangers))
     names.also = names_of_parameters(names, source.peft or {})
     grades: dict[str, Grade] = {}
@@ -104,7 +113,8 @@ def read_layers(names: Names, source: Source, found: Contents, method: str, own:
             continue
         settings = statements.of(layer, names.relative(match.path)[0])
         try:
-            grade, tensors = unpacked(match, settings, config)
+            with fitting(f"the tensors {_shapes(match)} of its layer"):
+                grade, tensors = unpacked(match, settings, config)
         except DoesNotFit as error:
             reading.ignore(layer, str(error))
             continue
@@ -118,8 +128,25 @@ def read_layers(names: Names, source: Source, found: Contents, method: str, own:
     config = config or _derived(reading, names, statements, stated, read)
     reading.notes += [note for settings in statements.all() for note in settings.notes]
     reading.notes += _notes(found, read, grades)
-    reading.config = settle(config, grades)
+    if read and source.peft is None:
+        refuse_unused(source, [one.component for one in statements.all()], found.layers)
+    check_finite(source.tensors, reading.applied(), source.file)
+    reading.config = settle(_retargeted(config, list(grades)), grades)
+    check_product(reading.config, {names.paths[path][1]: part for path, part in reading.layers.items()}, source.file)
     return reading
+
+
+def _retargeted(config: AdapterConfig, paths: Sequence[str]) -> AdapterConfig:
+    """Names the layers in the place of targets that only ``re`` could look for: no expression of a file is run so."""
+    try:
+        check_foreign([*([config.targets] if isinstance(config.targets, str) else config.targets), *config.exclude], "")
+    except BadFile:
+        return dataclasses.replace(config, targets=tuple(paths), exclude=())
+    return config
+
+
+def _shapes(match: Match) -> dict[str, tuple[int, ...]]:
+    return {part: tuple(tensor.shape) for part, tensor in match.values.items()}
 
 
 def _match(names: Names, source: Source, layer: Layer, reading: Reading) -> Match:
@@ -143,9 +170,9 @@ def _match(names: Names, source: Source, layer: Layer, reading: Reading) -> Matc
     if path in reading.layers:
         raise DoesNotFit(f"another name in the file means the same layer, {path}")
     label = names.relative(path)[0]
-    module = layer.module.removeprefix(f"{label}.") if label else layer.module
+    module = layer.module.removeprefix(f"{label or component_of(layer.module)}.")
     values = {part: source.tensors[key] for part, key in layer.parts.items()}
-    return Match(layer, module, path, names.site(path, spelling.adapter.kinds), spelling, values)
+    return Match(layer, module, path, names.site(path, spelling.adapter.kinds), spelling, values, source.metadata)
 
 
 def _notes(found: Contents, read: Sequence[Match], grades: Mapping[str, Grade]) -> Iterator[str]:
@@ -235,11 +262,12 @@ def _derived(
     every = [name for _, name in names.paths.values()]
     if local:
         fields["targets"] = tuple(shortest_endings(local.values(), every) or local.values())
-    for settings in statements.all():
-        fields |= {**adapter.peft.fixed, **adapter.peft.settings.config(settings.stated)}
-    for match in read:
-        fields |= match.form.fixed
-    fields |= adapter.shown({local[path]: tensors for path, tensors in reading.layers.items()})
+    with fitting("the fields of the file's config and its tensors"):
+        for settings in statements.all():
+            fields |= {**adapter.peft.fixed, **adapter.peft.settings.config(settings.stated)}
+        for match in read:
+            fields |= match.form.fixed
+        fields |= adapter.shown({local[path]: tensors for path, tensors in reading.layers.items()})
     if adapter.either is not None:
         table = list(adapter.peft.tensors)
         second = [local[path] for path, tensors in reading.layers.items() if table[1] in tensors]

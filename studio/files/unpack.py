@@ -17,7 +17,9 @@ from studio.files.detect import Layer
 from studio.files.format import Settings
 from studio.files.layout import fits, from_file
 from studio.files.scale import Grade
+from studio.files.sound import one_number, whole_numbers
 from studio.files.spelling import Spelling
+from studio.files.stated import check_header_rank, header_alpha
 
 __all__ = ["Match", "unpacked"]
 
@@ -29,7 +31,7 @@ class Match:
     Attributes:
         layer: the file's. module: its name inside the component, as the file has it.
         path: where it is in the model. site: the layer there.
-        spelling: which method its tensors are of. values: part -> tensor.
+        spelling: which method its tensors are of. values: part -> tensor. metadata: the file's.
     """
 
     layer: Layer
@@ -38,6 +40,7 @@ class Match:
     site: Site
     spelling: Spelling
     values: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
 
     @property
     def form(self) -> Foreign:
@@ -84,14 +87,21 @@ def _with_an_entry(tensor: Tensor) -> Tensor:
 
 def _grade(match: Match, rank: int | None, settings: Settings | None, config: AdapterConfig | None) -> Grade:
     """Rank and scale of a layer: alpha beside it, else the file's config, else ours, else alpha = rank."""
-    alpha = match.values.get("alpha")
-    if alpha is not None and alpha.numel() == 1:
-        return Grade(rank, 1.0 if rank is None else float(alpha.item()) / rank)
-    if match.layer.format.dialect == "lycoris":
-        return Grade(rank, 1.0)
+    alpha = _alpha(match)
+    if alpha is not None:
+        return Grade(rank, 1.0 if rank is None else alpha / rank)
     if settings is not None:
         return settings.grade(match.module, rank)
-    return Grade(rank, 1.0 if config is None else None)
+    stated = header_alpha(match.metadata) if config is None and rank is not None else None
+    if stated is not None:
+        check_header_rank(match.metadata, stated[0], rank or 0)
+        return Grade(rank, stated[1] / (rank or 1))
+    return Grade(rank, 1.0 if config is None or match.layer.format.dialect == "lycoris" else None)
+
+
+def _alpha(match: Match) -> float | None:
+    alpha = match.values.get("alpha")
+    return None if alpha is None else one_number(match.layer.parts["alpha"], alpha)
 
 
 def _second(match: Match, settings: Settings | None, config: AdapterConfig | None) -> bool | None:
@@ -100,8 +110,7 @@ def _second(match: Match, settings: Settings | None, config: AdapterConfig | Non
     if either is None:
         return None
     if either.flag in match.values:
-        flag = match.values[either.flag]
-        return bool(flag.item()) if flag.numel() == 1 else None
+        return bool(one_number(match.layer.parts[either.flag], match.values[either.flag]))
     if settings is not None:
         return settings.second(match.module)
     if config is not None:
@@ -119,7 +128,7 @@ def _as_ours(match: Match, part: str, name: str, tensor: Tensor, grade: Grade) -
     """One of our tensors out of the file's."""
     spelling = match.spelling
     if name in spelling.adapter.whole_numbers:
-        return tensor.long()
+        return whole_numbers(part, tensor)
     if not tensor.is_floating_point():
         raise DoesNotFit(f"its tensor {part} is {str(tensor.dtype).removeprefix('torch.')}, not a floating-point type")
     value = from_file(tensor, spelling.names.layouts.get(name, "plain"), match.site)
@@ -148,10 +157,10 @@ def _unscaled(value: Tensor, scale: float) -> Tensor:
 
 def _meant(match: Match, settings: Settings | None, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors in our sense, where the program has the method in another."""
-    form, alpha = match.form, match.values.get("alpha")
+    form, alpha = match.form, _alpha(match)
     stated = settings.stated if settings is not None else {}
-    if alpha is not None and alpha.numel() == 1:
-        stated = {**stated, "alpha": float(alpha.item())}
+    if alpha is not None:
+        stated = {**stated, "alpha": alpha}
     reason = form.refusal(match.site)
     if reason:
         raise DoesNotFit(f"{match.site.path} is no layer for its method there: {reason}")
