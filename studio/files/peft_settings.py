@@ -13,7 +13,7 @@ from studio.adapters.contract.ranked import RankedConfig
 from studio.errors import BadFile, DoesNotFit
 from studio.files.scale import Grade, root_or_rank
 
-__all__ = ["PeftSettings", "flagged_method", "refuse_unknown", "refuse_unknown_type"]
+__all__ = ["PeftSettings", "expressions_in", "flagged_method", "refuse_unknown", "refuse_unknown_type"]
 
 _BESIDE_FUNCTION: Final = frozenset(
     "auto_mapping base_model_name_or_path inference_mode modules_to_save peft_type peft_version revision task_type "
@@ -162,7 +162,7 @@ class PeftSettings:
         """Says whether a layer has the second of two tensors of one name; None where the config does not say."""
         either = self._adapter.either
         stated = None if either is None else self._fields.get(either.setting)
-        if stated is None:
+        if either is None or stated is None:
             return None
         if isinstance(stated, str):
             check_foreign([f"re:{stated}"], f"{self._where} says {either.setting}")
@@ -205,6 +205,18 @@ def _table(fields: Mapping[str, Any], name: str, *, whole: bool = False) -> dict
     if not isinstance(table, Mapping):
         raise ValueError(f"{name}={str(table)[:60]!r} is no table")
     return {pattern: _as_number(f"{name}[{pattern[:60]!r}]", value, whole) for pattern, value in table.items()}
+
+
+def expressions_in(fields: Mapping[str, Any]) -> list[str]:
+    """Returns the regular expressions in a PEFT config, as patterns of ours."""
+    single = ("target_modules", "exclude_modules", "feedforward_modules")
+    found = [value for name in single if isinstance(value := fields.get(name), str)]
+    words = fields.get("layers_pattern") or ()
+    found += [words] if isinstance(words, str) else [word for word in words if isinstance(word, str)]
+    for name in ("rank_pattern", "alpha_pattern"):
+        table = fields.get(name)
+        found += [key for key in table if not _PLAIN.fullmatch(key)] if isinstance(table, dict) else []
+    return [f"re:{expression}" for expression in found]
 
 
 class _Patterns:

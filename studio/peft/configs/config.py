@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from studio.adapters.contract.foreign import Settings
+from studio.adapters.contract.pattern import check_foreign
 from studio.atomic import atomic_path
 from studio.errors import BadFile, nearest
 from studio.files.peft import CONFIG_FILE
+from studio.files.peft_settings import expressions_in
 from studio.files.source import read_fields
 from studio.peft.terms.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from studio.peft.terms.errors import Wrong, refusals
@@ -131,7 +133,9 @@ class PeftConfig:
         Raises:
             BadFile: it is no table in JSON.
         """
-        return {name: one for name, one in read_fields(Path(path_json_file)).items() if name not in _NOT_SAVED}
+        fields = read_fields(Path(path_json_file))
+        check_foreign(expressions_in(fields), f"{path_json_file} says")
+        return {name: one for name, one in fields.items() if name not in _NOT_SAVED}
 
     @classmethod
     def from_peft_type(cls, **fields: Any) -> PeftConfig:

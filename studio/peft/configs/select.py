@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from torch import nn
 
+from studio.adapters.contract.pattern import matches
 from studio.adapters.sites.kinds import is_site, kind_of, site_for
 from studio.adapters.targets.structure import read_structure
 from studio.errors import StudioError, nearest
@@ -145,7 +145,7 @@ def _shown(targets: Any) -> str:
 def _matching(modules: Mapping[str, nn.Module], targets: str | Collection[str], kinds: Collection[str]) -> list[str]:
     """The layers that targets name; each must name one, and all that are named must be layers."""
     if isinstance(targets, str):
-        found = [name for name in modules if re.fullmatch(targets, name)]
+        found = [name for name in modules if matches(f"re:{targets}", name)]
         if not found:
             raise NoMatchingPeftModuleError(
                 f"Target modules {targets!r} not found in the base model: the expression matches no whole name; "
@@ -191,7 +191,7 @@ def _without(chosen: list[str], modules: Mapping[str, nn.Module], exclude: Any) 
     if exclude is None:
         return chosen
     if isinstance(exclude, str):
-        gone = {name for name in modules if re.fullmatch(exclude, name)}
+        gone = {name for name in modules if matches(f"re:{exclude}", name)}
     else:
         gone = {name for name in modules if any(ends_with(name, ending) for ending in exclude)}
         stray = [ending for ending in sorted(exclude) if not any(ends_with(name, ending) for name in modules)]
@@ -203,6 +203,14 @@ def _without(chosen: list[str], modules: Mapping[str, nn.Module], exclude: Any) 
     return left
 
 
+def _numbers(expression: str, name: str) -> Iterator[int]:
+    """The numbers in a module's name behind what an expression matches, the first one first."""
+    words = name.split(".")
+    for place, word in enumerate(words[1:-1], 1):
+        if word.isdecimal() and matches(expression, ".".join(words[:place])):
+            yield int(word)
+
+
 def _numbered(chosen: list[str], targets: Any, layers: Any, patterns: Any) -> list[str]:
     """Those of the chosen layers that stand in certain numbered blocks."""
     if isinstance(targets, str):
@@ -211,12 +219,12 @@ def _numbered(chosen: list[str], targets: Any, layers: Any, patterns: Any) -> li
         raise Wrong("layers_pattern without layers_to_transform does nothing; give both, or neither")
     wanted = {layers} if isinstance(layers, int) else set(layers)
     words = [patterns] if isinstance(patterns, str) else list(patterns or [])
-    expressions = [rf"(?:^|.*?\.){word}\.(\d+)\." for word in words] or [r".*?\.[^.]*\.(\d+)\."]
+    expressions = [rf"re:(?:.*\.)?{word}" for word in words] or [r"re:.*\.[^.]*"]
     found: dict[str, int] = {}
     for name in chosen:
-        hits = [match for expression in expressions if (match := re.match(expression, name))]
-        if hits:
-            found[name] = int(hits[0].group(1))
+        number = next((number for expression in expressions for number in _numbers(expression, name)), None)
+        if number is not None:
+            found[name] = number
     missing = sorted(wanted - set(found.values()))
     if missing:
         have = ", ".join(map(str, sorted(set(found.values())))) or "no numbered layer"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -13,10 +12,10 @@ from torch import nn
 
 from studio.adapters import METHODS, Adapter, AdapterConfig
 from studio.adapters.contract.foreign import Either
-from studio.adapters.contract.pattern import exactly
+from studio.adapters.contract.pattern import exactly, matches
 from studio.adapters.contract.ranked import RankedConfig
 from studio.adapters.hosting.assembly import site_at
-from studio.errors import nearest
+from studio.errors import BadConfig, nearest
 from studio.peft.configs.config import PeftConfig, PromptLearningConfig
 from studio.peft.configs.select import ends_with, model_type
 from studio.peft.terms.errors import PeftWarning, Wrong
@@ -116,7 +115,7 @@ def start_of(config: Any) -> bool | str:
     value = getattr(config, config.settings.init, None)
     if value is None:
         return True
-    return value if isinstance(value, (bool, str)) else bool(value)
+    return value.lower() if isinstance(value, str) else bool(value)
 
 
 def _check_fields(config: Any, adapter: type[Adapter]) -> None:
@@ -142,14 +141,15 @@ def _patterns(config: Any, name: str, paths: Sequence[str]) -> dict[str, Any]:
     table: Mapping[str, Any] = getattr(config, name, None) or {}
     found: dict[str, Any] = {}
     for pattern, value in table.items():
+        expression = rf"re:(?:.*\.)?(?:{pattern})"
         try:
-            expression = re.compile(rf"(.*\.)?({pattern})$")
-        except re.error as error:
+            hit = any(matches(expression, path) for path in paths)
+        except BadConfig as error:
             raise Wrong(f"{name}: {pattern!r} is not a regular expression: {error}") from None
-        if not any(expression.match(path) for path in paths):
+        if not hit:
             ends = {path.rpartition(".")[2] for path in paths} | set(paths)
             raise Wrong(f"{name}: {pattern!r} matches no target; the nearest are: {', '.join(nearest(pattern, ends))}")
-        found[rf"re:(?:.*\.)?(?:{pattern})"] = value
+        found[expression] = value
     return found
 
 
@@ -160,7 +160,7 @@ def _second(config: Any, model: nn.Module, paths: Sequence[str], either: Either)
         usual = either.usual.intersection(config.settings.targets.get(model_type(model) or "", ()))
         return [path for path in paths if any(ends_with(path, name) for name in usual)]
     if isinstance(stated, str):
-        found = [path for path in paths if re.fullmatch(stated, path)]
+        found = [path for path in paths if matches(f"re:{stated}", path)]
         if not found:
             raise Wrong(f"{either.setting}={stated!r} matches no target")
         return found
