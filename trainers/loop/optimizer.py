@@ -11,8 +11,8 @@ from torch import Tensor
 
 from studio.adapters import Adapter
 from studio.adapters.contract.starts import padded
-from studio.errors import UnsupportedLayer
 from studio.adapters.lorafa import LoRAFA
+from studio.errors import UnsupportedLayer
 from studio.trainers.loop.plan import Plan
 
 __all__ = ["OPTIMIZERS", "Work", "adamw", "hand_on", "set_rates"]
@@ -121,11 +121,17 @@ def _lora_fa(work: Work) -> torch.optim.Optimizer:
 
     _require_pairs(work, "lora-fa", plain_pair)
     pairs = []
-    for adapter in work.layers.values():
+    for path, adapter in work.layers.items():
         down, up = adapter.tensor("down"), adapter.tensor("up")
         assert down is not None and up is not None, "looked at above"
-        down.requires_grad_(False)
+        if not down.any():
+            raise UnsupportedLayer(
+                f"the optimizer 'lora-fa' keeps the lower side of a pair as it is, and that of {path} is zero, as it "
+                "starts on an embedding: nothing would be trained there; exclude it, or use optimizer='adamw'"
+            )
         pairs.append((down, up, _scale(adapter)))
+    for down, _, _ in pairs:
+        down.requires_grad_(False)
     groups = [_group([tensor for _, _, tensor in work.trained(part)], rate) for part, rate in work.rates.items()]
     return LoRAFA(groups, pairs, betas=(BETA1, work.beta2), weight_decay=work.plan.weight_decay)
 
