@@ -50,6 +50,7 @@ class MiSS(AdapterConfig):
     """
 
     method = "miss"
+    rate = 0.5
     small: ClassVar[Mapping[str, Any]] = {"rank": 2}
     rank: int = 64
     form: str = "shared"

@@ -58,6 +58,7 @@ class RandLoRA(ProjectionConfig):
     """
 
     method = "randlora"
+    rate = 0.3
     small: ClassVar[Mapping[str, Any]] = {"rank": 3}
     rank: int = 32
     alpha: float | None = None

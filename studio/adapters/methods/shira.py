@@ -46,6 +46,7 @@ class SHiRA(AdapterConfig):
     """
 
     method = "shira"
+    rate = 3.0
     small: ClassVar[Mapping[str, Any]] = {"rank": 1}
     rank: int = 32
     key: int | None = None
