@@ -49,6 +49,8 @@ _RENAMED: Final[dict[str, tuple[str, str]]] = {
 
 _LORA_KINDS: Final = ("Conv1d", "Conv2d", "Conv3d", "Embedding", "Linear")
 _BEYOND: Final = {
+    "import_utils": "is_transformers_ge_v5 is_transformers_ge_v5_1_0 is_transformers_ge_v5_4_0 "
+    "is_transformers_ge_v5_6_0 is_transformers_ge_v5_13_0 is_transformers_ge_v5_17_0 is_transformers_le_4_53",
     "tuners.lokr.layer": "factorization",
     "tuners.tuners_utils": "BaseTuner BaseTunerLayer",
     "utils": "_get_submodules",
@@ -98,9 +100,10 @@ _ALIASES: Final = {"config": "configs.config"}
 
 def _names(path: str) -> dict[str, Any]:
     """What can be imported from one of PEFT's paths."""
+    names = [*LISTED[path], *_BEYOND.get(path, "").split()]
     if path == "import_utils":
-        return {name: getattr(available, name) for name in LISTED[path]}
-    return {name: lookup(path, name) for name in [*LISTED[path], *_BEYOND.get(path, "").split()]}
+        return {name: getattr(available, name) for name in names}
+    return {name: lookup(path, name) for name in names}
 
 
 class _Finder(MetaPathFinder, Loader):

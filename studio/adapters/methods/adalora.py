@@ -145,6 +145,9 @@ def _check_peft(config: Any) -> None:
             "step for the budget to fall; tinit + tfinal must be smaller than total_step: The supplied schedule values "
             "don't allow for a budgeting phase"
         )
+    for name, asked in (("LOFTQ", config.init_lora_weights == "loftq"), ("DORA", config.use_dora)):
+        if asked:
+            raise BadConfig(f"ADALORA does not support {name}.")
     if config.orth_reg_weight <= 0:
         raise BadConfig(f"AdaLoraConfig(orth_reg_weight={config.orth_reg_weight!r}) should be greater than 0.")
     if config.r != 8:

@@ -168,6 +168,11 @@ FIELDS: Final = {
     "rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "rank_stabilized": "use_rslora"
 }  # fmt: skip
 """Fields that all methods of the type LORA have."""
+def _check_peft(config: Any) -> None:
+    if config.use_dora and config.megatron_config:
+        raise BadConfig("DoRA does not support megatron_core, please set `use_dora=False`.")
+
+
 SETTINGS: Final = Settings(
     name="LoraConfig",
     defaults={
@@ -190,6 +195,7 @@ SETTINGS: Final = Settings(
     ),
     parts=PARTS,
     start=start_of_peft,
+    check=_check_peft,
 )  # fmt: skip
 """PEFT's config; that of the other methods of its type is the same class."""
 

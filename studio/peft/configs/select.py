@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 
@@ -9,12 +10,13 @@ from torch import nn
 
 from studio.adapters.contract.pattern import matches
 from studio.adapters.sites.kinds import is_site, kind_of, site_for
+from studio.adapters.sites.parameter import experts_in
 from studio.adapters.targets.structure import read_structure
 from studio.errors import StudioError, nearest
 from studio.files.names import Names
 from studio.files.peft_parameters import names_of_parameters
 from studio.files.soft import HEADS
-from studio.peft.terms.errors import NoMatchingPeftModuleError, Wrong
+from studio.peft.terms.errors import NoMatchingPeftModuleError, PeftWarning, Wrong
 
 __all__ = ["ends_with", "model_type", "modules_named", "names_in", "paths_to_save", "select"]
 
@@ -175,6 +177,14 @@ def _with_attention_outputs(found: Collection[str], modules: Mapping[str, nn.Mod
 
 def _all_linear(model: nn.Module, modules: Mapping[str, nn.Module], config: Any) -> list[str]:
     """All layers that are a matrix, without the output embedding and a classifier's head."""
+    left = sorted(set(experts_in(model)) - set(_bare_parameters(model, config)))
+    if left:
+        warnings.warn(
+            f"target_modules='all-linear' leaves out {len(left)} parameters that hold experts, {left[0]!r} first, and "
+            "their routers; name them in target_parameters to train them too",
+            PeftWarning,
+            stacklevel=2,
+        )
     ask = getattr(model, "get_output_embeddings", None)
     head = ask() if callable(ask) else None
     return [

@@ -64,7 +64,7 @@ def add(
 
 def _attach(state: State, name: str, config: AdapterConfig, calibrate: Any, original: Any) -> None:
     # a seed from torch's own generator, so that torch.manual_seed decides the start, as in PEFT
-    seed = int(torch.randint(2**31 - 1, ()).item())
+    seed = int(torch.randint(2**31 - 1, (), device="cpu").item())
     with any_rank():
         attach(state.model, config, name=name, seed=seed, calibrate=calibrate, original=original)
 

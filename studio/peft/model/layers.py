@@ -20,6 +20,7 @@ from studio.peft.model.merging import merge_adapter, unmerge_adapter
 from studio.peft.model.names import Table, attribute_of, peft_name, setting_of, settings
 from studio.peft.model.removing import delete_adapter, lend
 from studio.peft.model.state import KEY, State, by_state
+from studio.peft.model.tokens import token_tensors
 from studio.peft.terms.errors import Wrong
 
 __all__ = ["BaseTunerLayer", "IA3Layer", "LoHaLayer", "LoKrLayer", "LoraLayer"]
@@ -104,7 +105,10 @@ class BaseTunerLayer:
         return TokenRows(Table(partial(BaseTunerLayer._token_rows, self)))
 
     def _token_rows(self) -> dict[str, Tensor]:
-        return {name: adapter.tensors()["rows"] for name, adapter in self._adapters(tokens=True).items()}
+        rows = {name: adapter.tensors().get("rows") for name, adapter in self._adapters(tokens=True).items()}
+        for name in [name for name, one in rows.items() if one is None]:  # tied: the rows are the embedding's
+            rows[name] = next(iter(token_tensors(self._state, name).values()))
+        return {name: one for name, one in rows.items() if one is not None}
 
     # -- the base ------------------------------------------------------------------------------------------------------
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
 from studio.adapters import trainable
-from studio.peft.model.state import state_of
+from studio.peft.model.state import State, state_of
 from studio.peft.model.tuner import base_of, tuner_of
 
 __all__ = ["TunerLayerStatus", "TunerModelStatus", "get_layer_status", "get_model_status"]
@@ -60,25 +60,57 @@ def get_layer_status(model: nn.Module) -> list[TunerLayerStatus]:
     """
     base, prefix = base_of(model), "" if tuner_of(model) is None else "model."
     state = state_of(base)
-    found = []
-    for path in state.paths():
-        here = state.adapters_at(path)
-        names = sorted(here)
-        layer = type(base.get_submodule(path)).__name__
-        found.append(
-            TunerLayerStatus(
-                name=f"{prefix}{path}".removesuffix("."),
-                module_type=f"{state.configs[names[0]].word.lower()}.{layer}",
-                enabled=not state.disabled_at(path),
-                active_adapters=state.active_at(path),
-                merged_adapters=[name for name in state.merged if name in here],
-                requires_grad={name: _common((p.requires_grad for p in here[name].parameters()), False)
-                               for name in names},
-                available_adapters=names,
-                devices={name: sorted({one.device.type for one in here[name].tensors().values()}) for name in names},
-            )
-        )  # fmt: skip
-    return found
+    return [_status(state, f"{prefix}{path}".removesuffix("."), *part) for path, part in _parts(state)]
+
+
+class _Part(NamedTuple):
+    """What stands at one place of the model: the adapters on a layer, copies of a module, or rows of an embedding."""
+
+    path: str
+    kind: str
+    held: Mapping[str, nn.Module]
+    active: list[str]
+    merges: bool
+
+
+def _parts(state: State) -> Iterator[tuple[str, _Part]]:
+    """All that adapters have, in the order of the model; bare parameters stand behind the module that keeps them."""
+    order = {path: number for number, (path, _) in enumerate(state.model.named_modules())}
+    copies: dict[str, dict[str, nn.Module]] = {}
+    for name, extras in state.extras.items():
+        for path, module in extras.modules.items():
+            copies.setdefault(path, {})[name] = module
+    paths = dict.fromkeys([*state.paths(), *copies])
+    for path in sorted(paths, key=lambda one: (order.get(one, order.get(one.rpartition(".")[0], 0)), one)):
+        active = state.active_at(path)
+        layer, rows = state.adapters_at(path), state.adapters_at(path, tokens=True)
+        if layer:
+            word = state.configs[min(layer)].word.lower()
+            kind = f"{word}.{type(next(iter(layer.values())).site.module).__name__}"
+            yield path, _Part(path, kind, layer, active, True)
+        if rows:
+            yield path, _Part(path, "TrainableTokensWrapper", rows, [one for one in active if one in rows], True)
+        if path in copies:
+            here = copies[path]
+            acting = [name for name in state.active if name in here]
+            yield path, _Part(path, "ModulesToSaveWrapper", here, acting, False)
+
+
+def _status(
+    state: State, name: str, path: str, kind: str, held: Mapping[str, nn.Module], active: list[str], merges: bool
+) -> TunerLayerStatus:
+    names = sorted(held)
+    tensors = {one: [*held[one].parameters(), *held[one].buffers()] for one in names}
+    return TunerLayerStatus(
+        name=name,
+        module_type=kind,
+        enabled=not state.disabled_at(path),
+        active_adapters=active,
+        merged_adapters=[one for one in state.merged if merges and one in held],
+        requires_grad={one: _common((p.requires_grad for p in held[one].parameters()), False) for one in names},
+        available_adapters=names,
+        devices={one: sorted({tensor.device.type for tensor in tensors[one]}) for one in names},
+    )
 
 
 def get_model_status(model: nn.Module) -> TunerModelStatus:

@@ -60,9 +60,11 @@ class BaseTuner(nn.Module):
     ) -> None:
         super().__init__()
         config = peft_config[adapter_name] if isinstance(peft_config, Mapping) else peft_config
-        state = model.__dict__.get(KEY) or State(model)
+        base = unwrapped(model)
+        state = base.__dict__.get(KEY) or State(base)
         add(state, adapter_name, config, autocast=autocast, calibrate=calibrate, original=original)
         self._take(state)
+        self.model = model
 
     def _take(self, state: State) -> None:
         self.model = state.model
@@ -215,7 +217,7 @@ def tuner_of(model: nn.Module) -> BaseTuner | None:
 def base_of(model: nn.Module) -> nn.Module:
     """Returns the base of a PEFT model, or the model itself."""
     tuner = tuner_of(model)
-    return unwrapped(model) if tuner is None else tuner.model
+    return unwrapped(model if tuner is None else tuner.model)
 
 
 def inject_adapter_in_model(
@@ -239,8 +241,9 @@ def inject_adapter_in_model(
     if peft_config.is_prompt_learning:
         raise Wrong("`create_and_replace` does not support prompt learning and adaption prompt yet.")
     config = peft_config if state_dict is None else _targeted_by(peft_config, state_dict)
-    tuner_for(str(peft_config.word))(model, config, adapter_name, low_cpu_mem_usage)
-    state_of(model).configs[adapter_name] = peft_config
+    base = base_of(model)
+    tuner_for(str(peft_config.word))(base, config, adapter_name, low_cpu_mem_usage)
+    state_of(base).configs[adapter_name] = peft_config
     return model
 
 
