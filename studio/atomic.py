@@ -55,9 +55,9 @@ def atomic_path(file: str | os.PathLike[str]) -> Iterator[Path]:
         >>> target.read_text(), [file.name for file in target.parent.iterdir()]
         ('all of it', ['note.txt'])
     """
-    file = Path(file)
+    file = Path(file).expanduser()
     with sentences(file):
-        _check_no_folder(file)
+        _check_place(file)
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = _beside(file)
         try:
@@ -69,9 +69,12 @@ def atomic_path(file: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _check_no_folder(file: Path) -> None:
+def _check_place(file: Path) -> None:
+    """Checks that a file may stand there, or take the place of what does."""
     if file.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a folder", str(file))
+    if file.exists() and not file.is_file():
+        raise BadFile(f"cannot write {file}: that is a device or a pipe, which a file would replace: name another")
 
 
 def atomic_write(file: str | os.PathLike[str], data: bytes | str) -> None:
@@ -102,7 +105,7 @@ def atomic_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
         >>> [file.name for file in target.iterdir()]
         ['config.json']
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     with sentences(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary, old = _beside(folder), _beside(folder)
@@ -153,7 +156,9 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
 
 
 def _beside(file: Path) -> Path:
-    return file.with_name(f".{file.name[:100]}.{secrets.token_hex(4)}.tmp")
+    # a name has so many bytes at most, not characters
+    start = os.fsencode(file.name)[:100].decode(errors="ignore")
+    return file.with_name(f".{start}.{secrets.token_hex(4)}.tmp")
 
 
 def _sync(path: Path) -> None:
@@ -182,6 +187,8 @@ def sentences(file: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = _REASONS.get(error.errno or 0)
+        if error.errno in (errno.EEXIST, errno.ENOTDIR):
+            reason = _dangling(file) or reason
         ours = (
             error.filename is None
             or Path(os.fsdecode(error.filename)).is_relative_to(file.parent)
@@ -190,3 +197,9 @@ def sentences(file: Path) -> Iterator[None]:
         if reason is None or not ours:
             raise
         raise BadFile(f"cannot write {file}: {reason}") from error
+
+
+def _dangling(file: Path) -> str | None:
+    """Says which part of a path is a link to nothing."""
+    place = next((place for place in (file, *file.parents) if place.is_symlink() and not place.exists()), None)
+    return None if place is None else f"{place} is a link to {place.readlink()}, which is not there: make that first"

@@ -125,3 +125,30 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
         (temporary / "deep" / "new.txt").write_text("new")
     assert names(tmp_path) == ["adapter"] and names(target) == ["deep"]
     assert (target / "deep" / "new.txt").read_text() == "new"
+
+
+def test_what_stands_in_the_way_is_named_for_what_it_is(tmp_path):
+    (tmp_path / "away").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BadFile, match=r"away is a link to .*nowhere, which is not there"):
+        atomic_write(tmp_path / "away" / "x.png", "x")
+    with pytest.raises(BadFile, match="that is a device or a pipe"):
+        atomic_write(tmp_path / "pipe", "x")
+    atomic_write(tmp_path / "away", "x")  # a link to a file is replaced like any file
+    assert (tmp_path / "away").read_text() == "x" and not (tmp_path / "nowhere").exists()
+
+
+def test_a_name_as_long_as_the_system_allows(tmp_path):
+    for name in ("a" * 255, "写" * 85, "é" * 127):
+        atomic_write(tmp_path / name, "x")
+        assert (tmp_path / name).read_text() == "x"
+    with pytest.raises(BadFile, match="the name is too long"):
+        atomic_write(tmp_path / ("写" * 90), "x")
+
+
+def test_home_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    atomic_write("~/new/note.txt", "x")
+    with atomic_folder("~/folder") as temporary:
+        (temporary / "a").write_text("x")
+    assert (tmp_path / "new" / "note.txt").is_file() and (tmp_path / "folder" / "a").is_file()

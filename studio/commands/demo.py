@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from studio.atomic import atomic_write
 from studio.commands.options import example, output_options
 from studio.commands.show import Show, shell
 from studio.commands.training import run_facts
+from studio.errors import BadFile
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,7 +28,6 @@ SUBJECT: Final = "robot"
 PROMPT: Final = f"a photo of sks {SUBJECT}"
 COLOURS: Final = ("pink", "red", "green", "blue", "purple")  # the instance pictures lie on white and yellow
 SEEDS: Final = (0, 1, 2)  # every colour is drawn with each; the picture shows the first
-GUIDANCE: Final = 3.0  # the base's own range; more pulls the subject towards what the base would draw
 TITLE: Final = "a robot that the base had never seen"
 
 
@@ -47,7 +48,7 @@ class Fidelity:
 
 @click.command(
     short_help="The whole job on the embedded base: train, draw, before/after.",
-    epilog=example("studio demo", "studio demo --steps 200 -o demo-short"),
+    epilog=example("studio demo", "studio demo --steps 200 -o demo-short", "studio demo --photos photos/"),
 )
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), default="demo", show_default=True, help="The run's folder."
@@ -55,27 +56,57 @@ class Fidelity:
 @click.option("--steps", type=int, metavar="N", help="Optimizer steps; the recipe's if left out.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides everything that is drawn.")
 @click.option("--device", metavar="NAME", help="Where to compute: auto, cpu, ...")
+@click.option(
+    "--photos", type=click.Path(path_type=Path), metavar="FOLDER",
+    help="Only copy the six pictures of the robot there, to try the other commands with.",
+)  # fmt: skip
 @output_options
-def demo(output: Path, steps: int | None, seed: int, device: str | None, as_json: bool, quiet: bool) -> None:
+def demo(
+    output: Path, steps: int | None, seed: int, device: str | None, photos: Path | None, as_json: bool, quiet: bool
+) -> None:
     """Show the whole job on the embedded base: train, draw, before and after.
 
     A small diffusion model that has never seen a robot learns one from six pictures on white and yellow, and draws it
     on pink, red, green, blue and purple; since the true pictures are known, how well it did is measured. It takes about
     two minutes on two cores and no network. Called again, it goes on where it was interrupted, or draws again.
     """
+    from studio.families.emoji_world import INSTANCE_FOLDER
+
+    show, given = Show(as_json, quiet), INSTANCE_FOLDER / SUBJECT
+    if photos is not None:
+        _copy(given, photos.expanduser(), show)
+    else:
+        _run(given, output, steps, seed, device, show)
+
+
+def _copy(given: Path, folder: Path, show: Show) -> None:
+    """Copies the packaged pictures into a folder, over nothing.
+
+    Raises:
+        BadFile: another file of such a name is there.
+    """
+    files = {folder / file.name: file.read_bytes() for file in sorted(given.glob("*.png"))}
+    other = next((file for file, data in files.items() if file.exists() and file.read_bytes() != data), None)
+    if other is not None:
+        raise BadFile(f"{other} is there already and is another picture: choose another folder")
+    for file, data in files.items():
+        atomic_write(file, data)
+    command = shell("studio", "dreambooth", "emoji", folder, "--instance-prompt", PROMPT, "-o", f"runs/{SUBJECT}")
+    show.say(f"{len(files)} pictures of a {SUBJECT} in {folder}\nyour turn: {command}")
+    show.result({"photos": list(files)})
+
+
+def _run(photos: Path, output: Path, steps: int | None, seed: int, device: str | None, show: Show) -> None:
     from studio.device import choose_device
     from studio.families import open_base
-    from studio.families.emoji_world import INSTANCE_FOLDER
     from studio.pipelines import ImagePipeline
     from studio.trainers import DreamBooth, train
 
-    show = Show(as_json, quiet)
     begin = time.perf_counter()
-    photos = INSTANCE_FOLDER / SUBJECT
     _greet(show, photos)
     base = open_base("emoji", device=choose_device(device))
-    task = DreamBooth(base=base, instance_images=photos, instance_prompt=PROMPT, preview_guidance=GUIDANCE)
-    run = train(task, output=output, steps=steps, seed=seed, device=device, quiet=quiet)
+    task = DreamBooth(base=base, instance_images=photos, instance_prompt=PROMPT)
+    run = train(task, output=output, steps=steps, seed=seed, device=device, quiet=show.quiet)
     seconds = time.perf_counter() - begin
     pipe = ImagePipeline(base)
     before = _draw(pipe)
@@ -91,7 +122,7 @@ def demo(output: Path, steps: int | None, seed: int, device: str | None, as_json
 def _draw(pipe: ImagePipeline) -> dict[str, list[Image]]:
     """Draws the subject on every colour with every seed, by the current blend."""
     prompts = [f"{PROMPT} on a {colour} background" for colour in COLOURS]
-    images = pipe.generate(prompts, seeds=SEEDS, guidance=GUIDANCE, batch_size=len(SEEDS))
+    images = pipe.generate(prompts, seeds=SEEDS, batch_size=len(SEEDS))
     return {colour: images[index * len(SEEDS) :][: len(SEEDS)] for index, colour in enumerate(COLOURS)}
 
 

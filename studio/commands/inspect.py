@@ -11,33 +11,45 @@ import click
 
 from studio.commands.options import example, output_options
 from studio.commands.show import Show
+from studio.errors import Refused, UsageError
 
 if TYPE_CHECKING:
     from studio.files import AdapterFile
 
 __all__ = ["inspect"]
 
+CHECKPOINT = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "conditioner.embedders.")
+READS_TEXT = ".attn2.to_k.weight"
+WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
 SHOWN = 8  # layers and foreign metadata that are listed by name
 FACTS = tuple("trigger base base_hash task steps seed dataset images resolution licence parents".split())
 
 
 @click.command(
-    short_help="Tell what is in an adapter file.", epilog=example("studio inspect runs/robot/adapter.safetensors")
+    short_help="Tell what is in an adapter file.",
+    epilog=example("studio inspect runs/robot", "studio inspect dog.safetensors"),
 )
 @click.argument("file", type=click.Path(path_type=Path))
 @output_options
-def inspect(file: Path, as_json: bool, quiet: bool) -> None:
+@click.pass_context
+def inspect(context: click.Context, file: Path, as_json: bool, quiet: bool) -> None:
     """Tell what is in an adapter file: method, rank, layers, base, trigger, and where it comes from.
 
-    FILE is a safetensors file (of diffusers, kohya, A1111 or the studio) or a folder of PEFT. Only its header is read.
+    FILE is a safetensors file (of diffusers, kohya, A1111 or the studio), a folder of PEFT, or the folder of a run.
+    Only its header is read. The exit code is 2 for a file that holds no adapter, 3 where parts of one cannot be read.
     """
     from studio.files import inspect as read
+    from studio.pipelines.naming import adapter_file
 
-    found = read(file)
+    found = read(adapter_file(file))
     show = Show(as_json, quiet)
     if show.talks:
         show.table(_rows(found))
     show.result(_content(found))
+    if not found.format:
+        context.exit(UsageError.exit_code)
+    if found.unread:
+        context.exit(Refused.exit_code)
 
 
 def _rows(found: AdapterFile) -> list[tuple[str, str]]:
@@ -45,12 +57,12 @@ def _rows(found: AdapterFile) -> list[tuple[str, str]]:
     ranks = ", ".join(f"{rank} ({count} layers)" for rank, count in found.ranks.items())
     rows = [
         ("file", str(found.file)),
-        ("format", found.format or "none: this file holds no adapter that can be read"),
-        ("method", found.method or "unknown"),
+        ("format", found.format or _nothing(found)),
+        ("method", found.method or ("unknown" if found.format else "")),
         ("rank", ranks if len(found.ranks) > 1 else str(found.rank or "")),
         ("alpha", _alpha(found)),
         ("name", found.name),
-        ("family", _family(found)),
+        ("family", _family(found) if found.format else ""),
         ("layers", f"{len(found.sites)}: {_parts(found.sites)}" if found.sites else "none"),
         (
             "tensors",
@@ -66,6 +78,15 @@ def _rows(found: AdapterFile) -> list[tuple[str, str]]:
     if len(unread) > SHOWN:
         rows.append(("", f"and {len(unread) - SHOWN} more keys"))
     return [(name, value) for name, value in rows if value]
+
+
+def _nothing(found: AdapterFile) -> str:
+    """Says what a file is that holds no adapter that can be read."""
+    if not any(key.startswith(CHECKPOINT) for key in found.tensors):
+        return "none: this file holds no adapter that can be read"
+    wide = next((shape[1] for key, (_, shape) in found.tensors.items() if READS_TEXT in key and len(shape) == 2), 0)
+    what = f"{WIDTHS[wide]} model" if wide in WIDTHS else "model"
+    return f"none: this is a whole {what} (a checkpoint), not an adapter; a base is opened from a diffusers folder"
 
 
 def _family(found: AdapterFile) -> str:
