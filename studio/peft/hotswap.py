@@ -121,7 +121,9 @@ def _fitted(adapter: Adapter, new: Mapping[str, Tensor] | None, config: Any) -> 
     for name, tensor in new.items():
         if any(size > most for size, most in zip(tensor.shape, own[name].shape, strict=True)):
             raise Wrong(f"{path}.{name}: {tuple(tensor.shape)} does not fit {tuple(own[name].shape)}")
-        made[name] = padded(tensor * (ratio if name in ("up", "bias") else 1.0), torch.zeros(own[name].shape))
+        made[name] = padded(
+            tensor * (ratio if name in ("up", "bias") else 1.0), torch.zeros(own[name].shape, device="cpu")
+        )
     return made
 
 

@@ -119,3 +119,13 @@ def test_what_inference_mode_has_made_can_be_trained(method: str, tmp_path: Path
     output = model(IDS)
     (output.logits if method in TOKENS else output).square().sum().backward()
     assert any(tensor.grad is not None for tensor in tensors.values())
+
+
+def test_studio_peft_puts_adapters_where_the_weights_are() -> None:
+    import studio.peft
+
+    model = llama()
+    with torch.device("meta"):
+        made = studio.peft.get_peft_model(model, studio.peft.LoraConfig(target_modules=["q_proj"]))
+    assert {parameter.device.type for parameter in made.parameters()} == {"cpu"}
+    assert made(IDS).logits.shape == (2, 3, 32)
