@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from studio.adapters import Adapter
+from studio.adapters.contract.ranked import RankedConfig
 from studio.adapters.lorafa import LoRAFA
 from studio.peft.model.state import state_of
 from studio.peft.model.tuner import base_of
@@ -98,11 +99,14 @@ def create_lorafa_optimizer(
                 raise Wrong(f"create_lorafa_optimizer({field}={value!r}): the adapter {name!r} has {field}={have!r}")
     pairs = []
     for adapter in _pairs(model):
-        down, up = adapter.tensor("down"), adapter.tensor("up")
+        if adapter.site.kind == "embedding":
+            continue  # its ``lora_embedding_A`` starts at zero: both are trained
+        down, up, config = adapter.tensor("down"), adapter.tensor("up"), adapter.config
         assert isinstance(down, nn.Parameter) and up is not None, "_pairs has seen to it"
+        assert isinstance(config, RankedConfig), "a pair has a rank"
         down.requires_grad_(False)
-        pairs.append((down, up, float(adapter.factors().scale)))
-    if not pairs:
+        pairs.append((down, up, config.scale_at(adapter.site.path)))
+    if not pairs and not list(_pairs(model)):
         raise Wrong("the model has no active LoRA, so there is nothing for LoRA-FA to train")
     groups = [{"params": [one for one in model.parameters() if one.requires_grad], "lr": lr}]
     return LoraFAOptimizer(groups, pairs, weight_decay=weight_decay)
