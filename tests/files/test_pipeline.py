@@ -300,6 +300,34 @@ def test_lycoris_forms_of_lokr_and_ia3(tmp_path):
         studio.detach(net)
 
 
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (lambda: torch.nn.Linear(6, 8), (3, 6)),
+        (lambda: torch.nn.Conv2d(6, 8, 3, padding=1), (2, 6, 5, 5)),
+        (lambda: torch.nn.Conv1d(6, 8, 3, stride=2, padding=2, padding_mode="circular", groups=2), (2, 6, 9)),
+    ],
+)
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_lycoris_ia3_multiplies_the_weight_and_leaves_the_bias(tmp_path, layer, x, strength):
+    """``W' = W + s g W``, the bias as it is: what LyCORIS computes and A1111 merges."""
+    torch.manual_seed(0)
+    net, x, gain = torch.nn.Sequential(layer()), torch.randn(*x), torch.randn(8)
+    file = tmp_path / "a.safetensors"
+    save_file({"lycoris_0.weight": gain, "lycoris_0.on_input": torch.tensor(0)}, file)
+    theirs = copy.deepcopy(net)
+    with torch.no_grad():
+        theirs[0].weight.mul_((1 + strength * gain).view(-1, *[1] * (theirs[0].weight.dim() - 1)))
+    studio.load(net, file, strength=strength)
+    assert relative(net(x), theirs(x)) <= 1e-6
+    studio.save(net, tmp_path / "b.safetensors", format="kohya")
+    assert torch.equal(load_file(tmp_path / "b.safetensors")["lycoris_0.weight"].flatten(), gain + 1 - 1)
+    with pytest.raises(DoesNotFit, match="multiplies the bias|PEFT.s covers"):
+        studio.save(net, tmp_path / "folder", format="peft")
+    studio.bake(net)
+    assert relative(net(x), theirs(x)) <= 1e-6
+
+
 def test_a_matrix_serves_a_pointwise_convolution_and_the_reverse(tmp_path):
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Conv2d(4, 6, 1), torch.nn.Flatten(1), torch.nn.Linear(24, 5))

@@ -34,6 +34,7 @@ VARIANTS = {
     "olora": studio.LoRA(rank=2, alpha=1.3, init="olora", targets=("lin", "conv")),
     "dora": studio.DoRA(rank=2, alpha=3.3, targets=("lin", "conv", "point", "emb")),
     "ia3": studio.IA3(targets=("lin", "conv", "point"), feedforward=("point",)),
+    "ia3-weights": studio.IA3(targets=("lin", "conv", "point"), feedforward=("point",), with_bias=False),
     "lokr": studio.LoKr(rank=1, alpha=2.5, targets=("lin", "conv", "point")),
     "lokr-both": studio.LoKr(rank=1, alpha=2, decompose_both=True, targets=("lin", "conv")),
     "lokr-full": studio.LoKr(rank=8, alpha=2, targets=("lin", "conv")),
@@ -115,6 +116,7 @@ METHODS = {name: made for name, config in studio.METHODS.items() if (made := exa
 # what a format's own program has on other sides than these: LyCORIS turns outputs, PEFT turns inputs
 UNSAYABLE = {(m, "kohya") for m in ("oft", "oft-conv", "boft", "boft-butterfly")}
 UNSAYABLE |= {("oft-outputs", "peft"), ("boft-outputs", "peft")}
+UNSAYABLE |= {("ia3", "kohya"), ("ia3-weights", "peft")}  # LyCORIS leaves the bias, PEFT does not
 
 
 def names_are_missing(config, format):

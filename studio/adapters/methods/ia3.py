@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from studio.adapters.contract.adapter import METHODS, Adapter, AdapterConfig, Delta, Given
 from studio.adapters.contract.coverage import by_model
-from studio.adapters.contract.foreign import Either, Lycoris, Peft, Settings
+from studio.adapters.contract.foreign import Either, Layers, Lycoris, Peft, Settings, Sites, Tables
 from studio.adapters.contract.pattern import matches
 from studio.adapters.sites.site import Site
 from studio.errors import BadConfig, DoesNotFit, UnsupportedLayer
@@ -26,6 +27,7 @@ class IA3(AdapterConfig):
     Attributes:
         feedforward: patterns of the targeted layers whose *inputs* are multiplied (the second layer of a feed-forward
             block in the paper); the outputs of all others are. Gains start at one.
+        with_bias: gains of outputs multiply the bias too. LyCORIS' and A1111's do not: ``y' = gain · (W x) + b``.
 
     Raises:
         BadConfig: a field with an impossible value.
@@ -45,6 +47,7 @@ class IA3(AdapterConfig):
     rate = 3.0
     patterns: ClassVar[tuple[str, ...]] = ("feedforward",)
     feedforward: tuple[str, ...] = ()
+    with_bias: bool = True
 
 
 TARGETS: Final = by_model(
@@ -74,6 +77,31 @@ def _check_peft(config: Any) -> None:
             raise BadConfig(f"`feedforward_modules` should be a subset of `target_modules`; {stray} are not targets")
 
 
+def _biased(site: Site, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether it matters if a bias is multiplied."""
+    return "gain" in tensors and getattr(site.module, "bias", None) is not None
+
+
+def _for_peft(config: IA3, sites: Sites, layers: Layers) -> Tables:
+    for path, tensors in layers.items():
+        if not config.with_bias and _biased(sites[path], tensors):
+            raise DoesNotFit(
+                f"PEFT's IA3 multiplies the bias of {path} too, and this one leaves it (with_bias=False); save with "
+                "format='diffusers' or 'kohya'"
+            )
+    return {path: dict(tensors) for path, tensors in layers.items()}
+
+
+def _for_lycoris(config: IA3, sites: Sites, layers: Layers) -> Tables:
+    for path, tensors in layers.items():
+        if config.with_bias and _biased(sites[path], tensors):
+            raise DoesNotFit(
+                f"LyCORIS' IA3 multiplies the weight of {path} and leaves its bias, and this adapter multiplies both; "
+                "save with format='diffusers' or 'peft', or train with with_bias=False"
+            )
+    return {path: dict(tensors) for path, tensors in layers.items()}
+
+
 class IA3Adapter(Adapter[IA3]):
     """IA³ on one site: ``gain`` ``(rows,)`` or, on a feed-forward site, ``gain_in`` (one per input channel)."""
 
@@ -99,12 +127,15 @@ class IA3Adapter(Adapter[IA3]):
         tensors={"gain": "ia3_l", "gain_in": "ia3_l"},
         layouts={"gain": "column|row", "gain_in": "row|row"},
         covers=("Linear", "Conv1D", "Conv2d", "Conv3d"),
+        store=_for_peft,
     )
     lycoris = Lycoris(
         algo="ia3",
         tensors={"gain": "weight", "gain_in": "weight"},
         layouts={"gain": "vector|row", "gain_in": "vector|row"},
         minus={"gain": 1.0, "gain_in": 1.0},
+        fixed={"with_bias": False},
+        store=_for_lycoris,
     )
 
     @classmethod
@@ -126,14 +157,16 @@ class IA3Adapter(Adapter[IA3]):
         matrix = self.site.matrix(weight)
         if gain is not None:
             change = (gain - 1)[:, None] * matrix
-            return Delta(self.site.shaped(change), None if bias is None else (gain - 1) * bias)
+            return Delta(
+                self.site.shaped(change), (gain - 1) * bias if bias is not None and self.config.with_bias else None
+            )
         assert gain_in is not None
         return Delta(self.site.shaped(matrix * self._per_column(gain_in - 1)))
 
     def change(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         gain, gain_in = self._parameters.get("gain"), self._parameters.get("gain_in")
         if gain is not None:
-            return y * self.site.over_outputs((gain - 1).to(y.dtype))
+            return self._without(y, bias) * self.site.over_outputs((gain - 1).to(y.dtype))
         assert gain_in is not None
         if self.site.kind == "conv" and weight.shape[1] != gain_in.shape[0]:
             return super().change(x, y, weight, bias)
@@ -142,9 +175,13 @@ class IA3Adapter(Adapter[IA3]):
 
     def act(self, total: Tensor, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, strength: float) -> Tensor:
         gain = self._parameters.get("gain")
-        if gain is None or total is not y:
+        if gain is None or total is not y or self._without(y, bias) is not y:
             return super().act(total, x, y, weight, bias, strength)
         return y * self.site.over_outputs((1 + strength * (gain - 1)).to(y.dtype))
+
+    def _without(self, y: Tensor, bias: Tensor | None) -> Tensor:
+        """The outputs that are multiplied."""
+        return y if bias is None or self.config.with_bias else y - self.site.over_outputs(bias.to(y.dtype))
 
     def _per_column(self, values: Tensor) -> Tensor:
         """Spreads one value per input channel over the columns (channel, kernel) of the weight's matrix."""

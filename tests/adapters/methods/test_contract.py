@@ -101,7 +101,7 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
         "groups": {"rank": 1, "group": 2, "pooling": "groups", "rank_stabilized": True},
     },
     "dora": {"plain": {"rank": 2}, "alpha": {"rank": 2, "alpha": 5.0, "rank_stabilized": True}},
-    "ia3": {"outputs": {}, "inputs": {"feedforward": ("0", "0.out_proj")}},
+    "ia3": {"outputs": {}, "weights": {"with_bias": False}, "inputs": {"feedforward": ("0", "0.out_proj")}},
     "lokr": {
         "plain": {"rank": 1},
         "whole": {"rank": 6, "alpha": 3.0},
@@ -179,12 +179,17 @@ EXEMPT: dict[tuple[str, str], str] = {
 }
 
 # (method, config, format) -> layers on which the format's program has nothing of the kind; it is refused
+BIASED = tuple(
+    layer for layer, (make, _) in LAYERS.items() if layer == "attention" or getattr(make(), "bias", None) is not None
+)
 UNSAYABLE: dict[tuple[str, str, str], tuple[str, ...]] = {
     **{("oft", config, "kohya"): tuple(LAYERS) for config in ("plain", "series", "shared")},  # LyCORIS turns outputs
     ("boft", "plain", "kohya"): tuple(LAYERS),
     ("oft", "outputs", "peft"): tuple(LAYERS),  # PEFT turns inputs
     ("boft", "butterfly", "peft"): tuple(LAYERS),
     ("lokr", "whole", "peft"): ("conv1d",),  # PEFT multiplies along other axes
+    ("ia3", "outputs", "kohya"): BIASED,  # LyCORIS multiplies the weight alone
+    ("ia3", "weights", "peft"): BIASED,
 }
 
 CASES = [
@@ -283,9 +288,11 @@ def dora_formula(t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None
     return t["magnitude"][:, None] * moved / moved.norm(dim=1, keepdim=True).detach(), b
 
 
-def ia3_formula(t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def ia3_formula(
+    t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None, config: Any, layer: nn.Module
+) -> tuple[Tensor, Tensor | None]:
     if "gain" in t:
-        return t["gain"][:, None] * w, None if b is None else t["gain"] * b
+        return t["gain"][:, None] * w, t["gain"] * b if b is not None and config.with_bias else b
     rows, gain = w.shape[0], t["gain_in"]
     groups = 4 if gain.shape[0] * (w.shape[1] // max(1, gain.shape[0])) != w.shape[1] else 1
     per_group = gain.reshape(groups, -1)  # (groups, channels of a group)
@@ -533,7 +540,7 @@ FORMULAS = {
 
 
 # formulas that also ask for the config and the layer
-BY_CONFIG = {"qalora", "hra", "oft", "boft", "mora", "road", "fourierft", "miss", "randlora"}
+BY_CONFIG = {"qalora", "ia3", "hra", "oft", "boft", "mora", "road", "fourierft", "miss", "randlora"}
 SHARED = ("A", "B")  # tensors that all layers share
 
 
