@@ -301,7 +301,11 @@ def _convert(value: Any, expected: Any, where: str) -> Any:
         raise BadConfig(f"{where} must be {_words(expected)}, not {shown}") from None
 
 
-_annotations = functools.lru_cache(maxsize=256)(typing.get_type_hints)
+_hints = functools.lru_cache(maxsize=256)(typing.get_type_hints)
+
+
+def _annotations(cls: Any) -> dict[str, Any]:
+    return _hints(cls)
 
 
 def _as(value: Any, expected: Any, where: str) -> Any:

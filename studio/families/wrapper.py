@@ -26,7 +26,8 @@ _WRAPPERS: Final = {
 
 def _wrapped_word(module: nn.Module) -> str:
     """The attribute in which a wrapper keeps its model, ``""`` for any other module."""
-    word = _word_of(type(module))
+    kind: Any = type(module)
+    word = _word_of(kind)
     return word if word in module._modules else ""
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, cast
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from studio.errors import UnsupportedLayer
@@ -38,7 +38,7 @@ def check_stored(path: str, module: nn.Module) -> None:
             f"{path or 'the model'} computes its {computed[0]} anew before each call ({how}), so there is none that an "
             f"adapter could change: make it a plain one first with {remedy}, or exclude the layer"
         )
-    if is_lazy(module._parameters[weight]):
+    if is_lazy(cast(Tensor, module._parameters[weight])):
         raise UnsupportedLayer(
             f"{path or 'the model'} is a {type(module).__name__} that has no weight before its first call: call the "
             "model once, then attach"
