@@ -14,6 +14,7 @@ from studio.adapters.contract.starts import padded
 from studio.adapters.hosting.assembly import Assembly
 from studio.adapters.hosting.attached import assemblies, check_known, check_unbaked, whole_path
 from studio.adapters.hosting.turns import in_turn
+from studio.config import own_number
 from studio.device import on_cpu
 from studio.errors import BadConfig
 
@@ -79,6 +80,7 @@ def rehearse_growth(model: Any, name: str, rank: int) -> None:
 def _built(model: Any, name: str, rank: int, seed: int) -> list[Grown]:
     """Makes everything that a growth needs, before anything of the model is touched."""
     check_known(model, name)
+    rank = own_number(rank)
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise BadConfig(f"rank={rank!r}: a rank is a whole number, at least 1")
     found: list[Grown] = []

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from studio.adapters.contract.calibration import Gauge
 from studio.adapters.contract.foreign import Either, Layers, Lycoris, Peft, Tables
 from studio.adapters.sites.site import LAYERS, Site
-from studio.config import check
+from studio.config import check, own_number
 from studio.errors import BadConfig, DoesNotFit, UnsupportedLayer
 from studio.registry import Registry
 
@@ -184,11 +184,17 @@ METHODS: Final[Registry[type[AdapterConfig]]] = Registry("method")
 def generator_for(seed: int, *parts: object) -> torch.Generator:
     """Returns a CPU generator that depends on ``seed`` and ``parts`` alone, not on what was drawn before.
 
+    Raises:
+        BadConfig: a seed that is no whole number.
+
     Example:
         >>> a, b = (torch.rand(1, generator=generator_for(0, "unet.to_q")) for _ in range(2))
         >>> bool(a == b)
         True
     """
+    seed = own_number(seed)
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise BadConfig(f"seed={seed!r}: a seed is a whole number")
     digest = hashlib.blake2b("\0".join(map(str, (seed, *parts))).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
 from studio.adapters.contract.adapter import AdapterConfig
@@ -26,6 +27,10 @@ def nearest_layers(pattern: str, paths: Sequence[str]) -> str:
     inside = f"{pattern}."
     if any(path.startswith(inside) or f".{inside}" in path for path in paths):
         return f"the layers inside it are named by '{inside}*'"
+    if pattern.endswith(".*"):
+        close = difflib.get_close_matches(pattern[:-2], _runs(paths, pattern.count(".")), 1, 0.75)
+        if close:
+            return f"the nearest is '{close[0]}.*'"
     ends: dict[str, str] = {}
     words = pattern.removeprefix("re:").count(".") + 1
     for path in paths:
@@ -33,6 +38,12 @@ def nearest_layers(pattern: str, paths: Sequence[str]) -> str:
     if not ends:
         return "the model has no layer that can be adapted"
     return f"the nearest layers are: {', '.join(ends[end] for end in nearest(pattern, ends))}"
+
+
+def _runs(paths: Iterable[str], count: int) -> set[str]:
+    """All that ``count`` words of a path in a row are, the last word left out: what holds its layers."""
+    words = [path.split(".")[:-1] for path in paths]
+    return {".".join(one[at : at + count]) for one in words for at in range(len(one) - count + 1)}
 
 
 def check_tables(config: AdapterConfig, paths: Iterable[str]) -> None:

@@ -76,3 +76,22 @@ def test_a_strength_takes_any_number(half: Any) -> None:
 def test_a_strength_that_is_no_number_is_refused(wrong: Any) -> None:
     with pytest.raises(BadConfig, match="a strength must be a finite number"):
         as_strength(wrong)
+
+
+@pytest.mark.parametrize("three", [3, np.int64(3), torch.tensor(3)], ids=repr)
+def test_a_seed_is_the_number_that_it_is(three: Any) -> None:
+    drawn = []
+    for seed in (3, three):
+        model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+        studio.attach(model, studio.LoRA(rank=2, targets=("0",)), seed=seed)
+        studio.grow(model, "default", three, seed=seed)
+        drawn.append(studio.state(model)["0.down"])
+    assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("seed", ["3", 3.0, True, None, np.float32(3)], ids=repr)
+def test_a_seed_that_is_no_whole_number_is_refused(seed: Any) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+    with pytest.raises(BadConfig, match="a seed is a whole number"):
+        studio.attach(model, studio.LoRA(rank=2, targets=("0",)), seed=seed)
+    assert not studio.adapters(model)

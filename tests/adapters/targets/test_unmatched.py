@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import studio
 from studio.errors import BadConfig, NoTargets
-from tiny import shaken
+from tiny import shaken, unet
 
 
 class Block(nn.Module):
@@ -106,3 +106,12 @@ def test_a_glob_says_which_parameters_it_leaves_as_they_are(targets: Any) -> Non
 
 def test_parameters_that_are_excluded_need_no_word() -> None:
     assert studio.attach(net(), studio.LoRA(rank=1, targets="0.*", exclude=("w", "shift"))).notes == ()
+
+
+def test_a_misspelt_block_is_answered_with_the_right_one() -> None:
+    model = unet()
+    studio.attach(model, studio.LoRA(rank=2, targets="attention"))
+    with pytest.raises(BadConfig, match=r"'upblocks\.\*'.*the nearest is 'up_blocks\.\*'"):
+        studio.blend(model, {"default": studio.Strength(1, blocks={"upblocks.*": 0.2})})
+    with pytest.raises(NoTargets, match=r"the nearest is 'down_blocks\.0\.\*'"):
+        studio.attach(model, studio.LoRA(rank=2, targets="down_block.0.*"), name="b")
