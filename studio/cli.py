@@ -113,7 +113,7 @@ def _quiet_interruption() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    asked = []
+    asked: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if asked:

@@ -147,22 +147,22 @@ class ImageTask(ABC):
         if strange:
             opening.tell(strange)
         previews = self._previews(material.captions, size, base.guidance)
-        rates, strange = self._rates(opening, recipe), material.latents.strange()
-        if strange is not None:
-            opening.say(f"note: {strange}")
+        rates = self._rates(opening, recipe)
         inputs = {"base": base.id, "base_hash": base.hash, **material.inputs, **opening.inputs}
-        notes = [*([strange] if strange else []), *(f"skipped: {line}" for line in opening.notes)]
         return Diffusion(
             base=base, adapter=opening.adapter, name=re.sub(r"\W+", "-", self.trigger_words).strip("-") or "default",
             plan=opening.plan, rates=rates, settings=self._settings(material, weighting, rates),
             recorded={"base": opening.base_name, "previews": plain(previews)}, inputs=inputs, objective=objective,
             latents=material.latents, captions_of=material.captions, prior=material.prior,
             prompts=Prompts(base, material.latents.cache), previews=previews,
-            start=opening.start, call=("studio", "generate", opening.base_name, previews.prompts[0] if previews.prompts
-            else self.answers_to.previews(material.captions)[0]),
+            start=opening.start, call=self._call(opening, material),
             origin=self._origin(opening, material), caption_dropout=material.caption_dropout,
-            notes=[_treatment(material), *notes, *(f"cropped: {line}" for line in material.latents.cropped())],
+            notes=[_treatment(material), *opening.notes, *(f"cropped: {line}" for line in material.latents.cropped())],
         )  # fmt: skip
+
+    def _call(self, opening: Opening[Base], material: Material) -> tuple[str, ...]:
+        """Returns the command that draws what is learned, before the adapter is named."""
+        return ("studio", "generate", opening.base_name, self.answers_to.previews(material.captions)[0], "-o", "out")
 
     def latents_of(self, folder: ImageFolder, opening: Opening[Base], size: tuple[int, int]) -> Latents:
         """Returns the latents of a folder's pictures, and says which of its files are not used and why.
@@ -175,8 +175,7 @@ class ImageTask(ABC):
         from studio.datasets.cache import TensorCache, cache_folder
 
         for entry in folder.skipped:
-            opening.notes.append(str(entry))
-            opening.say(f"skipped: {entry}")
+            opening.tell(f"skipped: {entry}")
         cache = TensorCache(cache_folder(opening.plan.cache) / "tensors")
         return Latents(opening.base, folder.items, size=size, crop=self.crop, flip=self.flip, cache=cache)
 

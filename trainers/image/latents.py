@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["Crop", "Latents", "picture_size"]
 
 Crop = Literal["center", "random"]
-LOOKED_AT: Final = 32  # pictures that tell whether the base can draw them
 
 
 class Latents:
@@ -82,17 +81,6 @@ class Latents:
             for item, share in lost
             if share > 0.1
         ]
-
-    def strange(self) -> str | None:
-        """Returns a sentence where the base cannot draw such pictures, None where it can."""
-        from studio.datasets.picture import fit_image, open_image, to_pixels
-        from studio.families.drawable import cannot_draw
-
-        if self.base.draws is None:
-            return None
-        return cannot_draw(
-            self.base, [to_pixels(fit_image(open_image(item), *self.size)) for item in self.items[:LOOKED_AT]]
-        )
 
     def _latent(self, draws: Draws, n: int, index: int) -> Tensor:
         mirrored = self.flip and draws.uniform(n, "flip") < 0.5

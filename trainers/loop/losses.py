@@ -87,6 +87,8 @@ def loss_name(steps: int) -> str:
 
 
 def _lines(file: Path) -> list[str]:
+    if not file.is_file():  # a pipe would be waited for
+        return []
     try:
         content = file.read_bytes()
     except OSError:
