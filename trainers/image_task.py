@@ -162,7 +162,7 @@ class ImageTask(ABC):
 
     def _call(self, opening: Opening[Base], material: Material) -> tuple[str, ...]:
         """Returns the command that draws what is learned, before the adapter is named."""
-        return ("studio", "generate", opening.base_name, self.answers_to.previews(material.captions)[0], "-o", "out")
+        return ("studio", "generate", opening.base_name, self.answers_to.previews(material.captions)[0])
 
     def latents_of(self, folder: ImageFolder, opening: Opening[Base], size: tuple[int, int]) -> Latents:
         """Returns the latents of a folder's pictures, and says which of its files are not used and why.

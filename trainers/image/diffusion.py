@@ -82,7 +82,7 @@ class Diffusion(Lesson):
         self.bare: Callable[[], AbstractContextManager[None]] = lambda: blended(self.denoiser, {})
         self.denoiser = getattr(self.model, self.base.family.denoiser)
         self._dtype = next(self.denoiser.parameters()).dtype  # diffusers' own .dtype walks all modules
-        self.draws = Draws(self.plan.seed)
+        self.draws, self._shown = Draws(self.plan.seed), list[Any]()
         self.trains_text = any(encoder in self.rates for encoder in self.base.family.encoders)
 
     @property
@@ -127,10 +127,21 @@ class Diffusion(Lesson):
             return []
         width, height = self.previews.size
         with evaluating(self.base.pipe.components[name] for name in self.rates):
-            return ImagePipeline.open(self.base).generate(
+            self._shown = ImagePipeline.open(self.base).generate(
                 list(self.previews.prompts), seeds=list(self.previews.seeds), steps=self.previews.steps,
                 guidance=self.previews.guidance, width=width, height=height,
             )  # fmt: skip
+        return self._shown
+
+    def measure(self) -> dict[str, float]:
+        """Measures how like the truth the last previews are, where it is known."""
+        from studio.families.emoji_world import SIDE
+        from studio.trainers.image.truth import known_subject, likeness
+
+        if self.base.draws is None or not self._shown or self.previews.size != (SIDE, SIDE):
+            return {}
+        subject = known_subject(item.digest for item in self.latents.items)
+        return {} if subject is None else {"likeness": likeness(self._shown, subject)}
 
     def captions(self) -> list[str]:
         """Returns the prompt of each picture of :meth:`preview`, with its seed where there are several."""

@@ -108,7 +108,10 @@ class Lesson(ABC):
         """Returns the caption of each preview."""
 
     def measure(self) -> Mapping[str, float]:
-        """Measures what was learned on what is held out, always in the same way; empty where nothing is."""
+        """Measures what was learned, always in the same way: on what is held out, or on the previews just made.
+
+        Empty where nothing can be measured.
+        """
         return {}
 
     def examples(self) -> Sequence[tuple[str, Image]]:
