@@ -43,7 +43,7 @@ class AttachReport:
             beside layers.
     """
 
-    sites: tuple[str, ...]
+    sites: tuple[str, ...] = field(repr=False)
     parameters: int
     notes: tuple[str, ...] = field(default=(), repr=False)
 
@@ -58,6 +58,13 @@ def check_name(model: Any, name: str) -> None:
         raise BadConfig(f"{name!r} cannot name an adapter; use letters, digits, '_' and '-'")
     if name in known_names(model):
         raise DoesNotFit(f"an adapter named {name!r} is attached already; give another name, or detach it first")
+
+
+def _check_config(config: Any) -> None:
+    """Checks that what is attached is a method's config."""
+    if not isinstance(config, AdapterConfig):
+        given = f"the class {config.__name__}; call it" if isinstance(config, type) else f"{config!r:.60}"
+        raise BadConfig(f"attach takes the config of a method, such as studio.LoRA(rank=8), and was given {given}")
 
 
 def _device(site: Site) -> torch.device:
@@ -152,8 +159,8 @@ def attach(
         The adapted layers and the number of trained parameters.
 
     Raises:
-        BadConfig: an impossible name or rank. DoesNotFit: the name is taken, a blend is baked, or the model is inside
-            FSDP, or DDP of several processes.
+        BadConfig: no config, or an impossible name or rank.
+        DoesNotFit: the name is taken, a blend is baked, or the model is inside FSDP, or DDP of several processes.
         NoTargets: a pattern (of targets, exclude, ranks, block sizes, feed-forwards) that matches nothing.
         UnsupportedLayer: a layer that the method cannot change.
 
@@ -161,14 +168,16 @@ def attach(
         >>> import torch, studio
         >>> net = torch.nn.Sequential(torch.nn.Linear(8, 8))
         >>> studio.attach(net, studio.LoRA(rank=2, targets=("0",)))
-        AttachReport(sites=('0',), parameters=32)
+        AttachReport(parameters=32)
         >>> print(studio.trainable(net))
         trainable params: 32 || all params: 104 || trainable%: 30.7692
     """
+    _check_config(config)
     check_unbaked(model, "attach")
     check_open(model)
     check_name(model, name)
     check_sources(config, calibrate, original)
+    components = (components,) if isinstance(components, str) else components
     method, modules = config.adapter, components_of(model)
     paths = method.whole(modules, components) or find_targets(
         modules, config.targets, config.exclude, chosen=components, kinds=method.kinds, method=type(config).__name__

@@ -48,7 +48,7 @@ def grow(model: Any, name: str, rank: int, *, seed: int = 0) -> AttachReport:
         >>> net = torch.nn.Sequential(torch.nn.Linear(8, 8))
         >>> _ = studio.attach(net, studio.LoRA(rank=2, targets=("0",)))
         >>> studio.grow(net, "default", 4)
-        AttachReport(sites=('0',), parameters=64)
+        AttachReport(parameters=64)
         >>> studio.adapters(net)["default"].config.rank
         4
     """

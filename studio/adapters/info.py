@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -35,7 +35,7 @@ class AdapterInfo:
     name: str
     method: str
     config: AdapterConfig
-    sites: tuple[str, ...]
+    sites: tuple[str, ...] = field(repr=False)
     parameters: int
     strength: float | Strength
     trainable: bool

@@ -28,9 +28,9 @@ class LoadReport:
     name: str
     method: str
     format: str
-    applied: tuple[str, ...]
+    applied: tuple[str, ...] = field(repr=False)
     ignored: Mapping[str, str]
-    sites: tuple[str, ...]
+    sites: tuple[str, ...] = field(repr=False)
     notes: tuple[str, ...] = field(default=())
 
     def __str__(self) -> str:

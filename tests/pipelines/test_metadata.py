@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from PIL import Image, PngImagePlugin
 import studio
 from studio.errors import BadFile, DoesNotFit, UnknownName
 from studio.pipelines import ImagePipeline, read_metadata, regenerate, save_png
-from studio.pipelines.metadata import strength_from_json, strength_to_json
+from studio.pipelines.metadata import AdapterUse, parameters_text, strength_from_json, strength_to_json
 
 FAST = {"steps": 3}
 # A1111's own expression for the last line of the text (modules/infotext_utils.py)
@@ -213,3 +216,93 @@ def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path):
 @pytest.mark.parametrize("strength", [0.5, studio.Strength(0.5, unet=0.2, blocks={"up_blocks.*": 0.1})])
 def test_strengths_survive_json(strength):
     assert strength_from_json(json.loads(json.dumps(strength_to_json(strength)))) == strength
+
+
+def test_a_picture_keeps_its_texts_by_its_own_save(plain, tmp_path):
+    (image,) = plain.generate("rocket", seeds=7, **FAST)
+    image.save(tmp_path / "own.png")
+    save_png(image, tmp_path / "ours.png")
+    assert (tmp_path / "own.png").read_bytes() == (tmp_path / "ours.png").read_bytes()
+    image.save(tmp_path / "plain.jpg")
+    assert read_metadata(tmp_path / "own.png")["seed"] == 7
+    again = pickle.loads(pickle.dumps(image))
+    assert type(again) is type(image) and again.info == image.info and again.tobytes() == image.tobytes()
+    assert type(image.resize((32, 32))) is Image.Image and image.copy().info["studio"] == image.info["studio"]
+
+
+def damaged(good: dict, change: str) -> str:
+    """The ``studio`` text with one thing wrong."""
+    content = json.loads(json.dumps(good))
+    where, _, value = change.partition("=")
+    *path, last = where.split(".")
+    place = content
+    for name in path:
+        place = place[int(name) if name.isdigit() else name]
+    if value == "gone":
+        del place[last]
+    else:
+        place[last] = json.loads(value)
+    return json.dumps(content)
+
+
+CHANGES = """
+base=gone base=7 base.hash=5 base.id=null base.dtype=["float32"] prompt=gone prompt=3 seed=-1 seed=1.5 seed=true
+seed=99999999999999999999 steps=0 steps="4" steps=1e9 rows=0 rows=1000000 rows=null width=100000 width=-8 height="64"
+guidance="x" guidance=1e999 guidance=null negative=[1] scheduler=gone scheduler=[] scheduler.class=7
+scheduler.settings=null scheduler.settings.num_train_timesteps=1000000000 adapters=gone adapters={} adapters=[7]
+adapters=[{"name":"a"}] adapters=[{"name":"a","strength":"much"}] adapters=[{"name":1,"strength":1}]
+adapters=[{"name":"a","strength":{"value":1,"components":[]}}] adapters=[{"name":"a","strength":1,"sha256":4}]
+adapters=[{"name":"a","strength":1},{"name":"a","strength":1}]
+""".split()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_damaged_text_is_a_sentence(plain, change):
+    (image,) = plain.generate("rocket", seeds=7, steps=1)
+    image.info["studio"] = damaged(json.loads(image.info["studio"]), change)
+    with pytest.raises(BadFile, match="the 'studio' text of the picture is damaged"):
+        regenerate(image, pipe=plain)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "7", '"x"', "null", "[" * 100_000, '{"format": 1}', '{"format": [1]}', '{"x": "\\ud800"}']
+)
+def test_a_text_that_is_none_is_a_sentence(plain, text):
+    image = Image.new("RGB", (8, 8))
+    image.info["studio"] = text
+    with pytest.raises(BadFile, match="'studio' text of the picture"):
+        regenerate(image, pipe=plain)
+
+
+def test_a_scheduler_that_cannot_be_made_is_a_sentence(plain):
+    (image,) = plain.generate("rocket", seeds=7, steps=1)
+    for change in ('scheduler.class="os"', 'scheduler.settings.beta_schedule="x"', 'scheduler.settings.beta_end="x"'):
+        broken = image.copy()
+        broken.info["studio"] = damaged(json.loads(image.info["studio"]), change)
+        with pytest.raises(DoesNotFit, match="scheduler"):
+            regenerate(broken, pipe=plain)
+
+
+def test_pictures_that_are_bombs_or_none_are_sentences(tmp_path):
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("studio", "x" * 70_000_000, zip=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "text.png", pnginfo=texts)
+    Image.new("1", (12_000, 12_000)).save(tmp_path / "pixels.png")
+    (tmp_path / "drawn.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nquit\n")
+    (tmp_path / "empty.png").touch()
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "endless.png").symlink_to("/dev/zero")
+    (tmp_path / "folder.png").mkdir()
+    for file in sorted(tmp_path.iterdir()):
+        with pytest.raises(BadFile, match=rf"{file.name} (cannot be read as a picture|is a|has)"):
+            read_metadata(file)
+    with pytest.raises(BadFile, match="there is no picture"):
+        read_metadata(tmp_path / "none.png")
+
+
+def test_other_tools_find_an_adapter_by_its_file_or_its_name():
+    use = AdapterUse(name="robot", strength=0.8, file="adapter.safetensors", lora_hash="ab" * 32)
+    words = {"text": "x", "negative": "", "fields": {}, "encoders": [], "denoiser": "unet"}
+    assert parameters_text(adapters=[use], **words) == 'x <lora:robot:0.8>\nLora hashes: "robot: abababababab"'
+    named = replace(use, file="dog_v2.safetensors")
+    assert parameters_text(adapters=[named], **words).startswith("x <lora:dog_v2:0.8>\n")
