@@ -22,12 +22,17 @@ def read_blend(model: Any, wanted: Mapping[str, StrengthLike] | str) -> dict[str
         UnknownName: an adapter that is not attached. BadConfig: an impossible strength, one of a component that the
             model does not have, or of blocks that no layer of the adapter is in.
     """
+    if not isinstance(wanted, (str, Mapping)):
+        raise BadConfig(f"a blend is a name, or a table of names and strengths such as {{'dog': 0.8}}, not {wanted!r}")
     strengths = {wanted: Strength()} if isinstance(wanted, str) else {n: as_strength(s) for n, s in wanted.items()}
     present = assemblies(model)
+    known = {name for assembly in present.values() for name in assembly.records}
     for name, strength in strengths.items():
-        check_known(model, name)
-        records = {component: assembly.records.get(name) for component, assembly in present.items()}
-        check_blocks(name, strength, {one: record.paths if record else () for one, record in records.items()})
+        if name not in known:
+            check_known(model, name)
+        if strength.blocks or strength.components:
+            records = {component: assembly.records.get(name) for component, assembly in present.items()}
+            check_blocks(name, strength, {one: record.paths if record else () for one, record in records.items()})
     return strengths
 
 
@@ -58,9 +63,10 @@ def blend(model: Any, wanted: Mapping[str, StrengthLike] | str) -> None:
 def _set(model: Any, wanted: Mapping[str, StrengthLike] | str) -> None:
     check_unbaked(model, "blend")
     strengths = read_blend(model, wanted)
-    for assembly in assemblies(model).values():
+    present = list(assemblies(model).values())
+    for assembly in present:
         check_turn(assembly.levels)
-    for assembly in assemblies(model).values():
+    for assembly in present:
         assembly.set({name: strength for name, strength in strengths.items() if name in assembly.records})
 
 

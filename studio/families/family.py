@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from studio.errors import DoesNotFit
 from studio.families.wrapper import unwrapped
 from studio.registry import Registry
 
@@ -150,12 +151,19 @@ def components(model: Any) -> dict[str, nn.Module]:
         Component name -> module, without what torch.compile, DataParallel, DDP or FSDP have put around it; a pipeline's
         own attribute names.
 
+    Raises:
+        DoesNotFit: it is neither.
+
     Example:
         >>> components(nn.Linear(2, 2))
         {'': Linear(in_features=2, out_features=2, bias=True)}
     """
     model = _carrier(model)
     if not is_pipeline(model):
+        if not isinstance(model, nn.Module):
+            raise DoesNotFit(
+                f"adapters sit on a torch module or a diffusers pipeline, not on {type(model).__name__} ({model!r:.60})"
+            )
         return {"": unwrapped(model)}
     parts = _modules(model)
     family = family_of(model)

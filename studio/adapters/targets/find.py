@@ -99,7 +99,8 @@ def find_targets(
     """
     for component in chosen or ():
         if component not in components:
-            raise NoTargets(f"there is no component {component!r}; the model has {', '.join(components)}")
+            known = ", ".join(filter(None, components)) or "none: it is a model by itself, leave components out"
+            raise NoTargets(f"there is no component {component!r}; the model has {known}")
     looked = [_component(n, module, kinds) for n, module in components.items() if chosen is None or n in chosen]
     _check_foreign(targets, looked)
     if isinstance(targets, str) and targets in PRESETS:
