@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -104,10 +105,126 @@ with torch.no_grad():
 print("done")
 """
 
+TRAINER = """
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from peft import LoraConfig, get_peft_model
 
-@pytest.mark.parametrize("library, script", [("diffusers", DIFFUSERS), ("transformers", TRANSFORMERS)])
+def llama():
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                                        num_attention_heads=2)).eval()
+
+data = [{"input_ids": torch.arange(8), "labels": torch.arange(8)}] * 8
+
+# resuming, and the best checkpoint, are loaded onto the name that is there
+arguments = lambda name, **more: TrainingArguments(
+    f"{folder}/{name}", max_steps=4, save_steps=2, eval_steps=2, eval_strategy="steps", learning_rate=1e-2,
+    report_to=[], use_cpu=True, per_device_train_batch_size=2, disable_tqdm=True, label_names=["labels"], **more)
+trained = lambda model: [one.detach().clone() for one in model.parameters() if one.requires_grad]
+def train(name, config, checkpoint=None, **more):
+    torch.manual_seed(1)
+    model = get_peft_model(llama(), config())
+    found = Trainer(model, arguments(name, **more), train_dataset=data, eval_dataset=data)
+    found.train(resume_from_checkpoint=checkpoint)
+    return trained(model)
+for name, config in {
+    "lora": lambda: LoraConfig(r=4, task_type="CAUSAL_LM"),
+    "pissa": lambda: LoraConfig(r=4, task_type="CAUSAL_LM", init_lora_weights="pissa"),
+    "head": lambda: LoraConfig(r=4, task_type="CAUSAL_LM", modules_to_save=["lm_head"]),
+    "tokens": lambda: LoraConfig(r=4, task_type="CAUSAL_LM", trainable_token_indices=[1, 2]),
+}.items():
+    whole = train(name, config)
+    again = train(name, config, f"{folder}/{name}/checkpoint-2")
+    assert all(same(a, b, 1e-5) for a, b in zip(whole, again, strict=True)), name
+    best = train(name + "-best", config, load_best_model_at_end=True, metric_for_best_model="eval_loss")
+    assert all(same(a, b, 1e-5) for a, b in zip(whole, best, strict=True)), name  # the loss falls: the last is the best
+print("done")
+"""
+
+
+TRL = """
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from peft import LoraConfig, PeftModel, PromptTuningConfig
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+words = ["<pad>", "<eos>", "<unk>", *(f"w{i}" for i in range(29))]
+made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+made.pre_tokenizer = pre_tokenizers.Whitespace()
+tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+texts = Dataset.from_dict({"text": [" ".join(f"w{(i + j) % 29}" for j in range(8)) for i in range(8)]})
+pairs = Dataset.from_dict({"prompt": ["w1 w2"] * 8, "chosen": [f" w{i}" for i in range(8)], "rejected": [" w9"] * 8})
+ids = torch.arange(3, 11).view(1, 8)
+
+def llama():
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        pad_token_id=0, eos_token_id=1, bos_token_id=None, tie_word_embeddings=True))
+
+def run(trainer, settings, config, data, name, again=False):
+    arguments = settings(folder + "/" + name, max_steps=4, save_steps=2, learning_rate=1e-2, logging_steps=1,
+                         per_device_train_batch_size=2, use_cpu=True, report_to=[], disable_tqdm=True, bf16=False)
+    found = trainer(model=llama(), args=arguments, train_dataset=data, processing_class=tokenizer, peft_config=config)
+    found.train(resume_from_checkpoint=f"{folder}/{name}/checkpoint-2" if again else None)
+    return found
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(input_ids=ids).logits
+
+lora = dict(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+for name, config in {
+    "lora": LoraConfig(**lora),
+    "head": LoraConfig(**lora, modules_to_save=["lm_head"]),
+    "prompt": PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"),
+}.items():
+    first = run(SFTTrainer, SFTConfig, config, texts, name)
+    want = logits(first.model)
+    assert not same(want, logits(llama()), 1e-4), name
+    assert same(logits(PeftModel.from_pretrained(llama(), f"{folder}/{name}/checkpoint-4")), want), name
+    assert same(logits(run(SFTTrainer, SFTConfig, config, texts, name, again=True).model), want), name
+    losses = [entry["loss"] for entry in first.state.log_history if "loss" in entry]
+    assert name != "head" or losses[-1] < losses[0] - 0.1, losses  # its weight is read and never called
+preferred = run(DPOTrainer, DPOConfig, LoraConfig(**lora), pairs, "dpo")
+losses = [entry["loss"] for entry in preferred.state.log_history if "loss" in entry]
+assert losses[-1] < losses[0], losses
+assert same(logits(PeftModel.from_pretrained(llama(), f"{folder}/dpo/checkpoint-4")), logits(preferred.model))
+print("done")
+"""
+
+DOCS = """
+import os, pathlib, re
+from transformers import LlamaConfig, LlamaForCausalLM
+
+blocks = re.findall(r"```python\\n(.*?)```", pathlib.Path(page).read_text(encoding="utf-8"), re.S)
+os.chdir(folder)
+LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                             num_attention_heads=2, tie_word_embeddings=True)).save_pretrained("my-model")
+texts = [{"input_ids": torch.arange(8), "labels": torch.arange(8), "unused": 3}] * 8
+for number, block in enumerate(blocks):
+    exec(compile(block, f"block {number}", "exec"), globals())
+trained = {name for name, one in trainer.model.named_parameters() if one.requires_grad}
+assert trained and sorted(os.listdir("run")) == ["checkpoint-2", "checkpoint-4"]
+for place in ("my-lora", "run/checkpoint-2"):
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= set(os.listdir(place))
+print("done")
+"""
+
+PAGE = Path(__file__).parents[2] / "docs" / "from-peft.md"
+SCRIPTS = [
+    ("diffusers", DIFFUSERS),
+    ("transformers", TRANSFORMERS),
+    pytest.param("transformers", TRAINER, marks=pytest.mark.slow),
+    pytest.param("transformers", DOCS, marks=pytest.mark.slow),
+    pytest.param("trl", TRL, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("library, script", SCRIPTS)
 def test_under_the_name_peft(library, script, tmp_path):
     pytest.importorskip(library)
-    code = f"{HEAD}\nfolder = {str(tmp_path)!r}\n{script}"
+    code = f"{HEAD}\nfolder, page = {str(tmp_path)!r}, {str(PAGE)!r}\n{script}"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.endswith("done\n"), done.stderr[-3000:]
