@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from studio.peft.configs.select import ends_with, names_in, select
+from studio.peft.configs.select import ends_with, select, tied_with_embedding
 from studio.peft.model.names import names_of_tensors
 from studio.peft.model.state import state_of
 from studio.peft.model.tuner import BaseTuner, base_of
@@ -101,7 +101,10 @@ def minimal_endings(target_modules: Collection[str], other_module_names: Collect
         raise Wrong("target_modules should not contain an empty string.")
     common = sorted(set(target_modules) & set(other_module_names))
     if common:
-        raise Wrong(f"target_modules and other_module_names contain common elements, {common[0]!r} first")
+        raise Wrong(
+            "target_modules and other_module_names contain common elements, this should not happen: "
+            f"{common[0]!r} is the first"
+        )
     others = {ending for name in other_module_names for ending in _endings(name)}
     found: set[str] = set()
     for name in sorted(target_modules, key=_endings):
@@ -150,14 +153,4 @@ def names_tied_with_embedding(model: nn.Module) -> list[str]:
     Raises:
         Wrong: the model has no input embedding.
     """
-    base = base_of(model)
-    ask = getattr(base, "get_input_embeddings", None)
-    embedding = ask() if callable(ask) else None
-    if embedding is None:
-        raise Wrong(f"{type(base).__name__} has no get_input_embeddings, so no layer can be tied with an embedding")
-    weight = embedding._parameters.get("weight")
-    return [
-        name
-        for name, one in names_in(base).items()
-        if weight is not None and one is not embedding and one._parameters.get("weight") is weight
-    ]
+    return tied_with_embedding(base_of(model))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from studio.adapters import Adapter
 from studio.adapters.contract.ranked import RankedConfig
 from studio.adapters.lorafa import LoRAFA
-from studio.peft.model.state import state_of
+from studio.peft.model.state import KEY, State, state_of
 from studio.peft.model.tuner import base_of
 from studio.peft.terms.errors import Wrong
 
@@ -23,9 +23,9 @@ __path__: list[str] = []  # PEFT has modules below this one
 
 def _pairs(model: nn.Module) -> Iterator[Adapter]:
     """The layers of the adapters that act and are low-rank pairs."""
-    state = state_of(base_of(model))
-    for name in state.active:
-        for _, adapter in state.layers(name):
+    state: State | None = base_of(model).__dict__.get(KEY)
+    for name, one in () if state is None else [(name, state) for name in state.active]:
+        for _, adapter in one.layers(name):
             if {"down", "up"} <= set(adapter.tensors()):
                 yield adapter
 

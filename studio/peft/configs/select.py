@@ -18,7 +18,7 @@ from studio.files.peft_parameters import names_of_parameters
 from studio.files.soft import HEADS
 from studio.peft.terms.errors import NoMatchingPeftModuleError, PeftWarning, Wrong
 
-__all__ = ["ends_with", "model_type", "modules_named", "names_in", "paths_to_save", "select"]
+__all__ = ["ends_with", "model_type", "modules_named", "names_in", "paths_to_save", "select", "tied_with_embedding"]
 
 ALL_LINEAR: Final = "all-linear"
 _HEADS: Final = ("score", "classifier")
@@ -43,6 +43,23 @@ def names_in(model: nn.Module) -> dict[str, nn.Module]:
         for name, module in model.named_modules()
         if name and not {"adapters", "modules_to_save"} & set(name.split("."))
     }
+
+
+def tied_with_embedding(model: nn.Module) -> list[str]:
+    """Returns the names of the layers whose weight is the input embedding's, if the model's config ties them.
+
+    Raises:
+        Wrong: the model has no input embedding.
+    """
+    ask = getattr(model, "get_input_embeddings", None)
+    embedding = ask() if callable(ask) else None
+    if embedding is None:
+        raise Wrong(f"{type(model).__name__} has no get_input_embeddings, so no layer can be tied with an embedding")
+    weight = embedding._parameters.get("weight")
+    if weight is None or getattr(getattr(model, "config", None), "tie_word_embeddings", True) is False:
+        return []
+    layers = [(name, one) for name, one in model.named_modules() if one is not embedding]
+    return [name for name, one in layers if one._parameters.get("weight") is weight]
 
 
 def modules_named(model: nn.Module, endings: Iterable[str], what: str) -> dict[str, list[str]]:

@@ -28,7 +28,14 @@ _ELSEWHERE: Final = frozenset(
         *(one.name for one in dataclasses.fields(PeftConfig)),
         *("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern", "bias"),
         *("trainable_token_indices", "target_parameters", "rank_pattern", "alpha_pattern", "fan_in_fan_out"),
-        *("token_dim", "num_attention_heads", "num_layers", "num_transformer_submodules", "runtime_config"),
+        *(
+            "ensure_weight_tying",
+            "token_dim",
+            "num_attention_heads",
+            "num_layers",
+            "num_transformer_submodules",
+            "runtime_config",
+        ),
     }
 )
 

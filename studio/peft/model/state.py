@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from studio.adapters import Adapter, Strength
 from studio.adapters.contract.ranked import RankedConfig
@@ -115,6 +115,16 @@ class State:
         mount = self.assembly.mounts.get(path)
         names = [] if mount is None else [name for name in mount.adapters.names() if (TOKENS in name) == tokens]
         return {owner_of(name): cast(Adapter, mount.adapters.get(name)) for name in names}  # type: ignore[union-attr]
+
+    def shared(self, theirs: str) -> dict[str, Tensor]:
+        """Returns the tensor that all layers of an adapter share under one of PEFT's names ("vera_A"), by adapter."""
+        found: dict[str, Tensor] = {}
+        for name in self.configs:
+            for adapter in self.own_layers(name).values():
+                ours = [key for key, one in adapter.peft.shared.items() if one == theirs]
+                for tensor in (adapter.tensor(key) for key in ours):
+                    found |= {} if tensor is None else {name: tensor}
+        return found
 
     def paths(self) -> list[str]:
         """Returns the paths of all adapted layers."""

@@ -29,6 +29,7 @@ class TunerLayerStatus:
     requires_grad: dict[str, bool | Mixed]
     available_adapters: list[str]
     devices: dict[str, list[str]]
+    quantization_backend: str | None = None
 
 
 @dataclass
@@ -47,6 +48,7 @@ class TunerModelStatus:
     requires_grad: dict[str, bool | Mixed]
     available_adapters: list[str]
     devices: dict[str, list[str]]
+    quantization_backend: str | None = None
 
 
 def get_layer_status(model: nn.Module) -> list[TunerLayerStatus]:

@@ -12,6 +12,7 @@ from studio.adapters.training import on_step, penalty
 from studio.files.spelling import part_of
 from studio.peft.configs import methods as _methods  # noqa: F401  (registers the configs)
 from studio.peft.configs.config import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PromptLearningConfig, config_for
+from studio.peft.configs.select import tied_with_embedding
 from studio.peft.model.activity import disable_adapter_layers, enable_adapter_layers, set_adapter, set_requires_grad
 from studio.peft.model.adding import add
 from studio.peft.model.merging import merge_adapter, unmerge_adapter
@@ -90,7 +91,8 @@ class BaseTuner(nn.Module):
         except AttributeError:
             if name == "model":
                 raise
-            return getattr(self.model, name)
+            shared = {} if name.startswith("__") else self._state.shared(name)
+            return shared or getattr(self.model, name)
 
     @property
     def _state(self) -> State:
@@ -123,7 +125,23 @@ class BaseTuner(nn.Module):
     merge_and_unload = by_state(merge_and_unload)
     add_weighted_adapter = by_state(add_weighted_adapter)
 
-    def get_model_config(self, model: nn.Module) -> dict[str, Any]:
+    @property
+    def targeted_module_names(self) -> list[str]:
+        """The paths of the layers that carry adapters."""
+        assembly = self._state.assembly
+        return [path for path in self._state.paths() if assembly.mounts[path].site.hosting != "owner"]
+
+    @property
+    def targeted_parameter_names(self) -> list[str]:
+        """The paths of the bare parameters that carry adapters."""
+        assembly = self._state.assembly
+        return [path for path in self._state.paths() if assembly.mounts[path].site.hosting == "owner"]
+
+    def _get_module_names_tied_with_embedding(self) -> list[str]:
+        return tied_with_embedding(self._state.model)
+
+    @staticmethod
+    def get_model_config(model: nn.Module) -> dict[str, Any]:
         """Returns the base's config as a table."""
         config = getattr(model, "config", {"model_type": "custom"})
         return cast("dict[str, Any]", config.to_dict() if hasattr(config, "to_dict") else config)
