@@ -28,6 +28,7 @@ from studio.config import differences, plain, read_toml, to_toml
 from studio.errors import BadFile, DoesNotFit
 from studio.runs import RUN_ADAPTER, RUN_FILE
 from studio.trainers.loop import checkpoint
+from studio.trainers.loop.identity import compared, steps_of, without_length
 from studio.trainers.loop.losses import final_loss, loss_name, read_log
 from studio.trainers.loop.machine import noted, told
 from studio.trainers.loop.plan import FREE
@@ -36,8 +37,6 @@ from studio.trainers.loop.task import Lesson, Say
 
 __all__ = ["Run", "RunFolder", "sha256"]
 
-COMPARED: Final = ("adapter", "training", "task", "inputs")
-LENGTH: Final = ("steps", "warmup")  # of the training; a run that trains on has other ones
 RESULT: Final = "result.toml"
 
 
@@ -113,10 +112,10 @@ class RunFolder:
         held = self.held
         if held is None:
             return False
-        before, now = (_compared(content) for content in (held, settings))
+        before, now = (compared(content) for content in (held, settings))
         found = differences(before, now)
-        longer = found and differences(_without_length(before), _without_length(now)) == []
-        if found and not (further and longer and _steps(before) < _steps(now)):
+        longer = found and differences(without_length(before), without_length(now)) == []
+        if found and not (further and longer and steps_of(before) < steps_of(now)):
             hint = ", --continue with more steps trains on" if longer else ""
             raise DoesNotFit(
                 f"{self.folder} holds a run with other settings: {'; '.join(found)}; take the same settings to go on "
@@ -152,7 +151,8 @@ class RunFolder:
     def begin(self, settings: Mapping[str, Any], machine: Mapping[str, str]) -> str | None:
         """Writes ``run.toml``; returns a sentence where the run goes on under other conditions than it began with."""
         notes = noted((self.held or {}).get("machine"), machine)
-        atomic_write(self.folder / RUN_FILE, to_toml({**settings, "machine": notes}))
+        content = {"identity": self.identity(settings), **settings, "machine": notes}
+        atomic_write(self.folder / RUN_FILE, to_toml(content))
         return told(notes)
 
     def extend(self) -> None:
@@ -211,28 +211,18 @@ class RunFolder:
         return Run(self.folder, self.adapter, self.report, found.losses, measures, already, loss)
 
     def identity(self, settings: Mapping[str, Any]) -> str:
-        """Returns what tells this run's states from those of another: a hash of its settings, its length left out."""
-        content = json.dumps(_without_length(_compared(settings)), sort_keys=True, default=str)
+        """Returns what tells this run's states from those of another.
+
+        It is a hash of the settings that the run was begun with, its length left out; later versions may know more
+        settings, so a run keeps the one that it has.
+        """
+        kept = (self.held or {}).get("identity")
+        if isinstance(kept, str):
+            return kept
+        content = json.dumps(without_length(compared(settings)), sort_keys=True, default=str)
         return hashlib.sha256(content.encode()).hexdigest()
 
 
 def sha256(file: Path) -> str:
     """Returns the SHA-256 of a file's bytes, in hexadecimal."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _compared(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {part: content.get(part, {}) for part in COMPARED}
-
-
-def _without_length(content: Mapping[str, Any]) -> dict[str, Any]:
-    training = content["training"]
-    if not isinstance(training, Mapping):  # of a file that was edited
-        return dict(content)
-    return {**content, "training": {name: value for name, value in training.items() if name not in LENGTH}}
-
-
-def _steps(content: Mapping[str, Any]) -> int:
-    training = content["training"]
-    steps = training.get("steps") if isinstance(training, Mapping) else None
-    return steps if isinstance(steps, int) else 0

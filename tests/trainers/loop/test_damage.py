@@ -206,6 +206,19 @@ def test_an_edited_run_is_refused_by_name(finished, arguments):
         train(output=finished, **arguments)
 
 
+def test_a_setting_that_a_later_version_knows_is_taken_as_its_default(run, arguments, whole):
+    text = (run / "run.toml").read_text(encoding="utf-8")
+    for line in ('init = "kaiming"\n', "rank_stabilized = false\n", "rate_ratio = 16.0\n"):
+        assert line in text
+        text = text.replace(line, "")
+    (run / "run.toml").write_text(text, encoding="utf-8")
+    assert train(output=run, **arguments).adapter.read_bytes() == whole.adapter.read_bytes()
+    (run / "run.toml").write_text(text.replace("[adapter]", "[adapter]\nuse_bias = true", 1).replace(
+        "use_bias = false\n", ""), encoding="utf-8")  # fmt: skip
+    with pytest.raises(DoesNotFit, match="adapter.use_bias was True and is False"):
+        train(output=run, **arguments)
+
+
 def test_another_number_of_threads_is_noted_and_told(run, arguments, capsys):
     assert f'threads = [\n    "{torch.get_num_threads()}",\n]' in (run / "run.toml").read_text()
     count = torch.get_num_threads()
