@@ -29,7 +29,7 @@ INSTALL_HEIF: Final = f"{EXTRAS['heic'].command} makes it readable, or save it a
 def formats() -> tuple[str, ...]:
     """Returns the names of the formats that are opened here, HEIC too where ``pillow-heif`` is installed."""
     Image.init()
-    known = [name for name in FORMATS if name in Image.OPEN]
+    known: list[str] = [name for name in FORMATS if name in Image.OPEN]
     if importlib.util.find_spec("pillow_heif") is not None:
         import pillow_heif  # type: ignore[import-not-found]
 

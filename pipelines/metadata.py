@@ -187,9 +187,9 @@ def read_metadata(picture: str | Path | Image.Image) -> dict[str, Any]:
             f"the 'studio' text of {what} has format {str(made_by)[:40]} and this version reads {FORMAT}; update the "
             "studio"
         )
-    problem = damage(content)
-    if problem:
-        raise BadFile(f"the 'studio' text of {what} is damaged ({problem}); it cannot be made again from it")
+    wrong = damage(content)
+    if wrong:
+        raise BadFile(f"the 'studio' text of {what} is damaged ({wrong}); it cannot be made again from it")
     return dict(content)
 
 
