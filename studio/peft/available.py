@@ -46,10 +46,10 @@ def __getattr__(name: str) -> Any:
     package = _PACKAGES.get(name.removeprefix("is_").removesuffix("_available"))
     if package is not None:
         return lambda *args, **kwargs: importlib.util.find_spec(package) is not None
-    if name == "is_xpu_available":
+    if name.startswith("is_") and name.endswith("_available"):  # a kind of device
         from studio.device import choose_device
 
-        return lambda *args, **kwargs: choose_device().type == "xpu"
+        return lambda *args, **kwargs: choose_device().type == name.split("_")[1]
     if name.startswith("is_transformers_"):
         return _at_least(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -18,7 +19,7 @@ from studio.files.peft import CONFIG_FILE
 from studio.files.peft_settings import expressions_in
 from studio.files.source import read_fields
 from studio.peft.terms.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
-from studio.peft.terms.errors import Wrong, refusals
+from studio.peft.terms.errors import PeftWarning, Wrong, refusals
 from studio.peft.terms.places import folder_of
 from studio.peft.terms.types import VERSION, PeftType, TaskType
 
@@ -32,6 +33,23 @@ __version__ = VERSION
 
 _NOT_SAVED: Final = ("runtime_config",)
 _OFF: Final[tuple[Any, ...]] = (None, False, 0, 0.0, "", "none", [], {})
+
+
+def _get_commit_hash(pkg_name: str) -> str | None:
+    """Which commit a version in development is of; ours is a released one's."""
+    return None
+
+
+def _made_by() -> str:
+    """What a new config says that it was made by, as PEFT writes it."""
+    if "dev" not in __version__:
+        return __version__
+    try:
+        return f"{__version__}@{_get_commit_hash('peft') or 'UNKNOWN'}"
+    except Exception:  # whatever it is, it is no reason to have no config
+        said = "A dev version of PEFT is used but there was an error while trying to determine the commit hash"
+        warnings.warn(said, PeftWarning, stacklevel=5)
+        return f"{__version__}@UNKNOWN"
 
 
 class NoConfig(BadFile, TypeError, ValueError):
@@ -74,7 +92,7 @@ class PeftConfig:
         if self.word:
             self.peft_type = PeftType(self.word)
         if self.peft_version is None:
-            self.peft_version = __version__
+            self.peft_version = _made_by()
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name, None)
             if value is not None and not isinstance(value, str):

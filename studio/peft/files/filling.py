@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,79 +15,15 @@ from studio.adapters.contract.starts import padded
 from studio.errors import DoesNotFit, PartialLoad
 from studio.files.reading import Reading
 from studio.peft.configs.translate import method_of
-from studio.peft.files.sorting import Parts, read_parts, sorted_parts
+from studio.peft.files.plan import Keys, Plan, plan_extras
+from studio.peft.files.sorting import read_parts, sorted_parts
 from studio.peft.files.tensors import PREFIX
 from studio.peft.model.adding import check_new, put
 from studio.peft.model.removing import delete_adapter
-from studio.peft.model.stand_ins import give_parameter, swap
 from studio.peft.model.state import State, state_of
-from studio.peft.model.tokens import TOKEN_KEY, token_tensors
 from studio.peft.terms.errors import Wrong, refusals
 
 __all__ = ["Keys", "fill_state", "install_state", "read_into", "set_state"]
-
-
-class Keys(NamedTuple):
-    """Which keys of a state dict found no place, and which tensors found no key."""
-
-    missing_keys: list[str]
-    unexpected_keys: list[str]
-
-
-@dataclass
-class _Plan:
-    """What is to be copied where; nothing is until all of it is known to fit."""
-
-    moves: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    fresh: dict[str, Tensor] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-
-    def add(self, path: str, live: Tensor, given: Tensor) -> None:
-        if live.shape != given.shape:
-            raise DoesNotFit(
-                f"size mismatch for {path}: the file has {tuple(given.shape)}, the model {tuple(live.shape)}"
-            )
-        self.moves.append((live, given))
-
-    def add_all(self, path: str, live: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-        for key in live.keys() & given.keys():
-            self.add(f"{path}.{key}", live[key], given[key])
-        self.missing += [f"{path}.{key}" for key in live if key not in given]
-        self.unexpected += [f"{path}.{key}" for key in given if key not in live]
-
-    def check(self) -> None:
-        if self.unexpected:
-            raise PartialLoad(f"{len(self.unexpected)} keys cannot be applied, {self.unexpected[0]!r} first")
-        if self.missing:
-            raise PartialLoad(
-                f"the file lacks {len(self.missing)} tensors that the adapter has, {self.missing[0]!r} first"
-            )
-
-    @torch.no_grad()
-    def carry_out(self, state: State, name: str) -> Keys:
-        for live, given in self.moves:
-            live.copy_(given)
-        for path, tensor in self.fresh.items():
-            give_parameter(state, name, path, tensor)
-        swap(state)
-        return Keys(sorted(self.missing), sorted(self.unexpected))
-
-
-def _plan_extras(plan: _Plan, state: State, name: str, parts: Parts) -> None:
-    """Adds what belongs to whole modules, to the base's parameters and to rows of tokens."""
-    extras, base = state.extras[name], dict(state.model.named_parameters(remove_duplicate=False))
-    for path, module in extras.modules.items():
-        plan.add_all(path, module.state_dict(), parts.modules.get(path, {}))
-    for path, tensor in parts.parameters.items():
-        live = extras.parameters.get(path)
-        plan.add(path, base[path] if live is None else live, tensor)
-        if live is None:
-            plan.moves.pop()
-            plan.fresh[path] = tensor
-    plan.missing += [path for path in extras.parameters if path not in parts.parameters]
-    rows = token_tensors(state, name)
-    plan.add_all("", rows, {f"{path}{TOKEN_KEY}": tensor for path, tensor in parts.tokens.items()})
 
 
 # -- a new adapter -----------------------------------------------------------------------------------------------------
@@ -122,9 +57,9 @@ def install_state(
             raise DoesNotFit("none of the keys fits the model")
         layers = _copied(reading.layers)
         put(state, name, config, partial(install, model, reading.config, layers, name=name, trainable=trainable))
-        plan = _Plan(unexpected=[key.removeprefix(PREFIX) for key in reading.ignored])
+        plan = Plan(unexpected=[key.removeprefix(PREFIX) for key in reading.ignored])
         try:
-            _plan_extras(plan, state, name, parts)
+            plan_extras(plan, state, name, parts)
             if not allow_partial:
                 plan.check()
         except BaseException:
@@ -198,10 +133,10 @@ def set_state(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> Key
         return _plan_fill(state, name, state.configs[name], tensors)[0].carry_out(state, name)
 
 
-def _plan_fill(state: State, name: str, config: Any, tensors: Mapping[str, Tensor]) -> tuple[_Plan, Reading]:
+def _plan_fill(state: State, name: str, config: Any, tensors: Mapping[str, Tensor]) -> tuple[Plan, Reading]:
     parts = sorted_parts(state.model, config, tensors, name)
     reading = read_parts(state.model, config, parts.layers)
-    plan = _Plan(unexpected=[key.removeprefix(PREFIX) for key in reading.ignored])
+    plan = Plan(unexpected=[key.removeprefix(PREFIX) for key in reading.ignored])
     live = state.own_layers(name)
     common = {key: one for tensors, _ in reading.shared.values() for key, one in tensors.items()}
     for path, adapter in live.items():
@@ -212,7 +147,7 @@ def _plan_fill(state: State, name: str, config: Any, tensors: Mapping[str, Tenso
         plan.add_all(path, {key: one for key, one in own.items() if key not in shared}, given)
     for path in reading.layers.keys() - live.keys():
         plan.unexpected += [key.removeprefix(PREFIX) for key in reading.keys[path]]
-    _plan_extras(plan, state, name, parts)
+    plan_extras(plan, state, name, parts)
     return plan, reading
 
 
