@@ -63,11 +63,13 @@ class Contents:
     Attributes:
         layers: by module name as the file has it. strangers: key -> why it belongs to no layer.
         shared: component as the file has it -> part -> key, of tensors that all layers share.
+        hints: how many keys were asked for what they could have been called.
     """
 
     layers: dict[str, Layer] = field(default_factory=dict)
     strangers: dict[str, str] = field(default_factory=dict)
     shared: dict[str, dict[str, str]] = field(default_factory=dict)
+    hints: int = 0
 
     def method(self, preferred: str = "") -> str:
         """The method of most layers, the preferred one if any layer has it; "" if no layer has one."""
@@ -123,8 +125,9 @@ def _place_unknown(key: str, format: Format, found: Contents) -> None:
         if expression.search(key):
             found.strangers[key] = f"it belongs to {what}, which is not read here"
             return
-    reason = f"no tensor of a known method is named so; the nearest is {nearest_part(key)!r}"
-    found.strangers[key] = reason
+    found.hints += 1
+    close = f"; the nearest is {nearest_part(key)!r}" if found.hints <= _HINTS else ""
+    found.strangers[key] = f"no tensor of a known method is named so{close}"
     module = key
     while "." in module:
         module = module.rpartition(".")[0]
@@ -160,6 +163,7 @@ _BY_NAME: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
         (r"(down|up)_blocks[._]\d[._]attentions[._]\d[._]transformer_blocks[._][2-9]", "sdxl"),
     )
 )
+_HINTS: Final = 10  # each compares a key with all known ones, and a file for another program has thousands
 _WIDTHS: Final = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 _TEXT_WIDTHS: Final = {768: "sd1", 1024: "sd2", 1280: "sdxl"}
 _DOWNS: Final = ("lora_A.weight", "lora_down.weight", "hada_w1_b")

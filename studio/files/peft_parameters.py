@@ -6,7 +6,7 @@ outermost, and each one before it is a ``.base_layer`` further in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -40,6 +40,8 @@ def names_of_parameters(names: Names, fields: Mapping[str, Any]) -> dict[str, st
         DoesNotFit: an entry that names no parameter, or one of a layer that PEFT treats in another way.
     """
     wanted: Iterable[str] = fields.get("target_parameters") or ()
+    if not isinstance(wanted, Collection) or not all(isinstance(entry, str) for entry in wanted):
+        raise DoesNotFit(f"target_parameters={str(wanted)[:60]!r} is no list of the names of parameters")
     used: set[str] = set()
     found: dict[str, str] = {}
     for path, (_, name) in names.paths.items():

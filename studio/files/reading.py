@@ -267,7 +267,8 @@ def _derived(
             fields |= {**adapter.peft.fixed, **adapter.peft.settings.config(settings.stated)}
         for match in read:
             fields |= match.form.fixed
-        fields |= adapter.shown({local[path]: tensors for path, tensors in reading.layers.items()})
+        if reading.layers:
+            fields |= adapter.shown({local[path]: tensors for path, tensors in reading.layers.items()})
     if adapter.either is not None:
         table = list(adapter.peft.tensors)
         second = [local[path] for path, tensors in reading.layers.items() if table[1] in tensors]

@@ -161,6 +161,11 @@ def _meant(match: Match, settings: Settings | None, tensors: dict[str, Tensor]) 
     stated = settings.stated if settings is not None else {}
     if alpha is not None:
         stated = {**stated, "alpha": alpha}
+    peft = match.spelling.adapter.peft
+    if match.site.kind != "embedding" and not match.layer.parts.keys().isdisjoint(
+        set(peft.embedding.values()) - set(peft.tensors.values())
+    ):
+        raise DoesNotFit(f"{match.site.path} is no embedding, and its tensors are named as an embedding's")
     reason = form.refusal(match.site)
     if reason:
         raise DoesNotFit(f"{match.site.path} is no layer for its method there: {reason}")
