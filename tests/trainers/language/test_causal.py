@@ -231,19 +231,12 @@ def test_bad_requests_are_refused(tiny_language, data, change, error, message):
         opened(CausalLM(**{"base": tiny_language, "data": data, **change}))
 
 
-ANY = {
-    "oft": {"block_size": 8}, "vera": {"rank": 4}, "tokenembedding": {"tokens": (5, 6)},
-    "qalora": {"group": 8, "rank": 2},
-}  # fmt: skip
-"""Where a method's own defaults are too large for layers of 16 and 32."""
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_saves_and_is_loaded(task, tmp_path, method):
     """What is saved writes the texts that the last preview shows, so nothing is lost on the way."""
     from studio.pipelines.text import TextPipeline
 
-    config = METHODS[method](**ANY.get(method, {}))
+    config = METHODS[method].example()
     run = train(task, output=tmp_path / "run", adapter=config, steps=3, batch_size=2, learning_rate=1e-2, quiet=True)
     pipe = TextPipeline.open(task.base)
     pipe.load(run.adapter)
