@@ -192,3 +192,14 @@ def test_a_side_that_is_kept_at_zero_is_refused(method: str) -> None:
     with pytest.raises(UnsupportedLayer, match="that of table is zero, as it starts on an embedding"):
         trained(model, "lora-fa")
     assert studio.state(model)["line.down"].requires_grad
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lora-plus"])
+@pytest.mark.parametrize("method", ["lora", "deltalora"])
+def test_rows_of_tokens_that_are_not_seen_stay_as_they_are(method: str, optimizer: str) -> None:
+    model, ids = model_for(method), torch.arange(8, 12)[None]
+    before, seen = model.table(ids), model.table(IDS)  # type: ignore[operator]
+    studio.attach(model, METHODS[method].example(targets=("table",)))
+    trained(model, optimizer)
+    assert torch.equal(model.table(ids), before)  # type: ignore[operator]
+    assert not (model.table(IDS) == seen).all(-1).any()  # type: ignore[operator]
