@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from studio.cli import main
+from studio.shown import shown as printable
 
 ENTRIES = [
     {"instruction": f"Capital of {subject}?", "output": answer}
@@ -75,7 +76,7 @@ def test_complete_prints_and_answers_in_json(run, tiny_language):
     made = studio("complete", tiny_language, "Capital of Mali?", "--adapter", f"{run['adapter']}:0.5", "--json")
     found = json.loads(made.stdout)
     (completion,) = found["completions"]
-    assert shown.stdout.strip() == completion["text"]
+    assert shown.stdout.strip() == printable(completion["text"], lines=True).strip()
     assert completion["prompt"] == "Capital of Mali?" and completion["tokens"] <= 64
     assert found["adapters"][0]["method"] == "lora" and found["adapters"][0]["strength"] == 0.5
 
