@@ -17,7 +17,7 @@ from studio.families import components
 from studio.files.detect import Contents, guess_family, sort_keys
 from studio.files.format import Source
 from studio.files.header import TensorInfo
-from studio.files.metadata import Entry, facts_of, own_entry
+from studio.files.metadata import Entry, changed, facts_of, own_entry
 from studio.files.names import Names
 from studio.files.peft import CONFIG_FILE
 from studio.files.peft_settings import flagged_method, refuse_unknown_type
@@ -136,6 +136,7 @@ def load_source(
         raise BadFile(f"{source.file} holds no adapter that can be read: {_first(_reasons(found))}")
     names = Names(model)
     reading = read_layers(names, source, found, method, own)
+    reading.notes += filter(None, [changed(source.metadata, source.tensors)])
     taken = name if name is not None else (own.name if own is not None and own.name else "default")
     metadata = {**facts_of(source.metadata), **_dtype(source, reading)}
 

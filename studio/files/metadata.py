@@ -12,18 +12,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from torch import Tensor
+
 from studio import config as configs
 from studio.adapters import METHODS, AdapterConfig
 from studio.adapters.contract.ranked import RankedConfig
 from studio.errors import BadConfig, StudioError
 from studio.families import Family
+from studio.files.header import payload_hash
 from studio.given import parse_json
 from studio.version import __version__
 
-__all__ = ["Entry", "facts_of", "own_entry", "write_metadata"]
+__all__ = ["Entry", "changed", "facts_of", "own_entry", "write_metadata"]
 
 KEY: Final = "studio"
 
+_HASHED: Final = 256 << 20  # bytes; more would take longer to check than to load
 _PUBLIC: Final = {
     "trigger": "modelspec.trigger_phrase",
     "licence": "modelspec.license",
@@ -91,6 +95,15 @@ def own_entry(metadata: Mapping[str, str]) -> Entry | None:
     texts = [entry.get(name) for name in ("name", "tool", "family")]
     name, tool, family = (text if isinstance(text, str) else "" for text in texts)
     return Entry(name, method, tool, config, family)
+
+
+def changed(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """Says, of a file that the studio wrote, whether its tensors are no longer those that were saved; ``""`` if not."""
+    if KEY not in metadata or sum(tensor.nbytes for tensor in tensors.values()) > _HASHED:
+        return ""
+    if metadata.get("sshs_model_hash") in (None, payload_hash(tensors)):
+        return ""
+    return "its tensors are not those that the studio saved: another program changed them, or the file is damaged"
 
 
 def facts_of(metadata: Mapping[str, str]) -> dict[str, str]:

@@ -132,6 +132,10 @@ def read_layers(names: Names, source: Source, found: Contents, method: str, own:
         refuse_unused(source, [one.component for one in statements.all()], found.layers)
     check_finite(source.tensors, reading.applied(), source.file)
     reading.config = settle(_retargeted(config, list(grades)), grades)
+    if own is not None and config is own.config and reading.config is not config:
+        reading.notes.append(
+            f"{source.file} states other ranks or alphas than the studio's own entry in it; they count"
+        )
     check_product(reading.config, {names.paths[path][1]: part for path, part in reading.layers.items()}, source.file)
     return reading
 

@@ -1,0 +1,80 @@
+"""The attacks of benchmarks/reliability in their short form: no trial is a fault, and a fault would be found."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from benchmarks.reliability import __main__ as page  # noqa: E402
+from benchmarks.reliability import files, mutations  # noqa: E402
+from benchmarks.reliability.trial import attempt  # noqa: E402
+from studio.errors import BadFile  # noqa: E402
+
+
+def faults(trials):
+    return [f"{trial.name}: {trial.fault}" for trial in trials if trial.fault]
+
+
+def test_files_that_are_damaged_at_random_end_well(tmp_path):
+    found = list(mutations.trials(tmp_path, long=False))
+    assert len(found) == mutations.SHORT and faults(found) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", list(page.attacks()), ids=lambda attack: attack.__name__.rpartition(".")[2])
+def test_every_attack_in_full(tmp_path, attack):
+    assert faults(attack.trials(tmp_path, long=True)) == []
+
+
+def test_headers_and_numbers_made_by_hand(tmp_path):
+    """A part of the attack by hand; all of it is slow."""
+    made = [one for group in (files.stated, files.tables) for one in group()]
+    trials = [attempt(name, lambda n=n, one=one: one(tmp_path / str(n))) for n, (name, one) in enumerate(made)]
+    assert len(trials) > 100 and faults(trials) == []
+
+
+def wrong():
+    raise KeyError("x")
+
+
+def refusing():
+    raise BadFile("no")
+
+
+def waiting():
+    end = time.process_time() + 30
+    while time.process_time() < end:
+        pass
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("action", "says"),
+    [(wrong, "KeyError"), (refusing, ""), (lambda: "silently wrong", "silently wrong"), (lambda: "", "")],
+)
+def test_what_counts_as_a_fault(action, says):
+    fault = attempt("x", action).fault
+    assert (says in fault) if says else fault == ""
+
+
+def test_what_hangs_is_ended(monkeypatch):
+    monkeypatch.setattr("benchmarks.reliability.trial.CPU", 0.3)
+    trial = attempt("x", waiting)
+    assert "hung" in trial.fault and trial.seconds < 5
+
+
+def test_the_page_keeps_the_rows_of_attacks_that_were_not_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "PAGE", tmp_path / "reliability.md")
+    done = [attempt("x", lambda: "")]
+    page.write({"one": page.row("one", done)})
+    page.write({"two": page.row("two", done)})
+    page.write({"one": page.row("one", done * 2)})
+    lines = (tmp_path / "reliability.md").read_text().splitlines()
+    assert [line.split("|")[1:4] for line in lines[-2:]] == [[" one ", " 2 ", " 0 "], [" two ", " 1 ", " 0 "]]
