@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,18 +18,23 @@ class Drawing(Image.Image):
 
     Example:
         >>> import io
-        >>> drawing, file = Drawing.of(Image.new("RGB", (2, 2))), io.BytesIO()
-        >>> drawing.info["parameters"] = "a dog"
+        >>> drawing, file = Drawing.of(Image.new("RGB", (2, 2)), {"parameters": "a dog"}), io.BytesIO()
         >>> drawing.save(file, "PNG")
         >>> Image.open(file).text
         {'parameters': 'a dog'}
     """
 
     @classmethod
-    def of(cls, image: Image.Image) -> Drawing:
-        """Returns a picture as one that keeps its texts; the pixels are shared."""
+    def of(cls, image: Image.Image, texts: Mapping[str, str]) -> Drawing:
+        """Returns a picture as one that keeps its texts.
+
+        Args:
+            image: the picture.
+            texts: ``parameters`` and ``studio``.
+        """
         drawing = cls()
         drawing.__setstate__(image.__getstate__())
+        drawing.info.update(texts)
         return drawing
 
     def save(self, fp: Any, format: str | None = None, **params: Any) -> None:

@@ -112,16 +112,14 @@ class ImagePipeline(Pipeline):
         if not prompts or not seeds:
             raise BadConfig(f"{len(prompts)} prompts and {len(seeds)} seeds make no picture; give at least one of each")
         tagged = {text: self._read_tags(text) for text in prompts}
-        away = self._read_tags(negative or "")
-        if away.blend is not None:
-            raise BadConfig(f"the negative prompt {negative!r} has a tag, and tags belong into the prompt; take it out")
+        away = self._read_negative(negative or "")
         guidance = self.base.guidance if guidance is None else guidance
         for remark in remarks(prompts, negative=negative, guidance=guidance):
             warnings.warn(remark, Remark, stacklevel=2)
         written = [(text, seed) for text in prompts for seed in seeds]
         blends = deal_blend(blend, [tagged[text].blend for text, _ in written], core.current_blend(self.pipe))
         common: dict[str, Any] = {
-            "negative": away.text, "steps": steps, "guidance": guidance, "scheduler": scheduler,
+            "negative": away, "steps": steps, "guidance": guidance, "scheduler": scheduler,
             "width": self.base.native[0] if width is None else width,
             "height": self.base.native[1] if height is None else height,
         }  # fmt: skip
@@ -136,8 +134,7 @@ class ImagePipeline(Pipeline):
                 self.base, self.sources, requests[made.index], made.sampler, rows=rows, prompt=written[made.index][0],
                 negative=negative or "",
             )  # fmt: skip
-            images[made.index] = Drawing.of(made.image)
-            images[made.index].info.update(texts)
+            images[made.index] = Drawing.of(made.image, texts)
         return [images[index] for index in range(len(requests))]
 
     def _check_fit(self, found: AdapterFile) -> None:
@@ -155,6 +152,12 @@ class ImagePipeline(Pipeline):
                 f"{found.file} was made for text of width {wide.pop()}{family}, and {self.base.id} has width {here}: "
                 "load it on the base that it was trained on"
             )
+
+    def _read_negative(self, negative: str) -> str:
+        away = self._read_tags(negative)
+        if away.blend is not None:
+            raise BadConfig(f"the negative prompt {negative!r} has a tag, and tags belong into the prompt; take it out")
+        return away.text
 
     def _read_tags(self, prompt: Any) -> TaggedPrompt:
         if not isinstance(prompt, str):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from studio.commands.loading import load_adapter, open_pipeline
+from studio.commands.numbered import check_numbers, places
 from studio.commands.options import adapter_option, example, output_options, pipeline_options
 from studio.commands.show import Show
 from studio.commands.words import SEEDS, SIZE, AdapterWord
-from studio.errors import BadConfig, BadFile
-from studio.limits import limit, too_many
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,8 +23,6 @@ if TYPE_CHECKING:
     from studio.pipelines import ImagePipeline
 
 __all__ = ["generate"]
-
-DIGITS = 4  # of a picture's number, at least
 
 
 @click.command(
@@ -102,25 +97,16 @@ def generate(
     in a prompt, <robot:0.8>, says which adapters act on its pictures; without one, all act at the strength that
     --adapter gives them.
     """
-    from studio.pipelines import ImagePipeline, contact_sheet, parse_prompt, save_png
-    from studio.pipelines.remarks import remarks
+    from studio.pipelines import ImagePipeline, contact_sheet, save_png
 
     show = Show(as_json, quiet)
     seeds = seed if seed is not None else seeds
-    _check_numbers(steps, guidance, resolution, batch_size)
-    output, grid = output.expanduser(), None if grid is None else grid.expanduser()
-    files = _files(output, len(prompts) * len(seeds), overwrite=overwrite)
-    for file in [*files[:1], *([grid] if grid else [])]:
-        _check_place(file)
-    if grid and grid.exists() and not overwrite:
-        raise BadFile(f"{grid} is there already: choose another name, or --overwrite")
+    check_numbers(steps, guidance, resolution, batch_size)
+    grid = None if grid is None else grid.expanduser()
+    files = places(output.expanduser(), len(prompts) * len(seeds), grid, overwrite=overwrite)
     pipe = open_pipeline(ImagePipeline, base, device=device, dtype=dtype, show=show)
     used = [load_adapter(pipe, word, show, allow_partial=allow_partial, pickled=pickled) for word in adapters]
-    for prompt in prompts:  # before the first picture, so that a slip in the last tag costs nothing
-        parse_prompt(prompt, pipe.adapters, denoiser=pipe.base.family.denoiser, encoders=pipe.base.family.encoders)
-    _note_triggers(pipe, prompts, show)
-    for remark in remarks(prompts, negative=negative, guidance=pipe.base.guidance if guidance is None else guidance):
-        show.note(remark)
+    _look_at(pipe, prompts, negative, guidance, show)
     width, height = resolution or pipe.base.native
     draw = partial(
         pipe.generate, steps=steps, guidance=guidance, negative=negative, width=width, height=height,
@@ -157,61 +143,18 @@ def _drawn(
                 yield prompt, image, seed
 
 
-def _check_numbers(steps: int, guidance: float | None, resolution: tuple[int, int] | None, batch_size: int) -> None:
-    """Refuses what no base can do, before one is opened."""
-    if not 1 <= steps <= limit("steps"):
-        raise BadConfig(f"--steps {steps}: give 1 or more, and {too_many('steps')}")
-    if guidance is not None and not 0 <= guidance < math.inf:
-        raise BadConfig(f"--guidance {guidance}: give a finite number from 0 on (1: the prompt alone)")
-    if resolution is not None and max(resolution) > limit("side"):
-        raise BadConfig(f"--resolution {resolution[0]}x{resolution[1]}: {too_many('side')}")
-    if not 1 <= batch_size <= limit("rows"):
-        raise BadConfig(f"--batch-size {batch_size}: give 1 or more, and {too_many('rows')}")
+def _look_at(
+    pipe: ImagePipeline, prompts: Sequence[str], negative: str | None, guidance: float | None, show: Show
+) -> None:
+    """Reads all tags before the first picture, so that a slip in the last costs nothing; says what has no effect."""
+    from studio.pipelines import parse_prompt
+    from studio.pipelines.remarks import remarks
 
-
-def _files(folder: Path, count: int, *, overwrite: bool) -> list[Path]:
-    """Returns the pictures' files: behind those that are there, or over those that the studio made.
-
-    Raises:
-        BadFile: a file that would be written over was not made by the studio.
-    """
-    from studio.pipelines import read_metadata
-
-    there = [int(file.stem) for file in folder.glob("*.png") if re.fullmatch(r"[0-9]{1,18}", file.stem)]
-    first = 0 if overwrite else max(there, default=-1) + 1
-    digits = max(DIGITS, len(str(first + count - 1)))
-    files = [folder / f"{number:0{digits}d}.png" for number in range(first, first + count)]
-    for file in files if there else ():
-        if file.exists():
-            try:
-                read_metadata(file)
-            except BadFile:
-                raise BadFile(f"{file} is there already and was not made here: choose another folder with -o") from None
-    return files
-
-
-def _check_place(file: Path) -> None:
-    """Checks, before anything is computed, that ``file`` can be written; folders that were made for it are removed.
-
-    Raises:
-        BadFile: it cannot.
-    """
-    from studio.atomic import atomic_write
-
-    made = [place for place in file.parents if not place.exists()]
-    probe = file.parent / ".room"
-    if file.is_dir():
-        raise BadFile(f"cannot write {file}: that is a folder; name a file")
-    try:
-        atomic_write(probe, "")
-    except BadFile as error:
-        raise BadFile(str(error).replace(str(probe), str(file.parent))) from None
-    finally:
-        if probe.parent.is_dir():
-            probe.unlink(missing_ok=True)
-        for place in made:
-            if place.is_dir() and not any(place.iterdir()):
-                place.rmdir()
+    for prompt in prompts:
+        parse_prompt(prompt, pipe.adapters, denoiser=pipe.base.family.denoiser, encoders=pipe.base.family.encoders)
+    _note_triggers(pipe, prompts, show)
+    for remark in remarks(prompts, negative=negative, guidance=pipe.base.guidance if guidance is None else guidance):
+        show.note(remark)
 
 
 def _note_triggers(pipe: ImagePipeline, prompts: Sequence[str], show: Show) -> None:
