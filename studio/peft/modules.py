@@ -8,14 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from studio.device import choose_device
-from studio.peft.model.copies import AuxiliaryTrainingWrapper
+from studio.peft.model.kinds import TrainableTokensWrapper
 from studio.peft.model.layers import BaseTunerLayer
 
 __all__ = ["TrainableTokensWrapper", "_get_submodules", "fsdp_auto_wrap_policy", "infer_device", "transpose"]
-
-
-class TrainableTokensWrapper(AuxiliaryTrainingWrapper):
-    """What ``isinstance`` asks of an embedding with trained rows; here such an embedding is an adapted layer."""
 
 
 def _get_submodules(model: nn.Module, key: str) -> tuple[nn.Module, nn.Module, str]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from studio.adapters.hosting.host import hosted_class, is_hosted
 from studio.adapters.sites.site import Site
-from studio.peft.model.state import KEY, State
+from studio.peft.model.state import KEY, TOKENS, State
 
 __all__ = ["dress_all", "generated_class", "undress", "view_of"]
 
@@ -42,8 +42,9 @@ def dress_all(state: State) -> None:
     views: dict[str, set[type]] = {}
     sites: dict[str, Site] = {}
     for name, config in state.configs.items():
-        for path, adapter in state.layers(name):
-            views.setdefault(path, set()).add(_view(config.word, adapter.site))
+        held = [(config.word, state.own_layers(name)), (TOKENS, state.token_layers(name))]
+        for word, path, adapter in ((word, *one) for word, layers in held for one in layers.items()):
+            views.setdefault(path, set()).add(_view(word, adapter.site))
             sites[path] = adapter.site
     for path, site in sites.items():
         module = site.module

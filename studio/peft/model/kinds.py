@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Final
 
 from studio.peft.configs.config import PEFT_TYPE_TO_CONFIG_MAPPING, PromptLearningConfig
+from studio.peft.model.copies import AuxiliaryTrainingWrapper
 from studio.peft.model.dressing import view_of
 from studio.peft.model.layers import BaseTunerLayer, IA3Layer, LoHaLayer, LoKrLayer, LoraLayer
+from studio.peft.model.state import TOKENS
 
-__all__ = ["LAYERS", "Conv1d", "Conv2d", "Conv3d", "Embedding", "Linear"]
+__all__ = ["LAYERS", "Conv1d", "Conv2d", "Conv3d", "Embedding", "Linear", "TrainableTokensWrapper"]
 
 
 @view_of("LORA:linear", "LORA:conv1d-gpt2")
@@ -34,6 +36,11 @@ class Conv3d(LoraLayer):
 @view_of("LORA:embedding")
 class Embedding(LoraLayer):
     """An embedding with LoRA or DoRA on it."""
+
+
+@view_of(TOKENS)
+class TrainableTokensWrapper(BaseTunerLayer, AuxiliaryTrainingWrapper):
+    """An embedding of which single rows are trained beside an adapter's layers."""
 
 
 def _made() -> dict[str, type]:
