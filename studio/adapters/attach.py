@@ -261,7 +261,8 @@ def install(
         component, path = split_path(whole, modules)
         sites.setdefault(component, {})[path] = site_at(modules[component], path, config.adapter.kinds)
     wanted = as_strength(strength)
-    check_blocks(name, wanted, {one: sites.get(one, ()) for one in {**assemblies(model), **sites}})
+    found = {one: sites.get(one, {}).values() for one in {**assemblies(model), **sites}}
+    check_blocks(name, wanted, {one: [place for site in some for place in site.places] for one, some in found.items()})
     _mount_all(
         model, config, sites, tensors, name=name, strength=wanted, trained=trainable, metadata=metadata or {}
     )  # fmt: skip

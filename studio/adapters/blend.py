@@ -31,8 +31,7 @@ def read_blend(model: Any, wanted: Mapping[str, StrengthLike] | str) -> dict[str
         if name not in known:
             check_known(model, name)
         if strength.blocks or strength.components:
-            records = {component: assembly.records.get(name) for component, assembly in present.items()}
-            check_blocks(name, strength, {one: record.paths if record else () for one, record in records.items()})
+            check_blocks(name, strength, {one: assembly.places(name) for one, assembly in present.items()})
     return strengths
 
 

@@ -107,6 +107,9 @@ def check_foreign(patterns: Iterable[str], where: str) -> None:
 def matches(pattern: str, path: str) -> bool:
     """Says whether ``pattern`` names ``path``: exactly, as a suffix, as a glob, or as ``re:`` and an expression.
 
+    Raises:
+        BadConfig: the expression is none, or takes too many steps.
+
     Example:
         >>> [matches(p, "mid.0.to_q") for p in ("mid.0.to_q", "to_q", "o_q", "mid.*.to_?", "re:.*to_[qk]")]
         [True, True, False, True, True]

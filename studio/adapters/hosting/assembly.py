@@ -206,6 +206,11 @@ class Assembly:
             parameter.requires_grad_(False)
         self._frozen_beside += required
 
+    def places(self, name: str) -> list[str]:
+        """Returns the paths by which a strength can name the layers of an adapter; none where it is not here."""
+        paths = self.records[name].paths if name in self.records else ()
+        return [place for path in paths for place in self.mounts[path].site.places]
+
     def adapters(self, name: str) -> Iterator[tuple[str, Adapter]]:
         """Iterates over the layers of one adapter: path and adapter."""
         for path in self.records[name].paths:

@@ -140,6 +140,10 @@ class ModelSite(TransposedSite):
         return cast(Tensor, self.holder._parameters["weight"])
 
     @property
+    def places(self) -> tuple[str, ...]:
+        return (self.path, *(attention.path for attention in self.found_attentions()))
+
+    @property
     def config(self) -> Any:
         """The config of the text part of the model."""
         return cast(Any, self.module).config.get_text_config()

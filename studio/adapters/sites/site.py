@@ -104,6 +104,11 @@ class Site(ABC):
         return None if self.bias_name is None else self.module._parameters.get(self.bias_name)
 
     @property
+    def places(self) -> tuple[str, ...]:
+        """Paths by which a strength can name it, or parts of it."""
+        return (self.path,)
+
+    @property
     def holder(self) -> nn.Module:
         """The module that :attr:`weight` is a parameter of."""
         return self.module
