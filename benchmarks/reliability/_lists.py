@@ -80,6 +80,11 @@ RESHAPED: Final[dict[str, Callable[[Tensor], Tensor]]] = {
 
 def methods() -> dict[str, dict[str, Tensor]]:
     """The tensors of LyCORIS' methods, by method."""
+    return lycoris() | pefts()
+
+
+def lycoris() -> dict[str, dict[str, Tensor]]:
+    """Those of LyCORIS' names."""
     one = torch.ones
     return {
         "lora": {
@@ -108,6 +113,13 @@ def methods() -> dict[str, dict[str, Tensor]]:
             "lycoris_lin.lora_up.weight": one(12, 2),
             "lycoris_lin.dora_scale": one(12, 1),
         },
+    }
+
+
+def pefts() -> dict[str, dict[str, Tensor]]:
+    """Those of PEFT's names."""
+    one = torch.ones
+    return {
         "shira": {"lin.shira_weight": one(5), "lin.shira_indices": torch.zeros(2, 5)},
         "vera": {
             "lin.vera_lambda_b": one(12),

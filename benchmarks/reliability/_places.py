@@ -73,6 +73,11 @@ def sized(folder: Path) -> Iterator[tuple[str, Path]]:
     for name, shape in (("axes", [1] * 1_000_000), ("digits", [int("1" * 4200)] * 100), ("nothing", [0, 2**62, 2**62])):
         text = json.dumps({"x": {**entry, "shape": shape}}).encode()
         yield name, write_raw(folder / f"{name}.safetensors", raw(text, b"\0" * 4))
+    yield from many(folder)
+
+
+def many(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Many keys, long keys, and one that stands twice."""
     empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     for name, keys in (
         ("1e5 unknown keys", [f"key{number}.strange" for number in range(100_000)]),

@@ -17,7 +17,7 @@ from studio.families import components
 from studio.files.detect import Contents, guess_family, sort_keys
 from studio.files.format import Source
 from studio.files.header import TensorInfo
-from studio.files.metadata import Entry, changed, facts_of, own_entry
+from studio.files.metadata import Entry, facts_of, own_entry
 from studio.files.names import Names
 from studio.files.peft import CONFIG_FILE
 from studio.files.peft_settings import flagged_method, refuse_unknown_type
@@ -125,8 +125,7 @@ def load_source(
         BadFile: it holds no adapter that can be read, or does not say its scale. The others as :func:`load`.
     """
     own = own_entry(source.metadata)
-    if source.peft is not None:
-        refuse_unknown_type(source.peft, f"{CONFIG_FILE} of {source.file}")
+    refuse_unknown_type(source.peft or {}, f"{CONFIG_FILE} of {source.file}")
     soft = soft_method(source, own)
     if soft:
         return _load_soft(model, source, own, soft, name, strength, allow_partial, trainable)
@@ -136,20 +135,19 @@ def load_source(
         raise BadFile(f"{source.file} holds no adapter that can be read: {_first(_reasons(found))}")
     names = Names(model)
     reading = read_layers(names, source, found, method, own)
-    reading.notes += filter(None, [changed(source.metadata, source.tensors)])
     taken = name if name is not None else (own.name if own is not None and own.name else "default")
-    metadata = {**facts_of(source.metadata), **_dtype(source, reading)}
+    facts = {**facts_of(source.metadata), **_dtype(source, reading)}
 
     def put() -> None:
-        layers, config = reading.placed(names), reading.config
-        install(model, config, layers, name=taken, strength=strength, trainable=trainable, metadata=metadata)
+        with fitting(f"the tensors of {source.file}"):
+            layers, more = reading.placed(names), {"strength": strength, "trainable": trainable}
+            install(model, reading.config, layers, name=taken, metadata=facts, **more)
 
     _judge(source, found, names, reading, allow_partial)
     if not allow_partial:
         _check_scale(source, found, own)
     try:
-        with fitting(f"the tensors of {source.file}"):
-            put()
+        put()
     except StudioError:
         if not _drop_misfits(names, reading):
             raise  # it is not about the tensors

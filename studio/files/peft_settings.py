@@ -159,7 +159,11 @@ class PeftSettings:
         }
 
     def second(self, module: str) -> bool | None:
-        """Says whether a layer has the second of two tensors of one name; None where the config does not say."""
+        """Says whether a layer has the second of two tensors of one name; None where the config does not say.
+
+        Raises:
+            BadFile: what the config says is no list of names and no expression that may be run.
+        """
         either = self._adapter.either
         stated = None if either is None else self._fields.get(either.setting)
         if either is None or stated is None:

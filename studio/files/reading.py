@@ -15,7 +15,7 @@ from studio.adapters.contract.pattern import check_foreign
 from studio.errors import BadConfig, BadFile, DoesNotFit, UnsupportedLayer
 from studio.files.detect import Contents, Layer
 from studio.files.format import Settings, Source
-from studio.files.metadata import Entry
+from studio.files.metadata import Entry, changed
 from studio.files.names import Names, shortest_endings
 from studio.files.peft_parameters import names_of_parameters
 from studio.files.scale import Grade, settle
@@ -98,9 +98,7 @@ def read_layers(names: Names, source: Source, found: Contents, method: str, own:
     """
     statements = _Statements(source, method)
     config = own.config if own is not None and own.method == method else None
-    if config is not None:
-        listed = [pattern for field in config.patterns for pattern in getattr(config, field)]
-        check_foreign(listed, f"{source.file} says")
+    _check_patterns(config, source)
     reading = Reading(method, config or METHODS[method].usual(), ignored=dict(found.strangers))
     names.also = names_of_parameters(names, source.peft or {})
     grades: dict[str, Grade] = {}
@@ -124,20 +122,52 @@ def read_layers(names: Names, source: Source, found: Contents, method: str, own:
         reading.layers[match.path], reading.keys[match.path] = tensors, tuple(layer.parts.values())
         read.append(match)
     _share(reading, names, source, found)
-    stated = [settings.fields() for settings in statements.all()]  # which notes what is not used
+    stated = _noted(reading, source, found, statements, read, grades)
     config = config or _derived(reading, names, statements, stated, read)
+    _settle(reading, names, source, own, config, grades)
+    return reading
+
+
+def _check_patterns(config: AdapterConfig | None, source: Source) -> None:
+    if config is not None:
+        listed = [pattern for field in config.patterns for pattern in getattr(config, field)]
+        check_foreign(listed, f"{source.file} says")
+
+
+def _noted(
+    reading: Reading,
+    source: Source,
+    found: Contents,
+    statements: _Statements,
+    read: Sequence[Match],
+    grades: Mapping[str, Grade],
+) -> list[dict[str, Any]]:
+    """Returns the fields that the file states, once what nothing used is noted or refused."""
+    stated = [settings.fields() for settings in statements.all()]  # which notes what is not used
     reading.notes += [note for settings in statements.all() for note in settings.notes]
     reading.notes += _notes(found, read, grades)
     if read and source.peft is None:
         refuse_unused(source, [one.component for one in statements.all()], found.layers)
+    return stated
+
+
+def _settle(
+    reading: Reading,
+    names: Names,
+    source: Source,
+    own: Entry | None,
+    config: AdapterConfig,
+    grades: Mapping[str, Grade],
+) -> None:
+    """Gives a reading its config, once its numbers are sound; notes what another program has changed."""
     check_finite(source.tensors, reading.applied(), source.file)
     reading.config = settle(_retargeted(config, list(grades)), grades)
     if own is not None and config is own.config and reading.config is not config:
-        reading.notes.append(
-            f"{source.file} states other ranks or alphas than the studio's own entry in it; they count"
-        )
-    check_product(reading.config, {names.paths[path][1]: part for path, part in reading.layers.items()}, source.file)
-    return reading
+        reading.notes.append("the file states other ranks or alphas than the studio's own entry in it; they count")
+    reading.notes += filter(None, [changed(source.metadata, source.tensors)])
+    check_product(
+        reading.config, {names.paths[path][1]: part for path, part in reading.placed(names).items()}, source.file
+    )
 
 
 def _retargeted(config: AdapterConfig, paths: Sequence[str]) -> AdapterConfig:

@@ -20,6 +20,9 @@ _LARGEST = torch.finfo(torch.float32).max
 def one_number(key: str, tensor: Tensor) -> float:
     """Returns the number that a tensor of a file is, whatever its number of axes.
 
+    Args:
+        key: of the tensor. tensor: ``()`` or ``(1, ..)``.
+
     Raises:
         DoesNotFit: it is of several numbers or none, or no real number.
     """
@@ -31,6 +34,9 @@ def one_number(key: str, tensor: Tensor) -> float:
 
 def whole_numbers(part: str, tensor: Tensor) -> Tensor:
     """Returns a file's tensor of counts or places as int64.
+
+    Args:
+        part: what it is called. tensor: of any shape ``(...)``.
 
     Raises:
         DoesNotFit: it holds something that is no whole number.
