@@ -171,17 +171,19 @@ def tables() -> Made:
         yield f"text {text[:20]!r}", partial(refused, action)
 
 
+def with_field(field: str, value: str) -> bytes:
+    """The text of a PEFT config with one field as it is given, which may be no JSON."""
+    rest = {key: one for key, one in CONFIG.items() if key != field}
+    return (json.dumps(rest)[:-1] + f', "{field}": {value}}}').encode()
+
+
 def configs() -> Made:
     """Fields of adapter_config.json with values of every type."""
     for field in FIELDS:
         for value in VALUES:
-            text = (
-                json.dumps({key: one for key, one in CONFIG.items() if key != field})[:-1] + f', "{field}": {value}}}'
-            )
-            yield f"{field}={value[:20]}", partial(peft, text.encode())
+            yield f"{field}={value[:20]}", partial(peft, with_field(field, value))
     for field, value in (("r", "4.5"), ("lora_alpha", '"4"'), ("use_rslora", '"no"'), ("r", "true")):
-        text = json.dumps({key: one for key, one in CONFIG.items() if key != field})[:-1] + f', "{field}": {value}}}'
-        yield f"{field}={value} is refused", partial(refused, partial(peft, text.encode()))
+        yield f"{field}={value} is refused", partial(refused, partial(peft, with_field(field, value)))
     for kind in (
         "PREFIX_TUNING",
         "PROMPT_TUNING",

@@ -140,8 +140,8 @@ def load_source(
 
     def put() -> None:
         with fitting(f"the tensors of {source.file}"):
-            layers, more = reading.placed(names), {"strength": strength, "trainable": trainable}
-            install(model, reading.config, layers, name=taken, metadata=facts, **more)
+            placed = reading.placed(names)
+            install(model, reading.config, placed, name=taken, strength=strength, trainable=trainable, metadata=facts)
 
     _judge(source, found, names, reading, allow_partial)
     if not allow_partial:
