@@ -35,7 +35,7 @@ def test_every_attack_in_full(tmp_path, attack):
 
 def test_headers_and_numbers_made_by_hand(tmp_path):
     """A part of the attack by hand; all of it is slow."""
-    made = [one for group in (files.stated, files.tables) for one in group()]
+    made = [one for group in (files.stated, files.tables, files.alphas, files.not_finite) for one in group()]
     trials = [attempt(name, lambda n=n, one=one: one(tmp_path / str(n))) for n, (name, one) in enumerate(made)]
     assert len(trials) > 100 and faults(trials) == []
 
