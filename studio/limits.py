@@ -40,7 +40,6 @@ LIMITS: Final[dict[str, Limit]] = {
     "name-characters": Limit(1_000, "characters of a tensor's name"),
     "spare-numbers": Limit(1 << 26, "numbers of an adapter beyond eight times those of its model"),
     "pattern-characters": Limit(2_000, "characters of regular expressions in a file"),
-    "scanned-bytes": Limit(1 << 30, "bytes of tensors that inspect looks through for NaN"),
     # text that programs write
     "json-depth": Limit(100, "levels of JSON in one another"),
     # data sets
