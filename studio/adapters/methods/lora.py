@@ -168,6 +168,8 @@ FIELDS: Final = {
     "rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "rank_stabilized": "use_rslora"
 }  # fmt: skip
 """Fields that all methods of the type LORA have."""
+
+
 def _check_peft(config: Any) -> None:
     if config.use_dora and config.megatron_config:
         raise BadConfig("DoRA does not support megatron_core, please set `use_dora=False`.")
