@@ -71,9 +71,9 @@ def test_unknown_formats_name_the_nearest():
 
 def test_memory_figures_grow_with_what_is_held():
     before = memory(CPU)
-    block = torch.ones(32 * 2**20 // 4)
+    block = torch.ones(128 * 2**20 // 4)  # above what the allocator keeps for itself, which is up to 32 MiB a block
     after = memory(CPU)
-    assert after.used - before.used > 16 * 2**20
+    assert after.used - before.used > 64 * 2**20
     assert after.total > after.peak >= after.used > 0
     del block
 
