@@ -122,7 +122,7 @@ def read_layers(names: Names, source: Source, found: Contents, method: str, own:
         reading.layers[match.path], reading.keys[match.path] = tensors, tuple(layer.parts.values())
         read.append(match)
     _share(reading, names, source, found)
-    stated = _noted(reading, source, found, statements, read, grades)
+    stated = _noted(reading, source, found, statements, read, grades, config)
     config = config or _derived(reading, names, statements, stated, read)
     _settle(reading, names, source, own, config, grades)
     return reading
@@ -141,11 +141,13 @@ def _noted(
     statements: _Statements,
     read: Sequence[Match],
     grades: Mapping[str, Grade],
+    own: AdapterConfig | None,
 ) -> list[dict[str, Any]]:
     """Returns the fields that the file states, once what nothing used is noted or refused."""
     stated = [settings.fields() for settings in statements.all()]  # which notes what is not used
     reading.notes += [note for settings in statements.all() for note in settings.notes]
     reading.notes += _notes(found, read, grades)
+    reading.notes += [] if own is None else _contradicted(own, statements, stated)
     if read and source.peft is None:
         refuse_unused(source, [one.component for one in statements.all()], found.layers)
     return stated
@@ -168,6 +170,18 @@ def _settle(
     check_product(
         reading.config, {names.paths[path][1]: part for path, part in reading.placed(names).items()}, source.file
     )
+
+
+def _contradicted(own: AdapterConfig, statements: _Statements, stated: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Says where the file's own config has another value than the studio's entry, which counts."""
+    said: dict[str, Any] = {}
+    for fields, settings in zip(stated, statements.all(), strict=True):
+        said.update(fields)
+        said.update(own.adapter.peft.settings.config(settings.stated))
+    for name, value in vars(own).items():
+        open_ = value is None or isinstance(value, (tuple, Mapping))  # left open, or patterns, which have several forms
+        if name in said and name not in ("rank", "alpha") and not open_ and said[name] != value:
+            yield f"the file's config says {name}={said[name]!r}, and the studio's entry in it {value!r}, which counts"
 
 
 def _retargeted(config: AdapterConfig, paths: Sequence[str]) -> AdapterConfig:
