@@ -74,7 +74,8 @@ class Levels:
         strength = None if self.baked is not None else self.strengths.get(name)
         if strength is None:
             return 0.0
-        number, samples = self.number(name, strength, path), strength.per_sample()
+        number = self.number(name, strength, path) if self.by_path else strength.at(self.component, path)
+        samples = None if strength.samples is None else strength.per_sample()
         if samples is None or not number:
             return number
         if self.rows is not None:

@@ -15,7 +15,7 @@ the graph reads. Numbers are folded into the small factor ``up``; tensors multip
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final, TypeAlias, cast
 
 import torch
@@ -31,8 +31,8 @@ __all__ = ["MOUNT", "Adapters", "Mount"]
 MOUNT: Final = "_mount"
 """Where a hosted module keeps its mount."""
 
-Coefficient: TypeAlias = "float | Tensor"
-Acting: TypeAlias = "list[tuple[Adapter, Coefficient]]"
+Coefficient: TypeAlias = float | Tensor
+Acting: TypeAlias = list[tuple[Adapter, Coefficient]]
 Pair: TypeAlias = "tuple[Tensor, Tensor | None]"
 
 
@@ -66,24 +66,34 @@ class Plan:
     Attributes:
         version: of the levels that it was made from. training: of the layer. drops: whether it depends on that.
         movers: adapters that change the input. pairs: those that are factor pairs. others: all others.
-        uniform: whether one number holds for all rows, of each. acting: all of them.
+        uniform: whether one number holds for all rows, of each.
         stack: the factors of the pairs, made once. made: the adapted tensors, made once.
     """
 
-    __slots__ = ("acting", "drops", "made", "movers", "others", "pairs", "stack", "training", "uniform", "version")
+    __slots__ = ("drops", "made", "movers", "others", "pairs", "stack", "training", "uniform", "version")
 
-    def __init__(self, version: int, training: bool, acting: Acting) -> None:
-        self.version, self.training = version, training
-        self.drops = any(adapter.dropout > 0 for adapter, _ in acting)
-        self.movers = [one for one in acting if one[0].moves]
-        self.pairs = [one for one in acting if not one[0].moves and _is_pair(one[0], training)]
-        self.others = [one for one in acting if not one[0].moves and not _is_pair(one[0], training)]
+    def __init__(self, version: int, training: bool, levels: Iterable[tuple[Adapter, Coefficient]]) -> None:
+        self.version, self.training, self.drops, self.uniform = version, training, False, True
+        self.movers, self.pairs, self.others = Acting(), Acting(), Acting()
+        for one in levels:
+            adapter, coefficient = one
+            if not isinstance(coefficient, float):
+                self.uniform = False
+            elif coefficient == 0.0:
+                continue
+            drops = adapter.dropout > 0
+            self.drops = self.drops or drops
+            alone = not adapter.fused or (drops and training and adapter.trainable)
+            (self.movers if adapter.moves else self.others if alone else self.pairs).append(one)
         if self.others:  # they need the output of the base for its own input
             self.others, self.movers = [*self.movers, *self.others], []
-        self.acting = [*self.pairs, *self.others, *self.movers]
-        self.uniform = not any(isinstance(coefficient, Tensor) for _, coefficient in acting)
         self.stack: FactorStack | None = None
         self.made: tuple[Sources, Pair] | None = None
+
+    @property
+    def acting(self) -> Acting:
+        """All of them."""
+        return [*self.pairs, *self.others, *self.movers]
 
 
 class Mount:
@@ -132,13 +142,10 @@ class Mount:
         if plan.version == self.levels.version and not (plan.drops and plan.training != self.site.module.training):
             return plan
         version = self.levels.version  # first: what changes meanwhile makes it old
-        found = [
-            (cast(Adapter, adapter), self.levels.coefficient(name, self.site.path))
-            for name, adapter in self.adapters._modules.items()
-        ]
-        self.plan = Plan(
-            version, self.site.module.training, [one for one in found if isinstance(one[1], Tensor) or one[1] != 0.0]
-        )
+        coefficient, path = self.levels.coefficient, self.site.path
+        adapters = cast("dict[str, Adapter]", self.adapters._modules)
+        found = [(adapter, coefficient(name, path)) for name, adapter in adapters.items()]
+        self.plan = Plan(version, self.site.module.training, found)
         return self.plan
 
     @property

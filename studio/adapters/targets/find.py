@@ -131,12 +131,15 @@ def left_beside(
     """
     if isinstance(targets, str) and targets in PRESETS:
         return []
-    notes = []
+    notes: list[str] = []
+    beside: dict[str, list[str]] = {}
+    for name, paths in found.items():
+        covered, adapted = _component(name, components[name], kinds).covered, set(paths)
+        others = [path for path in covered if path not in adapted]
+        beside[name] = [path for path in others if not any(names(other, name, path) for other in exclude)]
     for pattern in (targets,) if isinstance(targets, str) else targets:
-        for name, paths in found.items():
-            one = _component(name, components[name], kinds)
-            left = [path for path in one.covered if names(pattern, name, path) and path not in paths]
-            left = [path for path in left if not any(names(other, name, path) for other in exclude)]
+        for name, others in beside.items():
+            left = [path for path in others if names(pattern, name, path)]
             if left:
                 more = f" and {len(left) - 1} more" if len(left) > 1 else ""
                 notes.append(
