@@ -74,7 +74,9 @@ class Plan:
 
     def __init__(self, version: int, training: bool, levels: Iterable[tuple[Adapter, Coefficient]]) -> None:
         self.version, self.training, self.drops, self.uniform = version, training, False, True
-        self.movers, self.pairs, self.others = Acting(), Acting(), Acting()
+        self.movers: Acting = []
+        self.pairs: Acting = []
+        self.others: Acting = []
         for one in levels:
             adapter, coefficient = one
             if not isinstance(coefficient, float):
