@@ -173,15 +173,17 @@ def _settle(
 
 
 def _contradicted(own: AdapterConfig, statements: _Statements, stated: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Says where the file's own config has another value than the studio's entry, which counts."""
+    """Says where the file's own config has another value than the studio's entry."""
     said: dict[str, Any] = {}
     for fields, settings in zip(stated, statements.all(), strict=True):
         said.update(fields)
         said.update(own.adapter.peft.settings.config(settings.stated))
     for name, value in vars(own).items():
-        open_ = value is None or isinstance(value, (tuple, Mapping))  # left open, or patterns, which have several forms
-        if name in said and name not in ("rank", "alpha") and not open_ and said[name] != value:
-            yield f"the file's config says {name}={said[name]!r}, and the studio's entry in it {value!r}, which counts"
+        if name not in said or name in ("rank", "alpha") or isinstance(value, (tuple, Mapping)):
+            continue  # ranks are settled layer by layer, and patterns have several forms
+        if said[name] != value and (said[name] or value):  # nothing may be written as None, 0 or False
+            other = f"{name}={said[name]!r}, and the studio's entry in it {value!r}"
+            yield f"the file's config says {other}: one of them was changed, and what it computes may be something else"
 
 
 def _retargeted(config: AdapterConfig, paths: Sequence[str]) -> AdapterConfig:
