@@ -19,7 +19,7 @@ __all__ = ["CPU", "MEMORY", "Trial", "attempt"]
 CPU: Final = 20.0
 """Seconds of processor time after which a trial hangs."""
 MEMORY: Final = 1_500_000_000
-"""Bytes of memory that the whole process may have at most."""
+"""Bytes of memory that a trial may take at most, beside what the process has when it begins."""
 _WALL: Final = 90.0
 
 
@@ -29,7 +29,7 @@ class Trial:
 
     Attributes:
         name: what was done. fault: what is wrong with how it ended, "" if nothing.
-        seconds: processor time. memory: the most bytes that the process had meanwhile.
+        seconds: processor time. memory: the most bytes that the process had meanwhile, beside what it had before.
     """
 
     name: str
@@ -52,6 +52,7 @@ def attempt(name: str, action: Callable[[], str]) -> Trial:
     """
     begin = time.process_time()
     _forget_peak()
+    held = _peak()
     try:
         with _bounded():
             fault = action()
@@ -66,11 +67,11 @@ def attempt(name: str, action: Callable[[], str]) -> Trial:
             raise
         place = traceback.extract_tb(error.__traceback__)[-1]
         fault = f"{type(error).__name__}: {str(error)[:100]!a} ({Path(place.filename).name}:{place.lineno})"
-    seconds, memory = time.process_time() - begin, _peak()
+    seconds, memory = time.process_time() - begin, max(0, _peak() - held)
     if not fault and seconds > CPU:
         fault = f"it took {seconds:.0f} s"
     if not fault and memory > MEMORY:
-        fault = f"it had {memory / 1e9:.1f} GB"
+        fault = f"it took {memory / 1e9:.1f} GB"
     return Trial(name, fault, seconds, memory)
 
 
