@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,6 +15,14 @@ from studio.adapters import IA3, DoRA, LoRA, VeRA
 CONFIGS = [LoRA(rank=2, targets="attention"), DoRA(rank=2, targets="attention"), IA3(targets=("k_proj", "v_proj")),
            VeRA(rank=4, targets=("q_proj", "o_proj"))]  # fmt: skip
 TEXTS = torch.randint(0, 40, (12, 8), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def no_folder_is_taken_for_hugging_faces_package(monkeypatch):
+    """The tests run beside our folder datasets/, in which transformers sees a package where none is installed."""
+    found = importlib.util.find_spec("datasets")
+    if found is None or found.origin is None:
+        monkeypatch.setattr("transformers.trainer.is_datasets_available", lambda: False)
 
 
 def make(config):
