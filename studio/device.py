@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -128,7 +128,8 @@ def on_cpu() -> AbstractContextManager[object]:
         ...     torch.zeros(1).device
         device(type='cpu')
     """
-    return torch.device("cpu")
+    # torch.device as a context costs every operation a call in Python: it is entered only where it changes something
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
 def choose_dtype(asked: str | torch.dtype | None, device: torch.device, *, training: bool = False) -> DtypeChoice:
