@@ -76,11 +76,11 @@ def stand_in(path: str, name: str) -> type:
         path: the module's path below ``peft``; "peft" is the package. name: the name.
 
     Example:
-        >>> from studio.peft.utils.incremental_pca import IncrementalPCA
-        >>> IncrementalPCA(3)  # doctest: +ELLIPSIS
+        >>> from studio.peft.tuners.xlora.model import XLoraModel
+        >>> XLoraModel(3)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        studio.peft.absent.Absent: peft.utils.incremental_pca.IncrementalPCA is a part of PEFT that the studio ...
+        studio.peft.absent.Absent: peft.tuners.xlora.model.XLoraModel is a part of PEFT that the studio ...
     """
     module = path if path == "peft" else f"peft.{path}"
     return _StandIn(name, (), {"__module__": module, "__doc__": "A part of PEFT that the studio does not have."})

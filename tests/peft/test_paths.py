@@ -50,7 +50,7 @@ USES = {
 @pytest.mark.parametrize(
     "name",
     [
-        "utils.incremental_pca.IncrementalPCA",
+        "tuners.xlora.layer.XLoraLinearLayer",
         "tuners.lora.corda.preprocess_corda",
         "tuners.xlora.model.XLoraModel",
         "utils.merge_utils.ties",

@@ -120,10 +120,16 @@ OURS: Final = Foreign()
 
 @dataclass(frozen=True)
 class Part:
-    """A small config inside a config of PEFT's: the name of its class, and its fields with their defaults."""
+    """A small config inside a config of PEFT's.
+
+    Attributes:
+        name: of its class. defaults: its fields and their defaults.
+        check: refuses, with a BadConfig, an object of the class with impossible fields.
+    """
 
     name: str
     defaults: Mapping[str, Any]
+    check: Callable[[Any], None] = _sound
 
 
 @dataclass(frozen=True)
@@ -193,6 +199,7 @@ class Peft(Foreign):
         covers: the layers that PEFT has it on, by PEFT's words: Linear, Conv1D (GPT-2's), Embedding,
             MultiheadAttention, Conv1d, Conv2d, Conv3d; none named: all that ``limit`` does not refuse.
         parameters: whether PEFT has it on bare parameters.
+        additive: whether PEFT makes LoRAs of its adapters: its change is added to the weight, and a pair comes near it.
         diffusers: whether diffusers reads its settings out of a single file.
         respelled: name -> how diffusers spells it there.
         without: fields of every config that its config does not have.
@@ -219,6 +226,7 @@ class Peft(Foreign):
     aliases: Mapping[str, str] = field(default_factory=dict)
     covers: tuple[str, ...] = ()
     parameters: bool = False
+    additive: bool = False
     diffusers: bool = False
     respelled: Mapping[str, str] = field(default_factory=dict)
     without: tuple[str, ...] = ()

@@ -20,7 +20,7 @@ from studio.adapters.sites.site import Site
 from studio.config import finite
 from studio.errors import BadConfig
 
-__all__ = ["FactorAdapter", "FactorConfig", "RankedConfig", "any_rank", "checked_rank"]
+__all__ = ["FactorAdapter", "FactorConfig", "RankedConfig", "allows_any_rank", "any_rank", "checked_rank"]
 
 C = TypeVar("C", bound="RankedConfig")
 F = TypeVar("F", bound="FactorConfig")
@@ -153,6 +153,11 @@ def any_rank() -> Iterator[None]:
         _ANY_RANK.reset(token)
 
 
+def allows_any_rank() -> bool:
+    """Says whether new adapters may have ranks larger than their layer now (:func:`any_rank`)."""
+    return _ANY_RANK.get()
+
+
 def checked_rank(site: Site, config: RankedConfig) -> int:
     """Returns the rank of a new adapter at ``site``.
 
@@ -160,7 +165,7 @@ def checked_rank(site: Site, config: RankedConfig) -> int:
         BadConfig: a rank larger than the layer, which would only add redundant numbers (see :func:`any_rank`).
     """
     rank, most = config.rank_at(site.path), min(site.rows, site.cols)
-    if rank > most and not _ANY_RANK.get():
+    if rank > most and not allows_any_rank():
         raise BadConfig(
             f"{type(config).__name__}(rank={rank}) is larger than the layer {site.path} ({site.rows} x {site.cols}); "
             f"use a rank of at most {most}, a rank_pattern for this layer, or exclude it"

@@ -145,11 +145,13 @@ def _check_peft(config: Any) -> None:
             "step for the budget to fall; tinit + tfinal must be smaller than total_step: The supplied schedule values "
             "don't allow for a budgeting phase"
         )
-    for name, asked in (("LOFTQ", config.init_lora_weights == "loftq"), ("DORA", config.use_dora)):
+    for name, asked in (("LOFTQ", config.init_lora_weights == "loftq"), ("DoRA", config.use_dora)):
         if asked:
             raise BadConfig(f"ADALORA does not support {name}.")
-    if config.orth_reg_weight <= 0:
-        raise BadConfig(f"AdaLoraConfig(orth_reg_weight={config.orth_reg_weight!r}) should be greater than 0.")
+    if not config.orth_reg_weight >= 0:
+        raise BadConfig(
+            f"`orth_reg_weight` should be greater than or equal to 0, but the value passed is {config.orth_reg_weight}"
+        )
     if config.r != 8:
         warnings.warn("Note that `r` is not used in AdaLora and will be ignored. Use `init_r` instead.", stacklevel=5)
 
@@ -224,6 +226,7 @@ class AdaLoRAAdapter(FactorAdapter[AdaLoRA]):
     ranks = ("down",)
     peft = Peft(
         type="ADALORA",
+        additive=True,
         settings=dataclasses.replace(
             SETTINGS,
             name="AdaLoraConfig",

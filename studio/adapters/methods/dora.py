@@ -67,6 +67,7 @@ class DoRAAdapter(Adapter[DoRA]):
     ranks = ("down",)
     peft = Peft(
         type="LORA",
+        additive=True,
         settings=dataclasses.replace(SETTINGS, fields=FIELDS, flags={"use_dora": True}),
         tensors={**PAIR, "magnitude": "lora_magnitude_vector"},
         embedding={**ON_EMBEDDING, "magnitude": "lora_magnitude_vector"},

@@ -80,6 +80,7 @@ class FourierFTAdapter(Adapter[FourierFT]):
     needs = ("spectrum",)
     peft = Peft(
         type="FOURIERFT",
+        additive=True,
         settings=Settings(
             name="FourierFTConfig",
             defaults={

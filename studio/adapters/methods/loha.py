@@ -79,6 +79,7 @@ class LoHaAdapter(LycorisAdapter[LoHa]):
     ranks = ("w1_b",)
     peft = Peft(
         type="LOHA",
+        additive=True,
         settings=Settings(
             name="LoHaConfig",
             defaults={

@@ -179,6 +179,7 @@ class LoKrAdapter(LycorisAdapter[LoKr]):
     ranks = ("w2_b", "w1_b")
     peft = Peft(
         type="LOKR",
+        additive=True,
         settings=Settings(
             name="LoKrConfig",
             defaults={

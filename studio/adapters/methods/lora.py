@@ -118,12 +118,21 @@ class LoRA(FactorConfig):
 
 # -- other programs ----------------------------------------------------------------------------------------------------
 
+
+def _check_eva(config: Any) -> None:
+    if not config.rho >= 1.0:
+        raise BadConfig(f"`rho` must be >= 1.0 and is {config.rho}")
+    if not 0.0 <= config.tau <= 1.0:
+        raise BadConfig(f"`tau` must be between 0.0 and 1.0. It is {config.tau}")
+
+
 EVA: Final = Part(
     "EvaConfig",
     {
         "rho": 2.0, "tau": 0.99, "use_label_mask": True, "label_mask_value": -100, "whiten": False,
         "adjust_scaling_factors": True,
     },
+    check=_check_eva,
 )  # fmt: skip
 CORDA: Final = Part(
     "CordaConfig",
@@ -238,6 +247,7 @@ class LoRAAdapter(FactorAdapter[LoRA]):
     ranks = ("down",)
     peft = Peft(
         type="LORA",
+        additive=True,
         settings=SETTINGS,
         tensors={**PAIR, "bias": "lora_B.bias"},
         embedding=ON_EMBEDDING,

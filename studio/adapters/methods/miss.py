@@ -11,6 +11,7 @@ from torch import Tensor
 
 from studio.adapters.contract.adapter import METHODS, Adapter, AdapterConfig, Delta, Factors, Given
 from studio.adapters.contract.foreign import Layers, Peft, Settings, Sites
+from studio.adapters.contract.ranked import allows_any_rank
 from studio.adapters.sites.site import Site
 from studio.config import finite
 from studio.errors import BadConfig
@@ -86,6 +87,7 @@ class MiSSAdapter(Adapter[MiSS]):
     needs = ("block",)
     peft = Peft(
         type="MISS",
+        additive=True,
         settings=Settings(
             name="MissConfig",
             defaults={"r": 64, "miss_dropout": 0.0, "mini_r": 1, "bias": "none", "init_weights": True},
@@ -151,7 +153,7 @@ def _shape(site: Site, config: MiSS) -> tuple[int, ...]:
         BadConfig: the config does not fit the layer.
     """
     rank, sides = config.rank, f"the {site.rows} x {site.cols} of {site.path}"
-    if rank > site.cols:
+    if rank > site.cols and not allows_any_rank():
         raise BadConfig(
             f"MiSS(rank={rank}) is larger than {sides} allows; use a rank of at most {site.cols}, or exclude the layer"
         )

@@ -113,6 +113,7 @@ class QALoRAAdapter(FactorAdapter[QALoRA]):
     ranks = ("down",)
     peft = Peft(
         type="LORA",
+        additive=True,
         settings=dataclasses.replace(
             SETTINGS, fields={**FIELDS, "group": "qalora_group_size"}, flags={"use_qalora": True}
         ),

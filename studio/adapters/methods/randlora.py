@@ -112,6 +112,7 @@ class RandLoRAAdapter(ProjectedAdapter[RandLoRA]):
     ranks = ("lambdas",)
     peft = Peft(
         type="RANDLORA",
+        additive=True,
         settings=Settings(
             name="RandLoraConfig",
             defaults={

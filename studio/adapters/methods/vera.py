@@ -76,6 +76,7 @@ class VeRAAdapter(ProjectedAdapter[VeRA]):
     ranks = ("lambda_d",)
     peft = Peft(
         type="VERA",
+        additive=True,
         settings=Settings(
             name="VeraConfig",
             defaults={

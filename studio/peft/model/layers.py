@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from studio.adapters import Adapter, Site
 from studio.adapters.hosting.host import is_hosted, mount_of
 from studio.peft.model.activity import enable_adapters_at, set_adapter_at, set_requires_grad_at, set_scale_at
+from studio.peft.model.converting import can_become_lora
 from studio.peft.model.copies import plain_view
 from studio.peft.model.dressing import view_of
 from studio.peft.model.merging import merge_adapter, unmerge_adapter
@@ -206,6 +207,12 @@ class BaseTunerLayer:
         merge_adapter(self._state, adapter_names, safe_merge)
 
     unmerge = by_state(unmerge_adapter)
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Says whether a LoRA can stand for an adapter here; of an unknown name all adapters are meant."""
+        here = self._adapters()
+        meant = {adapter_name: here[adapter_name]} if adapter_name in here else here
+        return all(map(can_become_lora, meant.values()))
 
     @torch.no_grad()
     def get_delta_weight(self, adapter: str) -> Tensor:

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from studio.adapters.training import on_step, penalty
 from studio.files.spelling import part_of
 from studio.peft.configs import methods as _methods  # noqa: F401  (registers the configs)
+from studio.peft.configs.checks import PREFIXES
 from studio.peft.configs.config import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PromptLearningConfig, config_for
 from studio.peft.configs.select import tied_with_embedding
 from studio.peft.model.activity import disable_adapter_layers, enable_adapter_layers, set_adapter, set_requires_grad
 from studio.peft.model.adding import add
+from studio.peft.model.converting import supports_lora_conversion
 from studio.peft.model.merging import merge_adapter, unmerge_adapter
 from studio.peft.model.removing import delete_adapter, merge_and_unload, unload
 from studio.peft.model.state import KEY, State, by_state, state_of
@@ -124,6 +126,7 @@ class BaseTuner(nn.Module):
     unmerge_adapter = by_state(unmerge_adapter)
     merge_and_unload = by_state(merge_and_unload)
     add_weighted_adapter = by_state(add_weighted_adapter)
+    supports_lora_conversion = by_state(supports_lora_conversion)
 
     @property
     def targeted_module_names(self) -> list[str]:
@@ -178,15 +181,11 @@ class AdaLoraModel(LoraModel):
             on_step(self.model, name, step=global_step, steps=config.total_step)
 
 
-_PREFIXES: Final = {"LOHA": "hada_", "VERA": "vera_lambda_"}
-"""What PEFT's names of a method's tensors begin with, where that is not its word."""
-
-
 def _made(word: str, config: type[PeftConfig]) -> type[BaseTuner]:
     """The tuner class of a method that needs no code of its own, named as PEFT names it."""
     body = {
         "word": word,
-        "prefix": _PREFIXES.get(word, f"{word.lower()}_"),
+        "prefix": PREFIXES.get(word, f"{word.lower()}_"),
         "__doc__": f"A base with {word} on it.",
         "__module__": __name__,
     }
