@@ -7,12 +7,27 @@ from typing import Any
 
 from torch import nn
 
+from studio.peft.configs.checks import note_name
 from studio.peft.configs.config import PeftConfig
 from studio.peft.model.layers import BaseTunerLayer
 from studio.peft.peft_model import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftMixedModel, PeftModel, model_class
 from studio.peft.terms.errors import PeftWarning, Wrong
 
 __all__ = ["MODEL_TYPE_TO_PEFT_MODEL_MAPPING", "get_peft_model"]
+
+
+def _name_base(model: nn.Module, config: PeftConfig) -> None:
+    """Notes in a config which base it is put on, and says so where another one stood there."""
+    where = getattr(getattr(model, "config", None), "_name_or_path", None) or getattr(model, "name_or_path", None)
+    before = config.base_model_name_or_path
+    if before is not None and before != where:
+        warnings.warn(
+            f"The PEFT config's `base_model_name_or_path` was renamed from '{before}' to '{where}'. Please ensure that "
+            "the correct base model is loaded when loading this checkpoint.",
+            PeftWarning,
+            stacklevel=3,
+        )
+    config.base_model_name_or_path = where
 
 
 def get_peft_model(
@@ -58,9 +73,7 @@ def get_peft_model(
             PeftWarning,
             stacklevel=2,
         )
-    where = getattr(getattr(model, "config", None), "_name_or_path", None) or getattr(model, "name_or_path", None)
-    if where is not None:
-        peft_config.base_model_name_or_path = where
+    _name_base(model, peft_config)
     if revision is not None:
         if peft_config.revision not in (None, revision):
             warnings.warn(
@@ -70,6 +83,7 @@ def get_peft_model(
                 stacklevel=2,
             )
         peft_config.revision = revision
+    note_name(peft_config, adapter_name)
     return (PeftMixedModel if mixed else model_class(peft_config))(
         model,
         peft_config,

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from studio.adapters import Adapter, grow
+from studio.adapters.contract.ranked import any_rank
 from studio.adapters.contract.starts import padded
 from studio.peft.configs.config import PeftConfig
 from studio.peft.files.filling import read_into
 from studio.peft.files.folder import load_peft_weights
-from studio.peft.model.state import State, state_of
+from studio.peft.model.copies import plain_view
+from studio.peft.model.state import KEY, State, state_of
 from studio.peft.model.tuner import base_of
 from studio.peft.terms.errors import PeftWarning, Wrong, refusals
 
@@ -36,9 +38,9 @@ def check_hotswap_configs_compatible(config0: PeftConfig, config1: PeftConfig) -
         Wrong: other methods, or another value of a field that shapes the computation.
     """
     if config0.peft_type != config1.peft_type:
-        raise Wrong(f"Incompatible PEFT types found: {config0.peft_type} and {config1.peft_type}")
+        raise Wrong(f"Incompatible PEFT types found: {config0.word} and {config1.word}")
     if config0.word != "LORA":
-        raise Wrong(f"Hotswapping only works for LORA but {config0.word} was passed.")
+        raise Wrong(f"Hotswapping only supports LORA but {config0.word} was passed.")
     for name in _ALIKE:
         first, second = getattr(config0, name, None), getattr(config1, name, None)
         if first != second:
@@ -75,27 +77,31 @@ def hotswap_adapter_from_state_dict(
 ) -> None:
     """Replaces the tensors of an adapter; layers that the new one does not have are zero from then on.
 
-    A smaller rank is padded with zeros, another scale is worked into the tensors: shapes and config stay.
+    A smaller rank is padded with zeros, another scale is worked into the tensors: shapes and config stay. A larger rank
+    widens the old adapter first, in new Parameters; a compiled model is compiled anew then.
 
     Args:
         model: a PEFT model, or a base with adapters. state_dict: PEFT's keys to tensors ``(...)``.
         adapter_name: the adapter that is replaced. config: the new one's config. parameter_prefix: "lora_".
 
     Raises:
-        Wrong: a layer that the old adapter does not have, or a rank larger than the old one's.
+        Wrong: a layer that the old adapter does not have, or other tensors than it has. Stray: a key that fits nothing.
     """
     base = base_of(model)
     state = state_of(base)
     with refusals():
         state.check(adapter_name)
         ours, layers = read_into(base, config, state_dict, adapter_name)
-        live = dict(state.layers(adapter_name))
+        live = state.own_layers(adapter_name)
         stray = sorted(set(layers) - set(live))
         if stray:
             raise Wrong(
                 f"Hot swapping the adapter did not succeed: the new adapter is on {stray[0]} and {len(stray) - 1} more "
                 "layers that the old one does not have"
             )
+        ranks = [tensors["down"].shape[0] for tensors in layers.values() if "down" in tensors]
+        if any(tensors["down"].shape[0] > live[path].tensors()["down"].shape[0] for path, tensors in layers.items()):
+            _widen(state, adapter_name, max(ranks + [one.tensors()["down"].shape[0] for one in live.values()]))
         made = {path: _fitted(adapter, layers.get(path), ours) for path, adapter in live.items()}
     with torch.no_grad():
         for path, adapter in live.items():
@@ -110,11 +116,6 @@ def _fitted(adapter: Adapter, new: Mapping[str, Tensor] | None, config: Any) -> 
         return {name: torch.zeros_like(tensor) for name, tensor in own.items()}
     if set(new) != set(own):
         raise Wrong(f"the new adapter has the tensors {sorted(new)} at {path}, the old one {sorted(own)}")
-    if new["down"].shape[0] > own["down"].shape[0]:
-        raise Wrong(
-            f"the new adapter has rank {new['down'].shape[0]} at {path}, the old one {own['down'].shape[0]}; call "
-            "prepare_model_for_compiled_hotswap(model, target_rank=…) with the largest rank first"
-        )
     mine: Any = adapter.config
     ratio = config.scale_at(path) / mine.scale_at(path)
     made = {}
@@ -134,27 +135,42 @@ def prepare_model_for_compiled_hotswap(
 
     Args:
         model: a PEFT model, or a base with adapters. target_rank: the rank; None: the largest that a config has.
-        config: accepted; ranks are read from the model. check_compiled: "error", "warn" or "ignore" for a model that
-            is compiled already.
+        config: one config, or several by name, in which the rank is noted; ranks are read from the model.
+        check_compiled: "error", "warn" or "ignore" for a model that is compiled already.
 
     Raises:
         Wrong: the model is compiled, or a rank smaller than one that is there.
     """
-    if check_compiled not in ("error", "warn", "ignore"):
-        raise Wrong(f"check_compiles should be one of 'error', 'warn', or 'ignore', got '{check_compiled}' instead.")
-    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
-        said = "Call prepare_model_for_compiled_hotswap *before* compiling the model"
-        if check_compiled == "error":
-            raise Wrong(said)
-        if check_compiled == "warn":
-            warnings.warn(said, PeftWarning, stacklevel=2)
-    state = state_of(base_of(model))
+    _check_compiled(model, check_compiled)
+    base = base_of(model)
+    if KEY not in base.__dict__:
+        raise Wrong("No adapter layers found on the model, so none can be prepared; get_peft_model comes first")
+    state = state_of(base)
     with refusals():
         for name, one in state.configs.items():
             if one.word != "LORA":
                 raise Wrong(f"hot-swapping is for LORA; {name!r} is {one.word}")
             if target_rank is not None:
                 _widen(state, name, target_rank)
+    if target_rank is not None and config is not None:
+        for one in config.values() if isinstance(config, Mapping) else (config,):
+            one.r, one.rank_pattern = target_rank, dict.fromkeys(one.rank_pattern, target_rank)
+
+
+def _check_compiled(model: nn.Module, wanted: str) -> None:
+    if wanted not in ("error", "warn", "ignore"):
+        raise Wrong(f"check_compiles should be one of 'error', 'warn', or 'ignore', got '{wanted}' instead.")
+    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+        said = "Call prepare_model_for_compiled_hotswap *before* compiling the model"
+        if wanted == "error":
+            raise Wrong(said)
+        if wanted == "warn":
+            warnings.warn(
+                "prepare_model_for_compiled_hotswap was called with a model that is already compiled. This will likely "
+                f"result in re-compilation, hurting performance. {said}.",
+                PeftWarning,
+                stacklevel=3,
+            )
 
 
 @torch.no_grad()
@@ -164,10 +180,19 @@ def _widen(state: State, name: str, rank: int) -> None:
     if max(ranks.values()) > rank:
         path = max(ranks, key=ranks.__getitem__)
         raise Wrong(
-            f"Trying to pad the adapter to the target rank {rank}, but the original rank is larger "
-            f"({ranks[path]} at {path})"
+            f"Trying to pad the adapter to the target rank {rank}, but the original rank is larger ({ranks[path]}) "
+            f"at {path}"
         )
+    for path, adapter in state.own_layers(name).items():
+        groups = getattr(adapter.site.module, "groups", 1)
+        if rank % groups:
+            raise Wrong(
+                f"Trying to pad a {type(plain_view(adapter.site.module)).__name__} LoRA adapter with groups={groups} "
+                f"to target rank {rank}, but the target rank is not divisible by {groups}. Please choose a target "
+                f"rank that is divisible by {groups}. ({path})"
+            )
     if min(ranks.values()) < rank:
-        grow(state.model, name, rank)
+        with any_rank():
+            grow(state.model, name, rank)
         for path, adapter in state.own_layers(name).items():
             adapter.tensors()["down"][ranks[path] :].zero_()

@@ -10,6 +10,7 @@ from torch import nn
 
 from studio.adapters import trainable
 from studio.files.soft import HEADS
+from studio.peft.configs.checks import note_name, note_starts
 from studio.peft.configs.config import PeftConfig
 from studio.peft.files.card import write_card
 from studio.peft.files.filling import Keys, fill_state, install_state
@@ -18,6 +19,7 @@ from studio.peft.model.activity import set_adapter, switched_off
 from studio.peft.model.adding import add, cast_down, check_new
 from studio.peft.model.names import names_of_tensors
 from studio.peft.model.samples import batch_of, by_sample, repeated_rows
+from studio.peft.model.shown import showing
 from studio.peft.model.state import State, by_state
 from studio.peft.model.status import TunerLayerStatus, TunerModelStatus, get_layer_status, get_model_status
 from studio.peft.model.tuner import BaseTuner, tuner_for
@@ -78,6 +80,11 @@ class PeftModel(nn.Module):
 
     def _take(self, tuner: BaseTuner, config: PeftConfig) -> None:
         self.base_model, self.peft_type = tuner, config.peft_type
+        self.__class__ = showing(type(self), tuner.model)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__class__ = showing(type(self), self.base_model.model)
 
     def _prepare_checkpointing(self) -> None:
         base = self.get_base_model()
@@ -88,6 +95,8 @@ class PeftModel(nn.Module):
     def _with_heads(cls, config: Any) -> None:
         """Adds the heads that models of this kind may have to ``modules_to_save``, as PEFT does."""
         heads = HEADS.get(cls.task, ())
+        if heads and config.task_type is None:
+            config.task_type = cls.task  # by which it is known that a model may lack some of the heads
         if heads and hasattr(config, "modules_to_save"):
             config.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or []), *heads]))
 
@@ -208,13 +217,15 @@ class PeftModel(nn.Module):
         Raises:
             Wrong: the name is taken, or the config is of another method.
         """
-        if peft_config.peft_type != self.peft_type and type(self) is not PeftMixedModel:
+        if peft_config.peft_type != self.peft_type and not isinstance(self, PeftMixedModel):
             raise Wrong(
                 f"Cannot combine adapters with different peft types. Found {self.peft_type} and "
                 f"{peft_config.peft_type}; use get_peft_model(..., mixed=True)"
             )
         with refusals():
             check_new(self._state, adapter_name, peft_config)
+        note_name(peft_config, adapter_name)
+        note_starts([peft_config, *self.peft_config.values()])
         self._with_heads(peft_config)
         add(
             self._state, adapter_name, peft_config, autocast=autocast_adapter_dtype, calibrate=calibrate,
@@ -227,7 +238,7 @@ class PeftModel(nn.Module):
         Raises:
             Unknown: no adapter has that name. Wrong: several names, unless the model is a mixed one.
         """
-        if not isinstance(adapter_name, str) and type(self) is not PeftMixedModel:
+        if not isinstance(adapter_name, str) and not isinstance(self, PeftMixedModel):
             raise Wrong("set_adapter of a PeftModel takes one name; model.base_model.set_adapter takes several")
         set_adapter(self._state, adapter_name, inference_mode)
 
@@ -268,6 +279,8 @@ class PeftModel(nn.Module):
         with refusals():
             config = PeftConfig.from_pretrained(model_id, subfolder, **hub) if config is None else config
             tensors = load_peft_weights(model_id, subfolder=subfolder, key_mapping=key_mapping, **hub)
+            if adapter_name not in self.peft_config:
+                note_starts([config, *self.peft_config.values()])
             if adapter_name in self.peft_config:
                 found = fill_state(self._state, adapter_name, config, tensors, allow_partial=partial)
             else:

@@ -24,6 +24,7 @@ __all__ = [
     "WEIGHT_STARTS",
     "grown_pair",
     "loftq",
+    "minor_pair",
     "padded",
     "redistributed",
     "start_pair",
@@ -109,6 +110,21 @@ def taken_pair(site: Site, config: Any, rank: int, given: Given) -> Pair:
         q, r = torch.linalg.qr(weight)
         return r[:rank], q[:, :rank]
     return _corda(site, weight, rank, given.inputs, config.init == "corda-kpm")
+
+
+def minor_pair(site: Site, weight: Tensor, rank: int) -> Pair:
+    """The last left singular directions of the weight as ``up``, and zero as ``down`` (MiCA).
+
+    Raises:
+        BadConfig: more directions than the weight has.
+    """
+    if rank > min(weight.shape):
+        raise BadConfig(
+            f"MiCA requires `r` <= min(in_features, out_features), and the rank is {rank} at {site.path} "
+            f"({site.rows} x {site.cols}); use a rank of at most {min(weight.shape)}"
+        )
+    u = torch.linalg.svd(weight, full_matrices=False).U
+    return torch.zeros(rank, site.cols).to(u), u[:, -rank:].contiguous()
 
 
 def best_pair(matrix: Tensor, rank: int) -> Pair:

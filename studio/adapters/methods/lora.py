@@ -24,6 +24,7 @@ from studio.adapters.contract.starts import (
     WEIGHT_STARTS,
     grown_pair,
     loftq,
+    minor_pair,
     redistributed,
     start_pair,
     taken_pair,
@@ -34,7 +35,7 @@ from studio.errors import BadConfig, UnsupportedLayer, nearest
 
 __all__ = ["LoRA", "LoRAAdapter", "fold_start"]
 
-INITS = (*RANDOM_STARTS, *WEIGHT_STARTS, "eva", "loftq")
+INITS = (*RANDOM_STARTS, *WEIGHT_STARTS, "mica", "eva", "loftq")
 
 
 @METHODS.register("lora")
@@ -51,6 +52,8 @@ class LoRA(FactorConfig):
             brought back by ``C⁻¹``; ``C`` is the covariance of the inputs), ``"corda-kpm"`` (the smallest ones, to
             preserve what W knows). They train directions of W itself:
             ``ΔW = s (up @ down − up0 @ down0)`` with the frozen copy of the start as second pair, so W stays as it is.
+            *Beside W*: ``"mica"`` (up: the left singular directions of W with the smallest values, which stay as they
+            are; down zero, which alone is trained).
             *Made from data*: ``"eva"`` (down: the principal directions of the inputs, up zero; ranks move to the layers
             whose inputs they explain most). It and CorDA need ``attach(..., calibrate=...)``.
             *For a quantised base*: ``"loftq"`` (the best pair for ``up @ down ≈ W₀ − W`` where ``W₀`` is the layer of
@@ -67,6 +70,7 @@ class LoRA(FactorConfig):
         | PiSSA (Meng et al., 2024), https://arxiv.org/abs/2404.02948
         | OLoRA (Büyükakyüz, 2024), https://arxiv.org/abs/2406.01775
         | CorDA (Yang et al., 2024), https://arxiv.org/abs/2406.05223
+        | MiCA: Minor Component Adaptation (2026), https://arxiv.org/abs/2604.01694
         | EVA, Parameter Efficient Fine-tuning via Explained Variance Adaptation (Paischer et al., 2024),
           https://arxiv.org/abs/2410.07170
         | LoftQ (Li et al., 2023), https://arxiv.org/abs/2310.08659
@@ -199,7 +203,7 @@ SETTINGS: Final = Settings(
     fields={**FIELDS, "use_bias": "lora_bias"},
     flags={"use_dora": False},
     init="init_lora_weights",
-    starts=("gaussian", "orthogonal", "eva"),
+    starts=("gaussian", "orthogonal", "mica", "eva"),
     beside=(
         "megatron_config", "megatron_core", *PARTS, "lora_ga_config", "velora_config", "qalora_group_size",
         "runtime_config", "lora_bias", "ensure_weight_tying",
@@ -265,6 +269,11 @@ class LoRAAdapter(FactorAdapter[LoRA]):
         read=without_core,
     )
 
+    def __init__(self, site: Site, config: LoRA, tensors: Mapping[str, Tensor], *, trainable: bool = True) -> None:
+        if config.init == "mica":
+            self.__dict__["trained"], self.__dict__["frozen"] = ("down", "bias"), ("up",)
+        super().__init__(site, config, tensors, trainable=trainable)
+
     @classmethod
     def plan(cls, sites: Mapping[str, Site], config: LoRA, given: Mapping[str, Given]) -> LoRA:
         if config.init != "eva" or config.most == 1.0:
@@ -281,6 +290,9 @@ class LoRAAdapter(FactorAdapter[LoRA]):
                 f"LoRA(init={config.init!r}) looks at one matrix, and {site.path} holds {site.lead[0]} experts; they "
                 f"start with one of {', '.join(RANDOM_STARTS)}"
             )
+        elif config.init == "mica":
+            down, up = minor_pair(site, given.weight(), rank)
+            tensors = {"down": down.reshape(rank, *site.inner_shape), "up": up}
         elif config.init == "eva":
             down = given.inputs.directions(rank, site.path).float().reshape(rank, *site.inner_shape).contiguous()
             tensors = {"down": down, "up": torch.zeros(site.rows, rank).to(down)}
@@ -288,7 +300,7 @@ class LoRAAdapter(FactorAdapter[LoRA]):
             scale = config.scale_at(site.path)
             taken = config.init in WEIGHT_STARTS
             down, up = taken_pair(site, config, rank, given) if taken else _restoring(site, rank, scale, given)
-            root = math.sqrt(abs(scale)) or 1.0
+            root = 1.0 if config.init == "olora" else math.sqrt(abs(scale)) or 1.0
             down, up = down.reshape(rank, *site.inner_shape) / root, up / root
             tensors = {"down": down, "up": up, **({"down0": down, "up0": up} if taken else {})}
             tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
@@ -307,11 +319,13 @@ class LoRAAdapter(FactorAdapter[LoRA]):
         self.__dict__["scale"] = self.config.scale_at(self.site.path)
 
     def factors(self) -> Factors:
-        parameters: dict[str, Any] = self._parameters
-        down, up = fold_start(self.tensors()) if self._buffers else (parameters["down"], parameters["up"])
-        return Factors(down, up, self.scale, parameters.get("bias"))
+        held: dict[str, Any] = {**self._buffers, **self._parameters}
+        down, up = fold_start(held) if "down0" in held else (held["down"], held["up"])
+        return Factors(down, up, self.scale, held.get("bias"))
 
     def grown(self, rank: int, generator: torch.Generator) -> tuple[LoRA, dict[str, Tensor]]:
+        if self.config.init == "mica":
+            raise UnsupportedLayer("LoRA(init='mica') trains within the directions that it began with; attach anew")
         if self.site.lead:
             raise UnsupportedLayer(f"{self.site.path} holds experts, whose rank cannot grow; attach at the new rank")
         return grown_pair(self, rank, generator)

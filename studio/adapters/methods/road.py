@@ -85,6 +85,18 @@ VARIANTS: Final = ("road_1", "road_2", "road_4")
 def _check_peft(config: Any) -> None:
     if config.variant not in VARIANTS:
         raise BadConfig(f"Invalid variant {config.variant} specified. Please choose from {', '.join(VARIANTS)}")
+    if config.group_size % 2 or config.group_size < 2:
+        raise BadConfig(f"The group_size must be divisible by 2 when using RoadLayer, but got {config.group_size}.")
+
+
+def _check_layers(config: Any, sites: Sites) -> dict[str, Any]:
+    for path, site in sites.items():
+        if site.rows % config.group_size:
+            raise BadConfig(
+                f"The out_features of the base layer must be divisible by group_size ({config.group_size}) when using "
+                f"RoadLayer. ({path} has {site.rows})"
+            )
+    return {}
 
 
 def _config_of_peft(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,6 +130,7 @@ class RoAdAdapter(Adapter[RoAd]):
             reads=("variant", "group_size"),
             check=_check_peft,
             config=_config_of_peft,
+            new=_check_layers,
             state=_stated,
         ),
         tensors={"theta": "road_theta", "alpha": "road_alpha"},

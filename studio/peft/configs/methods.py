@@ -14,11 +14,13 @@ from typing import Any, Final
 
 from studio.adapters import METHODS, AdapterConfig
 from studio.adapters.contract.foreign import Choice, Part
+from studio.peft.configs.checks import check_lora
 from studio.peft.configs.config import (
     PEFT_TYPE_TO_CONFIG_MAPPING,
     PeftConfig,
     PromptLearningConfig,
 )
+from studio.peft.terms.errors import refusals
 from studio.peft.terms.types import PeftType
 
 __all__ = ["names"]
@@ -64,17 +66,28 @@ def _made(name: str, by_name: dict[str, list[type[AdapterConfig]]]) -> Any:
     if settings.extends:
         base = _made(settings.extends, by_name)
     fields = {**dict.fromkeys(layers), **settings.defaults}
+    own: dict[str, Any] = {"word": peft.type, "settings": settings, "__doc__": _doc(by_name[name])}
+    if settings.parts and not settings.extends:
+        own["__post_init__"] = _checked(base, {field: _part(part) for field, part in settings.parts.items()})
     made: Any = dataclasses.make_dataclass(
         name,
         [(field, _annotation(value), _default(value)) for field, value in fields.items()],
         bases=(base,),
-        namespace={"word": peft.type, "settings": settings, "__doc__": _doc(by_name[name])},
+        namespace=own,
         kw_only=True,
     )
-    for part in settings.parts.values():
-        _part(part)
     PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(peft.type)] = made
     return _keep(made)
+
+
+def _checked(base: type[PeftConfig], parts: dict[str, Any]) -> Any:
+    """What a config with starts of its own does once it is made."""
+
+    def __post_init__(self: Any) -> None:
+        base.__post_init__(self)
+        check_lora(self, parts)
+
+    return __post_init__
 
 
 def _doc(configs: Iterable[type[AdapterConfig]]) -> str:
@@ -100,7 +113,13 @@ def _part(part: Part) -> Any:
     if part.name in globals():
         return globals()[part.name]
     fields = [(name, _annotation(value), _default(value)) for name, value in part.defaults.items()]
-    return _keep(dataclasses.make_dataclass(part.name, fields, namespace={"__doc__": "A part of a config of PEFT's."}))
+
+    def __post_init__(self: Any) -> None:
+        with refusals():
+            part.check(self)
+
+    own = {"__doc__": "A part of a config of PEFT's.", "__post_init__": __post_init__}
+    return _keep(dataclasses.make_dataclass(part.name, fields, namespace=own))
 
 
 def _choice(choice: Choice) -> Any:

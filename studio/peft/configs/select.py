@@ -12,13 +12,22 @@ from studio.adapters.contract.pattern import matches
 from studio.adapters.sites.kinds import is_site, kind_of, site_for
 from studio.adapters.sites.parameter import experts_in
 from studio.adapters.targets.structure import read_structure
-from studio.errors import StudioError, nearest
+from studio.errors import DoesNotFit, StudioError, nearest
 from studio.files.names import Names
 from studio.files.peft_parameters import names_of_parameters
 from studio.files.soft import HEADS
 from studio.peft.terms.errors import NoMatchingPeftModuleError, PeftWarning, Wrong
 
-__all__ = ["ends_with", "model_type", "modules_named", "names_in", "paths_to_save", "select", "tied_with_embedding"]
+__all__ = [
+    "ends_with",
+    "model_type",
+    "modules_named",
+    "names_in",
+    "paths_to_save",
+    "select",
+    "tied_group",
+    "tied_with_embedding",
+]
 
 ALL_LINEAR: Final = "all-linear"
 _HEADS: Final = ("score", "classifier")
@@ -62,6 +71,24 @@ def tied_with_embedding(model: nn.Module) -> list[str]:
     return [name for name, one in layers if one._parameters.get("weight") is weight]
 
 
+def tied_group(model: nn.Module) -> list[str]:
+    """Returns the paths of the input embedding and of the layers whose weight is its own; none where none is tied."""
+    ask = getattr(model, "get_input_embeddings", None)
+    embedding = ask() if callable(ask) else None
+    tied = [] if embedding is None else tied_with_embedding(model)
+    return [name for name, one in names_in(model).items() if one is embedding or name in tied] if tied else []
+
+
+def _with_tied(model: nn.Module, config: Any, paths: list[str]) -> list[str]:
+    """The paths, and those of all tied layers where one of them is and the config has them stay tied."""
+    if not getattr(config, "ensure_weight_tying", False) or getattr(config, "target_modules", None) == ALL_LINEAR:
+        return paths
+    group = tied_group(model)
+    if not set(group) & set(paths):
+        return paths
+    return [name for name in names_in(model) if name in group or name in paths]
+
+
 def modules_named(model: nn.Module, endings: Iterable[str], what: str) -> dict[str, list[str]]:
     """Finds the modules that each of ``endings`` names, exactly or in whole words at the end.
 
@@ -93,7 +120,7 @@ def paths_to_save(model: nn.Module, config: Any) -> list[str]:
         if one not in heads or any(ends_with(name, one) for name in names)
     ]
     found = modules_named(model, wanted, "modules_to_save")
-    return list(dict.fromkeys(path for paths in found.values() for path in paths))
+    return _with_tied(model, config, list(dict.fromkeys(path for paths in found.values() for path in paths)))
 
 
 def _hint(asked: str, names: Iterable[str]) -> str:
@@ -114,7 +141,7 @@ def select(model: nn.Module, config: Any, kinds: Collection[str] = ()) -> list[s
     """
     modules = names_in(model)
     targets = config.target_modules
-    bare = _bare_parameters(model, config)
+    bare = _parameters_beside(model, config, targets)
     if bare and not targets:
         return bare
     if targets is None:
@@ -130,12 +157,36 @@ def select(model: nn.Module, config: Any, kinds: Collection[str] = ()) -> list[s
     chosen = _without(chosen, modules, getattr(config, "exclude_modules", None))
     if getattr(config, "layers_to_transform", None) is not None or getattr(config, "layers_pattern", None):
         chosen = _numbered(chosen, targets, config.layers_to_transform, config.layers_pattern)
+    chosen = _with_tied(model, config, chosen)
     if not chosen:
         raise NoMatchingPeftModuleError(
             f"Target modules {_shown(targets)} not found in the base model once exclude_modules, modules_to_save and "
             "layers_to_transform are taken off"
         )
+    both = next((name for name in bare if name in chosen), None)
+    if both is not None:
+        raise Wrong(
+            f"Trying to wrap an `nn.Parameter` of layer {both!r} of type {type(modules[both]).__name__}, which is not "
+            "a valid target. (target_modules names the layer too, and it gets one adapter: name it in one of the two)"
+        )
     return chosen + bare
+
+
+def _parameters_beside(model: nn.Module, config: Any, targets: Any) -> list[str]:
+    """The parameters that ``target_parameters`` names.
+
+    Raises:
+        NoMatchingPeftModuleError: none is named, and no layer either. DoesNotFit: a name that fits no parameter.
+    """
+    try:
+        return _bare_parameters(model, config)
+    except DoesNotFit as error:
+        if targets:
+            raise
+        raise NoMatchingPeftModuleError(
+            "No `target_modules` passed but also no `target_parameters` found. Please check the values for these "
+            f"arguments. ({error})"
+        ) from None
 
 
 def _bare_parameters(model: nn.Module, config: Any) -> list[str]:
@@ -178,12 +229,21 @@ def _matching(modules: Mapping[str, nn.Module], targets: str | Collection[str], 
                 )
         found = [name for name in modules if any(ends_with(name, target) for target in targets)]
     for name in found:
+        _check_attention(name, modules[name])
         if not is_site(modules[name], kinds):
             try:
                 site_for(name, modules[name], kinds)
             except StudioError as error:
                 raise Wrong(f"Target module {name} is not supported: {error}") from None
     return _with_attention_outputs(found, modules)
+
+
+def _check_attention(name: str, module: nn.Module) -> None:
+    if isinstance(module, nn.MultiheadAttention) and not module._qkv_same_embed_dim:
+        raise Wrong(
+            f"Only same embed for query/key/value is supported as of now for MultiheadAttention ({name!r} has its own "
+            f"kdim or vdim); name its output projection '{name}.out_proj' instead, or exclude it"
+        )
 
 
 def _with_attention_outputs(found: Collection[str], modules: Mapping[str, nn.Module]) -> list[str]:

@@ -16,6 +16,7 @@ from studio.adapters.contract.pattern import exactly, matches
 from studio.adapters.contract.ranked import RankedConfig
 from studio.adapters.hosting.assembly import site_at
 from studio.errors import BadConfig, nearest
+from studio.peft.configs.checks import check_lora_layers
 from studio.peft.configs.config import PeftConfig, PromptLearningConfig
 from studio.peft.configs.select import ends_with, model_type
 from studio.peft.terms.errors import PeftWarning, Wrong
@@ -77,7 +78,8 @@ def translate(config: Any, model: nn.Module, paths: Sequence[str]) -> AdapterCon
     settings = adapter.peft.settings
     _check_fields(config, adapter)
     fields = _stated_fields(config, adapter)
-    fields |= settings.new(config, {path: site_at(model, path, adapter.kinds) for path in paths})
+    sites = {path: site_at(model, path, adapter.kinds) for path in paths}
+    fields |= settings.new(config, sites)
     start = start_of(config)
     known = {one.name for one in dataclasses.fields(ours)}
     if isinstance(start, str) and settings.init not in settings.reads:
@@ -96,7 +98,10 @@ def translate(config: Any, model: nn.Module, paths: Sequence[str]) -> AdapterCon
     stray = sorted(set(fields) - known)
     if stray:
         raise Wrong(f"{type(config).__name__}: {method} has no field {stray[0]!r}")
-    return ours(**fields)
+    made = ours(**fields)
+    if hasattr(config, "lora_bias"):
+        check_lora_layers(config, made, sites)
+    return made
 
 
 def _by_kind(model: nn.Module, paths: Sequence[str]) -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -206,6 +207,10 @@ def _check_alike(state: State, name: str, config: Any, saved: AdapterConfig) -> 
                 )
 
 
+class Stray(PartialLoad, RuntimeError):
+    """A key that cannot be swapped in; a ``RuntimeError`` too, which is what PEFT raises."""
+
+
 def read_into(
     model: nn.Module, config: Any, tensors: Mapping[str, Tensor], name: str
 ) -> tuple[AdapterConfig, dict[str, dict[str, Tensor]]]:
@@ -216,12 +221,16 @@ def read_into(
             may stand in the keys.
 
     Raises:
-        PartialLoad: a key that fits nothing, or that belongs to more than layers.
+        Stray: a key that fits nothing, or that belongs to more than layers.
     """
     parts = sorted_parts(model, config, tensors, name)
     reading = read_parts(model, config, parts.layers)
     stray: Iterable[str] = [*reading.ignored, *parts.parameters, *parts.modules, *parts.tokens]
     for first in stray:
         why = reading.ignored.get(first, "only the tensors of layers can be swapped")
-        raise PartialLoad(f"{first!r} cannot be swapped in: {why}")
+        named = re.sub(r"(\.lora_\w+)", rf"\1.{name}", first, count=1)
+        raise Stray(
+            f"Hot swapping the adapter did not succeed, unexpected keys found: {named} ({first!r} cannot be swapped "
+            f"in: {why})"
+        )
     return reading.config, _copied(reading.layers)

@@ -25,6 +25,7 @@ from studio.peft.model.removing import before_each_call, forget
 from studio.peft.model.stand_ins import give_biases
 from studio.peft.model.state import KEY, Extras, State, owner_of
 from studio.peft.model.tokens import add_tokens
+from studio.peft.model.tying import note_tying, tie
 from studio.peft.terms.errors import PeftWarning, Wrong, refusals
 
 __all__ = ["add", "cast_down", "check_new", "put"]
@@ -57,6 +58,8 @@ def add(
             random_start(config, adapter.tensors(), adapter.trained)
         if config.is_prompt_learning:
             note_sizes(config, layers.items())
+        else:
+            note_tying(state.model, config, {*layers, *state.extras[name].modules})
         _warn_unsavable(state, name)
         if not autocast:
             cast_down(state, name)
@@ -89,6 +92,7 @@ def put(state: State, name: str, config: PeftConfig, place: Callable[[], None], 
         state.configs[name], state.extras[name] = config, Extras()
         try:
             give_copies(state, name, config)
+            tie(state, name)
             give_biases(state, name, config)
             add_tokens(state, name, config)
         except BaseException:
@@ -134,6 +138,7 @@ def cast_down(state: State, name: str) -> None:
         dtype = adapter.site.weight.dtype
         if dtype in (torch.float16, torch.bfloat16):
             adapter.to(dtype)
+    tie(state, name)
 
 
 def _warn_unsavable(state: State, name: str) -> None:

@@ -74,6 +74,13 @@ class BaseTunerLayer:
         return tuple(dict.fromkeys(peft_name(one, key).partition(".")[0] for one, key in found if key in one.trained))
 
     @property
+    def frozen_peft_weight_names(self) -> dict[str, set[str]]:
+        """The names under which this layer has factors that are not trained (MiCA's), by adapter."""
+        here = {name: {peft_name(one, key).partition(".")[0] for key in one.frozen if key in one.tensors()}
+                for name, one in self._adapters().items()}  # fmt: skip
+        return {name: names for name, names in here.items() if names}
+
+    @property
     def other_param_names(self) -> tuple[str, ...]:
         """The names under which this layer has settings, by adapter."""
         return ("scaling", *sorted({name for adapter in self._adapters().values() for name in settings(adapter)}))

@@ -29,6 +29,8 @@ class NamedTensors(nn.Module):
                 self._parameters[name] = tensor
             else:
                 self._buffers[name] = tensor
+        if "weight" in tensors:
+            self._parameters.setdefault("bias", None)
 
 
 class Table(Mapping[str, Any]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Final, cast
 
 from torch import Tensor, nn
@@ -10,31 +11,37 @@ from studio.adapters.hosting.host import is_hosted
 from studio.adapters.sites.read import module_at
 from studio.peft.configs.select import names_in
 from studio.peft.model.state import State
-from studio.peft.terms.errors import Wrong
+from studio.peft.terms.errors import PeftWarning, Wrong
 
 __all__ = ["give_biases", "give_parameter", "put_parameter", "swap"]
 
 _WORDS: Final = ("none", "all")
 
 
+class NoSuchBias(Wrong, NotImplementedError):
+    """A word that names no biases; a ``NotImplementedError`` too, which is what PEFT raises."""
+
+
 def give_biases(state: State, name: str, config: Any) -> None:
     """Gives an adapter biases of its own, where its config asks for them.
 
     Raises:
-        Wrong: an unknown word, or one that names no bias of the model.
+        Wrong: an unknown word.
     """
     word = getattr(config, "bias", "none")
     if word == "none":
         return
     if word not in _WORDS and not word.endswith("_only"):
-        raise Wrong(f"bias={word!r} must be 'none', 'all' or '<method>_only'")
+        raise NoSuchBias(
+            f"Requested bias: {word}, is not implemented. (bias={word!r} must be 'none', 'all' or '<method>_only')"
+        )
     found = state.extras[name].parameters
     for path, module in names_in(state.model).items():
         bias = module._parameters.get("bias")
         if bias is not None and (word == "all" or is_hosted(module)):
             found[f"{path}.bias"] = nn.Parameter(bias.detach().clone())
     if not found:
-        raise Wrong(f"bias={word!r}: no layer that it names has a bias")
+        warnings.warn(f"bias={word!r}: no layer that it names has a bias, none is trained", PeftWarning, stacklevel=8)
 
 
 def give_parameter(state: State, name: str, path: str, tensor: Tensor) -> None:
