@@ -70,7 +70,7 @@ def names_of_trained(model):
 def test_a_wrapped_model_has_pefts_attributes():
     base = net()
     model = ours.get_peft_model(base, random(use_rslora=True))
-    assert type(model) is ours.PeftModel and type(model.base_model) is ours.LoraModel
+    assert isinstance(model, ours.PeftModel) and type(model.base_model) is ours.LoraModel
     assert model.base_model.model is base and model.get_base_model() is base
     assert model.active_adapter == "default" and model.active_adapters == ["default"]
     layer = base.lin0

@@ -36,7 +36,7 @@ Acting: TypeAlias = list[tuple[Adapter, Coefficient]]
 Pair: TypeAlias = "tuple[Tensor, Tensor | None]"
 
 
-class Adapters(nn.Module):
+class Adapters(nn.ModuleDict):
     """The adapters of one layer, by name; any name is allowed, ``keys`` and ``forward`` too."""
 
     def forward(self, x: Any) -> Any:

@@ -15,9 +15,12 @@ from studio.adapters.hosting.host import hosted_class, is_hosted
 from studio.adapters.sites.site import Site
 from studio.peft.model.state import KEY, TOKENS, State
 
-__all__ = ["dress_all", "generated_class", "undress", "view_of"]
+__all__ = ["SITE", "dress_all", "generated_class", "undress", "view_of"]
 
 V = TypeVar("V", bound=type)
+
+SITE: Final = "_studio_site"
+"""Where the place of a bare parameter's adapters keeps which parameter it is."""
 
 _VIEWS: Final[dict[str, type]] = {}
 """PEFT's word for a method -> its view of a layer with the method on it; "" is the view of all others."""
@@ -48,6 +51,8 @@ def dress_all(state: State) -> None:
             sites[path] = adapter.site
     for path, site in sites.items():
         module = site.module
+        if site.hosting == "owner":
+            _dress_parameter(state, site, views[path])
         if site.hosting in ("owner", "hooks") or not is_hosted(module):
             continue  # no layer that is called with one input
         ordered = sorted(views[path], key=_by_name)
@@ -56,9 +61,21 @@ def dress_all(state: State) -> None:
         module.__dict__[KEY] = state
 
 
+def _dress_parameter(state: State, site: Site, views: set[type]) -> None:
+    """Gives the place of a bare parameter's adapters the view of their method, where it has one for that."""
+    held = cast(nn.Module, site.module._modules["adapters"])._modules[site.weight_name]
+    special = tuple(sorted((one for one in views if one is not _VIEWS[""]), key=_by_name))
+    if special and held is not None:
+        if "holds" not in vars(type(held)):
+            held.__class__ = generated_class(type(held), "", special)
+        held.__dict__[KEY], held.__dict__[SITE] = state, site
+
+
 def _view(word: str, site: Site) -> type:
     """PEFT's view of a method's layer: the one for its kind, else the method's, else that of all."""
     known = (type(site.module).__name__, site.kind)
+    if site.hosting == "owner":
+        return _VIEWS.get(f"{word}:owner", _VIEWS[""])
     return next((_VIEWS[f"{word}:{kind}"] for kind in known if f"{word}:{kind}" in _VIEWS), None) or _VIEWS.get(
         word, _VIEWS[""])  # fmt: skip
 

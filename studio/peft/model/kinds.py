@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, cast
 
+from torch import nn
+
+from studio.adapters import Adapter, Site
 from studio.peft.configs.config import PEFT_TYPE_TO_CONFIG_MAPPING, PromptLearningConfig
-from studio.peft.model.copies import AuxiliaryTrainingWrapper
-from studio.peft.model.dressing import view_of
+from studio.peft.model.copies import AuxiliaryTrainingWrapper, plain_view
+from studio.peft.model.dressing import SITE, view_of
 from studio.peft.model.layers import BaseTunerLayer, IA3Layer, LoHaLayer, LoKrLayer, LoraLayer
+from studio.peft.model.names import Table
+from studio.peft.model.rows import TokenAdapter
 from studio.peft.model.state import TOKENS
 
-__all__ = ["LAYERS", "Conv1d", "Conv2d", "Conv3d", "Embedding", "Linear", "TrainableTokensWrapper"]
+__all__ = ["LAYERS", "Conv1d", "Conv2d", "Conv3d", "Embedding", "Linear", "ParamWrapper", "TrainableTokensWrapper"]
 
 
 @view_of("LORA:linear", "LORA:conv1d-gpt2")
@@ -38,14 +43,65 @@ class Embedding(LoraLayer):
     """An embedding with LoRA or DoRA on it."""
 
 
+@view_of("LORA:owner", "ADALORA:owner")
+class ParamWrapper(LoraLayer):
+    """A bare parameter with LoRA on it: it stands where the module that keeps the parameter has its adapters."""
+
+    @property
+    def _site(self) -> Site:
+        return cast(Site, self.__dict__[SITE])
+
+    @property
+    def parameter_name(self) -> str:
+        """The parameter's name in its module."""
+        return self._site.weight_name
+
+    def _adapters(self, *, tokens: bool = False) -> dict[str, Adapter]:
+        return self._state.adapters_at(self._site.path, tokens=tokens)
+
+    def get_base_layer(self) -> nn.Module:
+        """Returns the module that keeps the parameter."""
+        return plain_view(self._site.module)
+
+
 @view_of(TOKENS)
 class TrainableTokensWrapper(BaseTunerLayer, AuxiliaryTrainingWrapper):
     """An embedding of which single rows are trained beside an adapter's layers."""
 
+    @property
+    def original_module(self) -> nn.Module:
+        """The base's own module: its class, its parameters."""
+        return plain_view(cast(nn.Module, self))
+
+
+@view_of("TRAINABLE_TOKENS")
+class TrainableTokensLayer(BaseTunerLayer):
+    """An embedding of which single rows are trained and nothing else; a layer that is tied to it has the same rows."""
+
+    @property
+    def _held(self) -> TokenAdapter:
+        return TokenAdapter(self._state, self._site.path, tokens=False)
+
+    @property
+    def trainable_tokens_delta(self) -> Table:
+        """Adapter name -> the rows themselves, ``(tokens, dim)``."""
+        return self._held.trainable_tokens_delta
+
+    @property
+    def trainable_tokens_original(self) -> Table:
+        """Adapter name -> the base's own rows of the same tokens, ``(tokens, dim)``."""
+        return self._held.trainable_tokens_original
+
+    @property
+    def token_indices(self) -> Table:
+        """Adapter name -> the numbers of the tokens."""
+        return self._held.token_indices
+
 
 def _made() -> dict[str, type]:
     """PEFT's class of a layer of each method, by its name: those above, and one for each of the other methods."""
-    found: dict[str, type] = {one.__name__: one for one in (LoraLayer, LoHaLayer, LoKrLayer, IA3Layer)}
+    found: dict[str, type] = {one.__name__: one for one in (LoraLayer, LoHaLayer, LoKrLayer, IA3Layer, ParamWrapper,
+                                                            TrainableTokensLayer)}  # fmt: skip
     for word, config in PEFT_TYPE_TO_CONFIG_MAPPING.items():
         name = f"{config.__name__.removesuffix('Config')}Layer"
         if name not in found and not issubclass(config, PromptLearningConfig):

@@ -16,33 +16,35 @@ from studio.peft.model.activity import check_together, enable_adapter_layers, le
 from studio.peft.model.copies import drop_copy
 from studio.peft.model.dressing import dress_all, undress
 from studio.peft.model.merging import fold_again, merge_adapter, take_out
+from studio.peft.model.rows import check_rows
 from studio.peft.model.stand_ins import put_parameter, swap
-from studio.peft.model.state import KEY, Extras, State
+from studio.peft.model.state import KEY, Extras, State, as_names
 from studio.peft.terms.errors import PeftWarning, Wrong, refusals
 
 __all__ = ["before_each_call", "delete_adapter", "forget", "lend", "merge_and_unload", "unload"]
 
 
-def delete_adapter(state: State, adapter_name: str) -> None:
-    """Takes an adapter off; if it acted alone, the first that remains acts in its place.
+def delete_adapter(state: State, adapter_name: str | Sequence[str]) -> None:
+    """Takes an adapter off, or several; if none that acted remains, the first that does acts in their place.
 
     Raises:
         Unknown: no adapter has that name. Wrong: it is merged.
     """
+    names = as_names(adapter_name)
     with refusals():
-        state.check(adapter_name)
-        if adapter_name in state.merged:
-            raise Wrong(
-                f"Cannot delete adapter(s) [{adapter_name!r}] while they are merged. Please unmerge them first."
-            )
-        acted = adapter_name in state.active
+        state.check(*names)
+        merged = [name for name in names if name in state.merged]
+        if merged:
+            raise Wrong(f"Cannot delete adapter(s) {merged} while they are merged. Please unmerge them first.")
+        acted = [name for name in names if name in state.active]
         take_out(state)
-        forget(state, adapter_name)
+        for name in dict.fromkeys(names):
+            forget(state, name)
         dress_all(state)
         if acted and not state.active and state.configs:
             first = next(iter(state.configs))
             warnings.warn(
-                f"Adapter {adapter_name} was active which is now deleted. Setting active adapter to {first}.",
+                f"Adapter {acted[0]} was active which is now deleted. Setting active adapter to {first}.",
                 PeftWarning,
                 stacklevel=4,
             )
@@ -97,6 +99,7 @@ def merge_and_unload(
     model = state.model
     with refusals():
         state.check(*wanted)
+        check_rows(state, [*state.merged, *(name for name in wanted if name not in state.merged)])
         check_together(state, wanted)
         if state.assembly.levels.silent:
             enable_adapter_layers(state)

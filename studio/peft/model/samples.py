@@ -76,6 +76,13 @@ def _check(state: State, names: Sequence[str]) -> None:
             f"Trying to infer with non-existing adapter(s): {', '.join(unknown)} (there are: "
             f"{', '.join(state.configs)}, and {BASE})"
         )
+    bare = next((path for name in {*names} - {BASE} for path, one in state.own_layers(name).items()
+                 if one.site.hosting == "owner"), None)  # fmt: skip
+    if bare is not None:
+        raise Wrong(
+            f"lora.ParamWrapper does not support mixed adapter batches yet. ({bare} is a bare parameter, which its "
+            "module uses for all samples at once: give one adapter for all)"
+        )
     if any(state.extras[name].parameters for name in {*names, *state.active} - {BASE}):
         raise Wrong("adapter_names cannot be mixed in a batch with adapters that replace biases of the base")
 

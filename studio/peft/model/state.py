@@ -61,6 +61,7 @@ class State:
         samples: the adapter of each sample while a call with ``adapter_names`` runs.
         repeats: whether generation repeats every sample in a row (beams).
         lent: whether somebody has taken a base layer, and may put it in the adapted one's place (diffusers does).
+        tables: views of trained rows that tied layers share, by what they show.
         hook: the handle of what is done before each call of the model, where there is anything to do.
     """
 
@@ -72,6 +73,7 @@ class State:
         self.waiting: dict[str, Strength] | None = None
         self.samples: list[str] | None = None
         self.repeats = self.lent = False
+        self.tables: dict[Any, Any] = {}
         self.hook: Any = None
 
     @property
@@ -91,7 +93,10 @@ class State:
             if name not in self.configs:
                 close = nearest(str(name), self.configs, 1)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise Unknown(f"Adapter {name} does not exist{hint} (there are: {', '.join(self.configs) or 'none'})")
+                raise Unknown(
+                    f"Adapter {name} does not exist{hint} (Adapter(s) {sorted({*names} - {*self.configs})} not found, "
+                    f"available adapters: {sorted(self.configs)})"
+                )
 
     def cores(self, name: str) -> list[str]:
         """Returns the names of the core's adapters that make up one of PEFT's."""

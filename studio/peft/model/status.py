@@ -88,7 +88,8 @@ def _parts(state: State) -> Iterator[tuple[str, _Part]]:
         layer, rows = state.adapters_at(path), state.adapters_at(path, tokens=True)
         if layer:
             word = state.configs[min(layer)].word.lower()
-            kind = f"{word}.{type(next(iter(layer.values())).site.module).__name__}"
+            site = next(iter(layer.values())).site
+            kind = f"{word}.{'ParamWrapper' if site.hosting == 'owner' else type(site.module).__name__}"
             yield path, _Part(path, kind, layer, active, True)
         if rows:
             yield path, _Part(path, "TrainableTokensWrapper", rows, [one for one in active if one in rows], True)

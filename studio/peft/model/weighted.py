@@ -15,7 +15,7 @@ from torch import Tensor
 from studio.adapters import Adapter, LoRA, install
 from studio.adapters.combination import COMBINERS, truncated
 from studio.adapters.contract.pattern import exactly
-from studio.adapters.contract.ranked import RankedConfig
+from studio.adapters.contract.ranked import RankedConfig, any_rank
 from studio.peft.model.adding import put
 from studio.peft.model.state import State
 from studio.peft.terms.errors import Wrong, refusals
@@ -114,6 +114,12 @@ def _word(state: State, names: list[str], weights: list[float], new: str) -> str
     biased = [name for name in names if state.extras[name].parameters]
     if biased:
         raise Wrong(f"{biased[0]!r} has biases of its own (bias=...); there is no sum of such copies, leave it out")
+    bare = next((path for name in names for path, one in state.layers(name) if one.site.hosting == "owner"), None)
+    if bare is not None:
+        raise Wrong(
+            f"add_weighted_adapter does not support targeting nn.Parameter ({bare}): combine the adapters one by one, "
+            "or let them act together: studio.blend"
+        )
     both = sum(len(owners) > 1 for owners in _owners(state, names).values())
     if both:
         raise Wrong(
@@ -201,7 +207,8 @@ def _put_plain(state: State, names: list[str], new: str, made: dict[str, Layer])
     config.lora_dropout = float(config.lora_dropout)
     owners = _owners(state, names)
     config.modules_to_save = list(owners) or None
-    put(state, new, config, partial(install, state.model, ours, made, name=new), active=False)
+    with any_rank():
+        put(state, new, config, partial(install, state.model, ours, made, name=new), active=False)
     for path, (owner,) in owners.items():
         state.extras[new].modules[path].load_state_dict(state.extras[owner].modules[path].state_dict())
 
