@@ -43,7 +43,6 @@ class Absent(Wrong, AttributeError, NotImplementedError):
 
 
 _INSTEAD: Final = {
-    "preprocess_corda": "get_peft_model(..., calibrate=batches)",
     "preprocess_loraga": "get_peft_model(..., calibrate=batches) with init_lora_weights='eva' or 'corda'",
     "initialize_lora_eva_weights": "get_peft_model(..., calibrate=batches)",
     "get_eva_state_dict": "get_peft_model(..., calibrate=batches)",

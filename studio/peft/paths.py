@@ -6,6 +6,7 @@ The modules are made from the list of PEFT's names when they are imported. The s
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import sys
@@ -28,7 +29,7 @@ ROOT: Final = "studio.peft"
 
 _HOMES: Final = (
     ".configs.methods", ".configs.config", ".model.layers", ".model.copies", ".model.tuner", ".model.status",
-    ".terms.constants", ".terms.errors", ".terms.types", ".auto", ".buffers", ".conversion", ".files.folder",
+    ".terms.constants", ".terms.errors", ".terms.types", ".auto", ".buffers", ".conversion", ".corda", ".files.folder",
     ".files.renaming", ".get_model", ".hotswap", ".incremental_pca", ".intruders", ".matching", ".modules",
     ".optimizers", ".peft_model", ".precision", ".state_dicts", ".switching",
 )  # fmt: skip
@@ -107,6 +108,13 @@ def _names(path: str) -> dict[str, Any]:
     return {name: lookup(path, name) for name in names}
 
 
+def _module_below(path: str, name: str) -> ModuleType:
+    """A module below one of PEFT's paths, which importing PEFT imports too (``peft.tuners.lora``)."""
+    if f"{path}.{name}" not in PATHS:
+        raise AttributeError(f"module '{ROOT}.{path}' has no attribute {name!r}")
+    return importlib.import_module(f"{ROOT}.{path}.{name}")
+
+
 class _Finder(MetaPathFinder, Loader):
     """Finds the modules of the table, and every module of this package under another name of the package."""
 
@@ -142,6 +150,7 @@ class _Finder(MetaPathFinder, Loader):
         path = spec.name.removeprefix(ROOT + ".")
         found = _names(path)
         module.__dict__.update(found, __doc__=f"``peft.{path}``.", __all__=sorted(found))
+        module.__dict__["__getattr__"] = functools.partial(_module_below, path)
 
 
 def install() -> None:

@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Final, cast
 from torch import nn
 
 from studio.adapters import trainable
+from studio.atomic import together
 from studio.files.soft import HEADS
-from studio.peft.configs.checks import note_name, note_starts
+from studio.peft.configs.checks import check_convertible, note_name, note_starts
 from studio.peft.configs.config import PeftConfig
 from studio.peft.files.card import write_card
 from studio.peft.files.filling import Keys, fill_state, install_state
@@ -260,7 +261,8 @@ class PeftModel(nn.Module):
 
         Args:
             model_id: a folder, or a name on the Hub. adapter_name: the name that it gets, or has.
-            is_trainable: whether it is trained. key_mapping: expression -> replacement, for keys of the file.
+            is_trainable: whether it is trained. key_mapping: expression -> replacement, for keys of the file; None: as
+                the model says that its layers were called once.
             torch_device, autocast_adapter_dtype, ephemeral_gpu_offload, low_cpu_mem_usage: accepted; tensors are
                 loaded in fp32 to where their layer is.
             kwargs: config, subfolder, revision, cache_dir, token, ignore_mismatched_sizes.
@@ -278,6 +280,8 @@ class PeftModel(nn.Module):
         _refuse(kwargs, ("device_map", "max_memory", "offload_dir", "offload_index", "use_safetensors"))
         with refusals():
             config = PeftConfig.from_pretrained(model_id, subfolder, **hub) if config is None else config
+            if key_mapping is None and not config.is_prompt_learning:  # the names that the model's layers once had
+                key_mapping = getattr(self.get_base_model(), "_checkpoint_conversion_mapping", None)
             tensors = load_peft_weights(model_id, subfolder=subfolder, key_mapping=key_mapping, **hub)
             if adapter_name not in self.peft_config:
                 note_starts([config, *self.peft_config.values()])
@@ -359,8 +363,8 @@ class PeftModel(nn.Module):
             selected_adapters: which; None: all.
             save_embedding_layers: put the base's embeddings beside them; "auto": where an adapter changes them.
             is_main_process: whether to write at all.
-            path_initial_model_for_weight_conversion: not needed; a start that is taken from the weights is saved as a
-                plain pair already.
+            path_initial_model_for_weight_conversion: given, a start that is taken from the weights is worked into a
+                plain pair of twice the rank; the folder that it names is not needed. Else it is saved as PEFT does.
             kwargs: accepted are ``state_dict=None`` and ``max_shard_size``.
 
         Raises:
@@ -373,13 +377,17 @@ class PeftModel(nn.Module):
         if unknown:
             raise Wrong(f"You passed an invalid `selected_adapters` arguments, current supported adapter names are "
                         f"{list(self.peft_config)} - got {unknown}.")  # fmt: skip
+        plain = path_initial_model_for_weight_conversion is not None
+        if plain:
+            check_convertible(self.peft_config[name] for name in names)
         if not is_main_process:
             return
-        for name in names:
-            folder = Path(save_directory) if name == "default" else Path(save_directory, name)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_folder(self._state, name, folder, safe=safe_serialization, embeddings=save_embedding_layers)
-        write_card(self._state, Path(save_directory))
+        with together():
+            for name in names:
+                folder = Path(save_directory) if name == "default" else Path(save_directory, name)
+                write_folder(self._state, name, folder, safe=safe_serialization, embeddings=save_embedding_layers,
+                             plain=plain)  # fmt: skip
+            write_card(self._state, Path(save_directory))
 
     def create_or_update_model_card(self, output_dir: str | Path) -> None:
         """Writes ``README.md`` beside the adapter."""

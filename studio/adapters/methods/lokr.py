@@ -25,7 +25,7 @@ from studio.adapters.contract.lycoris import (
     through_core,
 )
 from studio.adapters.sites.site import Site
-from studio.errors import DoesNotFit
+from studio.errors import BadConfig, DoesNotFit
 
 __all__ = ["LoKr", "LoKrAdapter", "factorize"]
 
@@ -41,6 +41,7 @@ class LoKr(LycorisConfig):
     Attributes:
         factor: upper bound of the smaller part of a split, or -1 for the most even one.
         decompose_both: also factorise ``w1`` where that is smaller.
+        init: the part that starts at zero, while the other is drawn: ``"w1"`` as in PEFT, or ``"w2"`` as in LyCORIS.
 
     Raises:
         BadConfig: a field with an impossible value.
@@ -61,9 +62,11 @@ class LoKr(LycorisConfig):
     small: ClassVar[Mapping[str, Any]] = {"rank": 1}
     factor: int = -1
     decompose_both: bool = False
+    init: str = "w1"
 
     def check(self) -> None:
         super().check()
+        self.require(self.init in ("w1", "w2"), "init", "'w1' or 'w2'")
         self.require(self.factor == -1 or self.factor >= 1, "factor", "-1, or a whole number of at least 1")
 
 
@@ -97,6 +100,12 @@ def _check_order(site: Site, tensors: Mapping[str, Tensor]) -> None:
             f"PEFT's LoKr multiplies a whole w2 of the Conv1d {site.path} along other axes than a Kronecker product; "
             "a rank at which w2 is factorised, or format='diffusers', has none of this"
         )
+
+
+def _start_of_peft(config: Any, word: str) -> dict[str, Any]:
+    if word != "lycoris":
+        raise BadConfig(f"LoKrConfig(init_weights={word!r}): the starts are True, False and 'lycoris'")
+    return {"init": "w2"}
 
 
 def _of_peft(fields: Mapping[str, Any], site: Site, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -192,6 +201,7 @@ class LoKrAdapter(LycorisAdapter[LoKr]):
                 "tucker": "use_effective_conv2d", "rank_dropout": "rank_dropout",
                 "rank_dropout_scale": "rank_dropout_scale", "module_dropout": "module_dropout",
             },
+            start=_start_of_peft,
             state=_stated,
         ),
         tensors=NAMES,
@@ -209,16 +219,17 @@ class LoKrAdapter(LycorisAdapter[LoKr]):
         a, c = factorize(site.rows, config.factor)
         b, d = factorize(inner, config.factor)
         taps, filled = math.prod(kernel), partial(drawn, given.generator)
+        first, second = (torch.zeros, filled) if config.init == "w1" else (filled, torch.zeros)
         tensors: dict[str, Tensor] = {}
         if config.decompose_both and rank < max(a, b) / 2:
-            tensors |= {"w1_a": torch.zeros(a, rank), "w1_b": filled(rank, b)}
+            tensors |= {"w1_a": first(a, rank), "w1_b": filled(rank, b)}
         else:
-            tensors["w1"] = torch.zeros(a, b)
+            tensors["w1"] = first(a, b)
         if rank >= max(c, d) / 2:  # the kernel does not count, as in PEFT and LyCORIS
-            return tensors | {"w2": filled(c, d, *kernel)}
+            return tensors | {"w2": second(c, d, *kernel)}
         if config.tucker and taps > 1:
-            return tensors | {"w2_t": filled(rank, rank, *kernel), "w2_a": filled(rank, c), "w2_b": filled(rank, d)}
-        return tensors | {"w2_a": filled(c, rank), "w2_b": filled(rank, d * taps)}
+            return tensors | {"w2_t": filled(rank, rank, *kernel), "w2_a": filled(rank, c), "w2_b": second(rank, d)}
+        return tensors | {"w2_a": filled(c, rank), "w2_b": second(rank, d * taps)}
 
     def fit(self) -> None:
         (a, b), (c, d) = self._part("w1"), self._part("w2")

@@ -11,7 +11,16 @@ from torch import nn
 from studio.adapters import Site
 from studio.peft.terms.errors import PeftWarning, Wrong
 
-__all__ = ["PREFIXES", "WrongType", "check_lora", "check_lora_layers", "note_name", "note_starts", "takes_weights"]
+__all__ = [
+    "PREFIXES",
+    "WrongType",
+    "check_convertible",
+    "check_lora",
+    "check_lora_layers",
+    "note_name",
+    "note_starts",
+    "takes_weights",
+]
 
 PREFIXES: Final = {"LOHA": "hada_", "ADALORA": "lora_", "VERA": "vera_lambda_"}
 """What PEFT's names of a method's tensors begin with, where that is not its word."""
@@ -111,6 +120,21 @@ def _check_parts(config: Any, start: Any, parts: Mapping[str, Callable[[], Any]]
             setattr(config, name, parts[name]())
         elif start != word and given is not None:
             _say(f"`{name}` specified but will be ignored when `init_lora_weights` is not '{word}'.")
+
+
+def check_convertible(configs: Iterable[Any]) -> None:
+    """Checks that adapters can be saved as plain pairs of twice the rank.
+
+    Raises:
+        Wrong: one with a rank-stabilised scale and patterns, which PEFT's config cannot say of such a pair.
+    """
+    for config in configs:
+        patterns = getattr(config, "rank_pattern", None) or getattr(config, "alpha_pattern", None)
+        if patterns and getattr(config, "use_rslora", False):
+            raise Wrong(
+                "Passing `path_initial_model_for_weight_conversion` to `save_pretrained` is not supported when using "
+                "Rank-Stabilized LoRA with rank_pattern/alpha_pattern; studio.save(model.get_base_model(), file) has it"
+            )
 
 
 def note_name(config: Any, name: str) -> None:

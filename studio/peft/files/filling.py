@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -13,14 +14,17 @@ from torch import Tensor, nn
 from studio.adapters import Adapter, AdapterConfig, install
 from studio.adapters.contract.ranked import RankedConfig
 from studio.adapters.contract.starts import padded
+from studio.adapters.methods.lora import fold_start
 from studio.errors import DoesNotFit, PartialLoad
 from studio.files.reading import Reading
+from studio.peft.configs.checks import takes_weights
 from studio.peft.configs.translate import method_of
 from studio.peft.files.plan import Keys, Plan, plan_extras
 from studio.peft.files.sorting import read_parts, sorted_parts
 from studio.peft.files.tensors import PREFIX
 from studio.peft.model.adding import check_new, put
 from studio.peft.model.removing import delete_adapter
+from studio.peft.model.starts import start_of_file
 from studio.peft.model.state import State, state_of
 from studio.peft.terms.errors import Wrong, refusals
 
@@ -56,8 +60,9 @@ def install_state(
         _check_read(reading.ignored, len(tensors), allow_partial)
         if not reading.layers:
             raise DoesNotFit("none of the keys fits the model")
-        layers = _copied(reading.layers)
-        put(state, name, config, partial(install, model, reading.config, layers, name=name, trainable=trainable))
+        ours, layers = start_of_file(model, config, reading.config, reading.layers)
+        put(state, name, config, partial(install, model, ours, layers, name=name, trainable=trainable))
+        state.extras[name].preprocessed = getattr(ours, "init", "") == "corda"
         plan = Plan(unexpected=[key.removeprefix(PREFIX) for key in reading.ignored])
         try:
             plan_extras(plan, state, name, parts)
@@ -75,10 +80,6 @@ def _check_read(ignored: Mapping[str, str], count: int, allow_partial: bool) -> 
         raise PartialLoad(
             f"{len(ignored)} of {count} keys cannot be applied: {first.removeprefix(PREFIX)!r}: {ignored[first]}"
         )
-
-
-def _copied(layers: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    return {path: dict(found) for path, found in layers.items()}
 
 
 # -- an adapter that is there ------------------------------------------------------------------------------------------
@@ -104,6 +105,9 @@ def fill_state(
                 f"the saved adapter is of {method_of(config)}, {name!r} is of {method_of(mine)}: load it under another "
                 f"name, or delete {name!r} first"
             )
+        starts = [getattr(one, "init_lora_weights", None) for one in (config, mine)]
+        if takes_weights(starts[0]) and starts[0] != starts[1]:
+            raise DoesNotFit(f"the saved adapter starts with {starts[0]!r}, {name!r} with {starts[1]!r}")
         if name in state.merged:
             raise Wrong(f"cannot fill {name!r} while it is merged; call unmerge_adapter first")
         plan, reading = _plan_fill(state, name, config, tensors)
@@ -171,7 +175,7 @@ def _check_networks(state: State, name: str, given: Mapping[str, Mapping[str, Te
 def _as_live(adapter: Adapter, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A layer's tensors from a file in the form that the live adapter has them in.
 
-    A start from the weight (PiSSA) is the second half of a saved pair, and stays; ranks that AdaLoRA had pruned are
+    A start from the weight (PiSSA) may be the second half of a saved pair, and stays; ranks that AdaLoRA had pruned are
     not in a file, and are pruned here too.
 
     Raises:
@@ -180,6 +184,8 @@ def _as_live(adapter: Adapter, given: Mapping[str, Tensor]) -> dict[str, Tensor]
     own, made = adapter.tensors(), dict(given)
     if "down0" in own and {"down", "up"} <= made.keys():
         rank = own["down"].shape[0]
+        if len(made["down"]) == rank:  # PEFT's form, without the start
+            return made
         start = made["down"][rank:].to(own["down0"])
         if start.shape != own["down0"].shape or not torch.allclose(start, own["down0"], atol=1e-5):
             raise DoesNotFit(f"the saved adapter started from other weights at {adapter.site.path} than this one")
@@ -233,4 +239,9 @@ def read_into(
             f"Hot swapping the adapter did not succeed, unexpected keys found: {named} ({first!r} cannot be swapped "
             f"in: {why})"
         )
-    return reading.config, _copied(reading.layers)
+    ours, layers = start_of_file(model, config, reading.config, reading.layers)
+    for tensors in layers.values():
+        if "down0" in tensors:
+            tensors["down"], tensors["up"] = fold_start(tensors)
+            del tensors["down0"], tensors["up0"]
+    return (dataclasses.replace(ours, init="kaiming") if hasattr(ours, "init") else ours), layers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -19,7 +20,8 @@ from studio.files.save import spelled
 from studio.files.source import open_source
 from studio.peft.configs.config import PeftConfig
 from studio.peft.configs.prompts import sizes_in_file
-from studio.peft.files.tensors import adapts_embeddings, get_state
+from studio.peft.files.tensors import PREFIX, SHARED, adapts_embeddings, get_state
+from studio.peft.model.starts import in_pefts_form
 from studio.peft.model.state import State
 from studio.peft.terms.errors import PeftWarning, refusals
 from studio.peft.terms.places import folder_of
@@ -29,12 +31,15 @@ __all__ = ["load_peft_weights", "write_folder"]
 BIN: Final = "adapter_model.bin"
 
 
-def write_folder(state: State, name: str, folder: Path, *, safe: bool, embeddings: str | bool) -> None:
+def write_folder(
+    state: State, name: str, folder: Path, *, safe: bool, embeddings: str | bool, plain: bool = False
+) -> None:
     """Writes tensors and config of one adapter.
 
     Args:
-        state: what is on the model. name: which. folder: where to; it exists.
+        state: what is on the model. name: which. folder: where to.
         safe: safetensors, else ``torch.save``. embeddings: as in ``PeftModel.save_pretrained``.
+        plain: whether a start out of the weights is worked into the pair, of twice the rank, in any case.
 
     Raises:
         DoesNotFit: an adapter that no folder of PEFT's can hold.
@@ -48,7 +53,7 @@ def write_folder(state: State, name: str, folder: Path, *, safe: bool, embedding
                 PeftWarning,
                 stacklevel=4,
             )
-    found = get_state(base, name, embeddings=bool(embeddings))
+    found = get_state(base, name, embeddings=bool(embeddings), plain=plain)
     tensors = {key: tensor.detach().contiguous().cpu() for key, tensor in found.items()}
     if safe:
         write_tensors(folder / TENSOR_FILE, tensors, {"format": "pt"})
@@ -56,7 +61,7 @@ def write_folder(state: State, name: str, folder: Path, *, safe: bool, embedding
         with atomic_path(folder / BIN) as temporary:
             torch.save(tensors, temporary)
     config = state.configs[name]
-    config.save_pretrained(folder, inference_mode=True, **_about_the_base(base, config), **_settled(state, name))
+    config.save_pretrained(folder, inference_mode=True, **_about_the_base(base, config), **_settled(state, name, plain))
 
 
 def _about_the_base(base: Any, config: PeftConfig) -> dict[str, Any]:
@@ -70,19 +75,20 @@ def _about_the_base(base: Any, config: PeftConfig) -> dict[str, Any]:
     return fields
 
 
-def _settled(state: State, name: str) -> dict[str, Any]:
+def _settled(state: State, name: str, plain: bool) -> dict[str, Any]:
     """The fields of a saved config that differ from the config in memory, because the tensors say something else."""
     config: Any = state.configs[name]
     if config.is_prompt_learning:
         return sizes_in_file(state.own_layers(name).values())
-    if not state.cores(name):
-        return {}
+    if not state.cores(name) or in_pefts_form(state, name):
+        return _doubled(config) if plain else {}
     saved, _ = spelled(state.model, name, FORMATS["peft"])
     warn_doubled(saved)
     stated = peft_fields(saved, saved.names.paths[next(iter(saved.sites))][0])
     fields: dict[str, Any] = {}
     start = getattr(config, "init_lora_weights", True)
-    if isinstance(start, str) and start not in ("gaussian", "orthogonal"):
+    begun = any("down0" in adapter.tensors() for adapter in state.own_layers(name).values())
+    if begun or (isinstance(start, str) and start not in ("gaussian", "orthogonal", "mica")):
         settled = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules")
         fields = {key: stated[key] for key in settled if key in stated}
         fields |= {"init_lora_weights": True, "eva_config": None, "corda_config": None, "loftq_config": {}}
@@ -94,6 +100,22 @@ def _settled(state: State, name: str) -> dict[str, Any]:
     return fields
 
 
+def _doubled(config: Any) -> dict[str, Any]:
+    """The fields that differ for an adapter whose start is worked into its pairs, all of twice the rank then."""
+    more = math.sqrt(2) if config.use_rslora else 2
+    fields = {"r": 2 * config.r, "rank_pattern": {key: 2 * one for key, one in config.rank_pattern.items()}}
+    fields |= {"lora_alpha": more * config.lora_alpha,
+               "alpha_pattern": {key: more * one for key, one in config.alpha_pattern.items()}}  # fmt: skip
+    return {**fields, "init_lora_weights": True, "corda_config": None}
+
+
+def _mapped(key: str, table: Mapping[str, str]) -> str:
+    prefix = next((one for one in (PREFIX, SHARED) if key.startswith(one)), "")
+    bare = key.removeprefix(prefix)
+    hits = (re.subn(pattern, replacement, bare) for pattern, replacement in table.items())
+    return prefix + next((made for made, count in hits if count), bare)
+
+
 def load_peft_weights(
     model_id: str | Path, device: str | None = None, key_mapping: Mapping[str, str] | None = None, **hub: Any
 ) -> dict[str, Tensor]:
@@ -101,7 +123,8 @@ def load_peft_weights(
 
     Args:
         model_id: a folder, or a name on the Hub. device: where to; None: the CPU.
-        key_mapping: expression -> replacement, for keys. hub: subfolder, revision, cache_dir, token.
+        key_mapping: expression -> replacement, for keys without what all begin with; the first that fits counts.
+        hub: subfolder, revision, cache_dir, token.
 
     Raises:
         BadFile: there is none.
@@ -112,6 +135,6 @@ def load_peft_weights(
             tensors = dict(read_tensors(folder / TENSOR_FILE)[1])
         else:
             tensors = dict(open_source(folder / BIN, pickled=True).tensors)
-    for pattern, replacement in (key_mapping or {}).items():
-        tensors = {re.sub(pattern, replacement, key): tensor for key, tensor in tensors.items()}
+    if key_mapping:
+        tensors = {_mapped(key, key_mapping): tensor for key, tensor in tensors.items()}
     return tensors if device is None else {key: tensor.to(device) for key, tensor in tensors.items()}

@@ -12,11 +12,12 @@ from studio.files.format import FORMATS
 from studio.files.save import spelled
 from studio.peft.configs.prompts import prompt_state
 from studio.peft.configs.select import names_in
+from studio.peft.model.starts import in_pefts_form
 from studio.peft.model.state import State, state_of
 from studio.peft.model.tokens import TOKEN_KEY
 from studio.peft.terms.errors import refusals
 
-__all__ = ["PREFIX", "adapts_embeddings", "get_state"]
+__all__ = ["PREFIX", "SHARED", "adapts_embeddings", "get_state"]
 
 PREFIX: Final = "base_model.model."
 SHARED: Final = "base_model."
@@ -24,12 +25,15 @@ SHARED: Final = "base_model."
 
 
 @torch.no_grad()
-def get_state(model: nn.Module, name: str, *, prefix: str = PREFIX, embeddings: bool = False) -> dict[str, Tensor]:
+def get_state(
+    model: nn.Module, name: str, *, prefix: str = PREFIX, embeddings: bool = False, plain: bool = False
+) -> dict[str, Tensor]:
     """Returns an adapter's tensors under PEFT's names.
 
     Args:
         model: the base that carries it. name: the adapter. prefix: what every key begins with.
         embeddings: whether the base's embeddings are put beside them.
+        plain: whether a start out of the weights is worked into the pair, of twice the rank, in any case.
 
     Raises:
         Unknown: no adapter has that name. DoesNotFit: one that no folder of PEFT's can hold.
@@ -42,6 +46,8 @@ def get_state(model: nn.Module, name: str, *, prefix: str = PREFIX, embeddings: 
             found = prompt_state(state.own_layers(name).items(), name)
             return found | {SHARED + key: tensor for key, tensor in _beside(state, name).items()}
         found = _layers(state, name)
+        if not plain and in_pefts_form(state, name):
+            found = _without_start(state, name, found)
     found |= _beside(state, name)
     whole = {path: parameter.detach() for path, parameter in state.extras[name].parameters.items()}
     if embeddings:
@@ -74,6 +80,18 @@ def _layers(state: State, name: str) -> dict[str, Tensor]:
         for key, tensor in spelled(state.model, core, FORMATS["peft"])[1].items():
             bare = key.removeprefix(PREFIX)
             found[bare if core == name else bare.replace(".trainable_tokens_delta", TOKEN_KEY)] = tensor
+    return found
+
+
+def _without_start(state: State, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The first halves of pairs whose second halves are a start that PEFT makes anew."""
+    names = {id(one.site.module): one.tensors()["down"].shape[0] for one in state.own_layers(name).values()}
+    found = dict(tensors)
+    for path, module in names_in(state.model).items():
+        rank = names.get(id(module))
+        down, up = f"{path}.lora_A.weight", f"{path}.lora_B.weight"
+        if rank is not None and down in found:
+            found |= {down: found[down][:rank], up: found[up][:, :rank]}
     return found
 
 

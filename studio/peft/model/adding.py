@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 
-from studio.adapters import METHODS, AdapterConfig, attach
+from studio.adapters import METHODS, AdapterConfig, Site, attach, install
 from studio.adapters.contract.ranked import any_rank
+from studio.adapters.hosting.assembly import site_at
 from studio.errors import DoesNotFit
 from studio.files.format import FORMATS
 from studio.files.save import spelled
@@ -23,6 +25,7 @@ from studio.peft.model.copies import give_copies
 from studio.peft.model.dressing import dress_all
 from studio.peft.model.removing import before_each_call, forget
 from studio.peft.model.stand_ins import give_biases
+from studio.peft.model.starts import drop_eigens, pairs_of_eigens
 from studio.peft.model.state import KEY, Extras, State, owner_of
 from studio.peft.model.tokens import add_tokens
 from studio.peft.model.tying import note_tying, tie
@@ -48,11 +51,20 @@ def add(
     with refusals():
         check_new(state, name, config)
         if config.is_prompt_learning:
-            ours = prompt_config(config, state.model)
+            ours, sites = prompt_config(config, state.model), {}
         else:
             covered = METHODS[method_of(config)].adapter.kinds
-            ours = translate(config, state.model, select(state.model, config, covered))
-        put(state, name, config, partial(_attach, state, name, ours, calibrate, original))
+            paths = select(state.model, config, covered)
+            sites = _preprocessed(state, config, paths, calibrate)
+            ours = translate(_without_files(config) if sites else config, state.model, paths)
+        if sites:
+            pairs = pairs_of_eigens(sites, ours)
+            place = partial(install, state.model, ours, pairs, name=name, trainable=True)
+        else:
+            place = partial(_attach, state, name, ours, calibrate, original)
+        put(state, name, config, place)
+        state.extras[name].preprocessed = bool(sites)
+        drop_eigens(sites)
         layers = state.own_layers(name)
         for adapter in layers.values():
             random_start(config, adapter.tensors(), adapter.trained)
@@ -63,6 +75,20 @@ def add(
         _warn_unsavable(state, name)
         if not autocast:
             cast_down(state, name)
+
+
+def _preprocessed(state: State, config: Any, paths: Sequence[str], calibrate: Any) -> dict[str, Site]:
+    """The layers that start from what ``preprocess_corda`` found: all, or none where the start is another."""
+    if calibrate is not None or getattr(config, "init_lora_weights", None) != "corda":
+        return {}
+    return {path: site_at(state.model, path, METHODS["lora"].adapter.kinds) for path in paths}
+
+
+def _without_files(config: Any) -> Any:
+    """A config without what ``preprocess_corda`` has dealt with."""
+    made = copy.copy(config)
+    made.corda_config = None
+    return made
 
 
 def _attach(state: State, name: str, config: AdapterConfig, calibrate: Any, original: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, cast
 
@@ -20,8 +19,9 @@ from studio.peft.model.dressing import view_of
 from studio.peft.model.merging import merge_adapter, unmerge_adapter
 from studio.peft.model.names import Table, attribute_of, peft_name, setting_of, settings
 from studio.peft.model.removing import delete_adapter, lend
+from studio.peft.model.rows import TokenAdapter
+from studio.peft.model.starts import residual, taken_by
 from studio.peft.model.state import KEY, State, by_state
-from studio.peft.model.tokens import token_tensors
 from studio.peft.terms.errors import Wrong
 
 __all__ = ["BaseTunerLayer", "IA3Layer", "LoHaLayer", "LoKrLayer", "LoraLayer"]
@@ -38,13 +38,6 @@ def by_layer(verb: Callable[Concatenate[State, str, P], None]) -> Callable[Conca
         verb(self._state, self._site.path, *args, **kwargs)
 
     return method
-
-
-@dataclass
-class TokenRows:
-    """The rows of single tokens: adapter name -> ``(tokens, dim)``."""
-
-    trainable_tokens_delta: Table
 
 
 @view_of("")
@@ -91,7 +84,7 @@ class BaseTunerLayer:
         except AttributeError:
             if name.startswith("__") or not self._by_adapter(name):
                 raise
-            return Table(partial(BaseTunerLayer._by_adapter, self, name))
+            return Table(partial(BaseTunerLayer._by_adapter, self, name), partial(BaseTunerLayer._fill, self, name))
 
     def _by_adapter(self, name: str) -> dict[str, Any]:
         """One of PEFT's attributes, by adapter: the tensors of that name, or a field of the config."""
@@ -99,24 +92,31 @@ class BaseTunerLayer:
         tensors = {owner: attribute_of(adapter, name) for owner, adapter in here.items()}
         if any(one is not None for one in tensors.values()):
             return {owner: one for owner, one in tensors.items() if one is not None}
-        return {owner: setting_of(adapter, name) for owner, adapter in here.items() if name in settings(adapter)}
+        if any(name in settings(adapter) for adapter in here.values()):
+            return {owner: setting_of(adapter, name) for owner, adapter in here.items() if name in settings(adapter)}
+        return {owner: one for owner, one in self._state.shared(name).items() if owner in here}
+
+    @torch.no_grad()
+    def _fill(self, name: str, owner: str, value: Any) -> None:
+        """Copies numbers into the tensor that an adapter has here under one of PEFT's attributes."""
+        tensor = self._by_adapter(name).get(owner)
+        if not isinstance(tensor, Tensor) or not isinstance(value, Tensor) or tensor.shape != value.shape:
+            raise Wrong(
+                f"{name}[{owner!r}] takes a tensor of the shape of the one that is there, and nothing else; what is a "
+                "module has its numbers in .weight"
+            )
+        tensor.copy_(value)
 
     @property
-    def token_adapter(self) -> TokenRows:
+    def token_adapter(self) -> TokenAdapter:
         """The rows of single tokens that adapters have here.
 
         Raises:
             AttributeError: none has any.
         """
-        if not self._token_rows():
+        if not self._adapters(tokens=True):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute 'token_adapter'")
-        return TokenRows(Table(partial(BaseTunerLayer._token_rows, self)))
-
-    def _token_rows(self) -> dict[str, Tensor]:
-        rows = {name: adapter.tensors().get("rows") for name, adapter in self._adapters(tokens=True).items()}
-        for name in [name for name, one in rows.items() if one is None]:  # tied: the rows are the embedding's
-            rows[name] = next(iter(token_tensors(self._state, name).values()))
-        return {name: one for name, one in rows.items() if one is not None}
+        return TokenAdapter(self._state, self._site.path)
 
     # -- the base ------------------------------------------------------------------------------------------------------
 
@@ -150,6 +150,14 @@ class BaseTunerLayer:
         return self._state.active_at(self._site.path)
 
     active_adapter = active_adapters
+
+    @property
+    def _active_adapter(self) -> list[str]:
+        return self.active_adapters
+
+    @_active_adapter.setter
+    def _active_adapter(self, names: str | Sequence[str]) -> None:
+        self.set_adapter(names)
 
     @property
     def disable_adapters(self) -> bool:
@@ -235,6 +243,27 @@ class BaseTunerLayer:
 class LoraLayer(BaseTunerLayer):
     """A layer with LoRA, DoRA or AdaLoRA on it."""
 
+    @property
+    def base_layer(self) -> nn.Module:
+        """The layer as the base has it, without what adapters that start out of its weight (PiSSA) stand for.
+
+        That is PEFT's, which takes it off the weight; here ``weight`` is computed at each look and is to be read.
+        """
+        view = self.get_base_layer()
+        weight = None if self.merged else residual(self._adapters(), self._site.weight)
+        if weight is not None:
+            own = {**view._parameters, self._site.weight_name: nn.Parameter(weight, requires_grad=False)}
+            object.__setattr__(view, "__dict__", {**view.__dict__, "_parameters": own})
+        return view
+
+    @torch.no_grad()
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """Returns the change of the weight as PEFT has it, ``(rows, cols)``: of its pair, without its start's."""
+        found, own = super().get_delta_weight(adapter), self._adapters()[adapter]
+        if "down0" not in own.tensors():
+            return found
+        return found + taken_by(own).to(found) * self._state.scale_of(adapter, self._site.path)
+
 
 @view_of("LOHA")
 class LoHaLayer(BaseTunerLayer):
@@ -249,3 +278,8 @@ class LoKrLayer(BaseTunerLayer):
 @view_of("IA3")
 class IA3Layer(BaseTunerLayer):
     """A layer with IA³ on it."""
+
+    @property
+    def is_feedforward(self) -> bool:
+        """Whether the inputs are scaled here, and not the outputs."""
+        return any("gain_in" in adapter.tensors() for adapter in self._adapters().values())

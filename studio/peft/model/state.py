@@ -45,10 +45,12 @@ class Extras:
 
     Attributes:
         modules: path -> the copy of a whole module. parameters: path -> the parameter that stands in for the base's.
+        preprocessed: whether its start came from ``preprocess_corda``, which makes it again for who loads the adapter.
     """
 
     modules: dict[str, nn.Module] = field(default_factory=dict)
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    preprocessed: bool = False
 
 
 class State:
@@ -58,6 +60,8 @@ class State:
         configs: adapter name -> config. extras: adapter name -> what it has beside its layers.
         originals: path -> the base's parameter in whose place an adapter's stands now.
         waiting: the blend that goes into the weights again when all layers are switched on again.
+        copies_off: the paths of whole modules whose copies are switched off.
+        chosen: path of a whole module -> the adapters whose copies act there, where that was said of it alone.
         samples: the adapter of each sample while a call with ``adapter_names`` runs.
         repeats: whether generation repeats every sample in a row (beams).
         lent: whether somebody has taken a base layer, and may put it in the adapted one's place (diffusers does).
@@ -72,6 +76,8 @@ class State:
         self.originals: dict[str, nn.Parameter] = {}
         self.waiting: dict[str, Strength] | None = None
         self.samples: list[str] | None = None
+        self.copies_off: set[str] = set()
+        self.chosen: dict[str, list[str]] = {}
         self.repeats = self.lent = False
         self.tables: dict[Any, Any] = {}
         self.hook: Any = None
@@ -143,11 +149,17 @@ class State:
         return list(dict.fromkeys(map(owner_of, self.assembly.levels.strengths)))
 
     def active_at(self, path: str) -> list[str]:
-        """Returns the adapters that act on a layer."""
-        levels = self.assembly.levels
-        return list(
-            dict.fromkeys(owner_of(core) for core in levels.strengths if path not in levels.muted.get(core, ()))
-        )
+        """Returns the adapters that act on a layer, those too that have nothing there and act everywhere else."""
+        assembly = self.assembly
+        levels, mount = assembly.levels, assembly.mounts.get(path)
+        here = set(mount.adapters.names()) if mount is not None else set()
+        owners = set(map(owner_of, here))
+        found = []
+        for core in levels.strengths:
+            muted = levels.muted.get(core, ())
+            if path not in muted if core in here else owner_of(core) not in owners and not muted:
+                found.append(owner_of(core))
+        return list(dict.fromkeys(found))
 
     @property
     def merged(self) -> list[str]:
@@ -198,7 +210,7 @@ def state_of(model: nn.Module) -> State:
     found = model.__dict__.get(KEY)
     if found is None:
         raise Wrong(
-            f"No adapter layers found in {type(model).__name__}, please ensure that it's a PEFT model or that you have "
+            f"No adapter layers found in the model ({type(model).__name__}), please ensure that it's a PEFT model or that you have "
             "PEFT adapters injected in the model (get_peft_model, inject_adapter_in_model)."
         )
     return cast(State, found)
