@@ -14,13 +14,14 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from studio.adapters import METHODS
 from studio.files.format import FORMATS, Draft, Format, Source
 from studio.files.header import write_tensors
 from studio.files.names import Names
 from studio.files.peft import peft_fields
 from studio.files.peft_settings import PeftSettings
 from studio.files.spelling import part_of
-from studio.files.stated import METADATA, chosen_label, labelled
+from studio.files.stated import METADATA, chosen_label, labelled, other_alpha
 
 __all__ = ["DIFFUSERS"]
 
@@ -50,7 +51,12 @@ def _split(key: str) -> tuple[str, str] | None:
 def _settings(source: Source, method: str, components: tuple[str, ...]) -> PeftSettings | None:
     fields = labelled(source)
     label = chosen_label(fields, components)
-    return None if label is None else PeftSettings(fields[label], method, f"the metadata {METADATA!r}", label)
+    if label is None:
+        return None
+    settings = PeftSettings(fields[label], method, f"the metadata {METADATA!r}", label)
+    name = METHODS[method].adapter.peft.settings.fields.get("alpha", "")
+    settings.notes += other_alpha(source, name, fields[label])
+    return settings
 
 
 def _check(draft: Draft) -> None:

@@ -13,6 +13,7 @@ from studio.adapters import Adapter, AdapterConfig, Site
 from studio.adapters.contract.foreign import OURS, Foreign
 from studio.files.header import TensorInfo
 from studio.files.names import Names
+from studio.files.payload import Payload
 from studio.files.scale import Grade
 from studio.registry import Registry
 
@@ -27,6 +28,7 @@ class Source:
         file: what the caller named. infos: key -> dtype and shape.
         tensors: key -> tensor; empty if only the header was read. metadata: the container's texts.
         peft: the content of ``adapter_config.json`` beside it, or None.
+        payload: the hash of the tensors, where they were read and the file states one.
     """
 
     file: Path
@@ -34,6 +36,7 @@ class Source:
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str]
     peft: Mapping[str, Any] | None = None
+    payload: Payload | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from studio.atomic import atomic_path
+from studio.device import on_cpu
 from studio.errors import BadConfig, BadFile
 from studio.files.claims import DTYPES, Header, TensorInfo, checked_header
 from studio.given import open_given
@@ -38,26 +39,37 @@ def read_header(file: Path) -> Header:
         return checked_header(file, stream, size)
 
 
-def read_tensors(file: Path, check: Callable[[Header], None] | None = None) -> tuple[Header, dict[str, Tensor]]:
+def read_tensors(
+    file: Path,
+    check: Callable[[Header], None] | None = None,
+    each: Callable[[memoryview], None] | None = None,
+) -> tuple[Header, dict[str, Tensor]]:
     """Reads a safetensors file once.
-
-    The tensors are views of one buffer: whoever keeps some of them for long copies those.
 
     Args:
         file: the file.
         check: called with the header before any tensor is read, to refuse the file.
+        each: called with the bytes of every tensor, in the file's order.
 
     Raises:
         BadFile: as :func:`read_header`, or what ``check`` raises.
     """
-    with _opened(file) as (stream, size):
+    read: dict[str, Tensor] = {}
+    with _opened(file) as (stream, size), on_cpu():
         header = checked_header(file, stream, size)
         if check is not None:
             check(header)
-        buffer = bytearray(size - header.start)
-        if stream.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]
-            raise BadFile(f"{file} became shorter while it was read; is it still being written?")
-    return header, dict(_views(header, buffer))
+        stream.seek(header.start)
+        for name, info in sorted(header.tensors.items(), key=lambda item: item[1].begin):
+            # of its own, and where torch puts tensors: kernels that begin elsewhere in memory round elsewhere
+            data = torch.empty(info.end - info.begin, dtype=torch.uint8)
+            part = memoryview(data.numpy())
+            if part and stream.readinto(part) != len(part):  # type: ignore[attr-defined]
+                raise BadFile(f"{file} became shorter while it was read; is it still being written?")
+            if each is not None:
+                each(part)
+            read[name] = data.view(DTYPES[info.dtype]).view(info.shape)
+    return header, {name: read[name] for name in header.tensors}
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -118,21 +130,6 @@ class _opened:
 
     def __exit__(self, *error: object) -> None:
         self.stream.close()
-
-
-ALIGNMENT: Final = 64
-"""Where torch puts a tensor of its own, in bytes. A file packs them tighter, and kernels that begin elsewhere round
-elsewhere: what was loaded would not compute the same bits as what was saved."""
-
-
-def _views(header: Header, buffer: bytearray) -> Iterator[tuple[str, Tensor]]:
-    whole = torch.frombuffer(buffer, dtype=torch.uint8) if buffer else torch.empty(0, dtype=torch.uint8)
-    for name, info in header.tensors.items():
-        dtype = DTYPES[info.dtype]
-        part = whole[info.begin : info.end]
-        if part.data_ptr() % ALIGNMENT:
-            part = part.clone()
-        yield name, part.view(dtype).view(info.shape)
 
 
 def _ordered(tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:

@@ -17,7 +17,7 @@ from studio.families import components
 from studio.files.detect import Contents, guess_family, sort_keys
 from studio.files.format import Source
 from studio.files.header import TensorInfo
-from studio.files.metadata import Entry, facts_of, own_entry
+from studio.files.metadata import Entry, doubts, facts_of, own_entry
 from studio.files.names import Names
 from studio.files.peft import CONFIG_FILE
 from studio.files.peft_settings import flagged_method, refuse_unknown_type
@@ -183,6 +183,7 @@ def _load_soft(
     with fitting(f"the config and the tensors of {source.file}"):
         reading = read_soft(model, source, own, method)
     check_finite(source.tensors, reading.applied(), source.file)
+    reading.notes += doubts(source, own)
     if reading.ignored and not allow_partial:
         raise PartialLoad(
             f"{len(reading.ignored)} of the {len(source.infos)} keys of {source.file} cannot be applied: "

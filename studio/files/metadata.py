@@ -8,26 +8,26 @@ repeated under their names. Nothing here depends on when, where or by whom a fil
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
-
-from torch import Tensor
 
 from studio import config as configs
 from studio.adapters import METHODS, AdapterConfig
 from studio.adapters.contract.ranked import RankedConfig
 from studio.errors import BadConfig, StudioError
 from studio.families import Family
+from studio.files.format import Source
 from studio.files.header import payload_hash
 from studio.given import parse_json
 from studio.version import __version__
 
-__all__ = ["Entry", "changed", "facts_of", "own_entry", "write_metadata"]
+__all__ = ["Entry", "doubts", "facts_of", "own_entry", "stated_hash", "write_metadata"]
 
 KEY: Final = "studio"
 
-_HASHED: Final = 256 << 20  # bytes; more would take longer to check than to load
+_HASH: Final = "sshs_model_hash"
+_HASH_TOO: Final = "modelspec.hash_sha256"
 _PUBLIC: Final = {
     "trigger": "modelspec.trigger_phrase",
     "licence": "modelspec.license",
@@ -51,12 +51,12 @@ _DERIVED: Final = (
     "ss_network_alpha",
     "ss_network_args",
     "ss_base_model_version",
-    "sshs_model_hash",
+    _HASH,
     "sshs_legacy_hash",
     "modelspec.sai_model_spec",
     "modelspec.architecture",
     "modelspec.implementation",
-    "modelspec.hash_sha256",
+    _HASH_TOO,
 )
 """Keys that follow from the tensors and the config; they are made anew at every save."""
 
@@ -70,7 +70,7 @@ class Entry:
     Attributes:
         name: the adapter's name. method: registry name of its method. tool: what wrote it.
         config: its config, or None where this version of the studio cannot read it.
-        family: registry name of its family, or "".
+        family: registry name of its family, or "". trouble: why the config cannot be read, in brackets.
     """
 
     name: str
@@ -78,6 +78,7 @@ class Entry:
     tool: str
     config: AdapterConfig | None
     family: str
+    trouble: str = ""
 
 
 def own_entry(metadata: Mapping[str, str]) -> Entry | None:
@@ -86,24 +87,37 @@ def own_entry(metadata: Mapping[str, str]) -> Entry | None:
     method = entry.get("method")
     if not isinstance(method, str):
         return None
-    config = None
+    config, trouble = None, ""
     if method in METHODS and isinstance(entry.get("config"), dict):
         try:
             config = configs.build(METHODS[method], entry["config"])
-        except StudioError:  # of a later version; the tensors still say what is needed
-            config = None
+        except StudioError as error:  # of a later version; the tensors still say what is needed
+            trouble = f" ({str(error)[:120]})"
     texts = [entry.get(name) for name in ("name", "tool", "family")]
     name, tool, family = (text if isinstance(text, str) else "" for text in texts)
-    return Entry(name, method, tool, config, family)
+    return Entry(name, method, tool, config, family, trouble)
 
 
-def changed(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """Says, of a file that the studio wrote, whether its tensors are no longer those that were saved; ``""`` if not."""
-    if KEY not in metadata or sum(tensor.nbytes for tensor in tensors.values()) > _HASHED:
-        return ""
-    if metadata.get("sshs_model_hash") in (None, payload_hash(tensors)):
-        return ""
-    return "its tensors are not those that the studio saved: another program changed them, or the file is damaged"
+def stated_hash(metadata: Mapping[str, str]) -> str | None:
+    """Returns the hash that a file of the studio's states of its tensors' bytes; None for another program's file."""
+    twice = metadata.get(_HASH) or metadata.get(_HASH_TOO, "").removeprefix("0x") or None
+    return twice if KEY in metadata else None
+
+
+def doubts(source: Source, own: Entry | None) -> Iterator[str]:
+    """Says, of a file that the studio wrote, what shows that it is no longer as it was saved.
+
+    Args:
+        source: the file. own: our entry in it.
+    """
+    payload = source.payload
+    if payload is not None and not payload.agrees() and payload.stated != payload_hash(source.tensors):
+        yield "its tensors are not those that the studio saved: another program changed them, or the file is damaged"
+    if KEY in source.metadata and (own is None or own.config is None):
+        yield (
+            f"the studio's own entry in it cannot be read{'' if own is None else own.trouble}: a later version wrote "
+            "it, or the file is damaged; what the file says beside it counts"
+        )
 
 
 def facts_of(metadata: Mapping[str, str]) -> dict[str, str]:
@@ -155,10 +169,10 @@ def write_metadata(
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.implementation": "diffusers",
-        "modelspec.hash_sha256": f"0x{payload}",
+        _HASH_TOO: f"0x{payload}",
         "ss_network_module": "lycoris.kohya" if algorithm else "networks.lora",
         "ss_network_args": json.dumps({"algo": algorithm} if algorithm else {}),
-        "sshs_model_hash": payload,
+        _HASH: payload,
     }
     if isinstance(config, RankedConfig):
         metadata |= _network(config)

@@ -20,7 +20,7 @@ from studio.adapters import Adapter, Site
 from studio.adapters.contract.ranked import RankedConfig
 from studio.adapters.sites.parameter import BARE
 from studio.adapters.sites.site import is_attention_output
-from studio.atomic import atomic_folder, atomic_path
+from studio.atomic import atomic_folder, atomic_write, together
 from studio.errors import DoesNotFit
 from studio.families import named_parameters
 from studio.files.format import FORMATS, Draft, Format, Source
@@ -228,8 +228,8 @@ def _write(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], 
         del fields[name]
     text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
     if file.exists():  # beside other files of the user's
-        with atomic_path(file / CONFIG_FILE) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        with together():
+            atomic_write(file / CONFIG_FILE, text)
             write_tensors(file / TENSOR_FILE, tensors, metadata)
     else:
         with atomic_folder(file) as folder:

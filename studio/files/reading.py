@@ -12,14 +12,15 @@ from torch import Tensor
 
 from studio.adapters import METHODS, AdapterConfig
 from studio.adapters.contract.pattern import check_foreign
-from studio.errors import BadConfig, BadFile, DoesNotFit, UnsupportedLayer
+from studio.adapters.contract.ranked import RankedConfig
+from studio.errors import BadConfig, BadFile, DoesNotFit, Refused, UnsupportedLayer
 from studio.files.detect import Contents, Layer
 from studio.files.format import Settings, Source
-from studio.files.metadata import Entry, changed
+from studio.files.metadata import Entry, doubts
 from studio.files.names import Names, shortest_endings
 from studio.files.peft_parameters import names_of_parameters
 from studio.files.scale import Grade, settle
-from studio.files.sound import check_finite, check_product, fitting
+from studio.files.sound import check_size, fitting, norms
 from studio.files.stated import component_of, refuse_unused
 from studio.files.unpack import Match, unpacked
 
@@ -116,6 +117,8 @@ def read_layers(names: Names, source: Source, found: Contents, method: str, own:
         except DoesNotFit as error:
             reading.ignore(layer, str(error))
             continue
+        except Refused as error:
+            raise Refused(f"{source.file}: {error}") from None
         if grades.setdefault(match.site.path, grade) != grade:
             reading.ignore(layer, f"another component has a layer {match.site.path!r} too, with another rank or alpha")
             continue
@@ -124,7 +127,8 @@ def read_layers(names: Names, source: Source, found: Contents, method: str, own:
     _share(reading, names, source, found)
     stated = _noted(reading, source, found, statements, read, grades, config)
     config = config or _derived(reading, names, statements, stated, read)
-    _settle(reading, names, source, own, config, grades)
+    _settle(reading, source, own, config, grades)
+    _check_sizes(reading, names, source, read)
     return reading
 
 
@@ -155,21 +159,27 @@ def _noted(
 
 def _settle(
     reading: Reading,
-    names: Names,
     source: Source,
     own: Entry | None,
     config: AdapterConfig,
     grades: Mapping[str, Grade],
 ) -> None:
-    """Gives a reading its config, once its numbers are sound; notes what another program has changed."""
-    check_finite(source.tensors, reading.applied(), source.file)
+    """Gives a reading its config; notes what another program has changed."""
     reading.config = settle(_retargeted(config, list(grades)), grades)
     if own is not None and config is own.config and reading.config is not config:
         reading.notes.append("the file states other ranks or alphas than the studio's own entry in it; they count")
-    reading.notes += filter(None, [changed(source.metadata, source.tensors)])
-    check_product(
-        reading.config, {names.paths[path][1]: part for path, part in reading.placed(names).items()}, source.file
-    )
+    reading.notes += doubts(source, own)
+
+
+def _check_sizes(reading: Reading, names: Names, source: Source, read: Sequence[Match]) -> None:
+    """Refuses numbers with which nothing finite can be computed."""
+    config, shared = reading.config, {one: norms(tensors.values()) for one, (tensors, _) in reading.shared.items()}
+    for match in read:
+        component = names.paths[match.path][0]
+        scale = config.scale_at(match.site.path) if isinstance(config, RankedConfig) else 1.0
+        norm = norms(reading.layers[match.path].values()) * shared.get(component, 1.0)
+        keys = (*reading.keys[match.path], *(reading.shared[component][1] if component in shared else ()))
+        check_size(scale, norm, match.site, {key: source.tensors[key] for key in keys}, source.file)
 
 
 def _contradicted(own: AdapterConfig, statements: _Statements, stated: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -18,7 +18,7 @@ from studio.adapters import METHODS, AdapterConfig
 from studio.adapters.hosting.attached import assemblies
 from studio.adapters.sites.language import ModelSite
 from studio.adapters.tokens.contract import PromptConfig, TokenAdapter, TokenConfig
-from studio.atomic import atomic_folder, atomic_path
+from studio.atomic import atomic_folder, atomic_write, together
 from studio.errors import BadFile, DoesNotFit
 from studio.families import family_of
 from studio.files.format import Format, Source
@@ -183,19 +183,19 @@ def save_soft(
     if not format.folder:
         write_tensors(file, tensors, text)
     elif file.exists():  # beside other files of the user's
-        with atomic_path(file / CONFIG_FILE) as temporary:
-            _write_folder(temporary, file / TENSOR_FILE, fields, tensors, text)
+        with together():
+            _write_folder(file, fields, tensors, text)
     else:
         with atomic_folder(file) as folder:
-            _write_folder(folder / CONFIG_FILE, folder / TENSOR_FILE, fields, tensors, text)
+            _write_folder(folder, fields, tensors, text)
     return file
 
 
 def _write_folder(
-    config: Path, file: Path, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], text: Mapping[str, str]
+    folder: Path, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], text: Mapping[str, str]
 ) -> None:
-    config.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    write_tensors(file, tensors, text)
+    atomic_write(folder / CONFIG_FILE, json.dumps(fields, indent=2, sort_keys=True) + "\n")
+    write_tensors(folder / TENSOR_FILE, tensors, text)
 
 
 @torch.no_grad()

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from studio.adapters import AdapterConfig
-from studio.adapters.contract.ranked import RankedConfig
+from studio.adapters import Site
 from studio.errors import DoesNotFit, Refused
 
-__all__ = ["check_finite", "check_product", "fitting", "one_number", "whole_numbers"]
+__all__ = ["check_finite", "check_size", "fitting", "norms", "one_number", "whole_numbers"]
 
-_LARGEST = torch.finfo(torch.float32).max
+_FP32: Final = torch.finfo(torch.float32).max
+_FP16: Final = torch.finfo(torch.float16).max
+_SQUARED: Final = _FP32**0.5
+"""What is computed with a change squares it: DoRA's norms, the base's own, attention."""
 
 
 def one_number(key: str, tensor: Tensor) -> float:
@@ -24,12 +28,15 @@ def one_number(key: str, tensor: Tensor) -> float:
         key: of the tensor. tensor: ``()`` or ``(1, ..)``.
 
     Raises:
-        DoesNotFit: it is of several numbers or none, or no real number.
+        DoesNotFit: it is of several numbers or none, or no real number. Refused: it is NaN, or beyond fp32.
     """
     if tensor.numel() != 1 or tensor.is_complex() or tensor.dtype == torch.bool:
         kind = str(tensor.dtype).removeprefix("torch.")
         raise DoesNotFit(f"{key} is a {kind} of the shape {tuple(tensor.shape)}, and one number was expected")
-    return float(tensor.item())
+    number = float(tensor.item())
+    if not abs(number) <= _FP32:
+        raise Refused(f"{key} is {number}, so the adapter could give nothing but NaN; get the file again")
+    return number
 
 
 def whole_numbers(part: str, tensor: Tensor) -> Tensor:
@@ -52,8 +59,11 @@ def whole_numbers(part: str, tensor: Tensor) -> Tensor:
 def finite(tensor: Tensor) -> bool:
     """Says whether all numbers of a tensor are finite in fp32, which the studio computes adapters in."""
     if tensor.is_complex():
-        return bool(torch.isfinite(torch.view_as_real(tensor)).all())
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor.float()).all())
+        tensor = torch.view_as_real(tensor)
+    if not tensor.is_floating_point():
+        return True
+    tensor = tensor.float()
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def check_finite(tensors: Mapping[str, Tensor], keys: Iterable[str], file: object) -> None:
@@ -74,25 +84,46 @@ def check_finite(tensors: Mapping[str, Tensor], keys: Iterable[str], file: objec
         )
 
 
-def check_product(config: AdapterConfig, layers: Mapping[str, Mapping[str, Tensor]], file: object) -> None:
-    """Refuses numbers that are finite each by itself and whose product with the scale is beyond fp32.
+def norms(tensors: Iterable[Tensor]) -> float:
+    """Returns the product of the norms that are above 1, which no entry of what is made of the tensors goes beyond.
 
     Args:
-        config: the method. layers: path -> its tensors, all finite. file: for the message.
+        tensors: of any shapes ``(...)``. One that holds NaN makes it NaN.
+    """
+    product = 1.0
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            norm = float(torch.linalg.vector_norm(tensor))
+            product *= 1.0 if norm <= 1.0 else norm
+    return product
+
+
+def check_size(scale: float, norm: float, site: Site, tensors: Mapping[str, Tensor], file: object) -> None:
+    """Refuses numbers that are finite each by itself, and that nothing finite can be computed with.
+
+    Args:
+        scale: of the layer. norm: the product of its tensors' norms. site: the layer.
+        tensors: key -> tensor of the file, for this layer. file: for the message.
 
     Raises:
-        Refused: a layer's change could not be computed.
+        Refused: a tensor holds NaN, or the layer's change is beyond the numbers that it is computed in.
     """
-    for path, tensors in layers.items():
-        bound = abs(config.scale_at(path)) if isinstance(config, RankedConfig) else 1.0
-        for tensor in tensors.values():
-            if tensor.numel() and tensor.is_floating_point():
-                bound *= max(1.0, float(tensor.abs().max()))
-        if bound > _LARGEST:
-            raise Refused(
-                f"{file}: at {path} the scale times the largest numbers of the tensors is {bound:.1e}, more than fp32 "
-                "holds, so the adapter would give infinities; its alpha or a tensor is wrong"
-            )
+    weight = site.module._parameters.get(site.weight_name)
+    half = weight is not None and weight.dtype == torch.float16
+    if abs(scale) * norm <= (_FP16 if half else _SQUARED):
+        return
+    check_finite(tensors, tensors, file)
+    peaks = {key: float(tensor.float().abs().max()) for key, tensor in tensors.items() if tensor.numel()}
+    factors = {key: peak for key, peak in peaks.items() if tensors[key].dim() and tensors[key].is_floating_point()}
+    largest = abs(scale) * math.prod(max(1.0, peak) for peak in factors.values())
+    if half and largest <= _FP16:  # a norm is of many numbers
+        return
+    worst = max(peaks, key=peaks.__getitem__)
+    raise Refused(
+        f"{file}: {worst!r} has numbers up to {peaks[worst]:.1e}, and with the scale {scale:.3g} those of {site.path} "
+        f"change it by up to {largest:.1e}, more than {'fp16' if half else 'fp32'} can compute with: the adapter would "
+        "give infinities and NaN; its training diverged or the file is damaged: take an earlier one, or get it again"
+    )
 
 
 @contextmanager

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from studio.errors import BadFile
 from studio.files.format import Source
-from studio.files.header import DTYPES, TensorInfo, read_header, read_tensors
+from studio.files.header import DTYPES, Header, TensorInfo, read_header, read_tensors
+from studio.files.metadata import stated_hash
+from studio.files.payload import Payload
 from studio.files.peft import CONFIG_FILE, TENSOR_FILE
 from studio.given import check_regular, parse_json, read_given
 
@@ -51,10 +53,26 @@ def open_source(
             )
         return _open_pickled(named, file, peft, check)
     if tensors:
-        header, loaded = read_tensors(file, None if check is None else lambda header: check(header.tensors))
-        return Source(named, header.tensors, loaded, header.metadata, peft)
+        return _open_whole(named, file, peft, check)
     header = read_header(file)
     return Source(named, header.tensors, {}, header.metadata, peft)
+
+
+def _open_whole(
+    named: Path, file: Path, peft: dict[str, Any] | None, check: Callable[[Mapping[str, TensorInfo]], None] | None
+) -> Source:
+    payload = Payload()
+
+    def look(header: Header) -> None:
+        if check is not None:
+            check(header.tensors)
+        payload.expect(stated_hash(header.metadata))
+
+    try:
+        header, loaded = read_tensors(file, look, payload.add)
+    finally:
+        payload.end()
+    return Source(named, header.tensors, loaded, header.metadata, peft, payload)
 
 
 def _tensor_file(file: Path, pickled: bool) -> Path:

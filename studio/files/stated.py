@@ -7,7 +7,7 @@ diffusers writes PEFT's fields as JSON under ``lora_adapter_metadata``, for a pi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from studio.errors import BadFile, DoesNotFit
@@ -24,6 +24,7 @@ __all__ = [
     "component_of",
     "header_alpha",
     "labelled",
+    "other_alpha",
     "refuse_unused",
 ]
 
@@ -120,6 +121,29 @@ def header_alpha(metadata: Mapping[str, str]) -> tuple[str, float] | None:
         both = " and ".join(f"{name}={text[:60]!r}" for name, text in stated.items())
         raise DoesNotFit(f"the header says {both}, and no tensor states alpha; take out the wrong one")
     return next(((name, found) for name, found in numbers.items() if found is not None), None)
+
+
+def other_alpha(source: Source, name: str, fields: Mapping[str, Any]) -> Iterator[str]:
+    """Says where an alpha for all layers stands beside PEFT's fields, and is another one.
+
+    Args:
+        source: the file. name: of PEFT's field, ``""`` where the method has none. fields: PEFT's.
+
+    Raises:
+        DoesNotFit: PEFT's fields leave it out, and so the scale could be that of either.
+    """
+    usual = 8  # what PEFT takes
+    stated, alpha = fields.get(name), fields.get(name, usual)
+    for other in ALPHAS if name and not fields.get("alpha_pattern") else ():
+        found = number(source.metadata.get(other, ""))
+        if found is None or not isinstance(alpha, (int, float)) or math.isclose(found, alpha, rel_tol=1e-5):
+            continue
+        if stated is None:
+            raise DoesNotFit(
+                f"{source.file}: its metadata {METADATA!r} leaves out {name}, for which PEFT takes {usual}, and the "
+                f"header says {other}={source.metadata[other][:60]!r}: write the right one there"
+            )
+        yield f"{METADATA!r} says {name}={alpha!r}, and the header {other}={found:g}; the first counts"
 
 
 def check_header_rank(metadata: Mapping[str, str], name: str, rank: int) -> None:
