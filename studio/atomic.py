@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
-import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
-from typing import Final
 
 from studio.errors import BadFile
+from studio.temporary import beside, held, locked, remove, remove_dead
 
-__all__ = ["atomic_folder", "atomic_path", "atomic_write", "remove_leftovers", "sentences"]
-
-_TEMPORARY: Final = re.compile(r"\..{1,100}\.[0-9a-f]{8}\.tmp", re.DOTALL)
+__all__ = ["atomic_folder", "atomic_path", "atomic_write", "sentences", "together"]
 
 _REASONS = {
     errno.ENOSPC: "no space left on the device: free some, or choose another folder",
@@ -38,8 +36,9 @@ _REASONS = {
 def atomic_path(file: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path beside ``file`` to write to, and renames it to ``file`` when the block ends well.
 
-    The block creates the temporary file itself; its name ends in ``.tmp``, so a writer that guesses a format from the
-    name must be told the format. After an exception the temporary file is gone and ``file`` is what it was.
+    The temporary file is there and empty; its name ends in ``.tmp``, so a writer that guesses a format from the name
+    must be told the format. After an exception it is gone and ``file`` is what it was; what a killed process leaves of
+    it goes when ``file`` is written the next time.
 
     Args:
         file: where the content shall be; missing parent folders are made.
@@ -59,14 +58,17 @@ def atomic_path(file: str | os.PathLike[str]) -> Iterator[Path]:
     with sentences(file):
         _check_place(file)
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _beside(file)
-        try:
+        group = _GROUP.get()
+        with contextlib.ExitStack() as own:
+            temporary = (group or own).enter_context(held(file, partial(Path.touch, exist_ok=False)))
             yield temporary
             _sync(temporary)
+            if group is not None:
+                group.files.append((temporary, file))
+                return
             temporary.replace(file)
             _sync(file.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+        remove_dead(file)
 
 
 def _check_place(file: Path) -> None:
@@ -75,6 +77,91 @@ def _check_place(file: Path) -> None:
         raise IsADirectoryError(errno.EISDIR, "is a folder", str(file))
     if file.exists() and not file.is_file():
         raise BadFile(f"cannot write {file}: that is a device or a pipe, which a file would replace: name another")
+
+
+class _Group(contextlib.ExitStack):
+    """Files that are written and wait for the others; their temporary ones go when this ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.files: list[tuple[Path, Path]] = []
+
+
+_GROUP: ContextVar[_Group | None] = ContextVar("files that are written together", default=None)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Lets the files that are written inside take their places when the block ends well: all of them, or none.
+
+    A folder of several files is then never half new. A process that is killed in the moment of the renames, or a device
+    that fails there and does not let them be taken back, can still leave some.
+
+    Raises:
+        BadFile: one cannot take its place; all are what they were.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with together():
+        ...     atomic_write(folder / "one.txt", "1")
+        ...     before = (folder / "one.txt").exists()
+        ...     atomic_write(folder / "two.txt", "2")
+        >>> before, sorted(file.name for file in folder.iterdir())
+        (False, ['one.txt', 'two.txt'])
+    """
+    with _Group() as group:
+        outer = _GROUP.set(group)
+        try:
+            yield
+        finally:
+            _GROUP.reset(outer)
+        _replace_all(group.files)
+
+
+def _replace_all(files: Sequence[tuple[Path, Path]]) -> None:
+    """Lets temporary files take their places; if one cannot, the others give theirs back."""
+    done: list[tuple[Path, Path | None]] = []
+    try:
+        for temporary, file in files:
+            with sentences(file):
+                done.append((file, _second_name(file)))
+                temporary.replace(file)
+                _sync(file.parent)
+    except BaseException:
+        for file, old in reversed(done):
+            _put_back(file, old)
+        raise
+    for file, old in done:
+        if old is not None:
+            remove(old)
+        remove_dead(file)
+
+
+def _second_name(file: Path) -> Path | None:
+    """Gives a file that is there a second name."""
+    if not file.exists():
+        return None
+    name = beside(file)
+    try:
+        os.link(file, name)
+    except OSError:  # a file system without such names
+        shutil.copy2(file, name)
+    return name
+
+
+def _put_back(file: Path, old: Path | None) -> None:
+    """Puts what a file was in its place again, as far as the device lets that be done."""
+    with contextlib.suppress(OSError):
+        if old is None:
+            file.unlink(missing_ok=True)
+            return
+        try:
+            old.replace(file)  # changes nothing where both are one
+        except OSError:
+            file.unlink()
+            os.link(old, file)
+        remove(old)
 
 
 def atomic_write(file: str | os.PathLike[str], data: bytes | str) -> None:
@@ -108,57 +195,28 @@ def atomic_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     folder = Path(folder).expanduser()
     with sentences(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary, old = _beside(folder), _beside(folder)
-        try:
-            temporary.mkdir()
+        with held(folder, Path.mkdir) as temporary:
             yield temporary
             for file in sorted(temporary.rglob("*")):
                 _sync(file)
-            if folder.exists():
-                folder.rename(old)
-            try:
-                temporary.rename(folder)
-            except OSError:
-                if old.exists():
-                    old.rename(folder)
-                raise
+            _exchange(folder, temporary)
             _sync(folder.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            if folder.exists():
-                shutil.rmtree(old, ignore_errors=True)
+        remove_dead(folder)
 
 
-def remove_leftovers(folder: str | os.PathLike[str]) -> None:
-    """Removes the temporary files that killed writers left in a folder (not in those below it).
-
-    Args:
-        folder: held by the caller, so that no living writer has a temporary file in it; it need not be there.
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> (folder / ".dog.png.0123abcd.tmp").touch(), (folder / ".mine.tmp").touch()
-        (None, None)
-        >>> remove_leftovers(folder)
-        >>> [file.name for file in folder.iterdir()]
-        ['.mine.tmp']
-    """
-    folder = Path(folder)
-    for file in list(folder.iterdir()) if folder.is_dir() else ():
-        if not _TEMPORARY.fullmatch(file.name):
-            continue
-        if file.is_dir() and not file.is_symlink():
-            shutil.rmtree(file, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):  # it stays, and does no harm
-                file.unlink()
-
-
-def _beside(file: Path) -> Path:
-    # a name has so many bytes at most, not characters
-    start = os.fsencode(file.name)[:100].decode(errors="ignore")
-    return file.with_name(f".{start}.{secrets.token_hex(4)}.tmp")
+def _exchange(folder: Path, new: Path) -> None:
+    """Puts a new folder in the place of one that may be there; that one goes when the new one stands."""
+    old = beside(folder)
+    with locked(folder):  # or another writer of the same folder could take what it is called meanwhile for a leftover
+        if folder.exists():
+            folder.rename(old)
+        try:
+            new.rename(folder)
+        except BaseException:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            raise
+        remove(old)
 
 
 def _sync(path: Path) -> None:

@@ -16,7 +16,6 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from types import FrameType
 from typing import Any, Final
 
 import click
@@ -24,6 +23,7 @@ import click
 import studio
 from studio.errors import StudioError, UsageError, nearest
 from studio.shown import shown
+from studio.signals import hear
 
 __all__ = ["COMMANDS", "main"]
 
@@ -33,6 +33,7 @@ COMMANDS: Final = (
 """The commands in the order of the help: module names in :mod:`studio.commands`."""
 
 INTERRUPTED: Final = 130
+LONGEST: Final = 1_200  # characters of a sentence
 _NO_MEMORY: Final = ("out of memory", "can't allocate memory", "not enough memory")
 
 # what a user can mend; any other OSError is a mistake of ours and keeps its traceback
@@ -96,7 +97,7 @@ class Commands(click.Group):
             code = _complain(error.format_message(), error.exit_code)
         except StudioError as error:
             code = _complain(str(error), error.exit_code)
-        except click.Abort:
+        except (click.Abort, KeyboardInterrupt):
             click.echo("interrupted", err=True)
             code = INTERRUPTED
         except (MemoryError, OSError, RuntimeError) as error:
@@ -106,33 +107,54 @@ class Commands(click.Group):
 
 @contextlib.contextmanager
 def _quiet_interruption() -> Iterator[None]:
-    """Lets the first Ctrl-C end what goes on in order, and the second at once, without a word of Python's.
+    """Lets the first Ctrl-C, SIGTERM or SIGHUP end what goes on in order, and the second at once, without a word.
 
     What was being written stays as it was, whenever that is: files are renamed into their places.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     asked: list[int] = []
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
+    def interrupt(number: int) -> None:
         if asked:
             os._exit(INTERRUPTED)
         asked.append(number)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, interrupt)
+    def lost(problem: Any) -> None:
+        """Asks again for what came while an object was destroyed, where Python drops it with a traceback."""
+        if not isinstance(problem.exc_value, KeyboardInterrupt):
+            before(problem)
+        elif asked:
+            asked.clear()
+            threading.Timer(0.01, _interrupt_main).start()
+
+    forget, before, sys.unraisablehook = hear(interrupt), sys.unraisablehook, lost
     try:
         yield
+    except (click.Abort, KeyboardInterrupt):  # of a training too, which hears the first one itself
+        asked.append(0)
+        raise
     finally:
         if not asked:  # else it stays until the process has ended
-            signal.signal(signal.SIGINT, before)
+            sys.unraisablehook = before
+            forget()
+
+
+def _interrupt_main() -> None:
+    if sys.platform == "win32":
+        signal.raise_signal(signal.SIGINT)
+    else:  # which also ends what the main thread waits for
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def _complain(sentence: str, code: int) -> int:
     """Prints a sentence to stderr, on one line, and returns the exit code."""
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {shown(' '.join(sentence.split()))}", err=True)
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {_short(shown(' '.join(sentence.split())))}", err=True)
     return code
+
+
+def _short(sentence: str) -> str:
+    """Leaves out the middle of a sentence that quotes a long word, so that what to do can still be read."""
+    return sentence if len(sentence) <= LONGEST else f"{sentence[: LONGEST // 2]} … {sentence[-LONGEST // 3 :]}"
 
 
 def _machine(error: Exception) -> int:

@@ -81,6 +81,7 @@ def test_a_full_disk_is_one_sentence(tmp_path):
     if not os.path.exists("/dev/full"):  # noqa: PTH110
         pytest.skip("there is no /dev/full")
     with pytest.raises(BadFile, match="no space left"), atomic_path(tmp_path / "x.bin") as temporary:
+        temporary.unlink()
         temporary.symlink_to("/dev/full")  # whatever is written there finds the disk full
         temporary.write_bytes(b"x")
     assert names(tmp_path) == []

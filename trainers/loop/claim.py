@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from studio.atomic import remove_leftovers, sentences
+from studio.atomic import sentences
 from studio.errors import BadFile
 from studio.runs import RUN_ADAPTER, RUN_FILE, is_run
+from studio.temporary import remove_leftovers
 from studio.trainers.loop.lock import locked
 from studio.trainers.loop.run import RESULT, RunFolder
 

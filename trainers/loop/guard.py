@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import FrameType
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 
 from studio.errors import NothingTrained, StudioError
 from studio.families import components
+from studio.signals import hear
 
 __all__ = [
     "Interruption",
@@ -128,26 +127,22 @@ class Interruption:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """Turns the first Ctrl-C or SIGTERM into a request that is met after the step; the second acts at once.
+    """Turns the first Ctrl-C, SIGTERM or SIGHUP into a request that is met after the step; the second acts at once.
 
     Signals reach the main thread only; in another thread nothing is changed.
     """
     request = Interruption()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def ask(number: signal.Signals) -> None:
         if request.name is not None:
             raise KeyboardInterrupt
-        request.name = signal.Signals(number).name
+        request.name = number.name
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    forget = hear(ask)
     try:
         yield request
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        forget()
 
 
 def _named(names: Sequence[str], most: int = 5) -> str:

@@ -98,7 +98,7 @@ def train(
         UsageError: whatever is wrong about the request, before anything is trained.
         NothingTrained: the adapter, or a part of it, would not be trained.
         NotFinite: the loss or a gradient became NaN or infinite.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; the step was finished and a checkpoint written.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP; the step was finished and a checkpoint written.
     """
     plan = Plan(
         steps=steps, seed=seed, learning_rate=learning_rate, batch_size=batch_size, accumulation=accumulation,
@@ -146,7 +146,7 @@ class Training:
             settings: what ``run.toml`` shall say.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C or SIGTERM; the step was finished and a checkpoint written.
+            KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP; the step was finished and a checkpoint written.
         """
         self._prepare()
         self.identity = self.folder.identity(settings)
@@ -155,8 +155,8 @@ class Training:
         losses = self.folder.rewind(first, self._remark)
         if first:
             self.say(f"going on after step {first} of {self.steps}")
-        else:
-            self._preview(0, self.say)
+        if self._shows(first):  # a run that goes on may have been ended after its checkpoint and before its previews
+            self._preview(first, self.say)
         curves = self.folder.folder / "tensorboard" if self.plan.tensorboard else None
         log = Log(
             self.folder.log, total=self.steps, before=losses, out=self.out, device=self.device, tensorboard=curves
@@ -290,8 +290,12 @@ class Training:
         if stops:
             log.say(f"stopped by {request.name} after step {done}; the same command goes on from there")
             raise KeyboardInterrupt
-        if self.plan.preview_every and done % self.plan.preview_every == 0:
+        if self._shows(done):
             self._preview(done, log.say)
+
+    def _shows(self, done: int) -> bool:
+        """Whether previews are due after a step; the last one's are made with the report."""
+        return not done or bool(self.plan.preview_every and done % self.plan.preview_every == 0 and done < self.steps)
 
     def _save(self, done: int) -> None:
         """Writes a checkpoint: first the adapter as a file, then the state, which makes the checkpoint count."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import io
 import re
 import warnings
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from studio.atomic import atomic_path
+from studio.atomic import atomic_write
 from studio.files.format import FORMATS
 from studio.files.header import read_tensors, write_tensors
 from studio.files.peft import TENSOR_FILE, peft_fields, warn_doubled
@@ -58,8 +59,9 @@ def write_folder(
     if safe:
         write_tensors(folder / TENSOR_FILE, tensors, {"format": "pt"})
     else:
-        with atomic_path(folder / BIN) as temporary:
-            torch.save(tensors, temporary)
+        buffer = io.BytesIO()  # a file's name would go into it, and what the disk says come as an error of C++
+        torch.save(tensors, buffer)
+        atomic_write(folder / BIN, buffer.getvalue())
     config = state.configs[name]
     config.save_pretrained(folder, inference_mode=True, **_about_the_base(base, config), **_settled(state, name, plain))
 
