@@ -156,6 +156,7 @@ class Settings:
         beside: fields that change nothing about what tensors mean: how they were begun and trained.
         parts: fields that hold a small config of their own.
         targets: model type of transformers -> the layers that PEFT adapts where none are named.
+        embedding: whether that is the input embedding instead, whatever the model.
         check: refuses, with a BadConfig, an object of the class with impossible fields.
         restate: its fields -> the same ones with ranks and alphas as LoRA's config has them.
         config: its fields -> fields of ours that ``fields`` does not say. For virtual tokens ``is_encoder_decoder``, of
@@ -177,6 +178,7 @@ class Settings:
     beside: tuple[str, ...] = ()
     parts: Mapping[str, Part] = field(default_factory=dict)
     targets: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: USUAL_TARGETS)
+    embedding: bool = False
     check: Callable[[Any], None] = _sound
     restate: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _same_fields
     config: Callable[[Mapping[str, Any]], dict[str, Any]] = _no_fields

@@ -83,6 +83,7 @@ class TokenEmbeddingAdapter(Adapter[TokenEmbedding]):
             defaults={"token_indices": [], "init_weights": True},
             chooses=("exclude_modules",),
             fields={"tokens": "token_indices"},
+            embedding=True,
         ),
         tensors={"rows": "trainable_tokens_delta"},  # absolute values, whatever its name says
         differs=_without_bias,

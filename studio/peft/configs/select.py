@@ -23,6 +23,7 @@ __all__ = [
     "model_type",
     "modules_named",
     "names_in",
+    "parameters_of",
     "paths_to_save",
     "select",
     "tied_group",
@@ -100,7 +101,9 @@ def modules_named(model: nn.Module, endings: Iterable[str], what: str) -> dict[s
     for ending in endings:
         found[ending] = [name for name in names if ends_with(name, ending)]
         if not found[ending]:
-            raise NoMatchingPeftModuleError(f"{what} {ending!r} not found in the base model; {_hint(ending, names)}")
+            raise NoMatchingPeftModuleError(
+                f"Target modules { {ending} } not found in the base model. ({what}: {_hint(ending, names)})"
+            )
     return found
 
 
@@ -144,7 +147,9 @@ def select(model: nn.Module, config: Any, kinds: Collection[str] = ()) -> list[s
     bare = _parameters_beside(model, config, targets)
     if bare and not targets:
         return bare
-    if targets is None:
+    if targets is None and config.settings.embedding:
+        targets = _input_embedding(model)
+    elif targets is None:
         targets = config.settings.targets.get(model_type(model) or "") or _queries_and_values(model)
         if not targets:
             raise Wrong(
@@ -152,16 +157,17 @@ def select(model: nn.Module, config: Any, kinds: Collection[str] = ()) -> list[s
                 f"{model_type(model)!r}, and no attention was found in {type(model).__name__}"
             )
     saved = paths_to_save(model, config)
-    chosen = _all_linear(model, modules, config) if targets == ALL_LINEAR else _matching(modules, targets, kinds)
+    chosen = _all_linear(model, modules, config) if targets == ALL_LINEAR else _matching(modules, targets)
     chosen = [name for name in chosen if not any(name == one or name.startswith(one + ".") for one in saved)]
     chosen = _without(chosen, modules, getattr(config, "exclude_modules", None))
+    _check_layers(chosen, modules, kinds)
     if getattr(config, "layers_to_transform", None) is not None or getattr(config, "layers_pattern", None):
         chosen = _numbered(chosen, targets, config.layers_to_transform, config.layers_pattern)
     chosen = _with_tied(model, config, chosen)
     if not chosen:
         raise NoMatchingPeftModuleError(
-            f"Target modules {_shown(targets)} not found in the base model once exclude_modules, modules_to_save and "
-            "layers_to_transform are taken off"
+            "No modules were targeted for adaptation. This might be caused by a combination of target_modules="
+            f"{_shown(targets)} with exclude_modules, modules_to_save and layers_to_transform, which leave none of them"
         )
     both = next((name for name in bare if name in chosen), None)
     if both is not None:
@@ -170,6 +176,20 @@ def select(model: nn.Module, config: Any, kinds: Collection[str] = ()) -> list[s
             "a valid target. (target_modules names the layer too, and it gets one adapter: name it in one of the two)"
         )
     return chosen + bare
+
+
+def _input_embedding(model: nn.Module) -> set[str]:
+    """The name of the input embedding, which a method of token rows trains where none is named."""
+    ask = getattr(model, "get_input_embeddings", None)
+    own = ask() if callable(ask) else None
+    found = [name for name, module in names_in(model).items()
+             if (ends_with(name, "embed_tokens") if own is None else module is own)]  # fmt: skip
+    if not found:
+        raise NoMatchingPeftModuleError(
+            "Target modules embed_tokens not found in the base model. (It does not say which layer its input embedding "
+            "is, get_input_embeddings: name the embedding in target_modules)"
+        )
+    return {found[0]}
 
 
 def _parameters_beside(model: nn.Module, config: Any, targets: Any) -> list[str]:
@@ -187,6 +207,20 @@ def _parameters_beside(model: nn.Module, config: Any, targets: Any) -> list[str]
             "No `target_modules` passed but also no `target_parameters` found. Please check the values for these "
             f"arguments. ({error})"
         ) from None
+
+
+def parameters_of(model: nn.Module, config: Any) -> dict[str, str]:
+    """Returns what is adapted for each of ``target_parameters``, a layer or the parameter -> the parameter's name.
+
+    Args:
+        model: the base. config: PEFT's.
+
+    Raises:
+        DoesNotFit: a name that fits no parameter.
+    """
+    found = _bare_parameters(model, config)
+    modules = names_in(model) if found else {}
+    return {path: f"{path}.weight" if path in modules else path for path in found}
 
 
 def _bare_parameters(model: nn.Module, config: Any) -> list[str]:
@@ -212,8 +246,8 @@ def _shown(targets: Any) -> str:
     return repr(targets if isinstance(targets, str) else sorted(targets))
 
 
-def _matching(modules: Mapping[str, nn.Module], targets: str | Collection[str], kinds: Collection[str]) -> list[str]:
-    """The layers that targets name; each must name one, and all that are named must be layers."""
+def _matching(modules: Mapping[str, nn.Module], targets: str | Collection[str]) -> list[str]:
+    """The modules that targets name; each must name one."""
     if isinstance(targets, str):
         found = [name for name in modules if matches(f"re:{targets}", name)]
         if not found:
@@ -225,9 +259,15 @@ def _matching(modules: Mapping[str, nn.Module], targets: str | Collection[str], 
         for target in sorted(targets):
             if not any(ends_with(name, target) for name in modules):
                 raise NoMatchingPeftModuleError(
-                    f"Target modules {target!r} not found in the base model; {_hint(target, modules)}"
+                    f"Target modules [{target!r}] not found in the base model. (No modules were targeted for adaptation; "
+                    f"{_hint(target, modules)})"
                 )
         found = [name for name in modules if any(ends_with(name, target) for target in targets)]
+    return _with_attention_outputs(found, modules)
+
+
+def _check_layers(found: Collection[str], modules: Mapping[str, nn.Module], kinds: Collection[str]) -> None:
+    """Checks that all modules that are named are layers that the method covers."""
     for name in found:
         _check_attention(name, modules[name])
         if not is_site(modules[name], kinds):
@@ -235,7 +275,6 @@ def _matching(modules: Mapping[str, nn.Module], targets: str | Collection[str], 
                 site_for(name, modules[name], kinds)
             except StudioError as error:
                 raise Wrong(f"Target module {name} is not supported: {error}") from None
-    return _with_attention_outputs(found, modules)
 
 
 def _check_attention(name: str, module: nn.Module) -> None:

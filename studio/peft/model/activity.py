@@ -11,6 +11,7 @@ from torch import nn
 
 from studio.adapters import Strength
 from studio.peft.model.merging import fold_again, take_out, unmerge_adapter
+from studio.peft.model.rows import rows_on
 from studio.peft.model.stand_ins import swap
 from studio.peft.model.state import State, as_names, owner_of
 from studio.peft.terms.errors import PeftWarning, Wrong, refusals
@@ -58,6 +59,7 @@ def set_adapter(state: State, adapter_name: str | Sequence[str], inference_mode:
 def let_act(state: State, names: Sequence[str]) -> None:
     """Makes these adapters act, on all their layers, and no other; layers that are switched off stay so."""
     state.assembly.levels.muted.clear()
+    state.chosen.clear()
     state.assembly.set({core: Strength() for name in names for core in state.cores(name)})
     swap(state)
 
@@ -70,7 +72,7 @@ def check_together(state: State, names: Sequence[str]) -> None:
     """
     taken: dict[str, str] = {}
     for name in names:
-        extras, layers = state.extras[name], state.token_layers(name)
+        extras, layers = state.extras[name], rows_on(state, name)
         rows = [f"row {token} of {path}" for path in layers for token in cast(Any, layers[path].config).tokens]
         holders = {
             **dict.fromkeys(extras.modules, "ModulesToSaveWrapper"),
@@ -87,14 +89,14 @@ def check_together(state: State, names: Sequence[str]) -> None:
 
 def enable_adapter_layers(state: State) -> None:
     """Switches all adapters on; those that act are trained."""
-    _silence(state, set())
+    _silence(state, set(), set())
     for name in state.configs:
         _train(state, name, name in state.active)
 
 
 def disable_adapter_layers(state: State) -> None:
     """Switches all adapters off; none is trained meanwhile."""
-    _silence(state, set(state.paths()))
+    _silence(state, set(state.paths()), {path for extras in state.extras.values() for path in extras.modules})
     for name in state.configs:
         _train(state, name, False)
 
@@ -103,18 +105,18 @@ def disable_adapter_layers(state: State) -> None:
 def switched_off(state: State) -> Iterator[None]:
     """Switches all adapters off while the context lasts; what was before comes back, after an error too."""
     trained = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
-    silent = set(state.assembly.levels.silent)
+    silent, off = set(state.assembly.levels.silent), set(state.copies_off)
     disable_adapter_layers(state)
     try:
         yield
     finally:
-        _silence(state, silent)
+        _silence(state, silent, off)
         _require_grad(trained, True)
 
 
-def _silence(state: State, paths: set[str]) -> None:
-    """Switches exactly these layers off."""
-    levels = state.assembly.levels
+def _silence(state: State, paths: set[str], copies: set[str]) -> None:
+    """Switches exactly these layers off, and the copies of exactly these modules."""
+    levels, state.copies_off = state.assembly.levels, copies
     if paths:
         take_out(state)
     levels.silent = paths

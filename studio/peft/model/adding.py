@@ -18,7 +18,7 @@ from studio.files.format import FORMATS
 from studio.files.save import spelled
 from studio.peft.configs.config import PeftConfig
 from studio.peft.configs.prompts import note_sizes, prompt_config, sizes_in_file
-from studio.peft.configs.select import select
+from studio.peft.configs.select import parameters_of, select
 from studio.peft.configs.translate import method_of, random_start, translate
 from studio.peft.model.activity import disable_adapter_layers, let_act, train_active
 from studio.peft.model.copies import give_copies
@@ -71,7 +71,9 @@ def add(
         if config.is_prompt_learning:
             note_sizes(config, layers.items())
         else:
-            note_tying(state.model, config, {*layers, *state.extras[name].modules})
+            rows = state.token_layers(name) if getattr(config, "ensure_weight_tying", False) else ()
+            own = (path for path, one in layers.items() if not one.tied)  # rows of tokens are tied in any case
+            note_tying(state.model, config, {*own, *rows, *state.extras[name].modules})
         _warn_unsavable(state, name)
         if not autocast:
             cast_down(state, name)
@@ -112,10 +114,10 @@ def put(state: State, name: str, config: PeftConfig, place: Callable[[], None], 
         check_new(state, name, config)
         if state.merged:
             raise Wrong(f"cannot add an adapter while {', '.join(state.merged)} is merged; call unmerge_adapter first")
-        disabled = state.disabled
+        disabled, beside = state.disabled, parameters_of(state.model, config)
         place()
         state.assembly.freeze_base()
-        state.configs[name], state.extras[name] = config, Extras()
+        state.configs[name], state.extras[name] = config, Extras(beside=beside)
         try:
             give_copies(state, name, config)
             tie(state, name)

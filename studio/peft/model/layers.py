@@ -167,7 +167,8 @@ class BaseTunerLayer:
     @property
     def merged_adapters(self) -> list[str]:
         """Names of the adapters that are folded into the weight."""
-        return [name for name in self._state.merged if name in self._adapters()]
+        here = {*self._adapters(), *self._adapters(tokens=True)}
+        return [name for name in self._state.merged if name in here]
 
     @property
     def merged(self) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from studio.adapters import Strength, bake, unbake
+from studio.peft.model.rows import check_rows
 from studio.peft.model.state import State
 from studio.peft.terms.errors import PeftWarning, Wrong, refusals
 
@@ -18,13 +19,15 @@ def merge_adapter(state: State, adapter_names: Sequence[str] | None = None, safe
     """Folds adapters into the weights, those that act by default; those that are there already stay.
 
     Raises:
-        Unknown: no adapter has that name. Wrong: a weight would become infinite or NaN (with ``safe_merge``).
+        Unknown: no adapter has that name. Wrong: a weight would become infinite or NaN (with ``safe_merge``), or two
+            adapters have rows of their own for one token.
     """
     wanted = list(state.active if adapter_names is None else adapter_names)
     with refusals():
         state.check(*wanted)
         before = state.assembly.baked or state.waiting or {}
         fresh = [name for name in wanted if name not in state.merged]
+        check_rows(state, [*state.merged, *fresh])
         if not fresh:
             warnings.warn("All adapters are already merged, nothing to do.", PeftWarning, stacklevel=4)
             return

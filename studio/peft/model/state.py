@@ -45,11 +45,13 @@ class Extras:
 
     Attributes:
         modules: path -> the copy of a whole module. parameters: path -> the parameter that stands in for the base's.
+        beside: path -> the parameter that the config names there, where it names parameters and not layers.
         preprocessed: whether its start came from ``preprocess_corda``, which makes it again for who loads the adapter.
     """
 
     modules: dict[str, nn.Module] = field(default_factory=dict)
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    beside: dict[str, str] = field(default_factory=dict)
     preprocessed: bool = False
 
 

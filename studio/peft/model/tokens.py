@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from studio.adapters import METHODS, attach
 from studio.adapters.contract.pattern import exactly
-from studio.peft.configs.select import modules_named, names_in
+from studio.peft.configs.select import modules_named, names_in, tied_group
 from studio.peft.model.state import TOKENS, State
 from studio.peft.terms.errors import Wrong
 
@@ -23,15 +23,35 @@ def add_tokens(state: State, name: str, config: Any) -> None:
     """Attaches the rows that ``trainable_token_indices`` names.
 
     Raises:
-        Wrong: a list without a name, where the model has no input embedding.
+        Wrong: a list without a name, where the model has no input embedding; an embedding that is trained whole too;
+            different rows of tied layers that are to stay tied.
         NoMatchingPeftModuleError: a name that fits nothing.
     """
     groups: dict[tuple[int, ...], list[str]] = {}
-    for path, tokens in _token_rows(state.model, config).items():
+    wanted = _token_rows(state.model, config)
+    _check_rows(state, name, config, wanted)
+    for path, tokens in wanted.items():
         groups.setdefault(tokens, []).append(path)
     for index, (tokens, paths) in enumerate(groups.items()):
         ours: Any = METHODS["tokenembedding"]
         attach(state.model, ours(tokens=tokens, targets=(exactly(paths),)), name=f"{name}{TOKENS}{index or ''}")
+
+
+def _check_rows(state: State, name: str, config: Any, wanted: Mapping[str, tuple[int, ...]]) -> None:
+    whole = sorted(wanted.keys() & state.extras[name].modules.keys())
+    if whole:
+        raise Wrong(
+            "The embedding layer is already marked to be trained fully, either specify `modules_to_save` or "
+            f"`trainable_token_indices` for it: {whole[0]}"
+        )
+    if wanted and getattr(config, "ensure_weight_tying", False):
+        group = tied_group(state.model)
+        numbers = {wanted[path] for path in group if path in wanted}
+        if len(numbers) > 1:
+            raise Wrong(
+                "Cannot ensure weight tying when different token indices are specified for layers that are tied: "
+                f"{', '.join(path for path in group if path in wanted)}"
+            )
 
 
 def _token_rows(model: nn.Module, config: Any) -> dict[str, tuple[int, ...]]:

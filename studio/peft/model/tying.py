@@ -34,7 +34,10 @@ def note_tying(model: nn.Module, config: Any, paths: Collection[str]) -> None:
             others = ", ".join(path for path in group if path not in here) or "each other"
             _say(f"{_PARTS}{word}: it acts at {', '.join(here)} alone, and merging parts the weight from {others}")
     elif not group:
-        _say("You have requested `ensure_weight_tying`, but no tied modules were found in the model")
+        _say(
+            "You have requested `ensure_weight_tying`, but no tied modules were found in the model: "
+            "ensure_weight_tying=True but the model does not have tied weights"
+        )
     elif not here:
         _say(
             "You have requested `ensure_weight_tying`, but no tied modules are added in either `modules_to_save` or "

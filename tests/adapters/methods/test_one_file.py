@@ -23,7 +23,7 @@ NAMED: dict[str, tuple[set[str], str]] = {
     "studio/peft/files/tensors.py": ({"TRAINABLE_TOKENS"}, "PEFT keeps no embedding beside single rows of it"),
     "studio/peft/hotswap.py": ({"LORA"}, "PEFT swaps adapters of this type alone"),
     "studio/peft/listed.py": ({"lora"}, "a name of PEFT's own modules"),
-    "studio/peft/model/kinds.py": ({"ADALORA"}, "PEFT's classes of layers: its layer is one of LoRA's"),
+    "studio/peft/model/kinds.py": ({"ADALORA", "TRAINABLE_TOKENS"}, "PEFT's classes of layers"),
     "studio/peft/model/layers.py": ({"LORA", "ADALORA", "LOHA", "LOKR", "IA3"}, "PEFT's classes of layers"),
     "studio/peft/model/tokens.py": ({"tokenembedding"}, "what PEFT's trainable_token_indices is in the studio"),
     "studio/peft/model/tuner.py": ({"LORA", "ADALORA", "LOHA", "VERA"}, "PEFT's classes of tuners and their prefixes"),
