@@ -17,6 +17,7 @@ from studio.adapters.hosting.turns import in_turn
 from studio.config import own_number
 from studio.device import on_cpu
 from studio.errors import BadConfig
+from studio.families import check_own
 
 __all__ = ["grow", "rehearse_growth"]
 
@@ -41,7 +42,8 @@ def grow(model: Any, name: str, rank: int, *, seed: int = 0) -> AttachReport:
 
     Raises:
         UnknownName: no adapter has that name. UnsupportedLayer: a method that cannot grow.
-        BadConfig: a rank that no layer is below, or that is larger than a layer. DoesNotFit: a blend is baked.
+        BadConfig: a rank that no layer is below, or that is larger than a layer.
+        DoesNotFit: a blend is baked, or FSDP has been put around the adapter.
 
     Example:
         >>> import torch, studio
@@ -90,6 +92,7 @@ def _built(model: Any, name: str, rank: int, seed: int) -> list[Grown]:
         ranks, scales, fresh = {}, {}, {}
         for path, adapter in assembly.adapters(name):
             config = adapter.config
+            check_own(adapter, "grow")
             if not isinstance(config, RankedConfig) or config.rank_at(path) < rank:
                 whole = whole_path(assembly.component, path)
                 with on_cpu():

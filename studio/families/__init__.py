@@ -5,7 +5,7 @@ from __future__ import annotations
 from studio.families import sd1 as _sd1  # noqa: F401  (registers its rows)
 from studio.families.base import BASES, Base, open_base
 from studio.families.family import FAMILIES, Conditioning, Family, components, family_of, is_pipeline
-from studio.families.wrapper import check_open, named_parameters, named_parts, unwrapped
+from studio.families.wrapper import check_open, check_own, named_parameters, named_parts, unwrapped
 
 __all__ = [
     "BASES",
@@ -14,6 +14,7 @@ __all__ = [
     "Conditioning",
     "Family",
     "check_open",
+    "check_own",
     "components",
     "family_of",
     "is_pipeline",

@@ -10,7 +10,7 @@ from torch import nn
 
 from studio.errors import DoesNotFit
 
-__all__ = ["check_open", "named_parameters", "named_parts", "unwrapped"]
+__all__ = ["check_open", "check_own", "named_parameters", "named_parts", "unwrapped"]
 
 _WRAPPERS: Final = {
     "OptimizedModule": "_orig_mod",
@@ -69,6 +69,24 @@ def check_open(model: Any) -> None:
                 "model first, then wrap it"
             )
         module = module._modules[word]
+
+
+def check_own(module: nn.Module, doing: str) -> None:
+    """Checks that the parameters of a part of a model are its own, so that they can be exchanged or taken away.
+
+    FSDP keeps them inside one long tensor, and looks for each at every call and in every state dict.
+
+    Args:
+        module: the part. doing: what is to be done with it, for the message.
+
+    Raises:
+        DoesNotFit: FSDP has taken them over.
+    """
+    if any(getattr(parameter, "_fsdp_flattened", False) for parameter in module._parameters.values()):
+        raise DoesNotFit(
+            f"cannot {doing}: the model has been wrapped as FullyShardedDataParallel since the adapter was attached, "
+            "which looks for its parameters at every call; save the adapter, and load it onto a model without wrapper"
+        )
 
 
 def named_parts(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:

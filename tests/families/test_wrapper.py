@@ -150,3 +150,35 @@ def test_weights_that_fsdp_has_taken_apart_are_refused() -> None:
     outer = FullyShardedDataParallel(net(), device_id=torch.device("cpu"), sharding_strategy=alone)
     with pytest.raises(DoesNotFit, match="is inside FullyShardedDataParallel"):
         studio.attach(outer, studio.LoRA(rank=2, targets="all-linear"))
+
+
+@pytest.mark.filterwarnings("ignore:When using ``NO_SHARD``:UserWarning")
+@pytest.mark.parametrize("doing", ["detach", "grow"])
+@pytest.mark.parametrize("inside", [False, True], ids=["the wrapper", "the model inside"])
+def test_what_fsdp_has_noted_is_neither_taken_away_nor_exchanged(doing: str, inside: bool) -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
+
+    model, x = net(), torch.ones(2, 8)
+    studio.attach(model, studio.LoRA(rank=2, targets="all-linear"))
+    alone = ShardingStrategy.NO_SHARD
+    outer = FullyShardedDataParallel(
+        model, device_id=torch.device("cpu"), sharding_strategy=alone, use_orig_params=True
+    )
+    wanted, names = outer(x), list(outer.state_dict())
+    with pytest.raises(DoesNotFit, match=f"cannot {doing}: the model has been wrapped as FullyShardedDataParallel"):
+        studio.detach(model if inside else outer) if doing == "detach" else studio.grow(outer, "default", 4)
+    assert torch.equal(outer(x), wanted) and list(outer.state_dict()) == names
+
+
+@pytest.mark.filterwarnings("ignore:When using ``NO_SHARD``:UserWarning")
+def test_what_was_attached_behind_fsdp_is_taken_away_again() -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
+
+    alone = ShardingStrategy.NO_SHARD
+    outer = FullyShardedDataParallel(
+        net(), device_id=torch.device("cpu"), sharding_strategy=alone, use_orig_params=True
+    )
+    names = list(outer.state_dict())
+    studio.attach(outer, studio.LoRA(rank=2, targets="all-linear"))
+    studio.detach(outer)
+    assert list(outer.state_dict()) == names

@@ -27,7 +27,7 @@ from studio.adapters.sites.parameter import BARE, ParameterSite, parameter_site
 from studio.adapters.sites.read import module_at
 from studio.adapters.sites.site import AttentionSite, Site
 from studio.errors import DoesNotFit, UnsupportedLayer, nearest
-from studio.families import named_parameters, named_parts
+from studio.families import check_own, named_parameters, named_parts
 
 __all__ = ["Assembly", "Record", "assembly_at", "site_at"]
 
@@ -129,7 +129,13 @@ class Assembly:
         return self.mounts[path]
 
     def unmount(self, name: str) -> None:
-        """Takes one adapter out; layers that carry none are what they were."""
+        """Takes one adapter out; layers that carry none are what they were.
+
+        Raises:
+            DoesNotFit: another wrapper (FSDP) holds the layers, or the adapter's parameters.
+        """
+        for _, adapter in self.adapters(name):
+            check_own(adapter, "detach")
         for mount in self.mounts.values():
             check_removable(mount.site)
         record = self.records.pop(name)
