@@ -17,6 +17,7 @@ __all__ = [
     "check_convertible",
     "check_lora",
     "check_lora_layers",
+    "note_biases",
     "note_name",
     "note_starts",
     "takes_weights",
@@ -98,6 +99,20 @@ def check_lora_layers(config: Any, ours: Any, sites: Mapping[str, Site]) -> None
                 f"`lora_bias=True` was passed but the targeted layer of type {kind} has no bias ({path}): merging "
                 "gives it one, which PEFT does not"
             )
+
+
+def note_biases(config: Any, sites: Mapping[str, Site]) -> None:
+    """Says of BEFT on layers without a bias that PEFT cannot merge it.
+
+    Args:
+        config: PEFT's. sites: path -> layer.
+    """
+    bare = [path for path, site in sites.items() if site.bias is None]
+    if config.word == "BEFT" and bare:
+        _say(
+            f"Detected that the base layer has no bias term ({bare[0]}). In PEFT: Note you cannot merge the BEFT "
+            "adapter into the base layer. Here merging gives the layer one."
+        )
 
 
 def takes_weights(start: Any) -> bool:
