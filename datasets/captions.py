@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from studio.errors import BadFile
-from studio.given import parse_json, read_given
+from studio.given import is_blank, parse_json, read_given
 
 __all__ = ["CAPTION_SUFFIXES", "METADATA_NAME", "Caption", "Captions", "Encoding", "captions_below", "read_captions"]
 
@@ -185,7 +185,7 @@ def _metadata_line(line: str) -> tuple[str, str]:
     text = next((row[key] for key in _TEXT_KEYS if isinstance(row.get(key), str)), None)
     if text is None:
         raise BadFile(f"has no caption: one of {', '.join(_TEXT_KEYS)} is needed")
-    if not text.strip():
+    if is_blank(text):
         raise BadFile("has an empty caption: write one, or remove the line")
     return Path(row["file_name"]).as_posix(), text
 
@@ -205,7 +205,7 @@ def _read_text(file: Path, encoding: Encoding, most: str) -> str:
         raise BadFile(f"is not {name} text ({error.reason} at byte {error.start}): save it as UTF-8{other}") from None
     if "\0" in text:
         raise BadFile("is not a text file: it holds zero bytes")
-    if not text.strip():
+    if is_blank(text):
         raise BadFile("is an empty caption: write one, or remove the file")
     return text
 

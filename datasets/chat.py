@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from studio.datasets.captions import LINE_END, MARKS
 from studio.errors import BadFile, nearest
-from studio.given import parse_json, read_given
+from studio.given import is_blank, parse_json, read_given
 
 __all__ = ["Sample", "Samples", "read_samples", "samples_digest"]
 
@@ -201,7 +201,7 @@ def _text(entry: dict[str, Any], name: str, where: str, *, answer: bool = False,
     value = entry[name]
     if not isinstance(value, str):
         raise BadFile(f"{where}: {name} must be a text, not {_short(value)}")
-    if not empty and not value.strip():
+    if not empty and is_blank(value):
         raise BadFile(f"{where}: {'the sample has no answer: ' if answer else ''}{name} is empty")
     return value
 

@@ -42,7 +42,7 @@ def formats() -> tuple[str, ...]:
 def suffixes() -> frozenset[str]:
     """Returns the suffixes of these formats, lower case: ``".png"``."""
     known = formats()
-    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in known)
+    return frozenset({".mpo"} | {suffix for suffix, name in Image.registered_extensions().items() if name in known})
 
 
 @contextlib.contextmanager

@@ -73,7 +73,10 @@ def probe_image(data: bytes) -> Probe:
             image.draft(None, (width // 8, height // 8))  # type: ignore[arg-type]
             mode = image.mode
             thumbnail = _thumbnail(_upright(image))
-            made_here = '"tool": "adapter-studio"' in str(image.info.get("studio", ""))
+            made = str(image.info.get("studio", ""))
+            made_here = '"tool": "adapter-studio"' in made
+            if made_here and '"kind": "sheet"' in made[:60]:
+                raise BadFile("is a sheet of several pictures that the studio put together: it is no data")
     except UnidentifiedImageError:
         raise BadFile(what_else(data)) from None
     except Image.DecompressionBombError:

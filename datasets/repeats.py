@@ -8,6 +8,7 @@ from pathlib import Path
 
 from studio.datasets.walk import SkippedFile
 from studio.errors import BadFile
+from studio.given import is_text
 from studio.limits import within
 
 __all__ = ["Repeats"]
@@ -48,7 +49,7 @@ class Repeats:
 
     def _read(self, place: Path, digits: str, words: str) -> tuple[int, str | None]:
         number = int(digits) if len(digits) < 19 else 10**18
-        if not _is_text(words):
+        if not is_text(words):
             self.refused.append(
                 SkippedFile(place, "has a name that is not UTF-8, so its words are no caption: rename it")
             )
@@ -61,11 +62,3 @@ class Repeats:
             )
             return 1, None
         return number, words if self.captions else None
-
-    def _refuse(self, place: Path, reason: str) -> tuple[int, str | None]:
-        self.refused.append(SkippedFile(place, reason))
-        return 1, None
-
-
-def _is_text(words: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in words)

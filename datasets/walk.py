@@ -32,7 +32,7 @@ def files_below(folder: Path, skipped: list[SkippedFile]) -> list[Path]:
     """Returns all files below a folder, sorted by path.
 
     Args:
-        folder: where to look; hidden folders in it are passed over.
+        folder: where to look; hidden folders in it are named.
         skipped: takes the folders that are not looked into, with the reason.
 
     Raises:
@@ -60,8 +60,9 @@ def files_below(folder: Path, skipped: list[SkippedFile]) -> list[Path]:
         within("folder-files", count, f"{shown(folder)} has at least")
         folders = {entry.name for entry in entries if _is_folder(entry)}
         found += [here / entry.name for entry in entries if entry.name not in folders]
-        looked = (name for name in sorted(folders, reverse=True) if not name.startswith(".") and name != "__MACOSX")
-        waiting += [here / name for name in looked]
+        hidden = {name for name in folders if name.startswith(".") or name == "__MACOSX"}
+        skipped += [SkippedFile(here / name, "is a hidden folder, which is not looked into") for name in hidden]
+        waiting += [here / name for name in sorted(folders - hidden, reverse=True)]
     return sorted(found, key=lambda file: file.relative_to(folder).as_posix())
 
 

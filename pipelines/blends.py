@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from studio.adapters import Strength
@@ -61,6 +61,8 @@ def _dealt(
         blend = {blend: 1.0}
     if isinstance(blend, Mapping):
         return [_for_picture(blend, index, count, what) for index in range(count)]
+    if not isinstance(blend, Iterable) or isinstance(blend, bytes):
+        raise BadConfig(f"a blend is a dict of adapters and strengths, or the name of one adapter, not {blend!r}")
     given = list(blend)
     if len(given) != count:
         many = " (prompts times seeds)" if what == "pictures" else ""
@@ -73,6 +75,8 @@ def _for_picture(blend: BlendLike, index: int, count: int, what: str) -> dict[st
         raise BadConfig(f"a blend is a dict of adapters and strengths, not {blend!r}")
     dealt = {}
     for name, value in blend.items():
+        if not isinstance(name, str):
+            raise BadConfig(f"a blend names adapters, and {name!r} is no name")
         strength = as_strength(value)
         if strength.samples is not None:
             if len(strength.samples) != count:

@@ -8,9 +8,11 @@ from typing import Any, Final
 
 from PIL import Image, PngImagePlugin
 
-__all__ = ["Drawing", "texts_of"]
+__all__ = ["SHEET", "Drawing", "texts_of"]
 
 TEXTS: Final = ("parameters", "studio")
+SHEET: Final = '{"format": 1, "kind": "sheet", "tool": "adapter-studio"}'
+"""The ``studio`` text of a sheet of several pictures."""
 
 
 class Drawing(Image.Image):

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from PIL import Image
 
 import studio.adapters as core
+from studio.config import listed, own_number
 from studio.errors import BadConfig, DoesNotFit
 from studio.families import FAMILIES, Base, open_base
 from studio.pipelines.blends import BlendLike, deal_blend
 from studio.pipelines.describe import describe
 from studio.pipelines.drawing import Drawing
 from studio.pipelines.pipeline import Pipeline
-from studio.pipelines.prompt import TaggedPrompt, parse_prompt
+from studio.pipelines.prompt import TaggedPrompt, check_text, parse_prompt
 from studio.pipelines.remarks import Remark, remarks
 from studio.pipelines.sample import Request, sample
 
@@ -108,12 +109,14 @@ class ImagePipeline(Pipeline):
             StudioError: the model gave no finite numbers.
         """
         prompts: list[Any] = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
-        seeds = [seeds] if isinstance(seeds, (int, float)) else list(seeds)
+        seeds = _seeds(seeds)
         if not prompts or not seeds:
             raise BadConfig(f"{len(prompts)} prompts and {len(seeds)} seeds make no picture; give at least one of each")
+        for text in (*prompts, *(() if negative is None else (negative,))):
+            check_text(text)
         tagged = {text: self._read_tags(text) for text in prompts}
         away = self._read_negative(negative or "")
-        guidance = self.base.guidance if guidance is None else guidance
+        guidance = self.base.guidance if guidance is None else own_number(guidance)
         for remark in remarks(prompts, negative=negative, guidance=guidance):
             warnings.warn(remark, Remark, stacklevel=2)
         written = [(text, seed) for text in prompts for seed in seeds]
@@ -127,7 +130,7 @@ class ImagePipeline(Pipeline):
             Request(prompt=tagged[text].text, seed=seed, blend=own, **common)
             for (text, seed), own in zip(written, blends, strict=True)
         ]
-        rows = 1 if batch_size is None else batch_size
+        rows = 1 if batch_size is None else own_number(batch_size)
         images: dict[int, Drawing] = {}
         for made in sample(self.base, requests, rows=rows, on_step=on_step):
             texts = describe(
@@ -138,11 +141,16 @@ class ImagePipeline(Pipeline):
         return [images[index] for index in range(len(requests))]
 
     def _check_fit(self, found: AdapterFile) -> None:
-        """Checks that an adapter was made for text vectors as wide as this base's.
+        """Checks that an adapter is for pictures, and was made for text vectors as wide as this base's.
 
         Raises:
-            DoesNotFit: it was not.
+            DoesNotFit: it is for a language model, or it was not.
         """
+        if found.family == "llm" or "tokenizer" in found.facts:
+            raise DoesNotFit(
+                f"{found.file} is an adapter for a language model, and {self.base.id} draws pictures: write with it on "
+                "the base that it was trained on (studio complete)"
+            )
         here = getattr(self.pipe.components[self.base.family.denoiser].config, "cross_attention_dim", None)
         wide = {shape[1] for key, (_, shape) in found.tensors.items() if _READS_TEXT.search(key) and len(shape) == 2}
         if isinstance(here, int) and len(wide) == 1 and here not in wide:
@@ -160,9 +168,21 @@ class ImagePipeline(Pipeline):
         return away.text
 
     def _read_tags(self, prompt: Any) -> TaggedPrompt:
-        if not isinstance(prompt, str):
-            raise BadConfig(f"a prompt is a text, not {prompt!r}")
         family, here = self.base.family, self.adapters
         sites = [site for info in here.values() for site in info.sites]
         encoders = [name for name in family.encoders if any(site.startswith(f"{name}.") for site in sites)]
         return parse_prompt(prompt, here, denoiser=family.denoiser, encoders=encoders)
+
+
+def _seeds(seeds: Any) -> list[Any]:
+    """Returns seeds as a list, numbers of numpy and torch as Python's own; what they are is checked with the rest.
+
+    Raises:
+        BadConfig: neither a number nor several.
+    """
+    seeds = listed(own_number(seeds))
+    if isinstance(seeds, (int, float)):
+        return [seeds]
+    if isinstance(seeds, (str, bytes, Mapping)) or not isinstance(seeds, Iterable):
+        raise BadConfig(f"seeds={seeds!r}: give a whole number from 0 on, or several in a list")
+    return [own_number(seed) for seed in seeds]

@@ -20,7 +20,7 @@ from studio.errors import BadFile
 from studio.given import parse_json, read_given
 from studio.limits import within
 from studio.pipelines.damage import damage
-from studio.pipelines.drawing import texts_of
+from studio.pipelines.drawing import SHEET, texts_of
 from studio.pipelines.naming import SILENT
 
 __all__ = ["AdapterUse", "parameters_text", "read_metadata", "save_png", "strength_from_json", "strength_to_json"]
@@ -187,6 +187,8 @@ def read_metadata(picture: str | Path | Image.Image) -> dict[str, Any]:
             f"the 'studio' text of {what} has format {str(made_by)[:40]} and this version reads {FORMAT}; update the "
             "studio"
         )
+    if text == SHEET:
+        raise BadFile(f"{what} is a sheet of several pictures, which is not made again from itself: name one of them")
     wrong = damage(content)
     if wrong:
         raise BadFile(f"the 'studio' text of {what} is damaged ({wrong}); it cannot be made again from it")

@@ -20,9 +20,10 @@ from typing import Any
 
 from studio.adapters import Strength
 from studio.errors import BadConfig, UnknownName, nearest
+from studio.given import is_text
 from studio.pipelines.naming import plain_name
 
-__all__ = ["TaggedPrompt", "parse_prompt"]
+__all__ = ["TaggedPrompt", "check_text", "parse_prompt"]
 
 _TAG = re.compile(r"(?<!\\)<([^<>]*)(?<!\\)>")
 _OPENED = re.compile(r"(?<!\\)<([\w-]+:[^<>]*)")
@@ -55,7 +56,7 @@ def parse_prompt(
 
     Raises:
         UnknownName: a tag names an adapter that is not loaded; the nearest is named.
-        BadConfig: a tag that cannot be read, or an adapter that is tagged twice.
+        BadConfig: no text, a tag that cannot be read, or an adapter that is tagged twice.
 
     Example:
         >>> parse_prompt("a photo of sks dog <dog:0.8>, ink <lora:ink:0.5>", ["dog", "ink"])
@@ -63,6 +64,7 @@ def parse_prompt(
         >>> parse_prompt("i <3 dogs", ["dog"])
         TaggedPrompt(text='i <3 dogs', blend=None)
     """
+    check_text(prompt)
     names = sorted(known)
     reader = _Reader(prompt, names, denoiser, tuple(encoders))
     blend: dict[str, float | Strength] = {}
@@ -78,6 +80,22 @@ def parse_prompt(
     # a tag takes the blank in front of it along, so that the encoder reads what stands there without it
     text = re.sub(r"[ \t]*\0", "", bare).strip()
     return TaggedPrompt(text.replace(r"\<", "<").replace(r"\>", ">"), blend or None)
+
+
+def check_text(prompt: Any, what: str = "a prompt") -> None:
+    """Checks that a prompt, or what else is read with it, is a text that can be encoded.
+
+    Args:
+        prompt: what was given.
+        what: what it is called.
+
+    Raises:
+        BadConfig: it is not.
+    """
+    if not isinstance(prompt, str):
+        raise BadConfig(f"{what} is a text, not {prompt!r}")
+    if not is_text(prompt):
+        raise BadConfig(f"{what} holds half a surrogate pair, which is no character: {prompt!r}; write it in UTF-8")
 
 
 @dataclass(frozen=True)
@@ -109,7 +127,11 @@ class _Reader:
         """Component -> number, of ``unet=0.8``, ``te=0.3``."""
         found: dict[str, Any] = {}
         for key, _, number in (pair.partition("=") for pair in pairs):
-            found |= dict.fromkeys(self._components(inside, key.strip()), self._number(inside, number))
+            parts = self._components(inside, key.strip())
+            twice = next((part for part in parts if part in found), None)
+            if twice is not None:
+                raise self.malformed(inside, f"{twice!r} has two numbers; which one is meant?")
+            found |= dict.fromkeys(parts, self._number(inside, number))
         return found
 
     def _strength(self, numbers: Sequence[float], named: Mapping[str, Any], a1111: bool) -> float | Strength:

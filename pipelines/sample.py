@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 
 from studio.adapters import Strength, blended
 from studio.adapters.hosting.turns import turn
+from studio.config import finite, own_number
 from studio.errors import BadConfig, DoesNotFit, StudioError
 from studio.families import Base, Conditioning
 from studio.limits import limit, too_many
@@ -63,6 +63,10 @@ class Request:
     scheduler: Any = None
     blend: Mapping[str, float | Strength] | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("seed", "width", "height", "steps", "guidance"):  # numbers of numpy and torch too
+            object.__setattr__(self, name, own_number(getattr(self, name)))
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -97,6 +101,8 @@ def sample(
         raise BadConfig(f"batch_size={rows!r}: the number of images per batch must be a whole number from 1 on")
     if rows > limit("rows"):
         raise BadConfig(f"batch_size={rows}: {too_many('rows')}")
+    if on_step is not None and not callable(on_step):
+        raise BadConfig(f"on_step={on_step!r} is called as on_step(done, total), and cannot be called")
     _check_base(base)
     for request in requests:
         _check(base, request)
@@ -259,5 +265,7 @@ def _check(base: Base, request: Request) -> None:
     seed = request.seed
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= LARGEST_SEED:
         raise BadConfig(f"seed={seed!r}: a seed must be a whole number from 0 to {LARGEST_SEED}")
-    if isinstance(request.guidance, bool) or not math.isfinite(request.guidance) or request.guidance < 0:
+    if not _is_count(request.steps):
+        raise BadConfig(f"steps={request.steps!r}: the number of steps must be a whole number from 1 on")
+    if not finite(request.guidance) or request.guidance < 0:
         raise BadConfig(f"guidance={request.guidance!r}: guidance must be a finite number from 0 on (1: prompt alone)")

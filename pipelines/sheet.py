@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from studio.errors import BadConfig
+from studio.pipelines.drawing import SHEET, Drawing
 from studio.pipelines.lettering import line_height, text_width, typeface, wrap, write
 
 __all__ = ["before_after", "contact_sheet"]
@@ -45,6 +46,9 @@ def contact_sheet(
         subtitle: below the title, smaller.
         enlarge: whether pictures under 176 pixels are enlarged by a whole factor.
 
+    Returns:
+        The sheet; the ``studio`` text that a PNG of it keeps says what it is, so that it is not taken for data.
+
     Raises:
         BadConfig: no pictures, no columns, or a number of labels that does not fit.
 
@@ -66,7 +70,7 @@ def contact_sheet(
     ):
         if texts is not None and len(texts) != count:
             raise BadConfig(f"{what} has {len(texts)} texts for {count} places; give one for each")
-    return _Sheet(
+    sheet = _Sheet(
         _enlarged(images) if enlarge else tuple(image.convert("RGB") for image in images),
         columns,
         tuple(labels or ()),
@@ -75,6 +79,7 @@ def contact_sheet(
         title or "",
         subtitle or "",
     ).draw()
+    return Drawing.of(sheet, {"studio": SHEET})
 
 
 def before_after(

@@ -13,7 +13,7 @@ from studio.errors import BadConfig, DoesNotFit
 from studio.families.causal import LanguageBase, open_language_base
 from studio.pipelines.blends import BlendLike, deal_blend
 from studio.pipelines.pipeline import Pipeline
-from studio.pipelines.prompt import TaggedPrompt, parse_prompt
+from studio.pipelines.prompt import TaggedPrompt, check_text, parse_prompt
 from studio.pipelines.write import write
 
 if TYPE_CHECKING:
@@ -69,12 +69,18 @@ class TextPipeline(Pipeline):
         return self.model
 
     def _check_fit(self, found: AdapterFile) -> None:
-        """Checks that an adapter was not trained with another tokenizer.
+        """Checks that an adapter is for a language model, and was not trained with another tokenizer.
 
         Raises:
-            DoesNotFit: it was.
+            DoesNotFit: it is for pictures, or it was.
         """
         facts, file = found.facts, found.file
+        if found.family not in ("", "llm"):
+            title = f" ({found.family_title})" if found.family_title else ""
+            raise DoesNotFit(
+                f"{file} is an adapter for pictures{title}, and {self.base.id} is a language model: draw with it on "
+                "the base that it was trained on (studio generate)"
+            )
         theirs = facts.get("tokenizer")
         if theirs is not None and theirs != self.base.tokenizer_hash:
             raise DoesNotFit(
@@ -120,13 +126,17 @@ class TextPipeline(Pipeline):
             BadConfig: an impossible number, a malformed tag, lists whose lengths do not fit, or a system prompt before
                 plain text.
             DoesNotFit: a prompt that leaves no room in the context.
+            StudioError: the model gave no finite numbers.
         """
-        written = [prompt] if isinstance(prompt, str) else list(prompt)
+        written: list[Any] = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
         tagged = [self.read_tags(text) for text in written]
         tags = [one.blend for one in tagged]
         blends = deal_blend(blend, tags, core.current_blend(self.model), what="prompts")
-        if chat is None:
-            chat = self.asks_by_chat
+        if not isinstance(chat, (bool, type(None))):
+            raise BadConfig(f"chat={chat!r} must be True, False or None")
+        chat = self.asks_by_chat if chat is None else chat
+        if system is not None:
+            check_text(system, "a system prompt")
         if system and not chat:
             raise BadConfig("a system prompt is a turn of a conversation, and plain text has none: ask with chat=True")
         texts = [self.question(one.text, system) if chat else one.text for one in tagged]
@@ -149,8 +159,7 @@ class TextPipeline(Pipeline):
             UnknownName: a tag names an adapter that is not loaded.
             BadConfig: a tag that cannot be read, or what is no text.
         """
-        if not isinstance(prompt, str):
-            raise BadConfig(f"a prompt is a text, not {prompt!r}")
+        check_text(prompt)
         for mark in self.base.tokenizer.all_special_tokens:
             prompt = prompt.replace(mark, mark.replace("<", r"\<").replace(">", r"\>"))
         return parse_prompt(prompt, self.adapters, encoders=())

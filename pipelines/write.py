@@ -12,7 +12,8 @@ from torch import Tensor
 import studio.adapters as core
 from studio.adapters.hosting.turns import turn
 from studio.adapters.tokens.contract import TokenConfig
-from studio.errors import BadConfig, DoesNotFit
+from studio.config import finite, own_number
+from studio.errors import BadConfig, DoesNotFit, StudioError
 from studio.families.causal import LanguageBase
 
 __all__ = ["Gumbel", "write"]
@@ -45,12 +46,18 @@ def write(
     Raises:
         BadConfig: an impossible number.
         DoesNotFit: a prompt that leaves no room in the context.
+        StudioError: the model gave no finite numbers.
     """
-    if max_new_tokens < 1 or batch_size < 1 or not 0 <= temperature < float("inf") or not 0 <= seed < 2**63:
-        raise BadConfig(
-            f"max_new_tokens={max_new_tokens!r} and batch_size={batch_size!r} must be at least 1, "
-            f"temperature={temperature!r} and seed={seed!r} at least 0"
-        )
+    max_new_tokens, batch_size, seed = map(own_number, (max_new_tokens, batch_size, seed))
+    temperature = own_number(temperature)
+    for name, value, sound, wanted in (
+        ("max_new_tokens", max_new_tokens, _whole(max_new_tokens, 1), "a whole number from 1 on"),
+        ("batch_size", batch_size, _whole(batch_size, 1), "a whole number from 1 on"),
+        ("seed", seed, _whole(seed, 0), "a whole number from 0 to 2**63 - 1"),
+        ("temperature", temperature, finite(temperature) and temperature >= 0, "a finite number from 0 on"),
+    ):
+        if not sound:
+            raise BadConfig(f"{name}={value!r} must be {wanted}")
     rows = [base.tokens(text, chat=chat)[0] for text in prompts]
     virtual = _virtual(base.model)
     room, before = base.context - virtual, f" after {virtual} virtual ones" if virtual else ""
@@ -96,7 +103,7 @@ def _batch(
         max_new_tokens=most, do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0,
         eos_token_id=list(ends) or None, pad_token_id=pad, use_cache=True,
     )  # fmt: skip
-    draws = LogitsProcessorList([Gumbel(temperature, seed)] if temperature else [])
+    draws = LogitsProcessorList([_finite, *([Gumbel(temperature, seed)] if temperature else [])])
     made = base.model.generate(
         inputs=tokens, attention_mask=mask, generation_config=config, logits_processor=draws
     )  # fmt: skip
@@ -105,6 +112,20 @@ def _batch(
         kept = row if stop is None else row[:stop]
         text = base.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         yield text.strip(), len(kept) + (stop is not None), stop is not None
+
+
+def _finite(input_ids: Tensor, scores: Tensor) -> Tensor:
+    """Refuses to choose where there is nothing to choose by; a token may be impossible (-inf)."""
+    if not bool((scores < torch.inf).all()):
+        raise StudioError(
+            f"the model gave numbers that are not finite in {str(scores.dtype).removeprefix('torch.')}; open the base "
+            "with another dtype (bfloat16, float32), or lower the adapters' strengths"
+        )
+    return scores
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
 
 
 class Gumbel:

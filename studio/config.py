@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
 import sys
 import types
 import typing
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from studio.errors import BadConfig, BadFile, nearest
-from studio.given import read_given
+from studio.given import is_text, read_given
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -177,6 +176,8 @@ def read_toml(file: str | Path) -> dict[str, Any]:
         raise BadFile(f"{file} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise BadFile(f"{file} is not valid TOML: {error}") from None
+    except ValueError as error:  # a number of more digits than Python reads
+        raise BadFile(f"{file} is not valid TOML: {str(error).partition(';')[0]}") from None
     except OSError as error:
         raise BadFile(f"cannot read {file}: {error.strerror}") from error
 
@@ -259,7 +260,7 @@ def _nested(values: Mapping[str, Any], title: str) -> dict[str, Any]:
 
 def finite(value: float) -> bool:
     """Says whether ``value`` is a number that is neither infinite nor NaN."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def own_number(value: Any) -> Any:
@@ -298,7 +299,9 @@ def _convert(value: Any, expected: Any, where: str) -> Any:
         return _as(value, expected, where)
     except _Mismatch:
         shown = repr(str(value)) if isinstance(value, (Text, Path)) else repr(value)
-        raise BadConfig(f"{where} must be {_words(expected)}, not {shown}") from None
+        half = isinstance(value, str) and not is_text(value)
+        why = ", which holds half a surrogate pair, and that is no character" if half else ""
+        raise BadConfig(f"{where} must be {_words(expected)}, not {shown}{why}") from None
 
 
 _hints = functools.lru_cache(maxsize=256)(typing.get_type_hints)
@@ -343,13 +346,13 @@ def _as_plain(value: Any, expected: Any, where: str) -> Any:
         return value
     if dataclasses.is_dataclass(expected) and isinstance(value, Mapping):
         return build(expected, value, where=where)
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+    if expected is float and isinstance(value, int) and finite(value):
         return float(value)
     if expected is Path and isinstance(value, (str, Path)):
         return Path(value).expanduser()
     if isinstance(value, bool) and expected is not bool:
         raise _Mismatch  # True is an int to Python, and never what the user meant
-    if not isinstance(value, expected):
+    if not isinstance(value, expected) or (isinstance(value, str) and not is_text(value)):
         raise _Mismatch
     return value
 
@@ -383,7 +386,7 @@ def _as_tuple(value: Any, expected: Sequence[Any], where: str) -> tuple[Any, ...
 def _from_text(text: Text, expected: Any, where: str) -> Any:
     """Tries the text as a TOML value, as a comma-separated list, and as it stands, in this order."""
     readings: list[Any] = []
-    with contextlib.suppress(tomllib.TOMLDecodeError):
+    with contextlib.suppress(ValueError, RecursionError):  # no TOML, too many digits, too deep
         readings.append(tomllib.loads(f"value = {text}")["value"])
     readings.append(str(text))
     if _takes_tuple(expected):

@@ -107,5 +107,6 @@ def nearest(asked: str, known: Iterable[str], count: int = 5) -> list[str]:
         ['lora']
     """
     names = sorted(set(known))
-    score = {name: difflib.SequenceMatcher(None, asked.lower(), name.lower()).ratio() for name in names}
+    said = str(asked)[:1000].lower()  # a caller may have asked for anything
+    score = {name: difflib.SequenceMatcher(None, said, name.lower()).ratio() for name in names}
     return sorted(names, key=lambda name: (-score[name], name))[:count]

@@ -50,7 +50,7 @@ LIMITS: Final[dict[str, Limit]] = {
     "folder-files": Limit(200_000, "files below a folder"),
     "repeats": Limit(10_000, "repeats of a picture, as the name of its folder gives them"),
     # pictures that are made
-    "side": Limit(8_192, "pixels along a side of a picture that is made"),
+    "side": Limit(8_192, "pixels along a side of a picture that is made or trained on"),
     "rows": Limit(1_024, "pictures that are computed together"),
     "steps": Limit(100_000, "steps or noise levels of a sampler"),
     "seeds": Limit(100_000, "seeds of one call"),

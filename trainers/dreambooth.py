@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from studio.datasets.trigger import Trigger, class_prompt_of
 from studio.errors import BadConfig, DoesNotFit, nearest
 from studio.families import Base
+from studio.given import is_blank
 from studio.trainers.image.latents import Latents
 from studio.trainers.image.prior import PRIORS, ClassPictures, Prior
 from studio.trainers.image_task import ImageTask, Material
@@ -80,8 +82,10 @@ class DreamBooth(ImageTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.instance_prompt.strip():
+        if is_blank(self.instance_prompt):
             raise BadConfig("instance_prompt is empty: name the subject, such as 'a photo of sks dog'")
+        if any(is_blank(prompt) for prompt in self.class_prompts):
+            raise BadConfig("class_prompt is empty: name the class, such as 'a photo of dog', or leave it out")
         if self.instance_prompt in self.class_prompts:
             raise BadConfig(
                 f"instance_prompt and class_prompt are both {self.instance_prompt!r}, so nothing tells the subject "
@@ -90,8 +94,8 @@ class DreamBooth(ImageTask):
         if self.prior is not None and self.prior not in PRIORS:
             close = nearest(self.prior, PRIORS, 1)[0]
             raise BadConfig(f"prior={self.prior!r}: did you mean {close!r}? (known: {', '.join(PRIORS)})")
-        if self.prior_weight is not None and not self.prior_weight >= 0:
-            raise BadConfig(f"prior_weight={self.prior_weight!r} must be at least 0")
+        if self.prior_weight is not None and not 0 <= self.prior_weight < math.inf:
+            raise BadConfig(f"prior_weight={self.prior_weight!r} must be a finite number, at least 0")
         if self.prior_rows is not None and self.prior_rows < 1:
             raise BadConfig(f"prior_rows={self.prior_rows!r} must be at least 1; prior='none' trains without a prior")
         if self.class_count < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,10 @@ from studio.config import check, plain
 from studio.datasets.trigger import Trigger, missing_words
 from studio.errors import BadConfig, DoesNotFit
 from studio.families import BASES, Base, open_base
+from studio.limits import limit
 from studio.trainers.image.diffusion import Diffusion, Previews
 from studio.trainers.image.fit import check_fit
-from studio.trainers.image.latents import Latents, picture_size
+from studio.trainers.image.latents import Latents, picture_size, sides_of
 from studio.trainers.image.objective import Objective
 from studio.trainers.image.prior import Prior
 from studio.trainers.image.prompts import Prompts
@@ -93,11 +95,26 @@ class ImageTask(ABC):
 
     def __post_init__(self) -> None:
         check(self)
+        if self.resolution is not None:
+            sides_of(self.resolution)
+        self._check_numbers()
         rate = self.text_encoder_learning_rate
-        if rate is not None and not rate > 0:
+        if rate is not None and not 0 < rate < math.inf:
             raise BadConfig(f"text_encoder_learning_rate={rate!r} must be above 0; text_encoder=False trains none")
         if rate is not None and self.text_encoder is False:
             raise BadConfig("text_encoder_learning_rate is given and text_encoder is False: drop one of the two")
+
+    def _check_numbers(self) -> None:
+        """Checks what is asked of the loss and of the previews, before a base is opened for them."""
+        guidance, seeds = self.preview_guidance, self.preview_seeds
+        for name, sound, wanted in (
+            ("gamma", self.gamma > 0, "above 0 (5 is usual)"),
+            ("preview_steps", 1 <= self.preview_steps <= limit("steps"), "a whole number from 1 on"),
+            ("preview_guidance", guidance is None or 0 <= guidance < math.inf, "a finite number from 0 on"),
+            ("preview_seeds", all(0 <= seed < 2**63 for seed in seeds), "whole numbers from 0 to 2**63 - 1"),
+        ):
+            if not sound:
+                raise BadConfig(f"{name}={getattr(self, name)!r} must be {wanted}")
 
     @property
     @abstractmethod

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from studio.datasets.trigger import Trigger
 from studio.errors import BadConfig
 from studio.families import Base
+from studio.given import is_blank
 from studio.trainers.image_task import ImageTask, Material
 from studio.trainers.opening import Opening
 
@@ -49,7 +50,7 @@ class Style(ImageTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.trigger.strip():
+        if is_blank(self.trigger):
             raise BadConfig("trigger is empty: choose words that the style shall answer to, such as 'ink style'")
         if not 0 <= self.caption_dropout < 1:
             raise BadConfig(f"caption_dropout={self.caption_dropout!r} must be a probability in [0, 1)")

@@ -165,6 +165,7 @@ def _picture(photos: Path, before: dict[str, list[Image]], after: dict[str, list
     sheet = Image.new("RGB", (max(head.width, body.width), top + body.height), head.getpixel((0, 0)))
     sheet.paste(head, (0, 0))
     sheet.paste(body, (0, top))
+    sheet.info.update(body.info)  # what it is
     return save_png(sheet, file)
 
 

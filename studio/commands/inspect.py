@@ -30,26 +30,45 @@ FACTS = tuple("trigger base base_hash task steps seed dataset images resolution 
     epilog=example("studio inspect runs/robot", "studio inspect dog.safetensors"),
 )
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option("--values", is_flag=True, help="Read the tensors too, and name those that hold NaN or infinities.")
 @output_options
 @click.pass_context
-def inspect(context: click.Context, file: Path, as_json: bool, quiet: bool) -> None:
+def inspect(context: click.Context, file: Path, values: bool, as_json: bool, quiet: bool) -> None:
     """Tell what is in an adapter file: method, rank, layers, base, trigger, and where it comes from.
 
     FILE is a safetensors file (of diffusers, kohya, A1111 or the studio), a folder of PEFT, or the folder of a run.
-    Only its header is read. The exit code is 2 for a file that holds no adapter, 3 where parts of one cannot be read.
+    Only its header is read, so NaN in its tensors is found with --values alone. The exit code is 2 for a file that
+    holds no adapter, 3 where parts of one cannot be read.
     """
     from studio.files import inspect as read
     from studio.pipelines.naming import adapter_file
 
-    found = read(adapter_file(file))
+    file = adapter_file(file)
+    found = read(file)
     show = Show(as_json, quiet)
     if show.talks:
         show.table(_rows(found))
     show.result(_content(found))
     if not found.format:
         context.exit(UsageError.exit_code)
+    if values:
+        _check_values(file)
     if found.unread:
         context.exit(Refused.exit_code)
+
+
+def _check_values(file: Path) -> None:
+    """Reads the tensors.
+
+    Raises:
+        BadFile: they cannot be read.
+        Refused: one holds NaN or infinities.
+    """
+    from studio.files.sound import check_finite
+    from studio.files.source import open_source
+
+    tensors = open_source(file).tensors
+    check_finite(tensors, tensors, file)
 
 
 def _rows(found: AdapterFile) -> list[tuple[str, str]]:

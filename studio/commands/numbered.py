@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import re
 from pathlib import Path
 
 from studio.errors import BadConfig, BadFile
 from studio.limits import limit, too_many
+from studio.temporary import remove
 
 __all__ = ["check_numbers", "places"]
 
@@ -51,7 +54,7 @@ def places(folder: Path, count: int, grid: Path | None, *, overwrite: bool) -> l
     files = _files(folder, count, overwrite=overwrite)
     for file in [*files[:1], *([grid] if grid else [])]:
         _check_place(file)
-    if grid and grid.exists() and not overwrite:
+    if grid and os.path.lexists(grid) and not overwrite:  # a link that leads nowhere is there too
         raise BadFile(f"{grid} is there already: choose another name, or --overwrite")
     return files
 
@@ -94,8 +97,7 @@ def _check_place(file: Path) -> None:
     except BadFile as error:
         raise BadFile(str(error).replace(str(probe), str(file.parent))) from None
     finally:
-        if probe.parent.is_dir():
-            probe.unlink(missing_ok=True)
+        remove(probe)
         for place in made:
-            if place.is_dir() and not any(place.iterdir()):
+            with contextlib.suppress(OSError):  # it holds something by now, or was never made
                 place.rmdir()

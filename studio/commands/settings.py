@@ -121,6 +121,7 @@ def gather(
     if config is not None:
         content = read_toml(config)
         if "inputs" in content and "free" in content:
+            _check_tables(content, ("inputs", "free", *PARTS), config)
             if not trains_on and "start" in content["inputs"]:
                 raise DoesNotFit(f"{config} is that of a run that trained on from an adapter file: name it with --from")
             content = _of_run(content, task, config)
@@ -162,6 +163,13 @@ def _part(key: str, where: Mapping[str, str], source: str) -> str:
     return where[head]
 
 
+def _check_tables(content: Mapping[str, Any], names: Sequence[str], file: Path) -> None:
+    """Checks that what a ``run.toml`` has of these is a table each, as the studio writes it."""
+    other = next((name for name in names if not isinstance(content.get(name, {}), Mapping)), None)
+    if other is not None:
+        raise BadConfig(f"{file} has {other}={content[other]!r}, where a run.toml has a table: it was changed")
+
+
 def _of_run(content: Mapping[str, Any], task: type[Task], file: Path) -> dict[str, Any]:
     """Makes settings of a ``run.toml``, which holds them as decided."""
     own = dict(content.get("task", {}))
@@ -169,6 +177,8 @@ def _of_run(content: Mapping[str, Any], task: type[Task], file: Path) -> dict[st
     made = own.pop("task", task.task_name)
     if made != task.task_name:
         raise DoesNotFit(f"{file} is that of a {made} run, and this is studio {task.task_name}: call studio {made}")
+    _check_tables(own, ("learning_rates",), file)
+    _check_tables(free, ("previews",), file)
     rates = own.pop("learning_rates", {})
     encoders = {part: rate for part, rate in rates.items() if part.startswith("text_encoder")}
     own["text_encoder"] = bool(encoders)

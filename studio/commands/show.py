@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Show", "shell"]
 
-_LONE: Final = re.compile("[\x7f-\x9f\ud800-\udfff]")
+_LONE: Final = re.compile("[\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Show:
     def result(self, content: Mapping[str, Any]) -> None:
         """Prints the result as JSON, where JSON was asked for."""
         if self.as_json:
-            # half a surrogate pair cannot be encoded; JSON has a way to write it, and so for control characters
+            # half a surrogate pair cannot be encoded; JSON has a way to write it, and what a terminal would act on
             text = json.dumps(content, indent=2, ensure_ascii=False, default=_plain)
             click.echo(_LONE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 

@@ -113,7 +113,7 @@ class LanguageBase:
             text: what :meth:`write` wrote, or plain text.
             chat: whether a chat template wrote it; both are numbered in the same way.
         """
-        coded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        coded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         numbers, places = list(coded["input_ids"]), [(int(begin), int(end)) for begin, end in coded["offset_mapping"]]
         first = list(self.beginning)
         if numbers[: len(first)] == first:
@@ -131,7 +131,7 @@ class LanguageBase:
     def begins(self, text: str) -> str:
         """Returns what :meth:`tokens` puts in front of a text, as text; "" where it begins so already."""
         first = list(self.beginning)
-        numbers = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        numbers = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return "" if numbers[: len(first)] == first else str(self.tokenizer.decode(first))
 
     @property

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from studio.errors import BadConfig, DoesNotFit
 from studio.families import Base
+from studio.limits import limit, too_many
 from studio.trainers.loop.draws import Draws
 
 if TYPE_CHECKING:
     from studio.datasets.cache import TensorCache
     from studio.datasets.folder import ImageItem
 
-__all__ = ["Crop", "Latents", "picture_size"]
+__all__ = ["Crop", "Latents", "picture_size", "sides_of"]
 
 Crop = Literal["center", "random"]
 
@@ -124,16 +125,28 @@ def picture_size(resolution: int | Sequence[int] | None, base: Base) -> tuple[in
         base: the base, whose sides must be multiples of ``base.family.multiple``.
 
     Raises:
-        BadConfig: not one or two positive whole numbers.
+        BadConfig: as :func:`sides_of`.
         DoesNotFit: sides that the base cannot have; the nearest ones are named.
     """
     if resolution is None:
         return base.native
-    sides = (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise BadConfig(f"resolution={resolution!r}: give one side in pixels, or width and height")
+    sides = sides_of(resolution)
     unit = base.family.multiple
     if any(side % unit for side in sides):
         near = " x ".join(str(max(unit, round(side / unit) * unit)) for side in sides)
         raise DoesNotFit(f"resolution {sides[0]} x {sides[1]}: sides of {base.id} are multiples of {unit}; use {near}")
+    return sides[0], sides[1]
+
+
+def sides_of(resolution: int | Sequence[int]) -> tuple[int, int]:
+    """Returns width and height in pixels of what a resolution says, whatever the base.
+
+    Raises:
+        BadConfig: not one or two positive whole numbers, or more pixels than pictures may have.
+    """
+    sides = (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise BadConfig(f"resolution={resolution!r}: give one side in pixels, or width and height")
+    if max(sides) > limit("side"):
+        raise BadConfig(f"resolution {sides[0]} x {sides[1]}: {too_many('side')}")
     return sides[0], sides[1]

@@ -98,6 +98,6 @@ def as_strength(value: StrengthLike) -> Strength:
     if isinstance(value, Strength):
         return value
     plain: Any = listed(own_number(value))
-    if isinstance(plain, Sequence) and not isinstance(plain, str):
+    if isinstance(plain, Sequence) and not isinstance(plain, (str, bytes)):
         return Strength(samples=plain)
     return Strength(plain)
