@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from studio.datasets.captions import LINE_END, MARKS
 from studio.errors import BadFile, nearest
-from studio.given import is_blank, parse_json, read_given
+from studio.given import given_path, is_blank, parse_json, read_given
 
 __all__ = ["Sample", "Samples", "read_samples", "samples_digest"]
 
@@ -96,7 +96,7 @@ def read_samples(file: str | Path) -> Samples:
         BadFile: the file cannot be read, has no sample, or a line is not of one of the forms, has an empty part or no
             answer; the line's number is told.
     """
-    file = Path(file).expanduser()
+    file = given_path(file)
     text = _text_of(file)
     items: list[Sample] = []
     unused: dict[str, int] = {}

@@ -15,7 +15,7 @@ from studio.datasets.picture import Probe, probe_image
 from studio.datasets.repeats import Repeats
 from studio.datasets.walk import SkippedFile, files_below
 from studio.errors import BadFile
-from studio.given import read_given
+from studio.given import given_path, read_given
 from studio.runs import is_run
 
 __all__ = ["ImageFolder", "ImageItem", "SkippedFile", "read_folder", "scan_folder"]
@@ -151,7 +151,7 @@ def scan_folder(
 
 
 def _existing(folder: str | Path) -> Path:
-    folder = Path(folder).expanduser()
+    folder = given_path(folder, "folder")
     if not folder.exists():
         raise BadFile(f"there is no image folder {folder}: check the path")
     if not folder.is_dir():

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from studio.adapters import Strength
 from studio.atomic import atomic_path
 from studio.errors import BadFile
-from studio.given import parse_json, read_given
+from studio.given import given_path, parse_json, read_given
 from studio.limits import within
 from studio.pipelines.damage import damage
 from studio.pipelines.drawing import SHEET, texts_of
@@ -153,7 +153,7 @@ def save_png(image: Image.Image, file: str | Path) -> Path:
     Raises:
         BadFile: nothing can be written there.
     """
-    file = Path(file).expanduser()
+    file = given_path(file)
     with atomic_path(file) as temporary:
         # everything that Pillow may take from image.info by itself (ICC profile, resolution) is left out
         plain = Image.frombytes(image.mode, image.size, image.tobytes())
@@ -167,7 +167,7 @@ def read_metadata(picture: str | Path | Image.Image) -> dict[str, Any]:
     Raises:
         BadFile: no such file, no picture, a picture that the studio did not make, or one of a newer studio.
     """
-    image = picture if isinstance(picture, Image.Image) else _open(Path(picture))
+    image = picture if isinstance(picture, Image.Image) else _open(given_path(picture, "picture"))
     what = "the picture" if isinstance(picture, Image.Image) else str(picture)
     text = image.info.get("studio")
     if not isinstance(text, str):
@@ -196,7 +196,6 @@ def read_metadata(picture: str | Path | Image.Image) -> dict[str, Any]:
 
 
 def _open(file: Path) -> Image.Image:
-    file = file.expanduser()
     try:
         data = read_given(file, "picture-bytes")
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from studio.errors import BadFile
+from studio.given import given_path
 from studio.runs import RUN_ADAPTER, is_run
 
 __all__ = ["SILENT", "adapter_file", "free_name", "plain_name"]
@@ -22,7 +23,7 @@ def adapter_file(file: str | Path) -> Path:
     Raises:
         BadFile: the run has no adapter yet.
     """
-    file = Path(file).expanduser()
+    file = given_path(file)
     if not is_run(file) or (file / RUN_ADAPTER).is_file():
         return file / RUN_ADAPTER if is_run(file) else file
     checkpoints = sorted((file / "checkpoints").glob("*.safetensors"))

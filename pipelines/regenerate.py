@@ -12,6 +12,7 @@ from PIL import Image
 
 from studio.errors import BadFile, DoesNotFit, UnknownName
 from studio.families import BASES
+from studio.given import given_path
 from studio.pipelines.image import ImagePipeline
 from studio.pipelines.metadata import read_metadata, strength_from_json, strength_to_json
 from studio.pipelines.naming import adapter_file
@@ -51,7 +52,7 @@ def regenerate(
     content = read_metadata(picture)
     if pipe is None:
         pipe = _open(content, base, device)
-        _load(pipe, content, [Path(file) for file in adapters])
+        _load(pipe, content, [given_path(file) for file in adapters])
     _check(pipe, content)
     blend = {use["name"]: strength_from_json(use["strength"]) for use in content["adapters"]}
     bakes = any(use.get("baked") for use in content["adapters"])

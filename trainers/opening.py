@@ -15,6 +15,7 @@ from studio.device import choose_device, choose_dtype
 from studio.errors import BadFile
 from studio.families import Base
 from studio.families.causal import LanguageBase
+from studio.given import given_path
 from studio.runs import RUN_ADAPTER, is_run
 from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.run import sha256
@@ -143,7 +144,7 @@ def adapter_file(given: str | Path) -> Path:
     """
     from studio.files import inspect
 
-    file = Path(given).expanduser()
+    file = given_path(given)
     file = file / RUN_ADAPTER if is_run(file) else file
     if not inspect(file).method:
         raise BadFile(f"{file} holds no adapter that can be trained on from")

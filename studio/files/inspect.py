@@ -14,6 +14,7 @@ from studio.files.peft_settings import flagged_method
 from studio.files.soft import soft_method
 from studio.files.source import open_source
 from studio.files.spelling import Spelling
+from studio.given import given_path
 
 __all__ = ["AdapterFile", "inspect"]
 
@@ -82,7 +83,7 @@ def inspect(file: str | Path) -> AdapterFile:
         >>> found.method, found.rank, found.sites, found.parameters
         ('lora', 2, ('0',), 32)
     """
-    source = open_source(Path(file).expanduser(), tensors=False)
+    source = open_source(given_path(file), tensors=False)
     own = own_entry(source.metadata)
     soft = soft_method(source, own)
     preferred = flagged_method(source.peft) if own is None else own.method

@@ -27,6 +27,7 @@ from studio.files.soft import FORMAT as SOFT
 from studio.files.soft import read_soft, soft_method
 from studio.files.sound import check_finite, fitting
 from studio.files.source import open_source
+from studio.given import given_path
 from studio.limits import limit
 
 __all__ = ["load", "load_source"]
@@ -77,9 +78,7 @@ def load(
         'dog': lora from a diffusers file, 1 layers, 2 keys applied, 0 ignored
     """
     with _collector_paused(), on_cpu():
-        source = open_source(
-            Path(file).expanduser(), pickled=pickled, check=lambda infos: _check_size(model, file, infos)
-        )
+        source = open_source(given_path(file), pickled=pickled, check=lambda infos: _check_size(model, file, infos))
         return load_source(
             model, source, name=name, strength=strength, allow_partial=allow_partial, trainable=trainable
         )

@@ -26,6 +26,7 @@ from studio.files.names import Names
 from studio.files.scale import Grade, settle
 from studio.files.soft import save_soft
 from studio.files.source import PICKLED
+from studio.given import given_path
 
 __all__ = ["save", "spelled"]
 
@@ -71,7 +72,7 @@ def save(
         >>> studio.inspect(file).facts
         {'trigger': 'sks dog'}
     """
-    file = Path(file).expanduser()
+    file = given_path(file)
     check_unbaked(model, "save")
     check_known(model, name)
     chosen = FORMATS[format if format is not None else _usual_format(model, file)]
