@@ -11,6 +11,7 @@ from typing import Final
 
 from studio.atomic import sentences
 from studio.errors import BadFile
+from studio.given import given_path
 from studio.runs import RUN_ADAPTER, RUN_FILE, is_run
 from studio.temporary import remove_leftovers
 from studio.trainers.loop.lock import locked
@@ -33,7 +34,7 @@ def claim(output: str | os.PathLike[str]) -> Iterator[RunFolder]:
         BadFile: the folder cannot be made or written to, or it holds something else.
         DoesNotFit: a live process holds it.
     """
-    folder = Path(output).expanduser()
+    folder = given_path(output, "output")
     made = _missing(folder)
     try:
         with contextlib.ExitStack() as held:
