@@ -115,6 +115,9 @@ def taken_pair(site: Site, config: Any, rank: int, given: Given) -> Pair:
 def minor_pair(site: Site, weight: Tensor, rank: int) -> Pair:
     """The last left singular directions of the weight as ``up``, and zero as ``down`` (MiCA).
 
+    Args:
+        site: the layer, for the message. weight: its weight ``(rows, cols)``. rank: of the pair.
+
     Raises:
         BadConfig: more directions than the weight has.
     """

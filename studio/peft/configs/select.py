@@ -169,13 +169,17 @@ def select(model: nn.Module, config: Any, kinds: Collection[str] = ()) -> list[s
             "No modules were targeted for adaptation. This might be caused by a combination of target_modules="
             f"{_shown(targets)} with exclude_modules, modules_to_save and layers_to_transform, which leave none of them"
         )
+    _check_apart(chosen, bare, modules)
+    return chosen + bare
+
+
+def _check_apart(chosen: Collection[str], bare: Collection[str], modules: Mapping[str, nn.Module]) -> None:
     both = next((name for name in bare if name in chosen), None)
     if both is not None:
         raise Wrong(
             f"Trying to wrap an `nn.Parameter` of layer {both!r} of type {type(modules[both]).__name__}, which is not "
             "a valid target. (target_modules names the layer too, and it gets one adapter: name it in one of the two)"
         )
-    return chosen + bare
 
 
 def _input_embedding(model: nn.Module) -> set[str]:
