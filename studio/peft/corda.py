@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from studio.adapters import METHODS, Site
 from studio.adapters.contract.calibration import Gauge, measured
 from studio.adapters.hosting.assembly import site_at
 from studio.adapters.sites.read import read_weight
-from studio.atomic import atomic_path
+from studio.atomic import atomic_write
 from studio.errors import BadFile, DoesNotFit
 from studio.peft.configs.select import select
 from studio.peft.configs.translate import translate
@@ -178,13 +179,13 @@ def _read(file: Path, wanted: Mapping[str, tuple[int | None, ...]]) -> dict[str,
         raise BadFile(f"{file} cannot be read as a file of CorDA's: {str(error).splitlines()[0][:80]}") from None
     for name, shape in wanted.items():
         tensor = held.get(name) if isinstance(held, Mapping) else None
-        fits = isinstance(tensor, Tensor) and len(tensor.shape) == len(shape)
-        if not fits or any(size not in (None, own) for size, own in zip(shape, tensor.shape, strict=True)):
+        own = tuple(tensor.shape) if isinstance(tensor, Tensor) else ()
+        if len(own) != len(shape) or any(size not in (None, one) for size, one in zip(shape, own, strict=True)):
             raise BadFile(f"{file} has no tensor {name!r} of the shape {shape}; it is of another model: delete it")
     return {name: held[name] for name in wanted}
 
 
 def _write(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(file) as temporary:
-        torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+    buffer = io.BytesIO()  # a file's name would go into it, and what the disk says come as an error of C++
+    torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, buffer)
+    atomic_write(file, buffer.getvalue())
