@@ -19,7 +19,8 @@ class LoRAFA(torch.optim.Optimizer):
     ``up`` are trained by AdamW as they are.
 
     Args:
-        groups: what is trained, with ``lr`` and ``rate``.
+        groups: what is trained, with ``lr`` and ``rate``; with ``correct_bias=False`` the averages are taken as they
+            are.
         pairs: ``(down, up, s)`` of every layer.
         betas: decay of the averages of gradients and of their squares.
         eps: added to the root of the squares.
@@ -81,7 +82,9 @@ class LoRAFA(torch.optim.Optimizer):
         beta1, beta2 = group["betas"]
         state["exp_avg"].mul_(beta1).add_(direction, alpha=1 - beta1)
         state["exp_avg_sq"].mul_(beta2).addcmul_(direction, direction, value=1 - beta2)
-        size = group["lr"] * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
+        size = group["lr"]
+        if group.get("correct_bias", True):
+            size = size * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
         tensor.addcdiv_(state["exp_avg"], state["exp_avg_sq"].sqrt().add_(group["eps"]), value=-size)
         if group["weight_decay"]:
             tensor.mul_(1 - group["lr"] * group["weight_decay"])

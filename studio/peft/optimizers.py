@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from studio.adapters import Adapter
 from studio.adapters.contract.ranked import RankedConfig
 from studio.adapters.lorafa import LoRAFA
+from studio.peft.model.names import names_of_tensors
 from studio.peft.model.state import KEY, State, state_of
 from studio.peft.model.tuner import base_of
 from studio.peft.terms.errors import Wrong
@@ -35,8 +37,11 @@ def create_loraplus_optimizer(
 ) -> torch.optim.Optimizer:
     """Makes an optimizer that trains ``lora_B`` with a larger rate than ``lora_A``.
 
+    It has four groups: what is neither of the others, pairs on embeddings, ``lora_B`` and vectors, and those of them
+    that never decay (biases, norms).
+
     Args:
-        model: a PEFT model. optimizer_cls: the optimizer's class. lr: the rate of all but ``lora_B``.
+        model: a PEFT model, or any. optimizer_cls: the optimizer's class. lr: the rate of the first group.
         loraplus_lr_ratio: how many times larger the rate of ``lora_B`` is.
         kwargs: for the optimizer; ``loraplus_weight_decay`` and ``loraplus_lr_embedding`` (1e-6) are LoRA+'s own.
 
@@ -48,22 +53,31 @@ def create_loraplus_optimizer(
     """
     decay = float(kwargs.pop("loraplus_weight_decay", kwargs.pop("weight_decay", 0.0)))
     embedding_rate = float(kwargs.pop("loraplus_lr_embedding", 1e-6))
-    part = {id(adapter.tensor("up")): "up" for adapter in _pairs(model)}
-    part |= {
-        id(p): "rows" for adapter in _pairs(model) if adapter.site.kind == "embedding" for p in adapter.parameters()
-    }
-    groups: dict[tuple[str, bool], list[Tensor]] = {}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            groups.setdefault((part.get(id(parameter), "other"), parameter.dim() > 1), []).append(parameter)
-    if not groups:
+    ups = {id(adapter.tensor("up")) for adapter in _pairs(model)}
+    rows = {id(p) for adapter in _pairs(model) if adapter.site.kind == "embedding" for p in adapter.parameters()}
+    groups: dict[str, list[Tensor]] = {"A": [], "embedding": [], "B": [], "B without decay": []}
+    plain = {id(p) for module in model.modules() if "Norm" in type(module).__name__ for p in module.parameters(False)}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in rows:
+            groups["embedding"].append(parameter)
+        elif id(parameter) in ups or parameter.dim() == 1:
+            groups["B without decay" if "bias" in name or id(parameter) in plain else "B"].append(parameter)
+        else:
+            groups["A"].append(parameter)
+    if not any(groups.values()):
         raise Wrong("nothing of the model is trained; set_adapter names what is")
-    rates = {"rows": embedding_rate, "up": lr * loraplus_lr_ratio, "other": lr}
+    rates = {"A": lr, "embedding": embedding_rate}
     make: Any = optimizer_cls
     return make(
         [
-            {"params": found, "lr": rates[name], "weight_decay": decay if decays else 0.0}
-            for (name, decays), found in groups.items()
+            {
+                "params": found,
+                "lr": rates.get(name, lr * loraplus_lr_ratio),
+                "weight_decay": 0.0 if name == "B without decay" else decay,
+            }
+            for name, found in groups.items()
         ],
         lr=lr,
         **kwargs,
@@ -71,7 +85,64 @@ def create_loraplus_optimizer(
 
 
 class LoraFAOptimizer(LoRAFA):
-    """AdamW along the gradient that comes nearest to full fine-tuning's for ``lora_B``, and plain for all else."""
+    """AdamW along the gradient that comes nearest to full fine-tuning's for ``lora_B``, and plain for all else.
+
+    Args:
+        params: tensors, or groups of them. Where a group has ``names`` and ``scaling_factors``, one for each tensor,
+            a ``lora_B`` is trained as LoRA-FA says by the ``lora_A`` of the same name, and by ``pairs`` in any case.
+        lr: the rate. betas, eps, weight_decay: as in AdamW. correct_bias: whether the averages are corrected.
+        pairs: ``(lora_A, lora_B, scale)`` of layers; the group's own factor replaces the scale.
+
+    Raises:
+        Wrong: a rate, a beta or an epsilon out of bounds.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        correct_bias: bool = True,
+        *,
+        pairs: Sequence[tuple[Tensor, Tensor, float]] = (),
+    ) -> None:
+        for what, value, sound in (
+            ("learning rate", lr, lr >= 0), ("epsilon", eps, eps >= 0),
+            *((f"beta {place}", beta, 0 <= beta < 1) for place, beta in enumerate(betas)),
+        ):  # fmt: skip
+            if not sound:
+                raise Wrong(f"Invalid {what}: {value}")
+        given = list(params)
+        groups = given if given and isinstance(given[0], dict) else [{"params": given}]
+        groups = [{"lr": lr, "correct_bias": correct_bias, **group} for group in groups]
+        named = [pair for group in groups for pair in _named_pairs(group)]
+        super().__init__(groups, [*named, *pairs], betas=betas, eps=eps, weight_decay=weight_decay)
+        self._told = False
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Does a step."""
+        for group in self.param_groups:
+            if "scaling_factor" in group and "scaling_factors" not in group and not self._told:
+                said = "`scaling_factor` is deprecated: give `scaling_factors`, one for each tensor"
+                warnings.warn(said, FutureWarning, stacklevel=2)
+                self._told = True
+            for tensor, factor in zip(group["params"], group.get("scaling_factors", ()), strict=False):
+                if id(tensor) in self._pairs and factor is not None:
+                    self._pairs[id(tensor)] = (self._pairs[id(tensor)][0], float(factor))
+        return super().step(closure)
+
+
+def _named_pairs(group: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """The pairs of a group by the names of its tensors."""
+    tensors, names = list(group["params"]), list(group.get("names", ()))
+    factors = group.get("scaling_factors") or [group.get("scaling_factor", 1.0)] * len(tensors)
+    held = {name: (tensor, factor) for name, tensor, factor in zip(names, tensors, factors, strict=False)}
+    for name, (tensor, factor) in held.items():
+        other = name.replace("lora_B", "lora_A")
+        if other != name and other in held and tensor.dim() > 1:
+            yield held[other][0], tensor, float(factor)
 
 
 def create_lorafa_optimizer(
@@ -90,23 +161,36 @@ def create_lorafa_optimizer(
         | LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language Models Fine-tuning (Zhang et al., 2023),
           https://arxiv.org/abs/2308.03303
     """
-    asked = {"r": r, "lora_alpha": lora_alpha, "use_rslora": use_rslora}
     state = state_of(base_of(model))
+    _check_asked(state, {"r": r, "lora_alpha": lora_alpha, "use_rslora": use_rslora})
+    pairs, scales = [], {}
+    for adapter in _pairs(model):
+        down, up, config = adapter.tensor("down"), adapter.tensor("up"), adapter.config
+        assert isinstance(down, nn.Parameter) and up is not None, "_pairs has seen to it"
+        assert isinstance(config, RankedConfig), "a pair has a rank"
+        scale = config.scale_at(adapter.site.path)
+        scales |= dict.fromkeys(map(id, (down, up)), scale)
+        if adapter.site.kind != "embedding":  # whose ``lora_embedding_A`` starts at zero: both are trained
+            down.requires_grad_(False)
+            pairs.append((down, up, scale))
+    if not scales:
+        raise Wrong("the model has no active LoRA, so there is nothing for LoRA-FA to train")
+    theirs = names_of_tensors(state)
+    named = {theirs.get(f"base_model.model.{name}", f"base_model.model.{name}"): parameter
+             for name, parameter in state.model.named_parameters() if parameter.requires_grad}  # fmt: skip
+    group = {
+        "params": list(named.values()), "names": list(named), "lr": lr,
+        "scaling_factors": [scales.get(id(one)) for one in named.values()],
+    }  # fmt: skip
+    return LoraFAOptimizer([group], lr, weight_decay=weight_decay, pairs=pairs)
+
+
+def _check_asked(state: State, asked: Mapping[str, Any]) -> None:
     for name in state.active:
         for field, value in asked.items():
             have = getattr(state.configs[name], field, value)
             if value is not None and value != have:
-                raise Wrong(f"create_lorafa_optimizer({field}={value!r}): the adapter {name!r} has {field}={have!r}")
-    pairs = []
-    for adapter in _pairs(model):
-        if adapter.site.kind == "embedding":
-            continue  # its ``lora_embedding_A`` starts at zero: both are trained
-        down, up, config = adapter.tensor("down"), adapter.tensor("up"), adapter.config
-        assert isinstance(down, nn.Parameter) and up is not None, "_pairs has seen to it"
-        assert isinstance(config, RankedConfig), "a pair has a rank"
-        down.requires_grad_(False)
-        pairs.append((down, up, config.scale_at(adapter.site.path)))
-    if not pairs and not list(_pairs(model)):
-        raise Wrong("the model has no active LoRA, so there is nothing for LoRA-FA to train")
-    groups = [{"params": [one for one in model.parameters() if one.requires_grad], "lr": lr}]
-    return LoraFAOptimizer(groups, pairs, weight_decay=weight_decay)
+                raise Wrong(
+                    f"`{field}={value!r}` was passed to create_lorafa_optimizer, but the adapter {name!r} has "
+                    f"{field}={have!r}"
+                )
