@@ -13,7 +13,7 @@ from torch import Tensor
 from studio.adapters import AdapterConfig, Site, adapters, state
 from studio.adapters.contract.foreign import Foreign, Tables
 from studio.adapters.contract.ranked import RankedConfig
-from studio.adapters.hosting.attached import check_known, check_unbaked
+from studio.adapters.hosting.attached import assemblies, check_known, check_unbaked
 from studio.adapters.tokens.contract import TokenConfig
 from studio.device import dtype_named, on_cpu
 from studio.errors import BadConfig, DoesNotFit
@@ -60,9 +60,10 @@ def save(
         The file, or the folder.
 
     Raises:
-        UnknownName: no adapter has that name, or no format. DoesNotFit: a blend is baked, or the format cannot say what
-            this adapter is. BadConfig: metadata that is not text, or an impossible dtype. BadFile: nothing can be
-            written there (no space, no permission).
+        UnknownName: no adapter has that name, or no format. DoesNotFit: a blend is baked, the format cannot say what
+            this adapter is, or studio.peft has trained something beside its layers. BadConfig: metadata that is not
+            text, or an impossible dtype. BadFile: ``file`` is no path, or nothing can be written there (no space, no
+            permission).
 
     Example:
         >>> import tempfile, torch, studio
@@ -78,6 +79,7 @@ def save(
     chosen = FORMATS[format if format is not None else _usual_format(model, file)]
     if file.suffix in PICKLED and not chosen.folder:
         raise BadConfig(f"{file.name} has the suffix of a pickled file, and what is written is safetensors: name it so")
+    _check_whole(model, name)
     info = adapters(model)[name]
     facts = {**info.metadata, **(metadata or {})}
     stored = _stored_dtype(dtype, facts, info.trainable)
@@ -88,6 +90,18 @@ def save(
     text = write_metadata(draft.config, facts, name=name, family=draft.names.family, payload=payload_hash(tensors))
     chosen.write(file, tensors, text, draft)
     return file
+
+
+def _check_whole(model: Any, name: str) -> None:
+    """Refuses an adapter of which a part stands beside its layers, where these formats have no place for it."""
+    found = [one.records[name] for one in assemblies(model).values() if name in one.records]
+    beside = [path for record in found for path in record.beside]
+    if beside:
+        more = f" and {len(beside) - 3} more" if beside[3:] else ""
+        raise DoesNotFit(
+            f"{name!r} has trained {', '.join(beside[:3])}{more} beside its layers, and a file of studio.save would "
+            "leave that out; save_pretrained of its studio.peft model writes all of it"
+        )
 
 
 def spelled(model: Any, name: str, format: Format, dtype: torch.dtype | None = None) -> tuple[Draft, dict[str, Tensor]]:

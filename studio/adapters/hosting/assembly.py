@@ -37,11 +37,17 @@ _OF_TRAINER: Final = {"state_dict", "is_main_process"}  # what its checkpoints s
 
 @dataclass
 class Record:
-    """One adapter of an assembly: what it is and where it sits."""
+    """One adapter of an assembly: what it is and where it sits.
+
+    Attributes:
+        config: its config. paths: of its layers. metadata: what its file said about it.
+        beside: paths of what is trained with it and is no tensor of its layers, so that who put it there saves it.
+    """
 
     config: AdapterConfig
     paths: tuple[str, ...]
     metadata: dict[str, str] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
 
 
 class Assembly:

@@ -100,6 +100,13 @@ def _attach(state: State, name: str, config: AdapterConfig, calibrate: Any, orig
         attach(state.model, config, name=name, seed=seed, calibrate=calibrate, original=original)
 
 
+def _note_beside(state: State, name: str) -> None:
+    """Tells the core what it does not see of an adapter, so that it does not save it without that."""
+    extras, record = state.extras[name], state.assembly.records.get(name)
+    if record is not None:
+        record.beside = (*extras.modules, *extras.parameters, *state.token_layers(name))
+
+
 def put(state: State, name: str, config: PeftConfig, place: Callable[[], None], *, active: bool = True) -> None:
     """Adds an adapter whose layers ``place`` puts on the model.
 
@@ -123,6 +130,7 @@ def put(state: State, name: str, config: PeftConfig, place: Callable[[], None], 
             tie(state, name)
             give_biases(state, name, config)
             add_tokens(state, name, config)
+            _note_beside(state, name)
         except BaseException:
             forget(state, name)
             raise
