@@ -62,6 +62,11 @@ def test_an_adapter_that_is_not_loaded_is_refused_with_the_nearest():
         ("a photo <>", "the name of an adapter"),
         ("i <3 you >", "the name of an adapter"),
         ("<dog:1> a photo <lora:dog:1>", "twice"),
+        ("<dog:unet=1,unet=2>", "'unet' has two numbers"),
+        ("<dog:te=1,text_encoder=2>", "'text_encoder' has two numbers"),
+        ("<lora:dog:te=0.3:te=0.5>", "'text_encoder' has two numbers"),
+        ("a photo \ud800", "half a surrogate pair"),
+        (b"a photo", "a prompt is a text"),
     ],
 )
 def test_a_malformed_tag_is_refused(prompt, reason):
