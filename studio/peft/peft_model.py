@@ -365,7 +365,8 @@ class PeftModel(nn.Module):
             is_main_process: whether to write at all.
             path_initial_model_for_weight_conversion: given, a start that is taken from the weights is worked into a
                 plain pair of twice the rank; the folder that it names is not needed. Else it is saved as PEFT does.
-            kwargs: accepted are ``state_dict=None`` and ``max_shard_size``.
+            kwargs: ``state_dict``, whose values stand in for the model's (what FSDP has gathered); others are PEFT's
+                and change nothing.
 
         Raises:
             Wrong: a name that no adapter has, or a file in the folder's place.
@@ -386,7 +387,7 @@ class PeftModel(nn.Module):
             for name in names:
                 folder = Path(save_directory) if name == "default" else Path(save_directory, name)
                 write_folder(self._state, name, folder, safe=safe_serialization, embeddings=save_embedding_layers,
-                             plain=plain)  # fmt: skip
+                             plain=plain, given=kwargs.get("state_dict"))  # fmt: skip
             write_card(self._state, Path(save_directory))
 
     def create_or_update_model_card(self, output_dir: str | Path) -> None:

@@ -42,12 +42,7 @@ def get_peft_model_state_dict(
     base, prefix = base_of(model), "" if tuner_of(model) is None else PREFIX
     state_of(base).check(adapter_name)
     embeddings = adapts_embeddings(base, adapter_name) if save_embedding_layers == "auto" else save_embedding_layers
-    found = get_state(base, adapter_name, prefix=prefix, embeddings=bool(embeddings))
-    if state_dict is None:
-        return found
-    given = {key.replace(f".{adapter_name}.", ".").removesuffix(f".{adapter_name}"): one
-             for key, one in state_dict.items()}  # fmt: skip
-    return {key: given.get(key, tensor).reshape(tensor.shape) for key, tensor in found.items()}
+    return get_state(base, adapter_name, prefix=prefix, embeddings=bool(embeddings), given=state_dict)
 
 
 def set_peft_model_state_dict(

@@ -398,3 +398,17 @@ def test_lycoris_start_of_lokr_begins_with_the_second_part(fields):
     zero = [{name.rpartition("lokr_")[2] for name, one in both.named_parameters() if "lokr" in name and not one.any()}
             for both in (model, peer)]  # fmt: skip
     assert zero[0] == zero[1] and zero[0] and same(model(X), net()(X))
+
+
+@pytest.mark.parametrize("start", [True, "pissa"])
+def test_what_was_gathered_is_saved_in_place_of_what_is_here(tmp_path, start):
+    model = trained(ours, init_lora_weights=start)
+    gathered = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    wanted = model(X)
+    with torch.no_grad():
+        model.base_model.model.one.lora_B["default"].weight.zero_()
+    model.save_pretrained(tmp_path, state_dict=gathered)
+    assert same(ours.PeftModel.from_pretrained(net(), tmp_path)(X), wanted)
+    name = next(name for name in gathered if "lora_A" in name)
+    with pytest.raises(ValueError, match="is to be saved"):
+        model.save_pretrained(tmp_path, state_dict={**gathered, name: gathered[name][:1]})

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import io
+import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -33,7 +33,14 @@ BIN: Final = "adapter_model.bin"
 
 
 def write_folder(
-    state: State, name: str, folder: Path, *, safe: bool, embeddings: str | bool, plain: bool = False
+    state: State,
+    name: str,
+    folder: Path,
+    *,
+    safe: bool,
+    embeddings: str | bool,
+    plain: bool = False,
+    given: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes tensors and config of one adapter.
 
@@ -41,6 +48,7 @@ def write_folder(
         state: what is on the model. name: which. folder: where to.
         safe: safetensors, else ``torch.save``. embeddings: as in ``PeftModel.save_pretrained``.
         plain: whether a start out of the weights is worked into the pair, of twice the rank, in any case.
+        given: values that stand in for the live ones, ``(...)``, under PEFT's names in a model.
 
     Raises:
         DoesNotFit: an adapter that no folder of PEFT's can hold.
@@ -54,7 +62,7 @@ def write_folder(
                 PeftWarning,
                 stacklevel=4,
             )
-    found = get_state(base, name, embeddings=bool(embeddings), plain=plain)
+    found = get_state(base, name, embeddings=bool(embeddings), plain=plain, given=given)
     tensors = {key: tensor.detach().contiguous().cpu() for key, tensor in found.items()}
     if safe:
         write_tensors(folder / TENSOR_FILE, tensors, {"format": "pt"})

@@ -8,6 +8,7 @@ from typing import Final, cast
 import torch
 from torch import Tensor, nn
 
+from studio.errors import DoesNotFit
 from studio.files.format import FORMATS
 from studio.files.save import spelled
 from studio.peft.configs.prompts import prompt_state
@@ -26,7 +27,13 @@ SHARED: Final = "base_model."
 
 @torch.no_grad()
 def get_state(
-    model: nn.Module, name: str, *, prefix: str = PREFIX, embeddings: bool = False, plain: bool = False
+    model: nn.Module,
+    name: str,
+    *,
+    prefix: str = PREFIX,
+    embeddings: bool = False,
+    plain: bool = False,
+    given: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Returns an adapter's tensors under PEFT's names.
 
@@ -34,6 +41,7 @@ def get_state(
         model: the base that carries it. name: the adapter. prefix: what every key begins with.
         embeddings: whether the base's embeddings are put beside them.
         plain: whether a start out of the weights is worked into the pair, of twice the rank, in any case.
+        given: values that stand in for the live ones, ``(...)``, under PEFT's names with the adapter's in them.
 
     Raises:
         Unknown: no adapter has that name. DoesNotFit: one that no folder of PEFT's can hold.
@@ -54,7 +62,25 @@ def get_state(
         whole |= {f"{path}.weight": cast(Tensor, module._parameters["weight"]).detach()
                   for path, module in _embeddings(model).items()}  # fmt: skip
     found |= {_with_base_layer(state, path): tensor for path, tensor in _once(state, whole).items()}
-    return {key if key.startswith(SHARED) else prefix + key: tensor for key, tensor in found.items()}
+    named = {key if key.startswith(SHARED) else prefix + key: tensor for key, tensor in found.items()}
+    with refusals():
+        return named if given is None else _from(given, named, name)
+
+
+def _from(given: Mapping[str, Tensor], named: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The values that are given in the place of live ones, under the names of the file.
+
+    Raises:
+        DoesNotFit: one has another number of entries than its place.
+    """
+    bare = {key.replace(f".{name}.", ".").removesuffix(f".{name}"): one for key, one in given.items()}
+    found = {key: bare.get(key, tensor) for key, tensor in named.items()}
+    for key, tensor in found.items():
+        if tensor.numel() != named[key].numel():
+            raise DoesNotFit(
+                f"the state dict has {key} as {tuple(tensor.shape)}, and {tuple(named[key].shape)} is to be saved"
+            )
+    return {key: tensor.detach().reshape(named[key].shape) for key, tensor in found.items()}
 
 
 def _beside(state: State, name: str) -> dict[str, Tensor]:
