@@ -12,7 +12,7 @@ from torch import nn
 from studio.peft.configs.select import ends_with, select, tied_with_embedding
 from studio.peft.model.names import names_of_tensors
 from studio.peft.model.state import state_of
-from studio.peft.model.tuner import BaseTuner, base_of
+from studio.peft.model.tuner import BaseTuner, base_of, tuner_of
 from studio.peft.terms.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from studio.peft.terms.errors import Wrong
 
@@ -123,12 +123,15 @@ def prefixes_of_keys(model: nn.Module, adapter_name: str | None = None) -> set[s
     """Returns what the keys of the adapters' tensors begin with in a PEFT model.
 
     Args:
-        model: a PEFT model. adapter_name: only that adapter's; None: all.
+        model: a PEFT model, or a base with adapters. adapter_name: only that adapter's; None: all.
     """
     state = state_of(base_of(model))
+    prefix = "" if tuner_of(model) is not None else "base_model.model."
     found = set()
     for theirs in names_of_tensors(state).values():
-        words = theirs.split(".")
+        words = theirs.removeprefix(prefix).split(".")
+        if "token_adapter" in words:
+            continue  # they belong to the module around them
         owners = [index for index, word in enumerate(words) if word in state.configs]
         if owners and adapter_name is None:
             found.add(".".join(words[: owners[-1]]))

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from studio.device import choose_device, free_cache
 from studio.peft.terms.errors import PeftWarning
 
 __all__ = ["cast_mixed_precision_params", "prepare_model_for_kbit_training"]
@@ -29,7 +30,7 @@ def prepare_model_for_kbit_training(
 
     Args:
         model: the base. use_gradient_checkpointing: whether to. gradient_checkpointing_kwargs: what it is given.
-        auto_clear_cache: accepted; there is nothing to clear here.
+        auto_clear_cache: give back the memory of the device that the casts have left.
     """
     base = cast(Any, model)
     quantised = getattr(base, "is_loaded_in_8bit", False) or getattr(base, "is_loaded_in_4bit", False)
@@ -37,6 +38,8 @@ def prepare_model_for_kbit_training(
         parameter.requires_grad_(False)
         if parameter.dtype in (torch.float16, torch.bfloat16) and type(parameter).__name__ != "Params4bit":
             parameter.data = parameter.data.float()
+    if auto_clear_cache:
+        free_cache(choose_device())
     if not (quantised or hasattr(base, "quantization_method")) or not use_gradient_checkpointing:
         return model
     if callable(getattr(base, "enable_input_require_grads", None)):

@@ -56,7 +56,7 @@ def names_in(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def tied_with_embedding(model: nn.Module) -> list[str]:
-    """Returns the names of the layers whose weight is the input embedding's, if the model's config ties them.
+    """Returns the sorted names of the layers whose weight is the input embedding's, if the model's config ties them.
 
     Raises:
         Wrong: the model has no input embedding.
@@ -69,7 +69,7 @@ def tied_with_embedding(model: nn.Module) -> list[str]:
     if weight is None or getattr(getattr(model, "config", None), "tie_word_embeddings", True) is False:
         return []
     layers = [(name, one) for name, one in model.named_modules() if one is not embedding]
-    return [name for name, one in layers if one._parameters.get("weight") is weight]
+    return sorted(name for name, one in layers if one._parameters.get("weight") is weight)
 
 
 def tied_group(model: nn.Module) -> list[str]:
@@ -263,8 +263,8 @@ def _matching(modules: Mapping[str, nn.Module], targets: str | Collection[str]) 
         for target in sorted(targets):
             if not any(ends_with(name, target) for name in modules):
                 raise NoMatchingPeftModuleError(
-                    f"Target modules [{target!r}] not found in the base model. (No modules were targeted for adaptation; "
-                    f"{_hint(target, modules)})"
+                    f"Target modules [{target!r}] not found in the base model. (No modules were targeted for "
+                    f"adaptation; {_hint(target, modules)})"
                 )
         found = [name for name in modules if any(ends_with(name, target) for target in targets)]
     return _with_attention_outputs(found, modules)

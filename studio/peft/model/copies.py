@@ -19,6 +19,9 @@ from studio.peft.terms.errors import Wrong
 __all__ = ["AuxiliaryTrainingWrapper", "ModulesToSaveWrapper", "drop_copy", "give_copies", "plain_view"]
 
 
+PATH: Final = "_studio_path"
+"""Where a module with copies keeps its path."""
+
 _CONTAINERS: Final = (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList)
 
 
@@ -46,6 +49,10 @@ class ModulesToSaveWrapper(AuxiliaryTrainingWrapper):
         return cast(State, self.__dict__[KEY])
 
     @property
+    def _path(self) -> str:
+        return cast(str, self.__dict__[PATH])
+
+    @property
     def original_module(self) -> nn.Module:
         """The base's own module: its class, its parameters."""
         return plain_view(cast(nn.Module, self))
@@ -53,7 +60,7 @@ class ModulesToSaveWrapper(AuxiliaryTrainingWrapper):
     def __getattr__(self, name: str) -> Any:
         # what the model reads of the module without calling it (``self.head.weight``) is the copy's that acts
         copies = self.__dict__.get("_modules", {}).get("modules_to_save")
-        if copies is not None and name not in ("modules_to_save", KEY):
+        if copies is not None and name not in ("modules_to_save", KEY, PATH):
             acting = self._acting()
             if acting is not None:
                 return getattr(acting, name)
@@ -61,13 +68,14 @@ class ModulesToSaveWrapper(AuxiliaryTrainingWrapper):
 
     def _acting(self) -> nn.Module | None:
         """The copy that acts, or None while the base's own module does."""
-        chosen = [] if self._state.disabled else self.active_adapters
+        chosen = [] if self.disable_adapters else self.active_adapters
         return self.modules_to_save[chosen[0]] if chosen else None
 
     @property
     def active_adapters(self) -> list[str]:
         """The adapters of which a copy is here and that are active."""
-        return [name for name in self._state.active if name in self.modules_to_save]
+        chosen = self._state.chosen.get(self._path, self._state.active)
+        return [name for name in chosen if name in self.modules_to_save]
 
     active_adapter = active_adapters
 
@@ -77,14 +85,16 @@ class ModulesToSaveWrapper(AuxiliaryTrainingWrapper):
 
     @property
     def disable_adapters(self) -> bool:
-        """Whether adapters are switched off."""
-        return self._state.disabled
+        """Whether the copies are switched off."""
+        return self._path in self._state.copies_off
 
     def enable_adapters(self, enabled: bool) -> None:
-        """Does nothing: a copy is on as long as any adapted layer is."""
+        """Switches the copies of this module on or off."""
+        (self._state.copies_off.discard if enabled else self._state.copies_off.add)(self._path)
 
     def set_adapter(self, adapter_names: str | Sequence[str], inference_mode: bool = False) -> None:
-        """Sets whose copies are trained; they act when their adapters do."""
+        """Sets whose copy acts here, until adapters are set for the whole model; it is trained and no other is."""
+        self._state.chosen[self._path] = as_names(adapter_names)
         for name, module in self.modules_to_save.items():
             for parameter in filter(torch.is_floating_point, module.parameters()):
                 parameter.requires_grad_(name in as_names(adapter_names) and not inference_mode)
@@ -104,7 +114,7 @@ class ModulesToSaveWrapper(AuxiliaryTrainingWrapper):
 
     def _forward_by_sample(self, names: list[str], x: Tensor, *args: Any, **kwargs: Any) -> Any:
         result: Tensor | None = None
-        off = self._state.disabled
+        off = self.disable_adapters
         for name in dict.fromkeys(names):
             rows = torch.tensor([row for row, one in enumerate(names) if one == name], device=x.device)
             module = self.original_module if off or name not in self.modules_to_save else self.modules_to_save[name]
@@ -160,7 +170,7 @@ def _give_copy(state: State, path: str, name: str) -> nn.Module:
         made = copy.deepcopy(module)
         module.__class__ = generated_class(type(module), "", (ModulesToSaveWrapper,))
         module._modules["modules_to_save"] = nn.ModuleDict({name: made})
-        module.__dict__[KEY] = state
+        module.__dict__[KEY], module.__dict__[PATH] = state, path
         return made
     others, _ = module._modules.pop("modules_to_save"), module.__dict__.pop(KEY)  # which are not to be copied
     try:
@@ -181,5 +191,7 @@ def drop_copy(state: State, path: str, name: str) -> None:
     copies = cast(nn.ModuleDict, module._modules["modules_to_save"])
     del copies[name]
     if not len(copies):
-        del module._modules["modules_to_save"], module.__dict__[KEY]
+        del module._modules["modules_to_save"], module.__dict__[KEY], module.__dict__[PATH]
+        state.copies_off.discard(path)
+        state.chosen.pop(path, None)
         module.__class__ = cast("type[nn.Module]", vars(type(module))["holds"])

@@ -33,6 +33,18 @@ class NamedTensors(nn.Module):
             self._parameters.setdefault("bias", None)
 
 
+def _module(tensors: Mapping[str, Tensor]) -> nn.Module:
+    """What has these tensors: a linear layer of the same parameters where they make one, which can be called."""
+    weight = tensors.get("weight")
+    if not isinstance(weight, nn.Parameter) or weight.dim() != 2 or not tensors.keys() <= {"weight", "bias"}:
+        return NamedTensors(tensors)
+    made = nn.Linear.__new__(nn.Linear)
+    nn.Module.__init__(made)
+    made.out_features, made.in_features = weight.shape
+    made._parameters.update(weight=weight, bias=cast("nn.Parameter | None", tensors.get("bias")))
+    return made
+
+
 class Table(Mapping[str, Any]):
     """Adapter name -> what is read of it at each look; assigning to an entry calls ``write``, where there is one.
 
@@ -73,7 +85,7 @@ def peft_name(adapter: Adapter, tensor: str) -> str:
     return f"{head}.{{}}{dot}{rest}"
 
 
-def attribute_of(adapter: Adapter, name: str) -> Tensor | NamedTensors | None:
+def attribute_of(adapter: Adapter, name: str) -> Tensor | nn.Module | None:
     """Returns what a PEFT layer has of an adapter under an attribute, or None where the adapter has no such tensor.
 
     Args:
@@ -84,7 +96,7 @@ def attribute_of(adapter: Adapter, name: str) -> Tensor | NamedTensors | None:
         head, _, rest = peft_name(adapter, key).partition(".{}")
         if head == name:
             parts[rest.lstrip(".")] = _in_pefts_shape(adapter, key, tensor)
-    return parts[""] if "" in parts else NamedTensors(parts) if parts else None
+    return parts[""] if "" in parts else _module(parts) if parts else None
 
 
 def _in_pefts_shape(adapter: Adapter, name: str, tensor: Tensor) -> Tensor:
@@ -125,7 +137,9 @@ def names_of_tensors(state: State) -> dict[str, str]:
             owner = path.rpartition(".")[0] if adapter.site.hosting == "owner" else path
             around = "token_adapter" if core != name else _base_layers(adapter, name)
             for key in adapter.tensors():
-                theirs = _dotted("base_model.model", owner, around, peft_name(adapter, key).format(name))
+                shared = adapter.peft.shared.get(key)  # PEFT has it once, beside the base
+                place = ("base_model.model", owner, around) if shared is None else ("base_model",)
+                theirs = _dotted(*place, peft_name(adapter, key).format(name) if shared is None else f"{shared}.{name}")
                 found[_dotted("base_model.model", mount.place, core, key)] = theirs
     return found
 

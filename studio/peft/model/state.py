@@ -212,8 +212,8 @@ def state_of(model: nn.Module) -> State:
     found = model.__dict__.get(KEY)
     if found is None:
         raise Wrong(
-            f"No adapter layers found in the model ({type(model).__name__}), please ensure that it's a PEFT model or that you have "
-            "PEFT adapters injected in the model (get_peft_model, inject_adapter_in_model)."
+            f"No adapter layers found in the model ({type(model).__name__}), please ensure that it's a PEFT model or "
+            "that you have PEFT adapters injected in the model (get_peft_model, inject_adapter_in_model)."
         )
     return cast(State, found)
 

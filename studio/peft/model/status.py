@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -72,7 +72,8 @@ class _Part(NamedTuple):
     kind: str
     held: Mapping[str, nn.Module]
     active: list[str]
-    merges: bool
+    enabled: bool
+    merges: bool = True
 
 
 def _parts(state: State) -> Iterator[tuple[str, _Part]]:
@@ -84,30 +85,38 @@ def _parts(state: State) -> Iterator[tuple[str, _Part]]:
             copies.setdefault(path, {})[name] = module
     paths = dict.fromkeys([*state.paths(), *copies])
     for path in sorted(paths, key=lambda one: (order.get(one, order.get(one.rpartition(".")[0], 0)), one)):
-        active = state.active_at(path)
+        active, on = state.active_at(path), not state.disabled_at(path)
         layer, rows = state.adapters_at(path), state.adapters_at(path, tokens=True)
         if layer:
             word = state.configs[min(layer)].word.lower()
-            site = next(iter(layer.values())).site
-            kind = f"{word}.{'ParamWrapper' if site.hosting == 'owner' else type(site.module).__name__}"
-            yield path, _Part(path, kind, layer, active, True)
+            bare = any(path in state.extras[name].beside for name in layer)
+            kind = "ParamWrapper" if bare else type(next(iter(layer.values())).site.module).__name__
+            yield path, _Part(path, f"{word}.{kind}", layer, active, on)
         if rows:
-            yield path, _Part(path, "TrainableTokensWrapper", rows, [one for one in active if one in rows], True)
+            acting = [name for name in active if name in rows]
+            yield f"{path}.token_adapter", _Part(path, "TrainableTokensLayer", rows, acting, on)
         if path in copies:
             here = copies[path]
-            acting = [name for name in state.active if name in here]
-            yield path, _Part(path, "ModulesToSaveWrapper", here, acting, False)
+            acting = [name for name in state.chosen.get(path, state.active) if name in here]
+            yield path, _Part(path, "ModulesToSaveWrapper", here, acting, path not in state.copies_off, False)
 
 
 def _status(
-    state: State, name: str, path: str, kind: str, held: Mapping[str, nn.Module], active: list[str], merges: bool
+    state: State,
+    name: str,
+    path: str,
+    kind: str,
+    held: Mapping[str, nn.Module],
+    active: list[str],
+    enabled: bool,
+    merges: bool,
 ) -> TunerLayerStatus:
     names = sorted(held)
     tensors = {one: [*held[one].parameters(), *held[one].buffers()] for one in names}
     return TunerLayerStatus(
         name=name,
         module_type=kind,
-        enabled=not state.disabled_at(path),
+        enabled=enabled,
         active_adapters=active,
         merged_adapters=[one for one in state.merged if merges and one in held],
         requires_grad={one: _common((p.requires_grad for p in held[one].parameters()), False) for one in names},
@@ -137,12 +146,20 @@ def get_model_status(model: nn.Module) -> TunerModelStatus:
         num_adapter_layers=len(layers),
         enabled=_common((layer.enabled for layer in layers), True),
         active_adapters=_common((layer.active_adapters for layer in layers), []),
-        merged_adapters=_common((layer.merged_adapters for layer in layers if layer.available_adapters), []),
+        merged_adapters=_merged(layers),
         requires_grad={name: _common(_of(name, [layer.requires_grad for layer in layers]), False) for name in names},
         available_adapters=names,
         devices={name: sorted({device for found in _of(name, [layer.devices for layer in layers]) for device in found})
                  for name in names},
     )  # fmt: skip
+
+
+def _merged(layers: Sequence[TunerLayerStatus]) -> list[str] | Mixed:
+    """The adapters that are folded in wherever they are, or "irregular"; copies of modules never are."""
+    mergeable = [layer for layer in layers if layer.module_type != "ModulesToSaveWrapper"]
+    merged = {name for layer in mergeable for name in layer.merged_adapters}
+    partly = any(merged & {*layer.available_adapters} - {*layer.merged_adapters} for layer in mergeable)
+    return "irregular" if partly else sorted(merged)
 
 
 def _of(name: str, tables: Iterable[Mapping[str, Any]]) -> list[Any]:

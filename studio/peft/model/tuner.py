@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final, cast
 
@@ -131,14 +132,17 @@ class BaseTuner(nn.Module):
     @property
     def targeted_module_names(self) -> list[str]:
         """The paths of the layers that carry adapters."""
-        assembly = self._state.assembly
-        return [path for path in self._state.paths() if assembly.mounts[path].site.hosting != "owner"]
+        beside = self._beside()
+        return [path for path in self._state.paths() if path not in beside]
 
     @property
     def targeted_parameter_names(self) -> list[str]:
-        """The paths of the bare parameters that carry adapters."""
-        assembly = self._state.assembly
-        return [path for path in self._state.paths() if assembly.mounts[path].site.hosting == "owner"]
+        """The names of the parameters that carry adapters, where the configs name parameters and not layers."""
+        beside = self._beside()
+        return [beside[path] for path in self._state.paths() if path in beside]
+
+    def _beside(self) -> dict[str, str]:
+        return {path: name for extras in self._state.extras.values() for path, name in extras.beside.items()}
 
     def _get_module_names_tied_with_embedding(self) -> list[str]:
         return tied_with_embedding(self._state.model)
@@ -147,6 +151,8 @@ class BaseTuner(nn.Module):
     def get_model_config(model: nn.Module) -> dict[str, Any]:
         """Returns the base's config as a table."""
         config = getattr(model, "config", {"model_type": "custom"})
+        if dataclasses.is_dataclass(config) and not isinstance(config, type):
+            return dataclasses.asdict(config)
         return cast("dict[str, Any]", config.to_dict() if hasattr(config, "to_dict") else config)
 
 
