@@ -95,7 +95,7 @@ def get_peft_model(
         model: any module; it is changed in place. peft_config: the adapter's config.
         adapter_name: its name. mixed: allow adapters of other methods beside it.
         autocast_adapter_dtype: keep half-precision adapters in fp32. revision: the base's version, for the config.
-        low_cpu_mem_usage: accepted for PEFT's sake.
+        low_cpu_mem_usage: leave the adapter on the meta device until a file is read into it.
         calibrate: what a start from data ("eva", "corda") is made from: batches, or a function that is given the model
             and runs it; PEFT has functions of its own for this.
         original: what "loftq" makes up for: the same model before it was quantised.

@@ -19,7 +19,7 @@ from studio.peft.files.folder import load_peft_weights, write_folder
 from studio.peft.model.activity import set_adapter, switched_off
 from studio.peft.model.adding import add, cast_down, check_new
 from studio.peft.model.names import names_of_tensors
-from studio.peft.model.samples import batch_of, by_sample, repeated_rows
+from studio.peft.model.samples import batch_of, by_sample, check_tasks, repeated_rows
 from studio.peft.model.shown import showing
 from studio.peft.model.state import State, by_state
 from studio.peft.model.status import TunerLayerStatus, TunerModelStatus, get_layer_status, get_model_status
@@ -50,7 +50,8 @@ class PeftModel(nn.Module):
     Args:
         model: the base; it is changed in place. peft_config: the first adapter's config.
         adapter_name: its name. autocast_adapter_dtype: keep half-precision adapters in fp32.
-        low_cpu_mem_usage: accepted for PEFT's sake. calibrate, original: as in :func:`get_peft_model`.
+        low_cpu_mem_usage: leave the adapter on the meta device until a file is read into it.
+        calibrate, original: as in :func:`get_peft_model`.
 
     Attributes:
         base_model: the object between this one and the base (``LoraModel``); ``base_model.model`` is the base.
@@ -74,8 +75,8 @@ class PeftModel(nn.Module):
         super().__init__()
         self._with_heads(peft_config)
         make = tuner_for(str(peft_config.word))
-        tuner = make(model, peft_config, adapter_name, autocast=autocast_adapter_dtype, calibrate=calibrate,
-                     original=original)  # fmt: skip
+        tuner = make(model, peft_config, adapter_name, low_cpu_mem_usage, autocast=autocast_adapter_dtype,
+                     calibrate=calibrate, original=original)  # fmt: skip
         self._take(tuner, peft_config)
         self._prepare_checkpointing()
 
@@ -185,14 +186,17 @@ class PeftModel(nn.Module):
             args, kwargs: the base's own. adapter_names: the adapter of each sample; "__base__" is none.
 
         Raises:
-            Wrong: a name that no adapter has, another number of names than samples, or merged adapters.
+            Wrong: a name that no adapter has, another number of names than samples, merged adapters, or a prompt of
+                several tasks and no task_ids.
         """
+        check_tasks(self._state, kwargs)
         with by_sample(self._state, adapter_names, batch_of(args, kwargs)):
             return self.base_model(*args, **kwargs)
 
     def generate(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
         """Calls the base's ``generate``; ``adapter_names`` as in :meth:`forward`, beam search too."""
         base: Any = self.get_base_model()
+        check_tasks(self._state, kwargs)
         if adapter_names is None:
             return base.generate(*args, **kwargs)
         samples = by_sample(self._state, adapter_names, batch_of(args, kwargs))
@@ -229,8 +233,8 @@ class PeftModel(nn.Module):
         note_starts([peft_config, *self.peft_config.values()])
         self._with_heads(peft_config)
         add(
-            self._state, adapter_name, peft_config, autocast=autocast_adapter_dtype, calibrate=calibrate,
-            original=original,
+            self._state, adapter_name, peft_config, autocast=autocast_adapter_dtype, waits=low_cpu_mem_usage,
+            calibrate=calibrate, original=original,
         )  # fmt: skip
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:

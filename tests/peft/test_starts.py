@@ -412,3 +412,22 @@ def test_what_was_gathered_is_saved_in_place_of_what_is_here(tmp_path, start):
     name = next(name for name in gathered if "lora_A" in name)
     with pytest.raises(ValueError, match="is to be saved"):
         model.save_pretrained(tmp_path, state_dict={**gathered, name: gathered[name][:1]})
+
+
+@pytest.mark.parametrize("start", [True, "pissa", "mica"])
+@pytest.mark.parametrize("way", ["dict", "folder"])
+def test_an_adapter_that_waits_takes_what_a_file_has(tmp_path, start, way):
+    model = trained(ours, init_lora_weights=start)
+    model.save_pretrained(tmp_path)
+    empty = ours.get_peft_model(net(), config(ours, init_lora_weights=start), low_cpu_mem_usage=True).eval()
+    wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert {one.device.type for name, one in empty.named_parameters() if "lora_" in name} == {"meta"}
+    with pytest.raises(ValueError, match="waits for its tensors"):
+        empty(X)
+    if way == "dict":
+        ours.set_peft_model_state_dict(empty, ours.get_peft_model_state_dict(model), low_cpu_mem_usage=True)
+    else:
+        empty.load_adapter(tmp_path, "default", is_trainable=True)
+    assert same(empty(X), model(X))
+    assert {name: parameter.requires_grad for name, parameter in empty.named_parameters()} == wanted
+    assert not empty.unload()._forward_pre_hooks

@@ -14,6 +14,8 @@ from studio.peft.files.sorting import Parts
 from studio.peft.model.stand_ins import give_parameter, swap
 from studio.peft.model.state import State
 from studio.peft.model.tokens import TOKEN_KEY, token_tensors
+from studio.peft.model.tying import tie
+from studio.peft.model.waiting import arrive, waiting
 
 __all__ = ["Keys", "Plan", "plan_extras"]
 
@@ -72,8 +74,15 @@ class Plan:
     @torch.no_grad()
     def carry_out(self, state: State, name: str) -> Keys:
         """Copies all of it, and returns what was missing and what fitted nothing."""
+        expected = waiting(state, name)
         for live, given in self.moves:
-            live.copy_(given)
+            if id(live) in expected:
+                arrive(*expected[id(live)], given)
+            else:
+                live.copy_(given)
+        if expected:
+            state.assembly.levels.touch()
+            tie(state, name)
         for path, tensor in self.fresh.items():
             give_parameter(state, name, path, tensor)
         swap(state)

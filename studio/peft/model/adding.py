@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from studio.adapters import METHODS, AdapterConfig, Site, attach, install
 from studio.adapters.contract.ranked import any_rank
@@ -17,7 +18,7 @@ from studio.errors import DoesNotFit
 from studio.files.format import FORMATS
 from studio.files.save import spelled
 from studio.peft.configs.config import PeftConfig
-from studio.peft.configs.prompts import note_sizes, prompt_config, sizes_in_file
+from studio.peft.configs.prompts import note_sizes, prompt_config, sizes_in_file, source_of, start_from
 from studio.peft.configs.select import parameters_of, select
 from studio.peft.configs.translate import method_of, random_start, translate
 from studio.peft.model.activity import disable_adapter_layers, let_act, train_active
@@ -29,19 +30,28 @@ from studio.peft.model.starts import drop_eigens, pairs_of_eigens
 from studio.peft.model.state import KEY, Extras, State, owner_of
 from studio.peft.model.tokens import add_tokens
 from studio.peft.model.tying import note_tying, tie
+from studio.peft.model.waiting import send_away
 from studio.peft.terms.errors import PeftWarning, Wrong, refusals
 
 __all__ = ["add", "cast_down", "check_new", "put"]
 
 
 def add(
-    state: State, name: str, config: PeftConfig, *, autocast: bool = True, calibrate: Any = None, original: Any = None
+    state: State,
+    name: str,
+    config: PeftConfig,
+    *,
+    autocast: bool = True,
+    waits: bool = False,
+    calibrate: Any = None,
+    original: Any = None,
 ) -> None:
     """Attaches a new adapter; it acts from now on if no other does.
 
     Args:
         state: what is on the model. name: the adapter's name. config: its config.
         autocast: keep half-precision adapters in fp32.
+        waits: whether it is put on the meta device, because a file will be read into it.
         calibrate, original: what a start from data, or from a quantised base, is made from (:func:`studio.attach`).
 
     Raises:
@@ -62,6 +72,7 @@ def add(
             place = partial(install, state.model, ours, pairs, name=name, trainable=True)
         else:
             place = partial(_attach, state, name, ours, calibrate, original)
+        source = source_of(config)
         put(state, name, config, place)
         state.extras[name].preprocessed = bool(sites)
         drop_eigens(sites)
@@ -69,6 +80,7 @@ def add(
         for adapter in layers.values():
             random_start(config, adapter.tensors(), adapter.trained)
         if config.is_prompt_learning:
+            _start_from(state, name, source)
             note_sizes(config, layers.items())
         else:
             rows = state.token_layers(name) if getattr(config, "ensure_weight_tying", False) else ()
@@ -77,6 +89,16 @@ def add(
         _warn_unsavable(state, name)
         if not autocast:
             cast_down(state, name)
+        if waits and not config.is_prompt_learning:
+            send_away(state, name)
+
+
+def _start_from(state: State, name: str, source: Mapping[str, Tensor]) -> None:
+    try:
+        start_from(source, state.own_layers(name).items())
+    except BaseException:
+        forget(state, name)
+        raise
 
 
 def _preprocessed(state: State, config: Any, paths: Sequence[str], calibrate: Any) -> dict[str, Site]:
@@ -123,6 +145,7 @@ def put(state: State, name: str, config: PeftConfig, place: Callable[[], None], 
             raise Wrong(f"cannot add an adapter while {', '.join(state.merged)} is merged; call unmerge_adapter first")
         disabled, beside = state.disabled, parameters_of(state.model, config)
         place()
+        _share(state, name)
         state.assembly.freeze_base()
         state.configs[name], state.extras[name] = config, Extras(beside=beside)
         try:
@@ -146,6 +169,16 @@ def put(state: State, name: str, config: PeftConfig, place: Callable[[], None], 
         if disabled:
             disable_adapter_layers(state)
         train_active(state)
+
+
+def _share(state: State, name: str) -> None:
+    """Lets a new adapter hold the matrices of another one, where all layers share some and they are the same."""
+    for adapter in state.own_layers(name).values():
+        for key, theirs in adapter.peft.shared.items():
+            mine = adapter._buffers.get(key)
+            for other in () if mine is None else state.shared(theirs).values():
+                if (other.device, other.dtype) == (mine.device, mine.dtype) and torch.equal(other, mine):
+                    adapter._buffers[key] = other
 
 
 def check_new(state: State, name: str, config: PeftConfig) -> None:

@@ -44,7 +44,8 @@ class BaseTuner(nn.Module):
 
     Args:
         model: the base. peft_config: a config, or name to config. adapter_name: the adapter's name.
-        low_cpu_mem_usage: accepted for PEFT's sake. autocast: keep half-precision adapters in fp32.
+        low_cpu_mem_usage: leave the adapter on the meta device until a file is read into it.
+        autocast: keep half-precision adapters in fp32.
         calibrate, original: as in :func:`get_peft_model`.
     """
 
@@ -66,7 +67,8 @@ class BaseTuner(nn.Module):
         config = peft_config[adapter_name] if isinstance(peft_config, Mapping) else peft_config
         base = unwrapped(model)
         state = base.__dict__.get(KEY) or State(base)
-        add(state, adapter_name, config, autocast=autocast, calibrate=calibrate, original=original)
+        add(state, adapter_name, config, autocast=autocast, waits=low_cpu_mem_usage, calibrate=calibrate,
+            original=original)  # fmt: skip
         self._take(state)
         self.model = model
 
@@ -254,7 +256,7 @@ def inject_adapter_in_model(
 
     Args:
         peft_config: the config. model: any module. adapter_name: the adapter's name.
-        low_cpu_mem_usage: accepted for PEFT's sake.
+        low_cpu_mem_usage: leave the adapter on the meta device until ``set_peft_model_state_dict`` fills it.
         state_dict: tensors ``(...)`` by PEFT's keys; where given, the adapter's layers are those that the keys name,
             and not those of ``target_modules``.
 
