@@ -1,13 +1,20 @@
-"""Trains a base like the embedded one from the npm sources: tokenizer, autoencoder, then text encoder and UNet.
+"""Trains the embedded base: the autoencoder, then text encoder and UNet, on pictures that are drawn while it runs.
 
 ::
 
-    npm pack emoji-datasource-google unicode-emoji-json      # unpack both below one folder: emoji-datasource-google/ …
-    OMP_NUM_THREADS=2 python examples/train_emoji_base.py NPM_FOLDER OUT --bf16 --compile
+    OMP_NUM_THREADS=1 nice -n 19 python examples/train_emoji_base.py runs/emoji-base --bf16
 
-It takes about two hours on two cores that do nothing else. Ctrl-C, a crash or a full disk cost at most ``--save-every``
-steps: the same command goes on where it stopped, with the result of an uninterrupted run, because what a step draws
-follows from the seed and the step alone. ``OUT/pipeline`` is the diffusers folder that ``studio`` opens as a base.
+Ten to twenty hours of one core. Ctrl-C, a crash or a full disk cost at most ``--save-every`` steps: the same command
+goes on where it stopped, with the result of an uninterrupted run, because what a step draws follows from the seed and
+the step alone. Every ``--look-every`` steps a sheet of the same prompts and seeds is written beside the checkpoints.
+``OUT/pipeline`` is the diffusers folder that ``studio`` opens as a base. ``--from`` names the base to go on from (the
+packaged one): its tokenizer is kept and whatever of its weights fits; ``--keep-vae`` leaves its autoencoder as it is.
+
+The networks may be wider and have a level more than those gone on from (:func:`adopt`, :func:`widened`).
+
+The world: an emoji of the packaged atlas at some place, 0.55 to 1 of the picture wide, mirrored or not, turned by up to
+15 degrees, on one of ten colours. None of it is said but the colour, mostly, and ``small``, which is less than 0.55.
+Wide pictures show two. The core names make up most of it; the kept-out concepts are for the autoencoder alone.
 
 Two things decide how well so small a base draws. A latent of 8 × 8 × 16 holds as much as one of 16 × 16 × 4 at a
 quarter of the cost. And content is decided at high noise, which min-SNR weights starve; :func:`weight` does not.
@@ -17,84 +24,82 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import re
+import math
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from studio.atomic import atomic_path
-from studio.families.emoji_world import COLOURS, SIDE
+from studio.families.emoji_world import COLOURS, SIDE, atlas, core_names, emoji_names
 
 # never seen by text encoder and UNet: subjects to learn later
 KEPT_OUT = frozenset(
     ("robot", "teddy bear", "unicorn", "jack-o-lantern", "alien monster", "snowman")
     + ("sailboat", "cactus", "mushroom", "penguin", "guitar", "hamburger")
 )
-KINDS = {"Animals & Nature", "Food & Drink", "Activities", "Travel & Places", "Smileys & Emotion"}
+SIDED = frozenset(("left", "right", "leftwards", "rightwards", "clock", "o’clock", "thirty", "button"))  # not mirrored
+PACKAGED = Path(__file__).parents[1] / "studio" / "families" / "emoji" / "pipeline"
 BACKGROUNDS = tuple(COLOURS)
 LENGTH = 24  # tokens
+LARGE, SMALL = (0.55, 1.0), (0.36, 0.5)  # widths of a drawing, as a part of the picture's
+TURN = math.radians(15)
+CORE = 0.7  # of the pictures show a core emoji
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
     """The sizes of the networks and of the two trainings; the defaults are the embedded base's."""
 
-    vae_steps: int = 3000
-    steps: int = 12000
+    vae_steps: int = 5000
+    steps: int = 36000
     batch: int = 64
     vae_batch: int = 16
-    vae_channels: tuple[int, ...] = (16, 32, 64, 96)
+    vae_channels: tuple[int, ...] = (32, 64, 128, 96)
     latent_channels: int = 16
     width: int = 128
     text_layers: int = 3
-    unet_channels: tuple[int, int] = (128, 160)
-    vocabulary: int = 2000
+    unet_channels: tuple[int, ...] = (128, 160, 160)
     rate: float = 1e-3
-    vae_rate: float = 2e-3
+    vae_rate: float = 1e-3
 
 
 @dataclass(frozen=True)
 class Drawings:
-    """Names, categories and RGBA drawings ``(N, 64, 64, 4)``, uint8."""
+    """Names and RGBA drawings ``(N, 64, 64, 4)``, uint8."""
 
     names: tuple[str, ...]
-    kinds: tuple[str, ...]
     pixels: Tensor
 
-    def known(self) -> Drawings:
-        """Those that text encoder and UNet learn: names of one or two words, without the kept-out ones and clocks."""
+    def known(self, tokenizer: Any) -> Drawings:
+        """Those that text encoder and UNet learn: all but the kept-out ones and names too long for a caption."""
+        longest = "small an emoji of {} on a orange background"
 
-        def wanted(name: str, kind: str) -> bool:
-            words = name.replace("-", " ").split()
-            return name not in KEPT_OUT and kind in KINDS and len(words) <= 2 and not {"clock", "thirty"} & set(words)
+        def wanted(name: str) -> bool:
+            fits = len(tokenizer.tokenize(longest.format(name))) <= LENGTH - 2
+            return fits and not name.startswith("small ") and not any(kept in name for kept in KEPT_OUT)
 
-        rows = [i for i, (name, kind) in enumerate(zip(self.names, self.kinds, strict=True)) if wanted(name, kind)]
-        return Drawings(tuple(self.names[i] for i in rows), tuple(self.kinds[i] for i in rows), self.pixels[rows])
+        rows = [i for i, name in enumerate(self.names) if wanted(name)]
+        return Drawings(tuple(self.names[i] for i in rows), self.pixels[rows])
+
+    def core(self) -> Tensor:
+        """The rows of the core names; all rows where there are none."""
+        rows = [i for i, name in enumerate(self.names) if name in core_names()]
+        return torch.tensor(rows or range(len(self.names)))
+
+    def sided(self) -> Tensor:
+        """Which drawings would contradict their names in a mirror ``(N,)``, bool."""
+        return torch.tensor([not SIDED.isdisjoint(name.replace("-", " ").split()) for name in self.names])
 
 
-def read_npm(folder: Path) -> Drawings:
-    """Reads the 64-pixel Noto drawings and their CLDR names from two unpacked npm packages."""
-    names = json.loads((folder / "unicode-emoji-json" / "data-by-emoji.json").read_text(encoding="utf-8"))
-    called = {character.replace("\ufe0f", ""): entry["name"].lower() for character, entry in names.items()}
-    rows: dict[str, tuple[str, np.ndarray[Any, Any]]] = {}
-    for entry in json.loads((folder / "emoji-datasource-google" / "emoji.json").read_text(encoding="utf-8")):
-        character = "".join(chr(int(code, 16)) for code in entry["unified"].split("-")).replace("\ufe0f", "")
-        if entry["has_img_google"] and entry["category"] not in ("Flags", "Component") and character in called:
-            file = folder / "emoji-datasource-google" / "img" / "google" / "64" / entry["image"]
-            with Image.open(file) as image:
-                rows[called[character]] = entry["category"], np.asarray(image.convert("RGBA"))
-    pixels = torch.from_numpy(np.stack([pixels for _, pixels in rows.values()]))
-    return Drawings(tuple(rows), tuple(kind for kind, _ in rows.values()), pixels)
+def packaged() -> Drawings:
+    """The drawings of the packaged atlas."""
+    return Drawings(emoji_names(), torch.from_numpy(atlas().copy()))
 
 
 def drawn_at(seed: int, step: int) -> torch.Generator:
@@ -102,79 +107,66 @@ def drawn_at(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
-def composited(pixels: Tensor, background: Tensor) -> Tensor:
-    """Composites RGBA drawings ``(B, 64, 64, 4)`` on colours ``(B,)``; ``(B, 3, 64, 64)`` in [-1, 1]."""
-    alpha = pixels[..., 3:].float() / 255
-    colour = torch.tensor(list(COLOURS.values())).float()[background][:, None, None]
-    return ((pixels[..., :3].float() * alpha + colour * (1 - alpha)) / 127.5 - 1).permute(0, 3, 1, 2).contiguous()
+@dataclass(frozen=True)
+class Poses:
+    """Where drawings lie: middles x, y and widths in pixels, turns in radians, ±1 for mirrored; ``(B,)`` each."""
+
+    x: Tensor
+    y: Tensor
+    width: Tensor
+    turn: Tensor
+    mirror: Tensor
+
+    @staticmethod
+    def drawn(small: Tensor, sided: Tensor, draw: torch.Generator) -> Poses:
+        """Random poses inside of one square picture; ``small`` and ``sided`` are ``(B,)``, bool."""
+        x, y, width, turn, mirror = torch.rand(5, len(small), generator=draw)
+        low, high = (
+            torch.where(small, *ends).float()
+            for ends in zip(map(torch.tensor, SMALL), map(torch.tensor, LARGE), strict=True)
+        )
+        width = SIDE * (low + (high - low) * width)
+        room = SIDE - width
+        flipped = (mirror < 0.5) & ~sided
+        return Poses(width / 2 + x * room, width / 2 + y * room, width, (2 * turn - 1) * TURN, 1 - 2.0 * flipped)
+
+    def moved(self, right: Tensor | float) -> Poses:
+        """The same poses, further right by so many pixels."""
+        return Poses(self.x + right, self.y, self.width, self.turn, self.mirror)
 
 
-def small(pictures: Tensor, background: Tensor) -> Tensor:
-    """The same pictures with the thing at 48 pixels, centred."""
-    colour = torch.tensor(list(COLOURS.values())).float()[background] / 127.5 - 1
-    wide = colour[:, :, None, None].expand(-1, -1, SIDE, SIDE).clone()
-    wide[..., 8:56, 8:56] = F.interpolate(pictures, size=(48, 48), mode="area")
-    return wide
+def layer(pixels: Tensor, poses: Poses, columns: int = SIDE) -> Tensor:
+    """Drawings ``(B, 64, 64, 4)`` in their poses, premultiplied ``(B, 4, 64, columns)``; four samples a pixel."""
+    drawing = pixels.permute(0, 3, 1, 2).float() / 255
+    drawing = torch.cat([drawing[:, :3] * drawing[:, 3:], drawing[:, 3:]], 1)
+    cos, sin, half = poses.turn.cos(), poses.turn.sin(), poses.width / 2
+    # from the picture's normalised coordinates to the drawing's
+    across, down = columns / 2 / half, SIDE / 2 / half
+    left, up = (columns / 2 - poses.x) / half, (SIDE / 2 - poses.y) / half
+    first = torch.stack([cos * across, -sin * down, cos * left - sin * up], -1) * poses.mirror[:, None]
+    second = torch.stack([sin * across, cos * down, sin * left + cos * up], -1)
+    grid = F.affine_grid(torch.stack([first, second], 1), [len(drawing), 4, 2 * SIDE, 2 * columns], align_corners=False)
+    return F.avg_pool2d(F.grid_sample(drawing, grid, align_corners=False), 2)
+
+
+def composited(layers: Tensor, background: Tensor) -> Tensor:
+    """Layers ``(B, 4, H, W)`` on colours ``(B,)``, by number; ``(B, 3, H, W)`` in [-1, 1]."""
+    colour = torch.tensor(list(COLOURS.values())).float()[background][:, :, None, None] / 255
+    return (layers[:, :3] + colour * (1 - layers[:, 3:])) * 2 - 1
 
 
 def caption(name: str, background: int, is_small: bool, draw: Callable[[int], int]) -> str:
-    """One caption of the grammar; empty in a tenth of the cases (for guidance), white often goes unsaid."""
+    """One caption of the grammar; empty in a tenth of the cases (for guidance), the colour sometimes goes unsaid."""
     if draw(10) == 0:
         return ""
     start = ("", "", "an emoji of ", "a photo of ")[draw(4)]
-    said = background != 0 or draw(5) == 0
-    end = f" on a {BACKGROUNDS[background]} background" if said else ""
+    end = f" on a {BACKGROUNDS[background]} background" if draw(5) else ""
     return f"{'small ' if is_small else ''}{start}{name}{end}"
 
 
 def weight(snr: Tensor) -> Tensor:
     """``w = 1.5 (0.3 + min(snr, 3)) / (snr + 1)``, for a loss on v; keeps the steps of high noise alive."""
     return 1.5 * (0.3 + snr.clamp(max=3)) / (snr + 1)
-
-
-def learn_merges(words: Counter[str], count: int) -> list[tuple[str, str]]:
-    """Byte-pair encoding: the ``count`` most frequent pairs, one after another; ties go to the first in the alphabet.
-
-    The trainer of ``tokenizers`` breaks ties differently from run to run, and a base is worthless with another
-    vocabulary than its own.
-    """
-    split = {word: [*word[:-1], word[-1] + "</w>"] for word in words}
-    merges: list[tuple[str, str]] = []
-    while len(merges) < count:
-        pairs: Counter[tuple[str, str]] = Counter()
-        for word, pieces in split.items():
-            for pair in zip(pieces, pieces[1:], strict=False):
-                pairs[pair] += words[word]
-        if not pairs:
-            break
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        merges.append(best)
-        for pieces in split.values():
-            at = 0
-            while at < len(pieces) - 1:
-                if (pieces[at], pieces[at + 1]) == best:
-                    pieces[at : at + 2] = ["".join(best)]
-                at += 1
-    return merges
-
-
-def train_tokenizer(names: tuple[str, ...], vocabulary: int, folder: Path) -> Any:
-    """Learns a byte-level BPE of CLIP's scheme on the names and the grammar, and returns a ``CLIPTokenizer``."""
-    from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import CLIPTokenizer
-
-    if not (folder / "tokenizer_config.json").exists():
-        grammar = [f"{start} of thing on a {b} background" for start in ("a photo", "an emoji") for b in BACKGROUNDS]
-        grammar += ["small", "sks", "zwx", "in the style of", "upside down", "black and white"]
-        text = " ".join([*names * 3, *grammar * 20])
-        letters = ByteLevel.alphabet()
-        symbols = [*sorted(letters), *(letter + "</w>" for letter in sorted(letters))]
-        # only plain letters are merged: everything else falls back to single bytes
-        merges = learn_merges(Counter(re.findall("[a-z]+", text)), vocabulary - len(symbols) - 2)
-        pieces = dict.fromkeys([*symbols, *("".join(pair) for pair in merges)])  # two merges may make one piece
-        vocab = {piece: i for i, piece in enumerate(["<|startoftext|>", "<|endoftext|>", *pieces])}
-        CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=LENGTH).save_pretrained(folder)
-    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 @dataclass
@@ -187,6 +179,8 @@ class Phase:
     rate: float
     save_every: int
     momentum: float = 0.998
+    look: Callable[[int, nn.ModuleDict], str] | None = None  # called with the step and the EMA, its answer is logged
+    look_every: int = 1000
 
     def run(
         self, loss: Callable[[int], Tensor], schedule: Callable[[float], float], *, stop_at: int | None = None
@@ -199,7 +193,7 @@ class Phase:
             stop_at: leave after this many steps, as if interrupted.
         """
         weights = [p for module in self.modules.values() for p in module.parameters()]
-        optimizer = torch.optim.AdamW(weights, lr=self.rate, betas=(0.9, 0.99), weight_decay=0.01)
+        optimizer = torch.optim.AdamW(weights, lr=self.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
         average = copy.deepcopy(nn.ModuleDict(self.modules))
         first = self._resume(optimizer, average) if self.file.exists() else 0
         begin, last = time.monotonic(), self.steps if stop_at is None else min(stop_at, self.steps)
@@ -211,16 +205,25 @@ class Phase:
             value.backward()
             nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
-            keep = min(self.momentum, (1 + step) / (10 + step))
-            for mean, now in zip(average.parameters(), weights, strict=True):
-                mean.data.lerp_(now.data, 1 - keep)
+            self._follow(average, weights, step)
             if (step + 1) % self.save_every == 0 or step + 1 == last:
                 self._keep(step + 1, optimizer, average)
-                rate = (step + 1 - first) / (time.monotonic() - begin)
-                print(f"{self.file.stem} {step + 1}/{self.steps}  loss {value.item():.4f}  {rate:.2f} it/s", flush=True)
+                self._say(
+                    step + 1, f"loss {value.item():.4f}  {(step + 1 - first) / (time.monotonic() - begin):.2f} it/s"
+                )
+            if self.look and ((step + 1) % self.look_every == 0 or step + 1 == self.steps):
+                self._say(step + 1, self.look(step + 1, average))
         for name, module in self.modules.items():
             module.load_state_dict(average[name].state_dict())
         return last == self.steps
+
+    def _follow(self, average: nn.Module, weights: list[nn.Parameter], step: int) -> None:
+        keep = min(self.momentum, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), weights, 1 - keep)
+
+    def _say(self, step: int, what: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')} {self.file.stem} {step}/{self.steps}  {what}", flush=True)
 
     def _resume(self, optimizer: torch.optim.Optimizer, average: nn.Module) -> int:
         """Brings everything to where it was kept; returns the next step."""
@@ -238,12 +241,24 @@ class Phase:
             torch.save(state, temporary)
 
 
-def vae_loss(vae: Any, drawings: Drawings, batch: int, draw: torch.Generator) -> Tensor:
-    """``|x̂ - x| + ½ |∇x̂ - ∇x| + 2·10⁻⁴ KL``: the gradients keep edges that an L1 loss alone blurs."""
+def vae_pictures(drawings: Drawings, batch: int, draw: torch.Generator) -> Tensor:
+    """Pictures of the world ``(B, 3, 64, 64)``, without captions and without a core."""
     rows = torch.randint(0, len(drawings.names), (batch,), generator=draw)
     colour = torch.randint(0, len(BACKGROUNDS), (batch,), generator=draw)
-    x = composited(drawings.pixels[rows], torch.where(torch.rand(batch, generator=draw) < 0.4, 0, colour))
-    x = torch.where(torch.rand(batch, generator=draw)[:, None, None, None] < 0.5, x.flip(-1), x)
+    colour = torch.where(torch.rand(batch, generator=draw) < 0.3, 0, colour)
+    small = torch.rand(batch, generator=draw) < 0.1
+    poses = Poses.drawn(small, torch.zeros(batch, dtype=torch.bool), draw)
+    return composited(layer(drawings.pixels[rows], poses), colour)
+
+
+def vae_loss(vae: Any, x: Tensor, draw: torch.Generator) -> Tensor:
+    """``|x̂ - x| + ½ |∇x̂ - ∇x| + 2·10⁻⁴ KL``: the gradients keep edges that an L1 loss alone blurs.
+
+    Args:
+        vae: the autoencoder.
+        x: pictures ``(B, 3, H, W)``.
+        draw: of the posterior's noise.
+    """
     posterior = vae.encode(x).latent_dist
     noise = torch.randn(posterior.mean.shape, generator=draw)
     y = vae.decode(posterior.mean + posterior.std * noise).sample.float()
@@ -253,67 +268,80 @@ def vae_loss(vae: Any, drawings: Drawings, batch: int, draw: torch.Generator) ->
 
 
 @torch.no_grad()
-def latents_of(vae: Any, drawings: Drawings) -> tuple[Tensor, Tensor]:
-    """Latents of every drawing on every colour, full and small ``(colours, 2, N, C, 8, 8)``, and of plain colours."""
-    colours = []
-    for number in range(len(BACKGROUNDS)):
-        background = torch.full((len(drawings.names),), number)
-        full = composited(drawings.pixels, background)
-        both = torch.stack([full, small(full, background)]).flatten(0, 1)
-        encoded = torch.cat([vae.encode(part).latent_dist.mode().float() for part in both.split(64)])
-        colours.append(encoded.unflatten(0, (2, -1)))
-    flat = torch.tensor(list(COLOURS.values())).float()[:, :, None, None].expand(-1, -1, SIDE, SIDE) / 127.5 - 1
-    return torch.stack(colours), vae.encode(flat).latent_dist.mode().float()
+def latent_scale(vae: Any, drawings: Drawings) -> float:
+    """``1 / σ`` of the latents of 256 pictures."""
+    parts = vae_pictures(drawings, 256, drawn_at(0, 0)).split(64)
+    return float(1 / torch.cat([vae.encode(part).latent_dist.mode().float() for part in parts]).std())
 
 
 @dataclass
 class Denoising:
-    """The loss of text encoder and UNet on precomputed latents; every fourth batch is wide pictures of two things."""
+    """The loss of text encoder and UNet; every fourth batch is wide pictures of two things."""
 
-    latents: Tensor
-    plain: Tensor
-    names: tuple[str, ...]
+    drawings: Drawings
     tokenizer: Any
+    vae: Any
     encoder: Callable[..., Any]
     unet: Callable[..., Any]
     scheduler: Any
     seed: int
     batch: int
 
+    def __post_init__(self) -> None:
+        self.core, self.sided = self.drawings.core(), self.drawings.sided()
+
     def __call__(self, step: int) -> Tensor:
         draw = drawn_at(self.seed, step)
-        x, captions = self.pictures(step, draw)
+        pictures, captions = self.pictures(step, draw)
+        with torch.no_grad():
+            x = self.vae.encode(pictures).latent_dist.mode().float() * self.vae.config.scaling_factor
         noise = torch.randn(x.shape, generator=draw)
         times = torch.randint(0, 1000, (len(x),), generator=draw)
         noisy, target = self.scheduler.add_noise(x, noise, times), self.scheduler.get_velocity(x, noise, times)
-        ids = self.tokenizer(captions, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt")
-        output = self.unet(noisy, times, encoder_hidden_states=self.encoder(ids.input_ids)[0]).sample
+        output = self.unet(noisy, times, encoder_hidden_states=self.encoder(self.ids(captions))[0]).sample
         alpha = self.scheduler.alphas_cumprod[times]
         return ((output.float() - target).square().mean((1, 2, 3)) * weight(alpha / (1 - alpha))).mean()
 
+    def ids(self, captions: list[str]) -> Tensor:
+        """Token ids ``(B, 24)``."""
+        return self.tokenizer(
+            captions, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
+        ).input_ids
+
     def pictures(self, step: int, draw: torch.Generator) -> tuple[Tensor, list[str]]:
-        """Latents and captions of one step."""
+        """Pictures and captions of one step."""
         wide = step % 4 == 3
         count = self.batch // 2 if wide else self.batch
 
         def number(below: int) -> int:
             return int(torch.randint(0, below, (1,), generator=draw))
 
-        things = [(number(len(self.names)), number(len(self.names))) for _ in range(count)]
-        colours = [0 if number(100) < 35 else number(len(BACKGROUNDS)) for _ in range(count)]
-        sizes = [int(number(4) == 0) for _ in range(count)]
-        rows, captions = [], []
-        for (left, right), colour, size in zip(things, colours, sizes, strict=True):
-            x, name = self.latents[colour, size, left], self.names[left]
-            if wide and number(5) == 0:  # one thing in the middle
-                side = self.plain[colour][..., : x.shape[-1] // 2]
-                x = torch.cat([side, x, side], -1)
-            elif wide:
-                x = torch.cat([x, self.latents[colour, size, right]], -1)
-                name = f"{name} and {self.names[right]}"
-            rows.append(x)
-            captions.append(caption(name, colour, bool(size), number))
-        return torch.stack(rows), captions
+        colour = torch.tensor([0 if number(100) < 30 else number(len(BACKGROUNDS)) for _ in range(count)])
+        small = torch.tensor([number(8) == 0 for _ in range(count)])
+        rows, more = self.rows(count, draw), self.rows(count, draw)
+        names, poses = [self.drawings.names[row] for row in rows], self.poses(rows, small, draw)
+        if wide:
+            alone = torch.rand(count, generator=draw) < 0.2
+            poses = poses.moved(torch.where(alone, SIDE * torch.rand(count, generator=draw), 0.0))
+            layers = layer(self.drawings.pixels[rows], poses, 2 * SIDE)
+            others = layer(self.drawings.pixels[more], self.poses(more, small, draw).moved(SIDE), 2 * SIDE)
+            layers = torch.where(alone[:, None, None, None], layers, layers + others * (1 - layers[:, 3:]))
+            pairs = zip(names, more, alone, strict=True)
+            names = [name if lone else f"{name} and {self.drawings.names[other]}" for name, other, lone in pairs]
+        else:
+            layers = layer(self.drawings.pixels[rows], poses)
+        said = zip(names, colour.tolist(), small.tolist(), strict=True)
+        return composited(layers, colour), [caption(*told, number) for told in said]
+
+    def rows(self, count: int, draw: torch.Generator) -> Tensor:
+        """Which drawings ``(B,)``: mostly of the core."""
+        core = self.core[torch.randint(0, len(self.core), (count,), generator=draw)]
+        whole = torch.randint(0, len(self.drawings.names), (count,), generator=draw)
+        return torch.where(torch.rand(count, generator=draw) < CORE, core, whole)
+
+    def poses(self, rows: Tensor, small: Tensor, draw: torch.Generator) -> Poses:
+        """Random poses of these drawings."""
+        return Poses.drawn(small, self.sided[rows], draw)
 
 
 def build(sizes: Sizes, tokenizer: Any) -> tuple[Any, Any, Any, Any]:
@@ -371,110 +399,229 @@ def denoiser(sizes: Sizes) -> Any:
     """An untrained UNet."""
     from diffusers import UNet2DConditionModel
 
+    levels = len(sizes.unet_channels)
     return UNet2DConditionModel(
         sample_size=SIDE // 2 ** (len(sizes.vae_channels) - 1),
         in_channels=sizes.latent_channels,
         out_channels=sizes.latent_channels,
         layers_per_block=1,
         block_out_channels=sizes.unet_channels,
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        down_block_types=("CrossAttnDownBlock2D",) * levels,
+        up_block_types=("CrossAttnUpBlock2D",) * levels,
         mid_block_type="UNetMidBlock2DCrossAttn",
         cross_attention_dim=sizes.width,
         attention_head_dim=4,
     )
 
 
-def save_pipeline(vae: Any, encoder: Any, tokenizer: Any, unet: Any, scheduler: Any, folder: Path) -> Path:
-    """Writes the whole in fp16."""
+@torch.no_grad()
+def adopt(module: nn.Module, file: Path) -> float:
+    """Copies every tensor that has its place in ``module`` and returns the part of the module that came from the file.
+
+    Up blocks are counted from the last, because a further level of resolution stands in front of all others.
+    """
+    from safetensors.torch import load_file
+
+    saved, own = load_file(file), module.state_dict()
+
+    def levels(state: dict[str, Tensor]) -> int:
+        return len({key.split(".")[1] for key in state if key.startswith("up_blocks.")})
+
+    def place(key: str) -> str:
+        first, *rest = key.split(".")
+        if first == "up_blocks":
+            rest[0] = str(int(rest[0]) + levels(own) - levels(saved))
+        return ".".join([first, *rest])
+
+    found = {place(key): value for key, value in saved.items()}
+    wide = {key: widened(found[key].float(), value.shape) for key, value in own.items() if key in found}
+    fits = {key: value for key, value in wide.items() if value is not None}
+    for key, value in fits.items():
+        own[key].copy_(value)
+    return sum(own[key].numel() for key in fits) / sum(value.numel() for value in own.values())
+
+
+def widened(weight: Tensor, shape: torch.Size) -> Tensor | None:
+    """A weight for layers with k times as many channels that computes the same; None if the shapes are of other kinds.
+
+    Every channel stands there k times in a row, so that group norms see the same groups, and each copy gives a k-th of
+    what the next layer sums up, give or take a few per cent, without which the copies would stay alike forever.
+    """
+    if len(weight.shape) != len(shape) or any(new % old for new, old in zip(shape, weight.shape, strict=True)):
+        return None
+    for dim, (new, old) in enumerate(zip(shape, weight.shape, strict=True)):
+        weight = weight.repeat_interleave(new // old, dim)
+        if dim == 1 and new > old:
+            weight = weight * (old / new) * (1 + 0.02 * torch.randn_like(weight))
+    return weight
+
+
+def pipeline_of(vae: Any, encoder: Any, tokenizer: Any, unet: Any, scheduler: Any) -> Any:
+    """The parts as a diffusers pipeline."""
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline(
+    return StableDiffusionPipeline(
         vae=vae,
         text_encoder=encoder.eval(),
         tokenizer=tokenizer,
         unet=unet.eval(),
-        scheduler=DPMSolverMultistepScheduler.from_config(scheduler.config),
+        scheduler=DPMSolverMultistepScheduler.from_config(scheduler.config, steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipe.to(torch.float16).save_pretrained(folder)
-    return folder
 
 
-def train_base(
-    drawings: Drawings,
-    out: Path,
-    sizes: Sizes,
-    *,
-    seed: int = 0,
-    save_every: int = 250,
-    bf16: bool = False,
-    compiled: bool = False,
-    stop_at: int | None = None,
-) -> Path | None:
-    """Trains all parts, or goes on with what is in ``out``; returns the pipeline's folder, ``None`` if stopped before.
+LOOKED_AT = ("tiger", "owl on a blue background", "police car", "clown face on a purple background", "red apple")
+LOOKED_AT += ("small rocket on a yellow background", "strawberry on a black background", "lion on a pink background")
+SEEDS = 6
+LOOKED_AT_WIDE = ("cat and pizza on a green background", "bus and tulip")
 
-    Args:
-        drawings: everything; :meth:`Drawings.known` chooses what text encoder and UNet see.
-        out: folder for checkpoints and the result.
-        sizes: of networks and trainings.
-        seed: of weights and of everything that is drawn.
-        save_every: steps between checkpoints.
-        bf16: compute in bf16 (fp32 weights).
-        compiled: compile text encoder and UNet.
-        stop_at: leave each training after this many steps, as if interrupted (for trials).
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    known = drawings.known()
-    tokenizer = train_tokenizer(known.names, sizes.vocabulary, out / "tokenizer")
-    torch.manual_seed(seed)
-    vae, encoder, unet, scheduler = build(sizes, tokenizer)
-    cast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
 
-    def reconstruction(step: int) -> Tensor:
-        with cast:
-            return vae_loss(vae, drawings, sizes.vae_batch, drawn_at(seed, step))
+def look_at(pipe: Any, file: Path) -> None:
+    """Writes the sheet of the same prompts and seeds."""
+    from PIL import Image
 
-    first = Phase(out / "vae.pt", {"vae": vae}, sizes.vae_steps, sizes.vae_rate, save_every, momentum=0.99)
-    if not first.run(reconstruction, lambda done: min(1.0, done / 0.05 + 0.01) * (1 - done), stop_at=stop_at):
-        return None
-    vae.eval().requires_grad_(False)
-    latents, plain = latents_of(vae, known)
-    scale = float(1 / latents.std())
-    vae.register_to_config(scaling_factor=scale)
+    pipe.set_progress_bar_config(disable=True)
+    sheet = Image.new("RGB", (2 * SIDE * SEEDS, 2 * SIDE * (len(LOOKED_AT) + len(LOOKED_AT_WIDE))), "white")
+    for row, prompt in enumerate(LOOKED_AT + LOOKED_AT_WIDE):
+        across = SIDE if prompt in LOOKED_AT else 2 * SIDE
+        draws = [torch.Generator().manual_seed(seed) for seed in range(max(1, SEEDS * SIDE // across))]
+        pictures = pipe(
+            [prompt] * len(draws),
+            height=SIDE,
+            width=across,
+            generator=draws,
+            num_inference_steps=12,
+            guidance_scale=4.0,
+        ).images
+        for column, picture in enumerate(pictures):
+            twice = picture.resize((2 * across, 2 * SIDE), Image.Resampling.LANCZOS)
+            sheet.paste(twice, (2 * across * column, 2 * SIDE * row))
+    sheet.save(file)
 
-    forward = [torch.compile(part, dynamic=False) if compiled else part for part in (encoder, unet)]
-    denoise = Denoising(latents * scale, plain * scale, known.names, tokenizer, *forward, scheduler, seed, sizes.batch)
 
-    def denoising(step: int) -> Tensor:
-        with cast:
-            return denoise(step)
+@dataclass
+class Training:
+    """Both trainings of a base in one folder."""
 
-    second = Phase(out / "denoiser.pt", {"encoder": encoder, "unet": unet}, sizes.steps, sizes.rate, save_every)
-    if not second.run(denoising, lambda done: min(1.0, done / 0.02 + 0.01, (1 - done) / 0.75), stop_at=stop_at):
-        return None
-    return save_pipeline(vae, encoder, tokenizer, unet, scheduler, out / "pipeline")
+    drawings: Drawings
+    out: Path
+    sizes: Sizes
+    source: Path = PACKAGED
+    seed: int = 0
+    save_every: int = 250
+    look_every: int = 1000
+    bf16: bool = False
+    keep_vae: bool = False
+
+    def __post_init__(self) -> None:
+        from transformers import CLIPTokenizer
+
+        self.out.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(self.seed)
+        self.tokenizer = CLIPTokenizer.from_pretrained(self.source / "tokenizer", local_files_only=True)
+        self.vae, self.encoder, self.unet, self.scheduler = build(self.sizes, self.tokenizer)
+        if self.keep_vae:
+            from diffusers import AutoencoderKL
+
+            self.vae = AutoencoderKL.from_pretrained(self.source / "vae", torch_dtype=torch.float32)
+        for name, module in {"vae": self.vae, "text_encoder": self.encoder, "unet": self.unet}.items():
+            file = "model" if name == "text_encoder" else "diffusion_pytorch_model"
+            part = adopt(module, self.source / name / f"{file}.safetensors")
+            print(
+                f"{name}: {part:.0%} of {sum(p.numel() for p in module.parameters()) / 1e6:.2f} M taken over",
+                flush=True,
+            )
+
+    def run(self, stop_at: int | None = None) -> Path | None:
+        """Trains all parts, or goes on with what is in the folder.
+
+        Args:
+            stop_at: leave each training after this many steps, as if interrupted (for trials).
+
+        Returns:
+            The pipeline's folder, fp16; ``None`` if stopped before.
+        """
+        if not (self.keep_vae or self.autoencoder(stop_at)):
+            return None
+        self.vae.eval().requires_grad_(False)
+        if not self.keep_vae:
+            self.vae.register_to_config(scaling_factor=latent_scale(self.vae, self.drawings))
+        if not self.denoiser(stop_at):
+            return None
+        pipe = pipeline_of(self.vae, self.encoder, self.tokenizer, self.unet, self.scheduler)
+        pipe.to(torch.float16).save_pretrained(self.out / "pipeline")
+        return self.out / "pipeline"
+
+    def cast(self) -> torch.autocast:
+        """The precision of the networks' computing; weights stay fp32."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.bf16)
+
+    def autoencoder(self, stop_at: int | None) -> bool:
+        """Trains the VAE; whether all steps are done."""
+
+        def loss(step: int) -> Tensor:
+            draw = drawn_at(self.seed, step)
+            with self.cast():
+                return vae_loss(self.vae, vae_pictures(self.drawings, self.sizes.vae_batch, draw), draw)
+
+        def look(step: int, average: Any) -> str:
+            return f"mean error of 64 pictures {self.error(average['vae']):.5f}"
+
+        phase = Phase(
+            self.out / "vae.pt", {"vae": self.vae}, self.sizes.vae_steps, self.sizes.vae_rate, self.save_every
+        )
+        phase.momentum, phase.look, phase.look_every = 0.99, look, self.look_every
+        return phase.run(loss, lambda done: min(1.0, done / 0.05 + 0.01) * (1 - done), stop_at=stop_at)
+
+    @torch.no_grad()
+    def error(self, vae: Any) -> float:
+        """Mean distance of pictures from themselves after one trip through the VAE."""
+        x = vae_pictures(self.drawings, 64, drawn_at(self.seed, 10**6))
+        return float((vae.decode(vae.encode(x).latent_dist.mode()).sample - x).abs().mean())
+
+    def denoiser(self, stop_at: int | None) -> bool:
+        """Trains text encoder and UNet; whether all steps are done."""
+        known, modules = self.drawings.known(self.tokenizer), {"encoder": self.encoder, "unet": self.unet}
+        parts = (self.scheduler, self.seed, self.sizes.batch)
+        denoise = Denoising(known, self.tokenizer, self.vae, self.encoder, self.unet, *parts)
+
+        def loss(step: int) -> Tensor:
+            with self.cast():
+                return denoise(step)
+
+        @torch.no_grad()
+        def look(step: int, average: Any) -> str:
+            held = Denoising(known, self.tokenizer, self.vae, average["encoder"], average["unet"], *parts)
+            with self.cast():
+                mean = sum(float(held(10**6 + k)) for k in range(8)) / 8
+                pipe = pipeline_of(self.vae, average["encoder"], self.tokenizer, average["unet"], self.scheduler)
+                look_at(pipe, self.out / f"sheet-{step:06}.png")
+            return f"loss of 8 held batches {mean:.4f}"
+
+        phase = Phase(self.out / "denoiser.pt", modules, self.sizes.steps, self.sizes.rate, self.save_every)
+        phase.look, phase.look_every = look, self.look_every
+        return phase.run(loss, lambda done: min(1.0, done / 0.02 + 0.01, (1 - done) / 0.75), stop_at=stop_at)
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sources", type=Path, help="folder with emoji-datasource-google/ and unicode-emoji-json/")
-    parser.add_argument("out", type=Path, help="folder for checkpoints and the finished pipeline")
+    parser.add_argument("out", type=Path, help="folder for checkpoints, sheets and the finished pipeline")
+    parser.add_argument("--from", dest="source", type=Path, default=PACKAGED, help="the base to go on from")
+    parser.add_argument("--keep-vae", action="store_true", help="leave the autoencoder of that base as it is")
     parser.add_argument("--steps", type=int, default=Sizes.steps, help="of text encoder and UNet")
     parser.add_argument("--vae-steps", type=int, default=Sizes.vae_steps)
     parser.add_argument("--batch", type=int, default=Sizes.batch)
+    parser.add_argument("--rate", type=float, default=Sizes.rate)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=250)
+    parser.add_argument("--look-every", type=int, default=1000)
     parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--compile", action="store_true")
-    given = parser.parse_args()
-    sizes = Sizes(steps=given.steps, vae_steps=given.vae_steps, batch=given.batch)
-    choices = {"seed": given.seed, "save_every": given.save_every, "bf16": given.bf16, "compiled": given.compile}
-    folder = train_base(read_npm(given.sources), given.out, sizes, **choices)
-    print(f"finished: {folder}")
+    given = vars(parser.parse_args())
+    sizes = Sizes(**{name: given.pop(name) for name in ("steps", "vae_steps", "batch", "rate")})
+    print(f"finished: {Training(packaged(), given.pop('out'), sizes, **given).run()}")
 
 
 if __name__ == "__main__":

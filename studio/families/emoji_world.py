@@ -1,6 +1,7 @@
 """The emoji world: every picture of it can be computed, so what a training should have learned is known exactly.
 
-A picture is one emoji drawing of some size at some place, composited on one of ten colours. The drawings are Noto emoji
+A picture is one emoji drawing of some size at some place, mirrored or not and turned a little, composited on one of ten
+colours. The drawings are Noto emoji
 (Google, Apache-2.0; see ``emoji/ATTRIBUTION.md``). Eight concepts are not in the atlas because they stay unseen by
 whatever is tuned with it: they are there for measurements by others.
 """
@@ -18,7 +19,7 @@ from PIL import Image
 
 from studio.errors import BadConfig, UnknownName, nearest
 
-__all__ = ["COLOURS", "SIDE", "STYLE_FOLDER", "composite", "emoji_image", "emoji_names", "instance_set"]
+__all__ = ["COLOURS", "SIDE", "STYLE_FOLDER", "composite", "core_names", "emoji_image", "emoji_names", "instance_set"]
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (255, 255, 255),
@@ -58,6 +59,17 @@ def emoji_names() -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=1)
+def core_names() -> tuple[str, ...]:
+    """Returns the names that the embedded base draws best, sorted: it has seen them most often.
+
+    Example:
+        >>> len(core_names()), "tiger" in core_names(), "robot" in core_names()
+        (161, True, False)
+    """
+    return tuple((_FOLDER / "core.txt").read_text(encoding="utf-8").split("\n")[:-1])
+
+
+@lru_cache(maxsize=1)
 def atlas() -> NDArray[np.uint8]:
     """Returns all drawings, ``(N, 64, 64, 4)``, RGBA with straight alpha, in the order of :func:`emoji_names`."""
     with Image.open(_FOLDER / "atlas.webp") as image:
@@ -80,7 +92,14 @@ def emoji_image(name: str) -> Image.Image:
 
 
 def composite(
-    name: str, colour: str, size: int = SIDE, *, left: int | None = None, top: int | None = None
+    name: str,
+    colour: str,
+    size: int = SIDE,
+    *,
+    left: int | None = None,
+    top: int | None = None,
+    mirror: bool = False,
+    turn: float = 0.0,
 ) -> Image.Image:
     """Returns the true picture of ``name`` on ``colour``: ``α · drawing + (1 - α) · colour``.
 
@@ -90,6 +109,8 @@ def composite(
         size: side of the drawing in pixels, 1 to 64; resized by area averaging of premultiplied colours.
         left: x of the drawing's left edge in pixels; ``None``: centred. It may lie outside, the drawing is cut then.
         top: y of the drawing's upper edge in pixels; ``None``: centred.
+        mirror: left and right are exchanged, before the turn.
+        turn: degrees, counter-clockwise, about the drawing's middle.
 
     Raises:
         UnknownName: no such emoji or colour.
@@ -103,13 +124,25 @@ def composite(
         raise UnknownName(f"no background is called {colour!r}; the ten are {', '.join(COLOURS)}")
     if not 1 <= size <= SIDE:
         raise BadConfig(f"a drawing of {size} pixels was asked for; sizes go from 1 to {SIDE}")
-    drawing = emoji_image(name)
-    if size != SIDE:
-        drawing = drawing.convert("RGBa").resize((size, size), Image.Resampling.BOX).convert("RGBA")
+    drawing = posed(emoji_image(name), size, mirror, turn)
     room = SIDE - size
     layer = Image.new("RGBA", (SIDE, SIDE), (0, 0, 0, 0))
     layer.paste(drawing, (room // 2 if left is None else left, room // 2 if top is None else top))
     return Image.alpha_composite(Image.new("RGBA", (SIDE, SIDE), (*COLOURS[colour], 255)), layer).convert("RGB")
+
+
+def posed(drawing: Image.Image, size: int, mirror: bool = False, turn: float = 0.0) -> Image.Image:
+    """Returns a drawing mirrored, turned by ``turn`` degrees and ``size`` pixels wide, in this order; RGBA.
+
+    What a turn moves out of the square is cut; premultiplied colours are interpolated.
+    """
+    if mirror:
+        drawing = drawing.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if turn:
+        drawing = drawing.rotate(turn, Image.Resampling.BICUBIC)
+    if size != drawing.width:
+        drawing = drawing.convert("RGBa").resize((size, size), Image.Resampling.BOX).convert("RGBA")
+    return drawing
 
 
 def instance_set(
