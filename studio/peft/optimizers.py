@@ -53,19 +53,7 @@ def create_loraplus_optimizer(
     """
     decay = float(kwargs.pop("loraplus_weight_decay", kwargs.pop("weight_decay", 0.0)))
     embedding_rate = float(kwargs.pop("loraplus_lr_embedding", 1e-6))
-    ups = {id(adapter.tensor("up")) for adapter in _pairs(model)}
-    rows = {id(p) for adapter in _pairs(model) if adapter.site.kind == "embedding" for p in adapter.parameters()}
-    groups: dict[str, list[Tensor]] = {"A": [], "embedding": [], "B": [], "B without decay": []}
-    plain = {id(p) for module in model.modules() if "Norm" in type(module).__name__ for p in module.parameters(False)}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if id(parameter) in rows:
-            groups["embedding"].append(parameter)
-        elif id(parameter) in ups or parameter.dim() == 1:
-            groups["B without decay" if "bias" in name or id(parameter) in plain else "B"].append(parameter)
-        else:
-            groups["A"].append(parameter)
+    groups = _grouped(model)
     if not any(groups.values()):
         raise Wrong("nothing of the model is trained; set_adapter names what is")
     rates = {"A": lr, "embedding": embedding_rate}
@@ -82,6 +70,24 @@ def create_loraplus_optimizer(
         lr=lr,
         **kwargs,
     )
+
+
+def _grouped(model: nn.Module) -> dict[str, list[Tensor]]:
+    """What is trained, in LoRA+'s four groups."""
+    ups = {id(adapter.tensor("up")) for adapter in _pairs(model)}
+    rows = {id(p) for adapter in _pairs(model) if adapter.site.kind == "embedding" for p in adapter.parameters()}
+    groups: dict[str, list[Tensor]] = {"A": [], "embedding": [], "B": [], "B without decay": []}
+    plain = {id(p) for module in model.modules() if "Norm" in type(module).__name__ for p in module.parameters(False)}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in rows:
+            groups["embedding"].append(parameter)
+        elif id(parameter) in ups or parameter.dim() == 1:
+            groups["B without decay" if "bias" in name or id(parameter) in plain else "B"].append(parameter)
+        else:
+            groups["A"].append(parameter)
+    return groups
 
 
 class LoraFAOptimizer(LoRAFA):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from studio.adapters.contract.adapter import METHODS, Given
-from studio.adapters.contract.foreign import Choice, Peft
-from studio.adapters.methods.prompttuning import SETTINGS, StartedConfig
+from studio.adapters.contract.foreign import Choice, Peft, Sites
+from studio.adapters.methods.prompttuning import SETTINGS, StartedConfig, new_prompt
 from studio.adapters.sites.site import Site
 from studio.adapters.tokens.contract import PromptAdapter, started_rows
 from studio.errors import DoesNotFit
@@ -61,6 +61,16 @@ INITS: Final = Choice(
 )
 
 
+SOURCES: Final = INITS.words[2:]
+"""Starts from the tensors of another prompt, which ``studio.peft`` reads from their file."""
+
+
+def _new(config: Any, sites: Sites) -> dict[str, Any]:
+    """Makes our fields of what PEFT's prompt starts from."""
+    word = getattr(config.prompt_tuning_init, "value", config.prompt_tuning_init)
+    return {} if word in SOURCES else new_prompt(config, sites)
+
+
 def _config_of_peft(fields: Mapping[str, Any]) -> dict[str, Any]:
     stacks = fields.get("num_transformer_submodules") or (2 if fields["is_encoder_decoder"] else 1)
     return {"tasks": int(fields["num_tasks"]), "rank": int(fields["num_ranks"]), "decoder": stacks == 2}
@@ -86,6 +96,7 @@ class MultitaskPromptAdapter(PromptAdapter[MultitaskPrompt]):
             },
             fields={"tasks": "num_tasks", "rank": "num_ranks"},
             config=_config_of_peft,
+            new=_new,
         ),
         tensors={"prompt": "prompt_embeddings", "cols": "prefix_task_cols", "rows": "prefix_task_rows"},
     )

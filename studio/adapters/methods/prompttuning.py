@@ -20,7 +20,7 @@ from studio.adapters.tokens.contract import (
 )
 from studio.errors import BadConfig
 
-__all__ = ["PromptTuning", "PromptTuningAdapter", "StartedConfig"]
+__all__ = ["PromptTuning", "PromptTuningAdapter", "StartedConfig", "new_prompt"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +94,12 @@ def _check_peft(config: Any) -> None:
         raise BadConfig(f"When prompt_tuning_init='TEXT', {missing} can't be None: it is what the prompt starts from")
 
 
-def _new(config: Any, sites: Sites) -> dict[str, Any]:
-    """Makes our fields of what PEFT's prompt starts from."""
+def new_prompt(config: Any, sites: Sites) -> dict[str, Any]:
+    """Makes our fields of what PEFT's prompt starts from.
+
+    Raises:
+        BadConfig: a word that is no start.
+    """
     word = getattr(config.prompt_tuning_init, "value", config.prompt_tuning_init)
     if word == "RANDOM":
         return {}
@@ -106,7 +110,7 @@ def _new(config: Any, sites: Sites) -> dict[str, Any]:
 
         tokenizer = AutoTokenizer.from_pretrained(config.tokenizer_name_or_path, **(config.tokenizer_kwargs or {}))
         return {"init": "text", "start_tokens": text_tokens(config.prompt_tuning_init_text, tokenizer)}
-    raise BadConfig(f"prompt_tuning_init={word!r} starts from another task's file; load that adapter instead")
+    raise BadConfig(f"prompt_tuning_init={word!r} is no start of a prompt; it must be one of {', '.join(INITS.words)}")
 
 
 def _stated(config: StartedConfig, sites: Sites, layers: Layers) -> dict[str, Any]:
@@ -122,7 +126,7 @@ SETTINGS: Final = Settings(
         "tokenizer_kwargs": None,
     },
     check=_check_peft,
-    new=_new,
+    new=new_prompt,
     state=_stated,
 )
 

@@ -16,6 +16,7 @@ from studio.adapters.contract.ranked import RankedConfig
 from studio.adapters.contract.starts import padded
 from studio.adapters.methods.lora import fold_start
 from studio.errors import DoesNotFit, PartialLoad
+from studio.files.names import Names
 from studio.files.reading import Reading
 from studio.peft.configs.checks import takes_weights
 from studio.peft.configs.translate import method_of
@@ -60,7 +61,7 @@ def install_state(
         _check_read(reading.ignored, len(tensors), allow_partial)
         if not reading.layers:
             raise DoesNotFit("none of the keys fits the model")
-        ours, layers = start_of_file(model, config, reading.config, reading.layers)
+        ours, layers = start_of_file(model, config, reading.config, reading.placed(Names(model)))
         put(state, name, config, partial(install, model, ours, layers, name=name, trainable=trainable))
         state.extras[name].preprocessed = getattr(ours, "init", "") == "corda"
         plan = Plan(unexpected=[key.removeprefix(PREFIX) for key in reading.ignored])

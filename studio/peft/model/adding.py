@@ -76,21 +76,24 @@ def add(
         put(state, name, config, place)
         state.extras[name].preprocessed = bool(sites)
         drop_eigens(sites)
-        layers = state.own_layers(name)
-        for adapter in layers.values():
+        for adapter in state.own_layers(name).values():
             random_start(config, adapter.tensors(), adapter.trained)
         if config.is_prompt_learning:
             _start_from(state, name, source)
-            note_sizes(config, layers.items())
+            note_sizes(config, state.own_layers(name).items())
         else:
-            rows = state.token_layers(name) if getattr(config, "ensure_weight_tying", False) else ()
-            own = (path for path, one in layers.items() if not one.tied)  # rows of tokens are tied in any case
-            note_tying(state.model, config, {*own, *rows, *state.extras[name].modules})
+            _note_tying(state, name, config)
         _warn_unsavable(state, name)
         if not autocast:
             cast_down(state, name)
         if waits and not config.is_prompt_learning:
             send_away(state, name)
+
+
+def _note_tying(state: State, name: str, config: Any) -> None:
+    rows = state.token_layers(name) if getattr(config, "ensure_weight_tying", False) else ()
+    own = (path for path, one in state.own_layers(name).items() if not one.tied)  # rows of tokens are tied in any case
+    note_tying(state.model, config, {*own, *rows, *state.extras[name].modules})
 
 
 def _start_from(state: State, name: str, source: Mapping[str, Tensor]) -> None:

@@ -12,12 +12,28 @@ from studio.adapters import Strength
 from studio.peft.model.state import State
 from studio.peft.terms.errors import Wrong, refusals
 
-__all__ = ["batch_of", "by_sample", "repeated_rows", "rows_of"]
+__all__ = ["batch_of", "by_sample", "check_tasks", "repeated_rows", "rows_of"]
 
 BASE: Final = "__base__"
 """What stands in ``adapter_names`` for a sample without an adapter."""
 
 _BATCHES: Final = ("input_ids", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds", "pixel_values", "X")
+
+
+def check_tasks(state: State, kwargs: Mapping[str, Any]) -> None:
+    """Checks that a call with a prompt of several tasks says which task each sample is of.
+
+    Args:
+        state: what is on the model. kwargs: of the call.
+
+    Raises:
+        Wrong: it does not.
+    """
+    asks = [name for name in state.active if getattr(state.configs[name], "num_tasks", None)]
+    if asks and kwargs.get("task_ids") is None and not state.disabled:
+        raise Wrong(
+            f"task_ids cannot be None: {asks[0]!r} has tasks; give each sample's number, task_ids=tensor([0, …])"
+        )
 
 
 def batch_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
