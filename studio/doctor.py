@@ -110,7 +110,7 @@ def _extras() -> list[Row]:
 
 
 def _disk(folder: Path) -> list[Row]:
-    shown = folder.resolve()
+    shown = Path(os.path.realpath(folder))
     place = shown
     while not place.exists():
         place = place.parent

@@ -11,7 +11,7 @@ import textwrap
 
 import pytest
 
-from studio.atomic import atomic_folder, atomic_path, atomic_write
+from studio.atomic import atomic_folder, atomic_path, atomic_write, together
 from studio.errors import BadFile
 
 
@@ -53,6 +53,8 @@ def test_a_kill_in_the_middle_leaves_the_old_file(tmp_path):
     assert result.returncode == -9
     assert file.read_bytes() == b"old"
     assert not [name for name in names(tmp_path) if name != "state.bin" and not name.endswith(".tmp")]
+    atomic_write(file, b"new")  # what the killed one left goes with the next writing of the same file
+    assert names(tmp_path) == ["state.bin"]
 
 
 def test_the_permissions_are_those_of_a_plain_file(tmp_path):
@@ -153,3 +155,50 @@ def test_home_is_found(tmp_path, monkeypatch):
     with atomic_folder("~/folder") as temporary:
         (temporary / "a").write_text("x")
     assert (tmp_path / "new" / "note.txt").is_file() and (tmp_path / "folder" / "a").is_file()
+
+
+def test_only_what_dead_writers_of_the_same_file_left_goes(tmp_path):
+    for name in (".a.bin.0123abcd.tmp", ".ab.bin.0123abcd.tmp", ".a.bin.0123abcd.tmp.tmp", ".a.bin.mine.tmp"):
+        (tmp_path / name).touch()
+    (tmp_path / ".folder.0123abcd.tmp").mkdir()
+    (tmp_path / ".folder.0123abcd.tmp" / "half").touch()
+    with atomic_path(tmp_path / "a.bin") as living, atomic_folder(tmp_path / "folder") as alive:
+        atomic_write(tmp_path / "a.bin", b"other")
+        with atomic_folder(tmp_path / "folder"):
+            pass
+        assert living.exists() and alive.is_dir()
+        living.write_bytes(b"last")
+    assert (tmp_path / "a.bin").read_bytes() == b"last"
+    assert names(tmp_path) == [".a.bin.0123abcd.tmp.tmp", ".a.bin.mine.tmp", ".ab.bin.0123abcd.tmp", "a.bin", "folder"]
+
+
+@pytest.mark.parametrize("there", ["nothing", "the first", "both"])
+@pytest.mark.parametrize("failing", [1, 2])
+@pytest.mark.parametrize("links", [True, False])
+def test_files_that_belong_together_come_together(tmp_path, monkeypatch, there, failing, links):
+    before = {name: b"old" for name in {"nothing": (), "the first": ("1",), "both": ("1", "2")}[there]}
+    for name, content in before.items():
+        (tmp_path / name).write_bytes(content)
+    whole, calls = os.replace, []
+
+    def replace(source, target, **more):
+        calls.append(target)
+        if len(calls) == failing:
+            raise OSError(errno.ENOSPC, "full", str(target))
+        whole(source, target, **more)
+
+    def refuse(*given, **more):
+        raise OSError(errno.EPERM, "no such links here")
+
+    monkeypatch.setattr(os, "replace", replace)
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(BadFile, match=f"cannot write {tmp_path / str(failing)}: no space left"), together():
+        atomic_write(tmp_path / "1", "new")
+        atomic_write(tmp_path / "2", "new")
+        assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    with together():
+        atomic_write(tmp_path / "1", "new")
+        atomic_write(tmp_path / "2", "new")
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"1": b"new", "2": b"new"}

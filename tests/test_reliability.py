@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -13,7 +15,9 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from benchmarks.reliability import __main__ as page  # noqa: E402
-from benchmarks.reliability import files, mutations  # noqa: E402
+from benchmarks.reliability import disks, files, kills, mutations  # noqa: E402
+from benchmarks.reliability._forked import End, ran  # noqa: E402
+from benchmarks.reliability._jobs import complaint, leftovers  # noqa: E402
 from benchmarks.reliability.trial import attempt  # noqa: E402
 from studio.errors import BadFile  # noqa: E402
 
@@ -25,6 +29,12 @@ def faults(trials):
 def test_files_that_are_damaged_at_random_end_well(tmp_path):
     found = list(mutations.trials(tmp_path, long=False))
     assert len(found) == mutations.SHORT and faults(found) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked, calls refused as Linux does it")
+@pytest.mark.parametrize("attack", [kills, disks], ids=["kills", "disks"])
+def test_processes_that_are_ended_or_refused_the_disk_end_well(tmp_path, attack):
+    assert faults(attack.trials(tmp_path, long=False)) == []
 
 
 @pytest.mark.slow
@@ -62,6 +72,40 @@ def waiting():
 def test_what_counts_as_a_fault(action, says):
     fault = attempt("x", action).fault
     assert (says in fault) if says else fault == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+def test_how_a_process_ended():
+    assert "KeyError" in ran(wrong).unsaid and ran(lambda: sys.exit(7)).code == 7
+    stopped = ran(lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    assert (stopped.code, stopped.unsaid) == (-signal.SIGKILL, "")
+    loud = ran(lambda: print("x" * 200_000, file=sys.stderr))
+    assert (loud.code, len(loud.said)) == (0, 200_001)
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "right"),
+    [
+        (2, "error: cannot write /a/b: full\n", True),
+        (2, "step 1\nerror: cannot write /a/b: full\n", True),
+        (2, "error: it is full\n", False),
+        (2, "error: cannot write /a/b: full\nerror: cannot write /a/b: full\n", False),
+        (1, "error: cannot write /a/b: full\n", False),
+        (2, "Traceback (most recent call last):\nerror: cannot write /a/b: full\n", False),
+        (2, "", False),
+    ],
+)
+def test_what_counts_as_a_sentence(code, said, right):
+    assert (complaint(End(code, said, 0.0, 0), Path("/a")) == "") is right
+
+
+def test_what_counts_as_left_behind(tmp_path):
+    assert leftovers(tmp_path) == ""
+    (tmp_path / "deep").mkdir()
+    for name in (".x.png.0123abcd.tmp", ".lock", ".room"):
+        (tmp_path / "deep" / name).touch()
+        assert name in leftovers(tmp_path)
+        (tmp_path / "deep" / name).unlink()
 
 
 def test_what_hangs_is_ended(monkeypatch):

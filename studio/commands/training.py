@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ def _name_of(output: Path) -> str | None:
     if begun.is_file():
         name = read_toml(begun).get("free", {}).get("name")
         return name if isinstance(name, str) else None
-    return re.sub(r"\W+", "-", output.expanduser().resolve().name).strip("-") or None
+    return re.sub(r"\W+", "-", Path(os.path.realpath(output.expanduser())).name).strip("-") or None
 
 
 def _start(given: Path, adapter: Mapping[str, Any]) -> Path:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -144,34 +143,71 @@ def test_an_adapter_of_tune_has_the_name_of_its_run(tiny_language, tmp_path):
     assert library.inspect(made["adapter"]).name == "third"
 
 
-def test_a_second_interruption_is_quiet(tmp_path):
+SLOW = """
+import os, signal, sys, time
+import studio.commands.doctor as command
+from studio.cli import main
+
+class Destroyed:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+
+def slow(**given):
+    try:
+        print("ready", flush=True)
+        if sys.argv[1] == "destroyed":
+            Destroyed()
+        time.sleep(60)
+    finally:
+        print("clearing up", flush=True)
+        time.sleep(float(sys.argv[2]))
+        if len(sys.argv) > 3:
+            print("x" * 10_000, file=sys.stderr)  # to a terminal that may be gone
+            open(sys.argv[3], "w").close()
+
+command.doctor.callback = slow
+main(["doctor"])
+"""
+PIPES = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_second_interruption_is_quiet(number):
     """The first one ends what goes on in order; the second comes while that is not over."""
-    script = tmp_path / "slow.py"
-    script.write_text(
-        textwrap.dedent(
-            """
-            import time
-            import studio.commands.doctor as command
-            from studio.cli import main
-
-            def slow(**given):
-                try:
-                    print("ready", flush=True)
-                    time.sleep(60)
-                finally:
-                    print("clearing up", flush=True)
-                    time.sleep(60)
-
-            command.doctor.callback = slow
-            main(["doctor"])
-            """
-        )
-    )
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, script], env=environment, **pipes) as process:
+    with subprocess.Popen([sys.executable, "-c", SLOW, "", "60"], **PIPES) as process:
         for line in ("ready\n", "clearing up\n"):
             assert process.stdout.readline() == line
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
         assert process.wait(timeout=30) == 130
         assert process.stderr.read() == ""
+
+
+def test_an_interruption_while_an_object_is_destroyed_is_not_lost():
+    """Python can raise nothing there; it would print a traceback and go on."""
+    with subprocess.Popen([sys.executable, "-c", SLOW, "destroyed", "0"], **PIPES) as process:
+        assert process.wait(timeout=30) == 130
+        assert (process.stdout.read(), process.stderr.read()) == ("ready\nclearing up\n", "\ninterrupted\n")
+
+
+def test_what_was_told_to_ignore_a_signal_ignores_it():
+    """As ``nohup`` and ``&`` in a script do."""
+    ignoring = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + SLOW
+    with subprocess.Popen([sys.executable, "-c", ignoring, "", "0"], **PIPES) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=0.3)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+
+
+def test_a_terminal_that_is_closed_ends_what_goes_on_in_order(tmp_path):
+    pty = pytest.importorskip("pty")
+    pid, terminal = pty.fork()
+    if not pid:
+        os.execv(sys.executable, [sys.executable, "-c", SLOW, "", "0", str(tmp_path / "cleared up")])
+    assert os.read(terminal, 5) == b"ready"
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
+    assert (tmp_path / "cleared up").exists()

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from studio.atomic import atomic_write
 from studio.errors import BadFile
+from studio.temporary import remove
 
 __all__ = ["Checkpoint", "adapter_file", "newest", "read", "write"]
 
@@ -75,7 +76,7 @@ def write(folder: Path, checkpoint: Checkpoint, run: str = "") -> None:
     content = buffer.getvalue()
     atomic_write(_state_file(folder, checkpoint.step), MARK + _digest(content) + b"\n" + content)
     for file in _states(folder)[:-KEPT]:
-        file.unlink(missing_ok=True)
+        remove(file)
 
 
 def newest(folder: Path, run: str = "", say: Callable[[str], None] = lambda line: None) -> Checkpoint | None:
@@ -148,7 +149,7 @@ def _checked(file: Path) -> bytes:
 def remove_states(folder: Path) -> None:
     """Removes what only an unfinished run needs."""
     for file in _states(folder):
-        file.unlink(missing_ok=True)
+        remove(file)
 
 
 def _states(folder: Path) -> list[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -13,7 +12,7 @@ from studio.atomic import sentences
 from studio.errors import BadFile
 from studio.given import given_path
 from studio.runs import RUN_ADAPTER, RUN_FILE, is_run
-from studio.temporary import remove_leftovers
+from studio.temporary import remove, remove_leftovers
 from studio.trainers.loop.lock import locked
 from studio.trainers.loop.run import RESULT, RunFolder
 
@@ -98,8 +97,4 @@ def _check_ours(folder: Path) -> None:
 def _clear(folder: Path) -> None:
     # what marks the folder as a run goes last: whoever looks meanwhile sees a run
     for name in reversed(OURS):
-        place = folder / name
-        if place.is_dir():
-            shutil.rmtree(place, ignore_errors=True)
-        else:
-            place.unlink(missing_ok=True)
+        remove(folder / name)

@@ -56,9 +56,11 @@ def locked(file: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        rest.set()
-        heart.join()
-        _leave(file, mine)
+        try:
+            rest.set()
+            heart.join()
+        finally:
+            _leave(file, mine)
 
 
 def _beat(file: Path, rest: threading.Event) -> None:
@@ -72,7 +74,11 @@ def _take(file: Path, mine: dict[str, Any]) -> None:
         holder = _read(descriptor, file)
         if holder:
             _check_gone(file, descriptor, holder)
-        _write(descriptor, json.dumps(mine))
+        try:
+            _write(descriptor, json.dumps(mine))
+        except BaseException:
+            _remove(file)
+            raise
 
 
 def _check_gone(file: Path, descriptor: int, holder: dict[str, Any]) -> None:
@@ -105,24 +111,32 @@ def _now(file: Path) -> float:
 
 
 def _leave(file: Path, mine: dict[str, Any]) -> None:
-    if not file.exists():
-        return
-    with contextlib.suppress(BadFile), _alone(file) as descriptor:  # somebody put something else there: it stays
+    # somebody put something else there, or nothing can be written any more: it stays, and the process is gone soon
+    with contextlib.suppress(BadFile, OSError), _alone(file, os.O_RDONLY) as descriptor:
         if _read(descriptor, file).get("token") == mine["token"]:
-            _write(descriptor, "")  # nobody's, where an open file cannot be removed
-            with contextlib.suppress(OSError):
-                file.unlink()
+            _remove(file)
+
+
+def _remove(file: Path) -> None:
+    try:
+        file.unlink()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.truncate(file, 0)  # nobody's, where an open file cannot be removed
+    except BaseException:  # Ctrl-C at this very moment
+        file.unlink(missing_ok=True)
+        raise
 
 
 @contextlib.contextmanager
-def _alone(file: Path) -> Iterator[int]:
-    """Opens the file, made if it is missing, for one at a time; the system ends that when a process dies.
+def _alone(file: Path, flags: int = os.O_RDWR | os.O_CREAT) -> Iterator[int]:
+    """Opens the file, by default to write and made if it is missing, for one at a time, at most until a process dies.
 
     Looking at the holder and taking its place are then one act: two that find the same dead holder come one after the
     other, and the second finds the first.
     """
     while True:
-        descriptor = _open(file)
+        descriptor = _open(file, flags)
         try:
             _wait_for(descriptor)
             if _is_at(descriptor, file):  # else the one before has removed it while this one waited
@@ -132,13 +146,13 @@ def _alone(file: Path) -> Iterator[int]:
             os.close(descriptor)
 
 
-def _open(file: Path) -> int:
+def _open(file: Path, flags: int) -> int:
     """Opens or makes the file, in a folder that another run may just have removed; links and pipes are no locks."""
     for attempt in range(10):
         try:
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
+            descriptor = os.open(file, flags | NO_LINK, 0o666)
         except FileNotFoundError:
-            if attempt == 9:
+            if attempt == 9 or not flags & os.O_CREAT:
                 raise
             file.parent.mkdir(parents=True, exist_ok=True)
             continue

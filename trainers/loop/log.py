@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 
+from studio.atomic import sentences
 from studio.device import memory
 from studio.packages import need
 from studio.trainers.loop.curve import RunningMean, smoothing
@@ -64,7 +65,8 @@ class Log:
         self._row: TaskID | None = None
 
     def __enter__(self) -> Log:
-        self._stream = self.file.open("a", encoding="utf-8", buffering=1)
+        with sentences(self.file):
+            self._stream = self.file.open("a", encoding="utf-8", buffering=1)
         if self.out.is_terminal and not self.out.quiet:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -83,7 +85,8 @@ class Log:
         if self._curves is not None:
             self._curves.close()
         if self._stream is not None:
-            self._stream.close()
+            with sentences(self.file):
+                self._stream.close()
 
     def step(self, step: int, figures: dict[str, float]) -> None:
         """Logs a step.
@@ -91,13 +94,18 @@ class Log:
         Args:
             step: steps done, this one included.
             figures: ``loss``, ``learning_rate``, ``gradient_norm`` and parts of the loss.
+
+        Raises:
+            BadFile: the log cannot be written to.
         """
         seconds = time.perf_counter() - self._begin
         done = step - self.first
         self._smooth = self._mean.take(figures["loss"])
         assert self._stream is not None, "a log is a context"
         used = memory(self.device).used
-        self._stream.write(json.dumps({"step": step, **figures, "seconds": round(seconds, 4), "memory": used}) + "\n")
+        with sentences(self.file):
+            line = {"step": step, **figures, "seconds": round(seconds, 4), "memory": used}
+            self._stream.write(json.dumps(line) + "\n")
         if self._curves is not None:
             for name, value in figures.items():
                 self._curves.add_scalar(name, value, step)

@@ -23,10 +23,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from studio.atomic import atomic_path, atomic_write
+from studio.atomic import atomic_path, atomic_write, sentences
 from studio.config import differences, plain, read_toml, to_toml
 from studio.errors import BadFile, DoesNotFit
-from studio.runs import RUN_ADAPTER, RUN_FILE
+from studio.runs import RUN_ADAPTER, RUN_FILE, is_run
+from studio.temporary import remove
 from studio.trainers.loop import checkpoint
 from studio.trainers.loop.identity import compared, steps_of, without_length
 from studio.trainers.loop.losses import final_loss, loss_name, read_log
@@ -157,7 +158,8 @@ class RunFolder:
 
     def extend(self) -> None:
         """Takes the mark of an ended run away, for it trains on."""
-        (self.folder / RESULT).unlink(missing_ok=True)
+        with sentences(self.folder / RESULT):
+            (self.folder / RESULT).unlink(missing_ok=True)
 
     def probe(self, size: int) -> None:
         """Checks, before training, that there is room for ``size`` more bytes.
@@ -177,7 +179,19 @@ class RunFolder:
             where = str(problem).replace(str(file), str(self.folder))
             raise BadFile(f"{where} (a run here needs {size / 2**20:.0f} MiB)") from None
         finally:
-            file.unlink(missing_ok=True)
+            remove(file)
+
+    def check_there(self) -> None:
+        """Checks, before more is written, that the folder is still that of this run.
+
+        Raises:
+            BadFile: it was removed or moved.
+        """
+        if not is_run(self.folder):
+            raise BadFile(
+                f"{self.folder / RUN_FILE} is gone: the folder was removed or moved while the run was going on; put it "
+                "back and give the same command again, which goes on from its last checkpoint"
+            )
 
     def rewind(self, step: int, say: Say) -> list[float]:
         """Cuts the log behind ``step`` and returns the losses of the steps before, NaN where the log lacks one.

@@ -305,12 +305,14 @@ class Training:
     def _save_adapter(self, file: Path, done: int) -> None:
         from studio.files import save
 
+        self.folder.check_there()
         with self.weights.averaged():
             save(
                 self.lesson.model, file, name=self.lesson.name, metadata={**self.lesson.origin, "steps": str(done)}
             )  # fmt: skip
 
     def _preview(self, done: int, say: Say) -> None:
+        self.folder.check_there()
         with self.weights.averaged():
             files = save_previews(self.folder.folder, done, self.lesson)
         if files:
@@ -319,6 +321,7 @@ class Training:
     def _finish(self, losses: list[float], settings: Mapping[str, Any]) -> Run:
         self._save_adapter(self.folder.adapter, self.steps)
         self._preview(self.steps, self.say)
+        self.folder.check_there()
         report.write(self.folder, self.lesson, settings, losses, self.weights.movements(), self.remarks)
         self.folder.finish(losses)
         return self.folder.result(self.steps, self.say, already=False)

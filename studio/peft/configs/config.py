@@ -136,7 +136,6 @@ class PeftConfig:
         folder = Path(save_directory)
         if folder.is_file():
             raise Wrong(f"{folder} is a file; name a folder")
-        folder.mkdir(parents=True, exist_ok=True)
         auto = fields.pop("auto_mapping_dict", None)
         content = {**self.to_dict(), **fields}
         if auto is not None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -132,3 +134,33 @@ def test_an_output_that_links_nowhere_is_called_so(tmp_path):
     (tmp_path / "run").symlink_to(tmp_path / "gone")
     with pytest.raises(BadFile, match=r"is a link to .*gone, which is not there"), claim(tmp_path / "run"):
         pass
+
+
+@pytest.mark.parametrize("before", ["", '{"pid": 1, "started": "1 boot", "host": "HERE"}'])
+def test_a_lock_that_cannot_be_written_is_not_left_behind(tmp_path, monkeypatch, before):
+    file = tmp_path / ".lock"
+    if before:
+        file.write_text(before.replace("HERE", HERE))
+
+    def full(*given):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(lock, "_write", full)
+    with pytest.raises(OSError, match="full"), locked(file):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interruption_at_the_very_end_leaves_no_lock(tmp_path, monkeypatch):
+    whole, asked = Path.unlink, []
+
+    def unlink(file, **options):
+        if not asked:
+            asked.append(file)
+            raise KeyboardInterrupt
+        whole(file, **options)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with pytest.raises(KeyboardInterrupt), locked(tmp_path / ".lock"):
+        pass
+    assert asked and not list(tmp_path.iterdir())

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from studio.trainers.image.diffusion import Diffusion
 from studio.trainers.loop import checkpoint
 from studio.trainers.loop.claim import claim
 from studio.trainers.loop.lock import locked
+from studio.trainers.loop.log import Log, console
 
 STEPS = 6
 
@@ -81,7 +84,7 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_anew(task, settings,
     assert train(task, output=run, **settings).adapter.read_bytes() == whole.adapter.read_bytes()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_finish_the_step_save_and_surface(task, settings, tmp_path, monkeypatch, number):
     whole = train(task, output=tmp_path / "whole", **settings)
     before = signal.getsignal(number)
@@ -100,6 +103,47 @@ def test_signals_finish_the_step_save_and_surface(task, settings, tmp_path, monk
     assert checkpoint.newest(tmp_path / "run").step == 3
     assert (tmp_path / "run" / "checkpoints" / "step-000003.safetensors").is_file()
     assert train(task, output=tmp_path / "run", **settings).adapter.read_bytes() == whole.adapter.read_bytes()
+
+
+def test_previews_that_an_interruption_left_out_are_made_when_the_run_goes_on(task, settings, tmp_path, monkeypatch):
+    finished, drawn = Diffusion.after_step, []
+
+    def after_step(self, done):
+        finished(self, done)
+        if done == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Diffusion, "after_step", after_step)
+    monkeypatch.setattr("studio.trainers.loop.training.save_previews", lambda folder, step, lesson: drawn.append(step))
+    with pytest.raises(KeyboardInterrupt):
+        train(task, output=tmp_path / "run", **settings, preview_every=2)
+    assert drawn == [0, 2]
+    train(task, output=tmp_path / "run", **settings, preview_every=2)
+    assert drawn == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize("when", [1, 3, 6])
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_folder_that_goes_meanwhile_is_named_and_not_made_anew(task, settings, tmp_path, monkeypatch, when, moved):
+    finished, run = Diffusion.after_step, tmp_path / "run"
+
+    def after_step(self, done):
+        finished(self, done)
+        if done == when:
+            run.rename(tmp_path / "elsewhere") if moved else shutil.rmtree(run)
+
+    monkeypatch.setattr(Diffusion, "after_step", after_step)
+    with pytest.raises(BadFile, match=f"{run / 'run.toml'} is gone: the folder was removed or moved"):
+        train(task, output=run, **settings)
+    assert not run.exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")  # noqa: PTH110
+def test_a_log_that_cannot_be_written_is_named():
+    out = console(quiet=True)
+    log = Log(Path("/dev/full"), total=2, before=(), out=out, device=torch.device("cpu"), tensorboard=None)
+    with pytest.raises(BadFile, match="cannot write /dev/full: no space left on the device"), log:
+        log.step(1, {"loss": 1.0, "learning_rate": 1.0, "gradient_norm": 1.0})
 
 
 def test_a_finished_run_says_so_and_trains_nothing(task, settings, tmp_path, monkeypatch):
@@ -233,12 +277,3 @@ def test_only_one_of_many_takes_over_a_dead_lock(tmp_path):
     for thread in threads:
         thread.join()
     assert most and max(most) == 1
-
-
-@pytest.mark.slow
-def test_real_kills(root):
-    """``kill -9`` of a real process, twice per trial; ``python -m benchmarks.kill`` runs five."""
-    command = [sys.executable, "-m", "benchmarks.kill", "--trials", "1", "--steps", "12"]
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert "1 of 1 byte-identical" in result.stdout
