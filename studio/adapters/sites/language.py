@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+import torch
 from torch import Tensor, nn
 
 from studio.adapters.sites.site import TransposedSite
@@ -21,6 +22,7 @@ from studio.errors import UnsupportedLayer
 __all__ = ["CachedAttention", "ModelSite", "Stack", "is_language_model", "parameters_of"]
 
 CACHE: Final = "past_key_values"
+_CACHES: Final = (CACHE, "layer_past")
 _CROSS: Final = re.compile(r"cross|enc_?dec|encoder_attn", re.IGNORECASE)
 _KEYS: Final = ("k_proj", "key", "k", "k_lin", "wk")
 _FUSED: Final = ("c_attn", "query_key_value", "qkv_proj", "Wqkv", "qkv", "W_pack")
@@ -79,6 +81,15 @@ class CachedAttention:
     def width(self) -> int:
         """Numbers in one key."""
         return self.heads * self.size
+
+    @property
+    def cache(self) -> str:
+        """What its forward calls the cache."""
+        return next(name for name in _CACHES if name in self.names)
+
+    def slopes(self, dtype: torch.dtype) -> Tensor:
+        """How much less each head reads what is one token further away ``(heads,)``, where it is told so (ALiBi)."""
+        return cast(Tensor, _alibi(self.module)(torch.ones(1, 2), self.heads, dtype)[:, 0, 1])
 
 
 @dataclass(frozen=True)
@@ -242,7 +253,19 @@ def _attentions(site: ModelSite, stack: Stack) -> list[CachedAttention]:
 
 
 def _takes_cache(module: nn.Module) -> bool:
-    return hasattr(module, "layer_idx") and CACHE in parameters_of(module)
+    names = parameters_of(module)
+    return hasattr(module, "layer_idx") and "hidden_states" in names and any(name in names for name in _CACHES)
+
+
+def _alibi(module: nn.Module) -> Any:
+    """What makes the biases by distance of an attention's model, or None."""
+    return getattr(sys.modules.get(type(module).__module__), "build_alibi_tensor", None)
+
+
+def _plainly_fused(module: nn.Module, heads: int | None, size: int | None) -> bool:
+    """Whether each head has a query, a key and a value of its own in one projection."""
+    layers = [module._modules[name] for name in _FUSED if name in module._modules]
+    return bool(heads and size) and any(getattr(one, "out_features", 0) == 3 * heads * size for one in layers)
 
 
 def _heads(module: nn.Module, path: str) -> tuple[int, int]:
@@ -256,7 +279,10 @@ def _heads(module: nn.Module, path: str) -> tuple[int, int]:
         return width // size, size
     fused = any(name in module._modules for name in _FUSED)
     heads = next((v for name in _HEADS if isinstance(v := values.get(name, getattr(config, name, None)), int)), None)
-    if "alibi" in parameters_of(module) or not (size and fused and heads):
+    mixed = getattr(config, "alibi", False)  # Falcon adds its biases to the mask, outside of the attention
+    told = _alibi(module) is not None and _plainly_fused(module, heads, size) and not mixed
+    unknown = "alibi" in parameters_of(module) and not told
+    if unknown or not (size and fused and heads):
         raise UnsupportedLayer(
             f"{path} is a {type(module).__name__}, whose keys are made in a way that a prefix cannot join"
         )

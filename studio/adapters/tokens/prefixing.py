@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from studio.adapters.sites.language import CACHE, CachedAttention
+from studio.adapters.sites.language import CachedAttention
 from studio.adapters.tokens.caches import Ahead, ahead_across, own_part
 from studio.adapters.tokens.state import TokenState
 from studio.errors import DoesNotFit
@@ -52,15 +52,28 @@ class AttentionWire:
             order = (levels != 0).long().argsort(dim=1, stable=True)
             index = order[:, None, :, None].expand_as(keys)
             keys, values, levels = keys.gather(2, index), values.gather(2, index), levels.gather(1, order)
-        if encoded is not None:
-            given[CACHE] = ahead_across(given.get(CACHE), keys, values)
-            past, length = None, encoded.shape[1]
-        else:
-            past, length = own_part(given.get(CACHE)), states.shape[1]
-            given[CACHE] = Ahead(past, keys, values)
+        past, length = self._join(given, keys, values, states if encoded is None else encoded)
         name = self._mask_name()
         given[name] = self._widened(given.get(name), levels, found, past, states, length, given.get("position_ids"))
         return (), given
+
+    def _join(self, given: dict[str, Any], keys: Tensor, values: Tensor, read: Tensor) -> tuple[Any, int]:
+        """Puts the prefix before what the attention reads; returns the cache that it had, and the new tokens there."""
+        cache, past = self.attention.cache, None
+        if self.attention.place == "cross":
+            given[cache] = ahead_across(given.get(cache), keys, values)
+        else:
+            past = own_part(given.get(cache))
+            given[cache] = Ahead(past, keys, values)
+        if given.get("alibi") is not None:
+            given["alibi"] = self._farther(given["alibi"], keys.shape[2])
+        return past, read.shape[1]
+
+    def _farther(self, biases: Tensor, count: int) -> Tensor:
+        """The biases by distance ``(B · heads, 1, L)`` with those of the prefix, which stands right before the text."""
+        slopes = self.attention.slopes(biases.dtype).to(biases.device)
+        ahead = slopes[:, None, None] * torch.arange(-count, 0, device=biases.device)
+        return torch.cat([ahead.to(biases.dtype).repeat(biases.shape[0] // len(slopes), 1, 1), biases], dim=-1)
 
     def _levels(self, numbers: list[float | Tensor], counts: list[int], batch: int, device: torch.device) -> Tensor:
         """The strength of each virtual token ``(1, m)``, or by row ``(B, m)`` where samples have their own."""
@@ -84,7 +97,8 @@ class AttentionWire:
     ) -> Tensor | None:
         """The mask with columns for the prefix; None where everything is read and nothing is causal."""
         module: Any = self.attention.module
-        how = module.config._attn_implementation
+        config = getattr(module, "config", None)
+        how = "eager" if config is None else config._attn_implementation
         if how not in ("sdpa", "eager") or (mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 4)):
             raise DoesNotFit(
                 f"a prefix needs attn_implementation 'sdpa' or 'eager'; {type(module).__name__} runs with {how!r}"
@@ -134,8 +148,9 @@ class AttentionWire:
         The prefix stands before the text, so it leaves the window first, as in PEFT.
         """
         module: Any = self.attention.module
-        window = vars(module).get("sliding_window", getattr(module.config, "sliding_window", None))
-        kinds = getattr(module.config, "layer_types", None)
+        config = getattr(module, "config", None)
+        window = vars(module).get("sliding_window", getattr(config, "sliding_window", None))
+        kinds = getattr(config, "layer_types", None)
         if kinds and "sliding" not in kinds[module.layer_idx]:
             window = None
         count, device = levels.shape[1], levels.device
