@@ -83,10 +83,9 @@ class Plan:
                 self.uniform = False
             elif coefficient == 0.0:
                 continue
-            drops = adapter.dropout > 0
-            self.drops = self.drops or drops
-            alone = not adapter.fused or (drops and training and adapter.trainable)
-            (self.movers if adapter.moves else self.others if alone else self.pairs).append(one)
+            self.drops = self.drops or adapter.dropout > 0
+            pair = _is_pair(adapter, training)
+            (self.movers if adapter.moves else self.pairs if pair else self.others).append(one)
         if self.others:  # they need the output of the base for its own input
             self.others, self.movers = [*self.movers, *self.others], []
         self.stack: FactorStack | None = None
