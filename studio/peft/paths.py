@@ -29,9 +29,9 @@ ROOT: Final = "studio.peft"
 
 _HOMES: Final = (
     ".configs.methods", ".configs.config", ".model.layers", ".model.copies", ".model.tuner", ".model.status",
-    ".terms.constants", ".terms.errors", ".terms.types", ".auto", ".buffers", ".conversion", ".corda", ".files.folder",
-    ".files.renaming", ".get_model", ".hotswap", ".incremental_pca", ".intruders", ".matching", ".modules",
-    ".optimizers", ".peft_model", ".precision", ".state_dicts", ".switching",
+    ".terms.constants", ".terms.errors", ".terms.types", ".auto", ".buffers", ".condition", ".conversion", ".empty",
+    ".corda", ".files.folder", ".files.renaming", ".get_model", ".hotswap", ".incremental_pca", ".intruders",
+    ".matching", ".modules", ".optimizers", ".peft_model", ".precision", ".state_dicts", ".switching",
 )  # fmt: skip
 """Our modules, relative to this package, that have things under the very names that PEFT has for them."""
 

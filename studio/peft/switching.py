@@ -10,10 +10,18 @@ from typing import Concatenate, ParamSpec
 from torch import nn
 
 from studio.peft.model import activity, removing
-from studio.peft.model.state import State, state_of
+from studio.peft.model.state import KEY, State, state_of
 from studio.peft.model.tuner import base_of
+from studio.peft.terms.errors import Wrong
 
-__all__ = ["delete_adapter", "disable_input_dtype_casting", "rescale_adapter_scale", "set_adapter", "set_requires_grad"]
+__all__ = [
+    "DoraCaching",
+    "delete_adapter",
+    "disable_input_dtype_casting",
+    "rescale_adapter_scale",
+    "set_adapter",
+    "set_requires_grad",
+]
 
 P = ParamSpec("P")
 
@@ -58,7 +66,10 @@ def rescale_adapter_scale(model: nn.Module, multiplier: float) -> Iterator[None]
     """
     if not isinstance(multiplier, (int, float)) or isinstance(multiplier, bool):
         raise TypeError(f"Argument multiplier should be of type float, got {type(multiplier)}")
-    with activity.rescaled(state_of(base_of(model)), float(multiplier)):
+    state = base_of(model).__dict__.get(KEY)
+    if state is None or not state.paths():
+        raise Wrong("scaling is only supported for models with `LoraLayer`s: no layer of this one carries an adapter")
+    with activity.rescaled(state, float(multiplier)):
         yield
 
 
@@ -66,3 +77,28 @@ def rescale_adapter_scale(model: nn.Module, multiplier: float) -> Iterator[None]
 def disable_input_dtype_casting(model: nn.Module, active: bool = True) -> Iterator[None]:
     """Does nothing: inputs are never cast here, an adapter's tensors are brought to the dtype of what flows."""
     yield
+
+
+class DoraCaching:
+    """Does nothing: a DoRA layer keeps its norms in any case, for as long as neither the base nor the adapter changes.
+
+    Args:
+        enabled: accepted for PEFT's sake.
+
+    Example:
+        >>> with DoraCaching():
+        ...     pass
+        >>> DoraCaching()(enabled=False)
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *raised: object) -> None:
+        pass
+
+    def __call__(self, enabled: bool = True) -> None:
+        """Does nothing."""
