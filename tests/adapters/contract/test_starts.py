@@ -365,3 +365,47 @@ def test_a_run_starts_from_its_own_data_and_resumes(tmp_path, dreambooth, init, 
         train(dreambooth, output=tmp_path / "b", **settings)
     again = train(dreambooth, output=tmp_path / "b", **settings)
     assert again.adapter.read_bytes() == whole.adapter.read_bytes()
+
+
+def test_mica_trains_within_the_minor_directions_alone(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 4))
+    x, model = torch.randn(3, 8), copy.deepcopy(net)
+    report = studio.attach(model, studio.LoRA(rank=2, init="mica", targets=("0", "2")))
+    assert report.parameters == 2 * 8 + 2 * 6 and torch.equal(model(x), net(x))
+    own = dict(model.named_buffers())["0.adapters.default.up"]
+    minor = torch.linalg.svd(net[0].weight, full_matrices=False).U[:, -2:]
+    torch.testing.assert_close(own @ own.T, minor @ minor.T)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 if parameter.requires_grad else 0.0)
+    wanted = model(x)
+    with pytest.raises(UnsupportedLayer, match="attach anew"):
+        studio.grow(model, "default", 3)
+    studio.save(model, tmp_path / "adapter.safetensors")
+    again = copy.deepcopy(net)
+    studio.load(again, tmp_path / "adapter.safetensors", trainable=True)
+    assert torch.equal(again(x), wanted)
+    trained = {name for name, parameter in again.named_parameters() if parameter.requires_grad}
+    assert {name.rpartition(".")[2] for name in trained} == {"down"}
+
+
+@pytest.mark.parametrize("alpha", [None, 1.0, 8.0])
+def test_olora_trains_the_factors_of_qr_whatever_the_scale(alpha):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 6))
+    q, r = torch.linalg.qr(net[0].weight.detach())
+    studio.attach(net, studio.LoRA(rank=2, alpha=alpha, init="olora", targets=("0",)))
+    torch.testing.assert_close(net[0].adapters.default.tensors()["down"].detach(), r[:2])
+    torch.testing.assert_close(net[0].adapters.default.tensors()["up"].detach(), q[:, :2])
+
+
+@pytest.mark.parametrize("fields", [{"rank": 1}, {"rank": 1, "decompose_both": True}, {"rank": 8}])
+@pytest.mark.parametrize("init, zero", [("w1", "w1"), ("w2", "w2")])
+def test_lokr_begins_with_one_part_at_zero(init, zero, fields):
+    net = nn.Sequential(nn.Linear(16, 16))
+    studio.attach(net, studio.LoKr(init=init, targets=("0",), **fields))
+    empty = {name for name, tensor in net[0].adapters.default.tensors().items() if not tensor.any()}
+    assert len(empty) == 1 and empty.pop().startswith(zero)
+    with pytest.raises(studio.errors.BadConfig, match="init"):
+        studio.LoKr(init="w3")
