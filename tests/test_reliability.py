@@ -15,7 +15,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from benchmarks.reliability import __main__ as page  # noqa: E402
-from benchmarks.reliability import disks, files, kills, mutations  # noqa: E402
+from benchmarks.reliability import data, disks, files, kills, mutations, prompts  # noqa: E402
 from benchmarks.reliability._forked import End, ran  # noqa: E402
 from benchmarks.reliability._jobs import complaint, leftovers  # noqa: E402
 from benchmarks.reliability.trial import attempt  # noqa: E402
@@ -35,6 +35,13 @@ def test_files_that_are_damaged_at_random_end_well(tmp_path):
 @pytest.mark.parametrize("attack", [kills, disks], ids=["kills", "disks"])
 def test_processes_that_are_ended_or_refused_the_disk_end_well(tmp_path, attack):
     assert faults(attack.trials(tmp_path, long=False)) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pipes, devices and links of Linux")
+@pytest.mark.parametrize(("attack", "least"), [(data, 80), (prompts, 80)], ids=["data", "prompts"])
+def test_what_is_given_and_what_is_asked_ends_well(tmp_path, attack, least):
+    found = list(attack.trials(tmp_path, long=False))
+    assert len(found) >= least and faults(found) == []
 
 
 @pytest.mark.slow

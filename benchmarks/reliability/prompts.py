@@ -23,7 +23,9 @@ __all__ = ["TITLE", "trials"]
 
 TITLE: Final = "prompts and what is asked with them"
 Made = Iterator[tuple[str, Callable[[Path], str]]]
-FEW: Final[dict[str, Any]] = {"steps": 1, "seeds": (0,)}
+FEW: Final[dict[str, Any]] = {"steps": 1, "seeds": (0,), "width": 32, "height": 32, "guidance": 1.0}
+SMALL: Final = ("--steps", "1", "--resolution", "32")
+DRAW: Final = ("generate", "emoji", "tiger", *SMALL)
 
 
 def trials(folder: Path, long: bool) -> Iterator[Trial]:
@@ -36,7 +38,7 @@ def trials(folder: Path, long: bool) -> Iterator[Trial]:
     for group in (tags, equal, wrong, texts, written, on_the_command_line, outputs):
         for turn, (name, action) in enumerate(group()):
             number += 1
-            if long or turn % 6 == 0:
+            if long or turn % 7 == 0:
                 yield attempt(f"{group.__name__}: {name}", partial(action, folder / f"{number:04}"))
 
 
@@ -87,7 +89,8 @@ def _refused(action: Callable[[], Any], place: Path) -> str:
 def _drawn(**options: Any) -> list[bytes]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Remark)
-        made = images().generate(**{"prompt": "tiger", **FEW, **options})
+        guidance = {"guidance": 2.0} if "negative" in options else {}  # with 1 it is not even read
+        made = images().generate(**{"prompt": "tiger", **FEW, **guidance, **options})
     standing = {name: info.strength for name, info in images().adapters.items() if info.strength != 0}
     if standing:
         raise RuntimeError(f"the standing blend is {standing} afterwards")
@@ -155,7 +158,7 @@ def on_the_command_line() -> Made:
 
 def _told(command: str, words: tuple[str, ...], says: str | None, place: Path) -> str:
     place.mkdir(parents=True)
-    base = {"generate": ("emoji", "-o", place / "out", "--steps", "1"), "complete": ("facts", "--max-new-tokens", "2")}
+    base = {"generate": ("emoji", "-o", place / "out", *SMALL), "complete": ("facts", "--max-new-tokens", "2")}
     line = (command, *base[command], *words)
     if says is None:
         return ran(*line, codes=(0,))
@@ -186,34 +189,34 @@ def outputs() -> Made:
 def _into(make: Callable[[Path], Any], place: Path) -> str:
     place.parent.mkdir(parents=True, exist_ok=True)
     make(place)
-    return refusal("generate", "emoji", "tiger", "--steps", "1", "-o", place)
+    return refusal(*DRAW, "-o", place)
 
 
 def _sheet(make: Callable[[Path], Any], place: Path) -> str:
     place.mkdir(parents=True)
     make(place / "sheet.png")
-    return refusal("generate", "emoji", "tiger", "--steps", "1", "-o", place / "out", "--grid", place / "sheet.png")
+    return refusal(*DRAW, "-o", place / "out", "--grid", place / "sheet.png")
 
 
 def _called(name: str, place: Path) -> str:
     place.mkdir(parents=True)
-    fault = ran("generate", "emoji", "tiger", "--steps", "1", "-o", place / name, "--json", codes=(0,))
+    fault = ran(*DRAW, "-o", place / name, "--json", codes=(0,))
     return fault or ("" if (place / name / "0000.png").is_file() else "there is no picture")
 
 
 def _not_called(name: str, place: Path) -> str:
-    return refusal("generate", "emoji", "tiger", "--steps", "1", "-o", place / name)
+    return refusal(*DRAW, "-o", place / name)
 
 
 def _beside(name: str, place: Path) -> str:
     place.mkdir(parents=True)
     (place / name).write_bytes(b"mine")
-    fault = ran("generate", "emoji", "tiger", "--steps", "1", "-o", place)
+    fault = ran(*DRAW, "-o", place)
     return fault or ("" if (place / name).read_bytes() == b"mine" else "it is written over")
 
 
 def _sheet_called(name: str, place: Path) -> str:
-    words = ("generate", "emoji", "tiger", "--seeds", "0..2", "--steps", "1", "-o", place)
+    words = (*DRAW, "--seeds", "0..2", "-o", place)
     fault = ran(*words, "--grid", place / name)
     made = sorted(file.name for file in place.glob("[0-9]*.png")) if place.exists() else []
     there = (place / name).is_file()
