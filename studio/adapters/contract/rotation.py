@@ -8,6 +8,7 @@ A *gain* may multiply every row of the result.
 from __future__ import annotations
 
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, Final, TypeVar, cast
@@ -27,6 +28,7 @@ __all__ = [
     "blocks_of_peft",
     "cayley",
     "from_lycoris",
+    "nearest_divisor",
     "packed",
     "packed_size",
     "shown_blocks",
@@ -243,11 +245,22 @@ def packed(matrix: Tensor) -> Tensor:
 # -- other programs ----------------------------------------------------------------------------------------------------
 
 
-def blocks_of_peft(config: Any, sites: Sites, size: int, count: int) -> dict[str, Any]:
+def nearest_divisor(width: int, wanted: int) -> int:
+    """Returns the divisor of ``width`` that is nearest to ``wanted``, the smaller of two that are as near.
+
+    Example:
+        >>> nearest_divisor(20, 8), nearest_divisor(16, 32), nearest_divisor(37, 8)
+        (10, 16, 1)
+    """
+    return min((one for one in range(1, width + 1) if width % one == 0), key=lambda one: (abs(one - wanted), one))
+
+
+def blocks_of_peft(config: Any, sites: Sites, size: int, count: int, *, fitted: bool = False) -> dict[str, Any]:
     """Makes our fields of the size of the blocks, which PEFT is given as it is or as the number of blocks of a layer.
 
     Args:
         config: PEFT's. sites: path -> layer. size, count: the two fields, one of them 0.
+        fitted: take the nearest that divides a layer, and say so; else one that does not is refused.
 
     Raises:
         BadConfig: both are given or neither is, or the number does not divide a layer.
@@ -257,13 +270,23 @@ def blocks_of_peft(config: Any, sites: Sites, size: int, count: int) -> dict[str
             f"{type(config).__name__}: give either the size of the blocks or their number, and 0 for the other; found "
             f"{size} and {count}"
         )
-    if size:
+    if size and not fitted:
         return {"block_size": size}
     widths = {path: site.rows if site.kind == "embedding" else site.cols for path, site in sites.items()}
+    asked, sizes, others = size or count, {}, {}
+    what = f"{type(config).__name__}: {f'blocks of {asked}' if size else f'{asked} blocks'} do not divide"
     for path, width in widths.items():
-        if width % count:
-            raise BadConfig(f"{type(config).__name__}: {count} blocks do not divide the {width} inputs of {path}")
-    sizes = {path: width // count for path, width in widths.items()}
+        taken = nearest_divisor(width, asked) if fitted else asked
+        if width % taken or (size and taken < 2):
+            raise BadConfig(f"{what} the {width} inputs of {path}")
+        if taken != asked:
+            others.setdefault(f"{taken} for {width} inputs", path)
+        sizes[path] = taken if size else width // taken
+    if others:
+        nearest = ", ".join(f"{taken} ({path})" for taken, path in others.items())
+        warnings.warn(f"{what} all layers; the nearest that do are taken: {nearest}", stacklevel=2)
+    if not sizes:
+        return {"block_size": size} if size else {}
     usual = max(set(sizes.values()), key=list(sizes.values()).count)
     return {
         "block_size": usual,

@@ -140,7 +140,7 @@ def _config_of_peft(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _new(config: Any, sites: Sites) -> dict[str, Any]:
-    return blocks_of_peft(config, sites, config.oft_block_size, config.r)
+    return blocks_of_peft(config, sites, config.oft_block_size, config.r, fitted=True)
 
 
 def _of_peft(fields: Mapping[str, Any], site: Site, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
