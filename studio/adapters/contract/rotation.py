@@ -273,7 +273,8 @@ def blocks_of_peft(config: Any, sites: Sites, size: int, count: int, *, fitted: 
     if size and not fitted:
         return {"block_size": size}
     widths = {path: site.rows if site.kind == "embedding" else site.cols for path, site in sites.items()}
-    asked, sizes, others = size or count, {}, {}
+    asked, sizes = size or count, dict[str, int]()
+    others: dict[str, str] = {}
     what = f"{type(config).__name__}: {f'blocks of {asked}' if size else f'{asked} blocks'} do not divide"
     for path, width in widths.items():
         taken = nearest_divisor(width, asked) if fitted else asked

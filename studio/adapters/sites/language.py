@@ -265,7 +265,8 @@ def _alibi(module: nn.Module) -> Any:
 def _plainly_fused(module: nn.Module, heads: int | None, size: int | None) -> bool:
     """Whether each head has a query, a key and a value of its own in one projection."""
     layers = [module._modules[name] for name in _FUSED if name in module._modules]
-    return bool(heads and size) and any(getattr(one, "out_features", 0) == 3 * heads * size for one in layers)
+    width = 3 * (heads or 0) * (size or 0)
+    return width > 0 and any(getattr(one, "out_features", 0) == width for one in layers)
 
 
 def _heads(module: nn.Module, path: str) -> tuple[int, int]:
