@@ -91,12 +91,22 @@ def _grade(match: Match, rank: int | None, settings: Settings | None, config: Ad
     if alpha is not None:
         return Grade(rank, 1.0 if rank is None else alpha / rank)
     if settings is not None:
-        return settings.grade(match.module, rank)
+        return settings.grade(_called(match), rank)
     stated = header_alpha(match.metadata) if config is None and rank is not None else None
     if stated is not None:
         check_header_rank(match.metadata, stated[0], rank or 0)
         return Grade(rank, stated[1] / (rank or 1))
     return Grade(rank, 1.0 if config is None or match.layer.format.dialect == "lycoris" else None)
+
+
+def _called(match: Match) -> str:
+    """What the patterns of a config call a layer: a bare parameter by its own name, not by its module's."""
+    if match.site.hosting != "owner":
+        return match.module
+    module = match.module
+    while module.endswith(".base_layer"):
+        module = module.removesuffix(".base_layer")
+    return f"{module}.{match.site.weight_name}"
 
 
 def _alpha(match: Match) -> float | None:

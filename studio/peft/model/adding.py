@@ -18,6 +18,7 @@ from studio.errors import DoesNotFit
 from studio.files.format import FORMATS
 from studio.files.save import spelled
 from studio.peft.configs.config import PeftConfig
+from studio.peft.configs.experts import name_experts
 from studio.peft.configs.prompts import note_sizes, prompt_config, sizes_in_file, source_of, start_from
 from studio.peft.configs.select import parameters_of, select
 from studio.peft.configs.translate import method_of, random_start, translate
@@ -63,6 +64,7 @@ def add(
         if config.is_prompt_learning:
             ours, sites = prompt_config(config, state.model), {}
         else:
+            name_experts(config, state.model)
             covered = METHODS[method_of(config)].adapter.kinds
             paths = select(state.model, config, covered)
             sites = _preprocessed(state, config, paths, calibrate)

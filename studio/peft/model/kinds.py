@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from torch import nn
 
@@ -14,6 +14,7 @@ from studio.peft.model.layers import BaseTunerLayer, IA3Layer, LoHaLayer, LoKrLa
 from studio.peft.model.names import Table
 from studio.peft.model.rows import TokenAdapter
 from studio.peft.model.state import TOKENS
+from studio.peft.terms.errors import Wrong
 
 __all__ = ["LAYERS", "Conv1d", "Conv2d", "Conv3d", "Embedding", "Linear", "ParamWrapper", "TrainableTokensWrapper"]
 
@@ -62,6 +63,14 @@ class ParamWrapper(LoraLayer):
     def get_base_layer(self) -> nn.Module:
         """Returns the module that keeps the parameter."""
         return plain_view(self._site.module)
+
+    def update_layer(self, *args: Any, **kwargs: Any) -> None:
+        """Refuses; the name is here because libraries put theirs in its place.
+
+        Raises:
+            Wrong: always.
+        """
+        raise Wrong("update_layer is not how adapters are made here: get_peft_model and add_adapter make them")
 
 
 @view_of(TOKENS)
