@@ -63,7 +63,7 @@ def read_tensors(
         for name, info in sorted(header.tensors.items(), key=lambda item: item[1].begin):
             # of its own, and where torch puts tensors: kernels that begin elsewhere in memory round elsewhere
             data = torch.empty(info.end - info.begin, dtype=torch.uint8)
-            part = memoryview(data.numpy())
+            part = data.numpy().data
             if part and stream.readinto(part) != len(part):  # type: ignore[attr-defined]
                 raise BadFile(f"{file} became shorter while it was read; is it still being written?")
             if each is not None:

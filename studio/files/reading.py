@@ -112,13 +112,10 @@ def read_layers(names: Names, source: Source, found: Contents, method: str, own:
             continue
         settings = statements.of(layer, names.relative(match.path)[0])
         try:
-            with fitting(f"the tensors {_shapes(match)} of its layer"):
-                grade, tensors = unpacked(match, settings, config)
+            grade, tensors = _unpacked(match, settings, config, source)
         except DoesNotFit as error:
             reading.ignore(layer, str(error))
             continue
-        except Refused as error:
-            raise Refused(f"{source.file}: {error}") from None
         if grades.setdefault(match.site.path, grade) != grade:
             reading.ignore(layer, f"another component has a layer {match.site.path!r} too, with another rank or alpha")
             continue
@@ -179,7 +176,7 @@ def _check_sizes(reading: Reading, names: Names, source: Source, read: Sequence[
         scale = config.scale_at(match.site.path) if isinstance(config, RankedConfig) else 1.0
         norm = norms(reading.layers[match.path].values()) * shared.get(component, 1.0)
         keys = (*reading.keys[match.path], *(reading.shared[component][1] if component in shared else ()))
-        check_size(scale, norm, match.site, {key: source.tensors[key] for key in keys}, source.file)
+        check_size(scale, norm, match.site, source, keys)
 
 
 def _contradicted(own: AdapterConfig, statements: _Statements, stated: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -203,6 +200,17 @@ def _retargeted(config: AdapterConfig, paths: Sequence[str]) -> AdapterConfig:
     except BadFile:
         return dataclasses.replace(config, targets=tuple(paths), exclude=())
     return config
+
+
+def _unpacked(
+    match: Match, settings: Settings | None, config: AdapterConfig | None, source: Source
+) -> tuple[Grade, dict[str, Tensor]]:
+    """As :func:`unpacked`, with the file's name where a number is refused."""
+    try:
+        with fitting(f"the tensors {_shapes(match)} of its layer"):
+            return unpacked(match, settings, config)
+    except Refused as error:
+        raise Refused(f"{source.file}: {error}") from None
 
 
 def _shapes(match: Match) -> dict[str, tuple[int, ...]]:

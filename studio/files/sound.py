@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from studio.adapters import Site
 from studio.errors import DoesNotFit, Refused
+from studio.files.format import Source
 
 __all__ = ["check_finite", "check_size", "fitting", "norms", "one_number", "whole_numbers"]
 
@@ -98,12 +99,12 @@ def norms(tensors: Iterable[Tensor]) -> float:
     return product
 
 
-def check_size(scale: float, norm: float, site: Site, tensors: Mapping[str, Tensor], file: object) -> None:
+def check_size(scale: float, norm: float, site: Site, source: Source, keys: Sequence[str]) -> None:
     """Refuses numbers that are finite each by itself, and that nothing finite can be computed with.
 
     Args:
         scale: of the layer. norm: the product of its tensors' norms. site: the layer.
-        tensors: key -> tensor of the file, for this layer. file: for the message.
+        source: the file. keys: those of this layer.
 
     Raises:
         Refused: a tensor holds NaN, or the layer's change is beyond the numbers that it is computed in.
@@ -112,7 +113,8 @@ def check_size(scale: float, norm: float, site: Site, tensors: Mapping[str, Tens
     half = weight is not None and weight.dtype == torch.float16
     if abs(scale) * norm <= (_FP16 if half else _SQUARED):
         return
-    check_finite(tensors, tensors, file)
+    check_finite(source.tensors, keys, source.file)
+    tensors = {key: source.tensors[key] for key in keys}
     peaks = {key: float(tensor.float().abs().max()) for key, tensor in tensors.items() if tensor.numel()}
     factors = {key: peak for key, peak in peaks.items() if tensors[key].dim() and tensors[key].is_floating_point()}
     largest = abs(scale) * math.prod(max(1.0, peak) for peak in factors.values())
@@ -120,9 +122,10 @@ def check_size(scale: float, norm: float, site: Site, tensors: Mapping[str, Tens
         return
     worst = max(peaks, key=peaks.__getitem__)
     raise Refused(
-        f"{file}: {worst!r} has numbers up to {peaks[worst]:.1e}, and with the scale {scale:.3g} those of {site.path} "
-        f"change it by up to {largest:.1e}, more than {'fp16' if half else 'fp32'} can compute with: the adapter would "
-        "give infinities and NaN; its training diverged or the file is damaged: take an earlier one, or get it again"
+        f"{source.file}: {worst!r} has numbers up to {peaks[worst]:.1e}, and with the scale {scale:.3g} those of "
+        f"{site.path} change it by up to {largest:.1e}, more than {'fp16' if half else 'fp32'} can compute "
+        "with: the adapter would give infinities and NaN; its training diverged or the file is damaged: take an "
+        "earlier one, or get it again"
     )
 
 
