@@ -55,8 +55,13 @@ class Job:
         assert end.code == 0, f"{self.name} ended with {end.code}: {end.said}"
         return place / "run"
 
-    def again(self, place: Path) -> str:
-        """Gives the command once more; returns what is wrong with what is there then, ``""`` if nothing."""
+    def again(self, place: Path, lost: str = "") -> str:
+        """Gives the command once more; returns what is wrong with what is there then, ``""`` if nothing.
+
+        Args:
+            place: the output's folder.
+            lost: a folder of the run that somebody removed, so that not all of it can be there.
+        """
         before = contents(place / "run")
         end = self.end(place)
         if end.code or end.unsaid:
@@ -65,7 +70,8 @@ class Job:
         if self.counts:
             return _counted(before, there, contents(self.whole)) or leftovers(place)
         fault = self.torn(place) or leftovers(place)
-        missing = contents(self.whole).keys() - there.keys()
+        wanted = {name for name in contents(self.whole) if not lost or not name.startswith(f"{lost}/")}
+        missing = wanted - there.keys()
         return fault or (f"missing after the same command: {sorted(missing)}" if missing else "")
 
     def torn(self, place: Path) -> str:

@@ -47,7 +47,7 @@ def occupied(made: dict[str, Job], place: Callable[[], Path]) -> Iterator[Trial]
         for where in INSIDE:
             spot = place()
             if where != "run":
-                shutil.copytree(killed / "run", spot / "run")
+                shutil.copytree(killed / "run", spot / "run", ignore=shutil.ignore_patterns(".lock"))
             yield in_the_way(made["tune"], spot, where, *next(turn))
         for where in ("run", "run/0000.png", "sheet.png"):
             spot = place()
@@ -66,6 +66,6 @@ def in_the_way(job: Job, place: Path, where: str, what: str, make: Callable[[Pat
         fault = complaint(end, place) or (leftovers(place) if where != "run/.lock" else "")
         stays = os.path.lexists(spot) and os.path.samestat(before, os.lstat(spot))
         fault = fault or ("" if stays else "what stood there is gone")
-    else:
-        fault = "" if job.counts else job.torn(place)
+    else:  # a log that was lost is told and begun anew
+        fault = "" if job.counts or where == "run/log.jsonl" else job.torn(place)
     return concluded(f"{job.name}: {what} at {where}", fault, [end])

@@ -90,7 +90,7 @@ def moment_of(call: str, pattern: str) -> File:
     """When a call is to fail that makes a file whose temporary name has a pattern."""
     if call != "rename":
         return File("open", pattern)
-    return File("os.rename", pattern.replace("/.", "/").removesuffix(".*").replace("*.tmp", "*"))
+    return File("os.rename", pattern.replace("/.", "/").replace("*.tmp", "*").removesuffix(".*") + "*")
 
 
 def refused(job: Job, kinds: dict[str, str], place: Callable[[], Path]) -> Iterator[Trial]:
@@ -224,7 +224,7 @@ def saved(place: Callable[[], Path], long: bool) -> Iterator[Trial]:
     for save in SAVES if long else SAVES[:2]:
         for pattern in save.patterns:
             for call in REASONS:
-                for over in (False, True):
+                for over in (False, True) if long else (True,):
                     fault = Fault((call,), next(numbers[call]))
                     yield saving(save, place(), fault, moment_of(call, pattern), over=over)
 

@@ -143,6 +143,11 @@ def test_an_adapter_of_tune_has_the_name_of_its_run(tiny_language, tmp_path):
     assert library.inspect(made["adapter"]).name == "third"
 
 
+def test_a_link_to_itself_is_no_place_for_a_run(command, tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert f"{tmp_path / 'loop'} is a link to" in refused(*command, "-o", tmp_path / "loop")
+
+
 SLOW = """
 import os, signal, sys, time
 import studio.commands.doctor as command

@@ -104,8 +104,8 @@ class Log:
         assert self._stream is not None, "a log is a context"
         used = memory(self.device).used
         with sentences(self.file):
-            line = {"step": step, **figures, "seconds": round(seconds, 4), "memory": used}
-            self._stream.write(json.dumps(line) + "\n")
+            entry = {"step": step, **figures, "seconds": round(seconds, 4), "memory": used}
+            self._stream.write(json.dumps(entry) + "\n")
         if self._curves is not None:
             for name, value in figures.items():
                 self._curves.add_scalar(name, value, step)
