@@ -139,9 +139,8 @@ def removed(job: Job, place: Callable[[], Path]) -> Iterator[Trial]:
         for part in ("", "checkpoints"):
             spot = place()
             gone = partial(shutil.rmtree, spot / "run" / part, ignore_errors=True)
-            yield struck(
-                job, spot, f"{part or 'the folder'} removed at {moment}", moment, gone, (0, 2) if part else (2,)
-            )
+            name, codes = f"{part or 'the folder'} removed at {moment}", (0, 2) if part else (2,)
+            yield struck(job, spot, name, moment, gone, codes, lost=part)
 
 
 def bounded(made: dict[str, Job], place: Callable[[], Path]) -> Iterator[Trial]:
@@ -207,7 +206,7 @@ def trial(job: Job, place: Path, fault: Fault, moment: Moment, codes: tuple[int,
 
 def struck(
     job: Job, place: Path, name: str, moment: Moment, action: Callable[[], object], codes: tuple[int, ...] = (2,),
-    *, stays: bool = False,
+    *, stays: bool = False, lost: str = "",
 ) -> Trial:  # fmt: skip
     """Does something to the disk at a moment; then the same command must end well on a sound one."""
     more = ("--grid", str(place / "sheet.png")) if job.counts else ()
@@ -215,7 +214,7 @@ def struck(
     wrong = complaint(end, place, codes) if end.code else ("" if 0 in codes else "it ended as if nothing had happened")
     (place / "filler").unlink(missing_ok=True)
     wrong = wrong or ("" if job.counts else job.torn(place)) or ("" if stays else leftovers(place))
-    return concluded(f"{job.name}: {name}", wrong or job.again(place), [end])
+    return concluded(f"{job.name}: {name}", wrong or job.again(place, lost), [end])
 
 
 def saved(place: Callable[[], Path], long: bool) -> Iterator[Trial]:
