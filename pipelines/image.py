@@ -17,7 +17,7 @@ from studio.pipelines.blends import BlendLike, deal_blend
 from studio.pipelines.describe import describe
 from studio.pipelines.drawing import Drawing
 from studio.pipelines.pipeline import Pipeline
-from studio.pipelines.prompt import TaggedPrompt, check_text, parse_prompt
+from studio.pipelines.prompt import TaggedPrompt, parse_prompt
 from studio.pipelines.remarks import Remark, remarks
 from studio.pipelines.sample import Request, sample
 
@@ -112,10 +112,8 @@ class ImagePipeline(Pipeline):
         seeds = _seeds(seeds)
         if not prompts or not seeds:
             raise BadConfig(f"{len(prompts)} prompts and {len(seeds)} seeds make no picture; give at least one of each")
-        for text in (*prompts, *(() if negative is None else (negative,))):
-            check_text(text)
         tagged = {text: self._read_tags(text) for text in prompts}
-        away = self._read_negative(negative or "")
+        away = self._read_negative("" if negative is None else negative)
         guidance = self.base.guidance if guidance is None else own_number(guidance)
         for remark in remarks(prompts, negative=negative, guidance=guidance):
             warnings.warn(remark, Remark, stacklevel=2)
