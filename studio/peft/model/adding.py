@@ -181,7 +181,9 @@ def _share(state: State, name: str) -> None:
     for adapter in state.own_layers(name).values():
         for key, theirs in adapter.peft.shared.items():
             mine = adapter._buffers.get(key)
-            for other in () if mine is None else state.shared(theirs).values():
+            if mine is None:
+                continue
+            for other in state.shared(theirs).values():
                 if (other.device, other.dtype) == (mine.device, mine.dtype) and torch.equal(other, mine):
                     adapter._buffers[key] = other
 
