@@ -65,8 +65,7 @@ def add(
             ours, sites = prompt_config(config, state.model), {}
         else:
             name_experts(config, state.model)
-            covered = METHODS[method_of(config)].adapter.kinds
-            paths = select(state.model, config, covered)
+            paths = select(state.model, config, METHODS[method_of(config)].adapter.kinds)
             sites = _preprocessed(state, config, paths, calibrate)
             ours = translate(_without_files(config) if sites else config, state.model, paths)
         if sites:
