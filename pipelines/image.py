@@ -68,8 +68,9 @@ class ImagePipeline(Pipeline):
         *,
         blend: BlendLike | str | Sequence[BlendLike] | None = None,
         seeds: int | Sequence[int] = (0,),
-        steps: int = 20,
+        steps: int | None = None,
         guidance: float | None = None,
+        embedded_guidance: float | None = None,
         negative: str | None = None,
         width: int | None = None,
         height: int | None = None,
@@ -85,8 +86,10 @@ class ImagePipeline(Pipeline):
             blend: ``None``: the current blend; a dict; the name of one adapter; or one dict per picture. A list of
                 numbers as a strength has one entry per picture.
             seeds: whole numbers from 0 on.
-            steps: denoising steps.
+            steps: denoising steps; ``None``: the base's own.
             guidance: scale of classifier-free guidance; 1 is the prompt alone. ``None``: the base's own.
+            embedded_guidance: the guidance that some distilled bases (Flux dev) take as a number instead; ``None``: the
+                base's own.
             negative: what guidance leads away from.
             width: pixels; ``None``: the base's own.
             height: pixels; ``None``: the base's own.
@@ -113,13 +116,15 @@ class ImagePipeline(Pipeline):
             raise BadConfig(f"{len(prompts)} prompts and {len(seeds)} seeds make no picture; give at least one of each")
         tagged = {text: self._read_tags(text) for text in prompts}
         away = self._read_negative(negative or "")
-        guidance = self.base.guidance if guidance is None else guidance
+        defaults = self.base.defaults
+        guidance = defaults.guidance if guidance is None else guidance
         for remark in remarks(prompts, negative=negative, guidance=guidance):
             warnings.warn(remark, Remark, stacklevel=2)
         written = [(text, seed) for text in prompts for seed in seeds]
         blends = deal_blend(blend, [tagged[text].blend for text, _ in written], core.current_blend(self.pipe))
         common: dict[str, Any] = {
-            "negative": away, "steps": steps, "guidance": guidance, "scheduler": scheduler,
+            "negative": away, "steps": defaults.steps if steps is None else steps, "guidance": guidance,
+            "embedded": defaults.embedded if embedded_guidance is None else embedded_guidance, "scheduler": scheduler,
             "width": self.base.native[0] if width is None else width,
             "height": self.base.native[1] if height is None else height,
         }  # fmt: skip
@@ -164,5 +169,5 @@ class ImagePipeline(Pipeline):
             raise BadConfig(f"a prompt is a text, not {prompt!r}")
         family, here = self.base.family, self.adapters
         sites = [site for info in here.values() for site in info.sites]
-        encoders = [name for name in family.encoders if any(site.startswith(f"{name}.") for site in sites)]
+        encoders = [name for name in family.readers if any(site.startswith(f"{name}.") for site in sites)]
         return parse_prompt(prompt, here, denoiser=family.denoiser, encoders=encoders)

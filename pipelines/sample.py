@@ -17,7 +17,7 @@ import contextlib
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from studio.adapters import Strength, blended
 from studio.adapters.hosting.turns import turn
 from studio.errors import BadConfig, DoesNotFit, StudioError
-from studio.families import Base, Conditioning
+from studio.families import Base, Conditioning, Shot
 from studio.limits import limit, too_many
-from studio.pipelines.schedulers import Sampler, make_sampler
+from studio.pipelines.schedulers import Course, Sampler, make_sampler
 
 __all__ = ["Picture", "Request", "sample"]
 
@@ -49,6 +49,7 @@ class Request:
         height: pixels, a multiple of ``Family.multiple``.
         steps: denoising steps.
         guidance: scale g of classifier-free guidance, ``u + g (c − u)``; 1 is the prompt alone.
+        embedded: the guidance that the denoiser embeds, for bases that embed one.
         scheduler: a name, a diffusers scheduler, or ``None`` for the base's own.
         blend: the adapters that act; ``None``: the current blend.
     """
@@ -60,6 +61,7 @@ class Request:
     height: int
     steps: int = 20
     guidance: float = 5.0
+    embedded: float | None = None
     scheduler: Any = None
     blend: Mapping[str, float | Strength] | None = None
 
@@ -100,7 +102,7 @@ def sample(
     _check_base(base)
     for request in requests:
         _check(base, request)
-    batches = list(_batches(requests, rows))
+    batches = list(_batches(base, requests, rows))
     total, before = sum(requests[batch[0]].steps for batch in batches), 0
     for batch in batches:
         chosen = [requests[index] for index in batch]
@@ -123,21 +125,23 @@ def _make(
     pipe, family = base.pipe, base.family
     denoiser = pipe.components[family.denoiser]
     device = pipe._execution_device  # where diffusers' own pipelines compute, offloaded parts included
-    sampler = make_sampler(pipe.scheduler, common.scheduler, common.steps, device)
+    cells = (common.height // family.downscale, common.width // family.downscale)
+    sampler = make_sampler(pipe.scheduler, common.scheduler, common.steps, device, course=Course.of(base, cells))
     scheduler = sampler.scheduler
     generators = [torch.Generator("cpu").manual_seed(request.seed) for request in padded]
     acting = contextlib.nullcontext() if common.blend is None else blended(pipe, dict(common.blend))
     with torch.no_grad(), turn(pipe), _evaluating(pipe), _one_thread_per_batch(device, rows), acting:
         conditioning = _conditioning(base, padded)
-        latents = _noise(base, common, generators).to(device) * scheduler.init_noise_sigma
+        latents = _noise(base, cells, generators).to(device) * getattr(scheduler, "init_noise_sigma", 1.0)
+        scaled = getattr(scheduler, "scale_model_input", None)  # flows have none
         noise = {"generator": generators} if "generator" in _arguments(scheduler.step) else {}
         for number, timestep in enumerate(scheduler.timesteps):
-            noisy = scheduler.scale_model_input(latents, timestep).to(denoiser.dtype)
+            noisy = (latents if scaled is None else scaled(latents, timestep)).to(denoiser.dtype)
             output = _guided(base, noisy, timestep.to(device), conditioning, common.guidance)
             latents = scheduler.step(output, timestep, latents, **noise, return_dict=False)[0]
             if on_step is not None:
                 on_step(before + (number + 1) * common.steps // len(scheduler.timesteps), total)
-        pixels = family.decode(pipe, latents).float()
+        pixels = _decoded(base, latents)
     if not torch.isfinite(latents).all() or not torch.isfinite(pixels).all():
         raise StudioError(
             f"the model gave numbers that are not finite in {str(denoiser.dtype).removeprefix('torch.')}; open the "
@@ -148,46 +152,62 @@ def _make(
 
 def _conditioning(base: Base, requests: Sequence[Request]) -> Conditioning:
     """What the prompts say; under guidance the negative prompts' rows stand first."""
-    encode, pipe = base.family.encode_text, base.pipe
-    conditioning = encode(pipe, [request.prompt for request in requests])
-    if requests[0].guidance != 1:
-        conditioning = encode(pipe, [request.negative for request in requests]).cat(conditioning)
-    return _of_type(conditioning, pipe.components[base.family.denoiser].dtype)
+    family, pipe, common = base.family, base.pipe, requests[0]
+    conditioning = family.encode_text(pipe, [request.prompt for request in requests], False)
+    if common.guidance != 1:
+        without = family.encode_text(pipe, [request.negative for request in requests], True)
+        conditioning = without.cat(conditioning)
+    shot = Shot(size=(common.height, common.width), embedded=common.embedded)
+    conditioning = conditioning.to(dtype=pipe.components[family.denoiser].dtype)
+    return family.condition(pipe, conditioning, [shot] * len(conditioning.tokens))
 
 
 def _guided(base: Base, noisy: Tensor, timestep: Tensor, conditioning: Conditioning, guidance: float) -> Tensor:
-    """The denoiser's output ``u + g (c − u)``, fp32 ``(B, C, h, w)``; one pass over both."""
+    """The denoiser's output, guided by the family's rule, fp32 ``(B, C, h, w)``; one pass over both halves."""
     both = noisy if guidance == 1 else torch.cat([noisy, noisy])
     output = base.family.predict(base.pipe, both, timestep.expand(len(both)), conditioning).float()
     if guidance == 1:
         return output
     without, within = output.chunk(2)
-    return without + guidance * (within - without)
+    return base.family.guide(without, within, guidance)
 
 
-def _batches(requests: Sequence[Request], rows: int) -> Iterator[list[int]]:
+def _decoded(base: Base, latents: Tensor) -> Tensor:
+    """Pixels in fp32; a VAE whose fp16 does not reach far enough decodes in fp32, and is as it was afterwards."""
+    pipe, vae = base.pipe, base.pipe.vae
+    pixels = base.family.decode(pipe, latents).float()
+    if vae.dtype != torch.float16 or torch.isfinite(pixels).all() or not torch.isfinite(latents).all():
+        return pixels
+    try:
+        vae.to(torch.float32)
+        return base.family.decode(pipe, latents).float()
+    finally:
+        vae.to(torch.float16)  # fp32 holds every fp16 exactly
+
+
+def _batches(base: Base, requests: Sequence[Request], rows: int) -> Iterator[list[int]]:
     """Indices of requests that may share a batch, at most ``rows`` at a time, in order of first appearance."""
+
+    def lengths(request: Request) -> tuple[int, int]:
+        length, pipe = base.family.row_length, base.pipe
+        return length(pipe, request.prompt, False), length(pipe, request.negative, True) * (request.guidance != 1)
+
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, request in enumerate(requests):
         scheduler = request.scheduler if isinstance(request.scheduler, str) else id(request.scheduler)
         blend = None if request.blend is None else tuple(sorted((name, repr(s)) for name, s in request.blend.items()))
-        key = (blend, request.width, request.height, request.steps, request.guidance, scheduler)
+        key = (blend, request.width, request.height, request.steps, request.guidance, request.embedded, scheduler)
+        key += lengths(request)
         groups.setdefault(key, []).append(index)
     for members in groups.values():
         for first in range(0, len(members), rows):
             yield members[first : first + rows]
 
 
-def _noise(base: Base, common: Request, generators: Sequence[torch.Generator]) -> Tensor:
+def _noise(base: Base, cells: tuple[int, int], generators: Sequence[torch.Generator]) -> Tensor:
     """Start noise ``(B, C, h, w)``, each image's drawn alone as ``(1, C, h, w)`` in fp32."""
-    scale = base.family.downscale
-    shape = (1, base.pipe.vae.config.latent_channels, common.height // scale, common.width // scale)
+    shape = (1, base.family.channels(base.pipe), *cells)
     return torch.cat([torch.randn(shape, generator=generator) for generator in generators])
-
-
-def _of_type(conditioning: Conditioning, dtype: torch.dtype) -> Conditioning:
-    pooled = None if conditioning.pooled is None else conditioning.pooled.to(dtype)
-    return replace(conditioning, tokens=conditioning.tokens.to(dtype), pooled=pooled)
 
 
 def _to_images(pixels: Tensor) -> list[Image.Image]:
@@ -233,9 +253,8 @@ def _is_count(value: object) -> bool:
 
 
 def _check_base(base: Base) -> None:
-    pipe, family = base.pipe, base.family
-    channels = pipe.components[family.denoiser].config.in_channels
-    if "controlnet" in pipe.components or channels != pipe.vae.config.latent_channels:
+    pipe = base.pipe
+    if not base.family.draws(pipe):
         raise DoesNotFit(
             f"a {type(pipe).__name__} does not draw from text alone; call it yourself: adapters act on it all the same "
             "(studio.load(pipe, file), studio.blended(pipe, {...}))"
@@ -261,3 +280,12 @@ def _check(base: Base, request: Request) -> None:
         raise BadConfig(f"seed={seed!r}: a seed must be a whole number from 0 to {LARGEST_SEED}")
     if isinstance(request.guidance, bool) or not math.isfinite(request.guidance) or request.guidance < 0:
         raise BadConfig(f"guidance={request.guidance!r}: guidance must be a finite number from 0 on (1: prompt alone)")
+    if request.guidance != 1 and not base.defaults.negative:
+        raise BadConfig(
+            f"guidance={request.guidance!r}: {base.id} was distilled to draw without it, in one pass; leave it out"
+            + ("" if base.defaults.embedded is None else " (embedded_guidance is what it takes)")
+        )
+    if request.embedded is not None and base.defaults.embedded is None:
+        raise BadConfig(f"embedded_guidance={request.embedded!r}: {base.id} embeds no guidance; guidance is what it takes")
+    if request.embedded is not None and not 0 <= request.embedded < math.inf:
+        raise BadConfig(f"embedded_guidance={request.embedded!r}: it must be a finite number from 0 on")

@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
 
 from studio.device import dtype_named
 from studio.errors import BadFile, DoesNotFit, UnknownName, nearest
-from studio.families.family import FAMILIES, Family, family_of, is_pipeline
+from studio.families.family import FAMILIES, Defaults, Family, family_of, is_pipeline
 from studio.families.nature import nature_of
 from studio.families.quiet import quietly
 from studio.given import check_regular, parse_json, read_given
@@ -24,8 +24,6 @@ __all__ = ["BASES", "Base", "modules_hash", "move", "open_base", "weights_hash"]
 
 BASES: dict[str, Path] = {"emoji": Path(__file__).parent / "emoji" / "pipeline"}
 """The embedded bases: name -> diffusers folder inside the package."""
-
-GUIDANCE: Final = 5.0
 
 
 @dataclass(repr=False)
@@ -38,8 +36,8 @@ class Base:
         id: the name in messages and in files: ``"emoji"``, the folder's name, or the class of a pipeline object.
         native: width and height in pixels that the base was trained for.
         folder: where it was opened from; ``None`` for a pipeline object.
-        guidance: guidance scale where none is asked for.
         draws: all that it can draw, where that is little; ``None`` for a base of many things.
+        defaults: steps, guidance and what else is taken where nothing is asked for.
     """
 
     pipe: Any
@@ -47,8 +45,8 @@ class Base:
     id: str
     native: tuple[int, int]
     folder: Path | None = field(default=None)
-    guidance: float = GUIDANCE
     draws: str | None = None
+    defaults: Defaults = field(kw_only=True)
 
     def __repr__(self) -> str:
         return f"<Base {self.id}: {self.family.title}, {self.native[0]}x{self.native[1]} pixels>"
@@ -57,6 +55,11 @@ class Base:
     def hash(self) -> str:
         """SHA-256 (hex) over the weights of all components, computed once; ask before anything is baked."""
         return weights_hash(self.pipe)
+
+    @property
+    def guidance(self) -> float:
+        """Guidance scale where none is asked for."""
+        return self.defaults.guidance
 
     @property
     def parameters(self) -> int:
@@ -195,8 +198,9 @@ def _read(folder: Path, dtype: torch.dtype | None, device: torch.device | str | 
         cls = getattr(diffusers, str(name), None)
     if cls is None:
         raise DoesNotFit(f"{folder} wants the class {name!r}, which diffusers {diffusers.__version__} does not have")
-    if name not in {family.pipeline for family in FAMILIES.values()}:
-        known = ", ".join(sorted({family.pipeline for family in FAMILIES.values()}))
+    opened = {pipeline for family in FAMILIES.values() for pipeline in family.pipelines}
+    if name not in opened:
+        known = ", ".join(sorted(opened))
         raise DoesNotFit(f"{folder} is a {name}, which the studio does not know; it opens {known}")
     try:
         with quietly():
@@ -214,10 +218,8 @@ def _describe(pipe: Any, name: str, folder: Path | None) -> Base:
         raise DoesNotFit(
             f"the {type(pipe).__name__} {name!r} is of no family that the studio knows ({', '.join(FAMILIES)})"
         )
-    size = pipe.components[family.denoiser].config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    native = (width * family.downscale, height * family.downscale)
-    nature = nature_of(pipe.components[family.denoiser])
+    nature, defaults = nature_of(pipe.components[family.denoiser]), family.defaults(pipe)
     if nature is None:
-        return Base(pipe, family, name, native, folder)
-    return Base(pipe, family, name, native, folder, nature.guidance, nature.draws)
+        return Base(pipe, family, name, family.native(pipe), folder, defaults=defaults)
+    defaults = replace(defaults, guidance=nature.guidance)
+    return Base(pipe, family, name, family.native(pipe), folder, nature.draws, defaults=defaults)

@@ -21,7 +21,7 @@ def base():
 
 def encode(base, *prompts: str) -> Conditioning:
     with torch.no_grad():
-        return base.family.encode_text(base.pipe, prompts)
+        return base.family.encode_text(base.pipe, prompts, False)
 
 
 def test_the_embedded_base_computes_in_fp32_on_the_cpu(base):
@@ -78,7 +78,7 @@ def test_a_prompt_that_is_too_long_is_refused_with_the_part_that_would_be_lost(b
 
 
 def test_text_encoding_is_differentiable(base):
-    tokens = base.family.encode_text(base.pipe, ["tiger"]).tokens
+    tokens = base.family.encode_text(base.pipe, ["tiger"], False).tokens
     assert tokens.requires_grad
 
 

@@ -1,0 +1,1 @@
+"""The image families, one file each."""
