@@ -116,23 +116,22 @@ class ImagePipeline(Pipeline):
             raise BadConfig(f"{len(prompts)} prompts and {len(seeds)} seeds make no picture; give at least one of each")
         tagged = {text: self._read_tags(text) for text in prompts}
         away = self._read_negative(negative or "")
-        defaults = self.base.defaults
-        guidance = defaults.guidance if guidance is None else guidance
+        own = self.base.defaults
+        guidance = _or(guidance, own.guidance)
         for remark in remarks(prompts, negative=negative, guidance=guidance):
             warnings.warn(remark, Remark, stacklevel=2)
         written = [(text, seed) for text in prompts for seed in seeds]
         blends = deal_blend(blend, [tagged[text].blend for text, _ in written], core.current_blend(self.pipe))
         common: dict[str, Any] = {
-            "negative": away, "steps": defaults.steps if steps is None else steps, "guidance": guidance,
-            "embedded": defaults.embedded if embedded_guidance is None else embedded_guidance, "scheduler": scheduler,
-            "width": self.base.native[0] if width is None else width,
-            "height": self.base.native[1] if height is None else height,
+            "negative": away, "steps": _or(steps, own.steps), "guidance": guidance, "scheduler": scheduler,
+            "embedded": _or(embedded_guidance, own.embedded), "width": _or(width, self.base.native[0]),
+            "height": _or(height, self.base.native[1]),
         }  # fmt: skip
         requests = [
-            Request(prompt=tagged[text].text, seed=seed, blend=own, **common)
-            for (text, seed), own in zip(written, blends, strict=True)
+            Request(prompt=tagged[text].text, seed=seed, blend=acting, **common)
+            for (text, seed), acting in zip(written, blends, strict=True)
         ]
-        rows = 1 if batch_size is None else batch_size
+        rows = _or(batch_size, 1)
         images: dict[int, Drawing] = {}
         for made in sample(self.base, requests, rows=rows, on_step=on_step):
             texts = describe(
@@ -171,3 +170,8 @@ class ImagePipeline(Pipeline):
         sites = [site for info in here.values() for site in info.sites]
         encoders = [name for name in family.readers if any(site.startswith(f"{name}.") for site in sites)]
         return parse_prompt(prompt, here, denoiser=family.denoiser, encoders=encoders)
+
+
+def _or(given: Any, own: Any) -> Any:
+    """What was given, or else the base's own."""
+    return own if given is None else given

@@ -32,7 +32,7 @@ from studio.families import Base, Conditioning, Shot
 from studio.limits import limit, too_many
 from studio.pipelines.schedulers import Course, Sampler, make_sampler
 
-__all__ = ["Picture", "Request", "sample"]
+__all__ = ["Picture", "Request", "draw", "sample"]
 
 LARGEST_SEED = 2**63 - 1
 
@@ -120,34 +120,77 @@ def _make(
     on_step: Callable[[int, int], None] | None,
 ) -> list[tuple[Image.Image, Sampler]]:
     """Makes one batch of requests that share everything but prompt, negative and seed."""
-    common = requests[0]
+
+    def told(done: int, of: int) -> None:
+        if on_step is not None:
+            on_step(before + done * requests[0].steps // of, total)
+
+    pixels, sampler = draw(base, requests, rows=rows, on_progress=told)
+    return [(image, sampler) for image in _to_images(pixels[: len(requests)])]
+
+
+def draw(
+    base: Base,
+    requests: Sequence[Request],
+    *,
+    rows: int,
+    on_progress: Callable[[int, int], None] = lambda done, of: None,
+) -> tuple[Tensor, Sampler]:
+    """Draws one batch.
+
+    Args:
+        base: what denoises.
+        requests: at most ``rows``, which share everything but prompt, negative and seed.
+        rows: images per batch; what is missing is the last one again.
+        on_progress: called as ``on_progress(done, of)`` after each of the scheduler's times.
+
+    Returns:
+        Pixels ``(rows, 3, H, W)`` in [-1, 1], fp32, and the sampler.
+
+    Raises:
+        StudioError: the model gave no finite numbers.
+    """
+    common, pipe, family = requests[0], base.pipe, base.family
     padded = [*requests, *[requests[-1]] * (rows - len(requests))]
-    pipe, family = base.pipe, base.family
-    denoiser = pipe.components[family.denoiser]
     device = pipe._execution_device  # where diffusers' own pipelines compute, offloaded parts included
     cells = (common.height // family.downscale, common.width // family.downscale)
     sampler = make_sampler(pipe.scheduler, common.scheduler, common.steps, device, course=Course.of(base, cells))
-    scheduler = sampler.scheduler
     generators = [torch.Generator("cpu").manual_seed(request.seed) for request in padded]
     acting = contextlib.nullcontext() if common.blend is None else blended(pipe, dict(common.blend))
     with torch.no_grad(), turn(pipe), _evaluating(pipe), _one_thread_per_batch(device, rows), acting:
         conditioning = _conditioning(base, padded)
-        latents = _noise(base, cells, generators).to(device) * getattr(scheduler, "init_noise_sigma", 1.0)
-        scaled = getattr(scheduler, "scale_model_input", None)  # flows have none
-        noise = {"generator": generators} if "generator" in _arguments(scheduler.step) else {}
-        for number, timestep in enumerate(scheduler.timesteps):
-            noisy = (latents if scaled is None else scaled(latents, timestep)).to(denoiser.dtype)
-            output = _guided(base, noisy, timestep.to(device), conditioning, common.guidance)
-            latents = scheduler.step(output, timestep, latents, **noise, return_dict=False)[0]
-            if on_step is not None:
-                on_step(before + (number + 1) * common.steps // len(scheduler.timesteps), total)
+        latents = _noise(base, cells, generators).to(device)
+        latents = _denoised(base, latents, conditioning, sampler.scheduler, generators, common.guidance, on_progress)
         pixels = _decoded(base, latents)
     if not torch.isfinite(latents).all() or not torch.isfinite(pixels).all():
+        dtype = str(pipe.components[family.denoiser].dtype).removeprefix("torch.")
         raise StudioError(
-            f"the model gave numbers that are not finite in {str(denoiser.dtype).removeprefix('torch.')}; open the "
-            "base with another dtype (bfloat16, float32), or lower the adapters' strengths"
+            f"the model gave numbers that are not finite in {dtype}; open the base with another dtype (bfloat16, "
+            "float32), or lower the adapters' strengths"
         )
-    return [(image, sampler) for image in _to_images(pixels[: len(requests)])]
+    return pixels, sampler
+
+
+def _denoised(
+    base: Base,
+    latents: Tensor,
+    conditioning: Conditioning,
+    scheduler: Any,
+    generators: Sequence[torch.Generator],
+    guidance: float,
+    on_progress: Callable[[int, int], None],
+) -> Tensor:
+    """Start noise ``(B, C, h, w)`` as the latents of pictures."""
+    dtype = base.pipe.components[base.family.denoiser].dtype
+    latents = latents * getattr(scheduler, "init_noise_sigma", 1.0)
+    scaled = getattr(scheduler, "scale_model_input", None)  # flows have none
+    noise = {"generator": list(generators)} if "generator" in _arguments(scheduler.step) else {}
+    for number, timestep in enumerate(scheduler.timesteps):
+        noisy = (latents if scaled is None else scaled(latents, timestep)).to(dtype)
+        output = _guided(base, noisy, timestep.to(latents.device), conditioning, guidance)
+        latents = scheduler.step(output, timestep, latents, **noise, return_dict=False)[0]
+        on_progress(number + 1, len(scheduler.timesteps))
+    return latents
 
 
 def _conditioning(base: Base, requests: Sequence[Request]) -> Conditioning:
@@ -196,8 +239,8 @@ def _batches(base: Base, requests: Sequence[Request], rows: int) -> Iterator[lis
     for index, request in enumerate(requests):
         scheduler = request.scheduler if isinstance(request.scheduler, str) else id(request.scheduler)
         blend = None if request.blend is None else tuple(sorted((name, repr(s)) for name, s in request.blend.items()))
-        key = (blend, request.width, request.height, request.steps, request.guidance, request.embedded, scheduler)
-        key += lengths(request)
+        sizes = (request.width, request.height, request.steps, request.guidance, request.embedded)
+        key = (blend, *sizes, scheduler, *lengths(request))
         groups.setdefault(key, []).append(index)
     for members in groups.values():
         for first in range(0, len(members), rows):
@@ -286,6 +329,8 @@ def _check(base: Base, request: Request) -> None:
             + ("" if base.defaults.embedded is None else " (embedded_guidance is what it takes)")
         )
     if request.embedded is not None and base.defaults.embedded is None:
-        raise BadConfig(f"embedded_guidance={request.embedded!r}: {base.id} embeds no guidance; guidance is what it takes")
+        raise BadConfig(
+            f"embedded_guidance={request.embedded!r}: {base.id} embeds no guidance; guidance is what it takes"
+        )
     if request.embedded is not None and not 0 <= request.embedded < math.inf:
         raise BadConfig(f"embedded_guidance={request.embedded!r}: it must be a finite number from 0 on")

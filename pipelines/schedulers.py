@@ -79,6 +79,7 @@ _add("PLMS", "PNDMScheduler", predictions=("epsilon",), skip_prk_steps=True)
 _add("TCD", "TCDScheduler")
 _add("UniPC", "UniPCMultistepScheduler", flow="UniPCMultistepScheduler")
 
+
 @dataclass(frozen=True)
 class Course:
     """What a family says about the times of one picture.
@@ -195,7 +196,8 @@ def _named(own: Any, choice: SchedulerChoice, course: Course) -> Any:
     if not cls or (flow and choice.settings.get("use_karras_sigmas")):
         usable = ", ".join(name for name, row in SCHEDULERS.items() if row.flow and not row.schedule)
         raise DoesNotFit(
-            f"{f'{choice.title} {choice.schedule}'.strip()} cannot sample a flow, and this base is one; choose of {usable}"
+            f"{f'{choice.title} {choice.schedule}'.strip()} cannot sample a flow, and this base is one; choose one of "
+            f"{usable}"
         )
     accepted = inspect.signature(getattr(diffusers, cls).__init__).parameters
     told = course.process.facts(own.config, accepted, choice.title, course.shift)

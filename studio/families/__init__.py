@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from studio.families.image import sd1 as _sd1  # noqa: F401  (each registers its rows)
+from studio.families import image as _image  # noqa: F401  (its files register their rows)
 from studio.families.base import BASES, Base, open_base
 from studio.families.conditioning import Conditioning, Shot
 from studio.families.family import FAMILIES, Family, components, family_in, family_of, is_pipeline

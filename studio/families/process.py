@@ -30,6 +30,7 @@ from studio.errors import DoesNotFit
 
 __all__ = ["PREDICTIONS", "SMALLEST_SNR", "Diffusion", "Flow", "Prediction", "Process"]
 
+FLOW: Final = "flow_prediction"
 SMALLEST_SNR: Final = 1e-8  # a schedule that ends in pure noise has snr = 0 there, and ε weights divide by it
 
 
@@ -60,11 +61,14 @@ class Process(ABC):
 
     Attributes:
         word: what it is called in sentences.
-        prediction: a key of :data:`PREDICTIONS`.
     """
 
     word: ClassVar[str]
-    prediction: str
+
+    @property
+    @abstractmethod
+    def prediction(self) -> str:
+        """A key of :data:`PREDICTIONS`."""
 
     @classmethod
     @abstractmethod
@@ -100,11 +104,11 @@ class Process(ABC):
 
     @abstractmethod
     def mixture(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns α and σ of each time, fp32 ``(B,)``."""
+        """Returns α and σ, fp32 ``(B,)``, of ``timesteps (B,)``."""
 
     @abstractmethod
     def snr(self, timesteps: Tensor) -> Tensor:
-        """Returns the signal-to-noise ratio ``α²/σ²`` of each time, float64 ``(B,)``."""
+        """Returns the signal-to-noise ratio ``α²/σ²``, float64 ``(B,)``, of ``timesteps (B,)``."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +117,17 @@ class Diffusion(Process):
 
     Args:
         alphas: ᾱ of every timestep, ``(T,)``.
-        prediction: a key of :data:`PREDICTIONS`.
+        predicts: a key of :data:`PREDICTIONS`.
     """
 
     word: ClassVar[str] = "diffusion"
     alphas: Tensor
-    prediction: str = "epsilon"
+    predicts: str = "epsilon"
+
+    @property
+    def prediction(self) -> str:
+        """What the base's scheduler says."""
+        return self.predicts
 
     @classmethod
     def of(cls, scheduler: Any, device: Any = None) -> Diffusion:
@@ -128,8 +137,8 @@ class Diffusion(Process):
         if alphas is None:
             raise DoesNotFit(f"{name} has no table of ᾱ (alphas_cumprod), and this base is trained on ε or v")
         prediction = scheduler.config.prediction_type
-        if prediction not in PREDICTIONS or prediction == Flow.prediction:
-            known = ", ".join(name for name in PREDICTIONS if name != Flow.prediction)
+        if prediction not in PREDICTIONS or prediction == FLOW:
+            known = ", ".join(name for name in PREDICTIONS if name != FLOW)
             raise DoesNotFit(f"{name} predicts {prediction!r}; known are {known}")
         return cls(alphas.float().to(device), prediction)
 
@@ -146,12 +155,12 @@ class Diffusion(Process):
         return (u * len(self.alphas)).long()
 
     def mixture(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns ``√ᾱ`` and ``√(1−ᾱ)``."""
+        """Returns ``√ᾱ`` and ``√(1−ᾱ)``, each ``(B,)``, of ``timesteps (B,)``."""
         alphas = self.alphas[timesteps]
         return alphas.sqrt(), (1 - alphas).sqrt()
 
     def snr(self, timesteps: Tensor) -> Tensor:
-        """Returns ``ᾱ / (1 − ᾱ)``."""
+        """Returns ``ᾱ / (1 − ᾱ)``, ``(B,)``, of ``timesteps (B,)``."""
         alphas = self.alphas[timesteps].double()
         return alphas / (1 - alphas)
 
@@ -165,8 +174,12 @@ class Flow(Process):
     """
 
     word: ClassVar[str] = "flow"
-    prediction: ClassVar[str] = "flow_prediction"
     length: int = 1000
+
+    @property
+    def prediction(self) -> str:
+        """The only one that flows have."""
+        return FLOW
 
     @classmethod
     def of(cls, scheduler: Any, device: Any = None) -> Flow:
@@ -179,7 +192,7 @@ class Flow(Process):
     def facts(cls, own: Mapping[str, Any], accepted: Collection[str], title: str, shift: float) -> dict[str, Any]:
         """See :meth:`Process.facts`."""
         if "use_flow_sigmas" in accepted:
-            told = {"use_flow_sigmas": True, "prediction_type": cls.prediction, "flow_shift": shift}
+            told = {"use_flow_sigmas": True, "prediction_type": FLOW, "flow_shift": shift}
             return told | {"num_train_timesteps": own["num_train_timesteps"]}
         if "shift" not in accepted:
             raise DoesNotFit(f"{title} cannot sample a flow, and this base is one; choose another")
@@ -192,12 +205,12 @@ class Flow(Process):
         return (self.length * (shift * u / (1 + (shift - 1) * u))).float()
 
     def mixture(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns ``1 − s`` and ``s``."""
+        """Returns ``1 − s`` and ``s``, each ``(B,)``, of ``timesteps (B,)``."""
         s = timesteps.float() / self.length
         return 1 - s, s
 
     def snr(self, timesteps: Tensor) -> Tensor:
-        """Returns ``((1 − s) / s)²``."""
+        """Returns ``((1 − s) / s)²``, ``(B,)``, of ``timesteps (B,)``."""
         s = timesteps.double() / self.length
         return ((1 - s) / s.clamp_min(1e-6)).square()
 

@@ -148,7 +148,9 @@ class Objective:
             raise BadConfig(f"shift={self.shift!r}: the shift of a flow's times must be above 0 (1: none, 3 is usual)")
         if flow and self.weighting in NOT_FOR_FLOWS:
             usual = ", ".join(name for name in WEIGHTINGS if name not in NOT_FOR_FLOWS)
-            raise DoesNotFit(f"weighting={self.weighting!r} is for bases that predict ε or v, and this is a flow: {usual}")
+            raise DoesNotFit(
+                f"weighting={self.weighting!r} is for bases that predict ε or v, and this is a flow: {usual}"
+            )
         if not flow and self.shift != 1:
             raise DoesNotFit(f"shift={self.shift!r} is for flows, and this base predicts {self.process.prediction}")
 
@@ -182,7 +184,7 @@ class Objective:
         return PREDICTIONS[self.process.prediction].target(latents, noise, *self._mixture(timesteps, latents))
 
     def weights(self, timesteps: Tensor) -> Tensor:
-        """Returns the weight of each row's squared error, fp32 ``(B,)``; computed in float64."""
+        """Returns the weight of the squared error at each of ``timesteps (B,)``, fp32; computed in float64."""
         factor = PREDICTIONS[self.process.prediction].factor
         return WEIGHTINGS[self.weighting](self.process.snr(timesteps), factor, self.gamma).float()
 

@@ -18,11 +18,12 @@ from torch import nn
 
 from studio.families.conditioning import Conditioning
 from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity
-from studio.families.parts.clip import check_tokens
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
+from studio.families.parts.names import is_a
 from studio.families.parts.native import by_config
 from studio.families.parts.place import device_of
-from studio.families.parts.unet import is_a, unet_predict, unet_presets
+from studio.families.parts.texts import check_tokens
+from studio.families.parts.unet import unet_predict, unet_presets
 from studio.families.process import Diffusion
 from studio.families.recipe import ImageRecipe
 

@@ -37,12 +37,17 @@ def kl_encode(pipe: Any, pixels: Tensor, generator: torch.Generator | None = Non
 def kl_decode(pipe: Any, latents: Tensor) -> Tensor:
     """Returns pixels ``(B, 3, H, W)``, clipped to [-1, 1], of scaled latents ``(B, C, h, w)``."""
     vae = pipe.vae
-    unscaled = latents.to(device_of(pipe, vae), vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+    unscaled = latents.to(device_of(pipe, vae), vae.dtype) / vae.config.scaling_factor + (
+        vae.config.shift_factor or 0.0
+    )
     return vae.decode(unscaled).sample.clamp(-1, 1)
 
 
 def pack(latents: Tensor) -> Tensor:
-    """Returns ``(B, C, h, w)`` as tokens ``(B, h/2 · w/2, 4 C)`` of 2 x 2 cells; their order is channel, row, column.
+    """Returns latents as tokens of 2 x 2 cells; the order of their numbers is channel, row, column.
+
+    Args:
+        latents: ``(B, C, h, w)``; ``(B, h/2 · w/2, 4 C)`` comes of them.
 
     Example:
         >>> x = torch.randn(1, 16, 4, 6)
@@ -53,12 +58,17 @@ def pack(latents: Tensor) -> Tensor:
 
 
 def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Returns tokens as latents ``(B, C, height, width)``: the inverse of :func:`pack`."""
+    """Returns tokens ``(B, N, 4 C)`` as latents ``(B, C, height, width)``: the inverse of :func:`pack`."""
     return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height // 2, width // 2)), 2)
 
 
 def grid(height: int, width: int, axes: int, like: Tensor) -> Tensor:
     """Returns positions ``(height · width, axes)`` with the row on axis 1 and the column on axis 2, else 0.
+
+    Args:
+        height, width: cells.
+        axes: how many numbers a position has.
+        like: whose device and type they have, ``()``.
 
     Example:
         >>> grid(1, 2, 3, torch.zeros(())).tolist()

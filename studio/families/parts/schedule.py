@@ -1,7 +1,7 @@
 r"""Times of flows: how their noise levels are shifted, and what a scheduler is given.
 
-A flow of k times the noise has ``s = k u / (1 + (k−1) u)`` for u evenly spread; *static* bases have one k, *dynamic* ones
-``k = exp(μ)`` with μ linear in the number N of image tokens.
+A flow of k times the noise has ``s = k u / (1 + (k−1) u)`` for u evenly spread; *static* bases have one k,
+*dynamic* ones ``k = exp(μ)`` with μ linear in the number N of image tokens.
 
 References:
     | Scaling Rectified Flow Transformers for High-Resolution Image Synthesis (Esser et al., 2024), arXiv:2403.03206

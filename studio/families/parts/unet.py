@@ -1,15 +1,15 @@
-"""Names of the layers of the U-Nets, and how one is told from another."""
+"""The U-Nets: the names of their layers, and how they are called."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from studio.families.conditioning import Conditioning
-from studio.families.parts.clip import CLIP_ATTENTION, CLIP_FEEDFORWARD
+from studio.families.parts.names import CLIP, presets
 
-__all__ = ["is_a", "unet_predict", "unet_presets"]
+__all__ = ["unet_predict", "unet_presets"]
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 FEEDFORWARD = ("ff.net.0.proj", "ff.net.2")
@@ -31,23 +31,20 @@ def unet_presets(
     """
     linear = ATTENTION + FEEDFORWARD + TIME + (PROJECTIONS if linear_projections else ()) + (SIZES if sizes else ())
     convolutions = CONVOLUTIONS + (() if linear_projections else PROJECTIONS)
-    attention, text = dict.fromkeys(encoders, CLIP_ATTENTION), dict.fromkeys(encoders, CLIP_ATTENTION + CLIP_FEEDFORWARD)
-    return {
-        "attention": {"unet": ATTENTION, **attention},
-        "attention+mlp": {"unet": ATTENTION + FEEDFORWARD, **text},
-        "all-linear": {"unet": linear, **text},
+    more: dict[str, dict[str, tuple[str, ...]]] = {
+        "all-linear": {"unet": linear, **{name: CLIP[0] + CLIP[1] for name in encoders}},
         "conv": {"unet": convolutions},
-        # What the two trainers take unless told otherwise.
-        "subject": {"unet": ATTENTION + FEEDFORWARD},
-        "style": {"unet": ATTENTION + FEEDFORWARD},
     }
+    return presets("unet", ATTENTION, FEEDFORWARD, dict.fromkeys(encoders, CLIP)) | more
 
 
 def unet_predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-    """Returns the U-Net's output ``(B, C, h, w)``: ε or v, as the scheduler's ``prediction_type`` says."""
+    """Returns the U-Net's output: ε or v, as the scheduler's ``prediction_type`` says.
+
+    Args:
+        pipe: the pipeline with ``unet``.
+        noisy: the latents ``(B, C, h, w)``.
+        timesteps: of each row, ``(B,)``.
+        conditioning: what the prompts say.
+    """
     return pipe.unet(noisy, timesteps, encoder_hidden_states=conditioning.tokens).sample
-
-
-def is_a(module: nn.Module | None, name: str) -> bool:
-    """Whether a module is of a class of this name, which is not imported for it."""
-    return module is not None and name in {cls.__name__ for cls in type(module).__mro__}

@@ -1,4 +1,4 @@
-"""Reading prompts with CLIP's text encoders."""
+"""Whether a text encoder reads prompts whole."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from typing import Any
 
 from studio.errors import DoesNotFit
 
-__all__ = ["CLIP_ATTENTION", "CLIP_FEEDFORWARD", "check_tokens"]
-
-CLIP_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
-CLIP_FEEDFORWARD = ("fc1", "fc2")
+__all__ = ["check_chat", "check_tokens"]
 
 
 def check_tokens(tokenizer: Any, prompts: Sequence[str], length: int | None = None) -> None:
@@ -32,4 +29,25 @@ def check_tokens(tokenizer: Any, prompts: Sequence[str], length: int | None = No
             raise DoesNotFit(
                 f"the prompt {prompt!r} has {len(ids)} tokens and this base reads {length}; shorten it "
                 f"(the part {rest!r} would be lost)"
+            )
+
+
+def check_chat(tokenizer: Any, prompts: Sequence[str], written: Sequence[str], length: int) -> None:
+    """As :func:`check_tokens`, of prompts that are read inside a chat template.
+
+    Args:
+        tokenizer: the encoder's.
+        prompts: the prompts.
+        written: what the template makes of each.
+        length: the most tokens, the template's included.
+
+    Raises:
+        DoesNotFit: a prompt is longer.
+    """
+    for prompt, text in zip(prompts, written, strict=True):
+        size = len(tokenizer(text, truncation=False, verbose=False).input_ids)
+        if size > length:
+            raise DoesNotFit(
+                f"the prompt {prompt!r} has {size} tokens with what is told the text encoder beside it, and this base "
+                f"reads {length}; shorten it by {size - length}"
             )
