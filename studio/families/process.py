@@ -104,11 +104,11 @@ class Process(ABC):
 
     @abstractmethod
     def mixture(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns α and σ, fp32 ``(B,)``, of ``timesteps (B,)``."""
+        """Returns α and σ, fp32 ``(B,)``, of timesteps ``(B,)``."""
 
     @abstractmethod
     def snr(self, timesteps: Tensor) -> Tensor:
-        """Returns the signal-to-noise ratio ``α²/σ²``, float64 ``(B,)``, of ``timesteps (B,)``."""
+        """Returns the signal-to-noise ratio ``α²/σ²``, float64 ``(B,)``, of timesteps ``(B,)``."""
 
 
 @dataclass(frozen=True)
@@ -155,12 +155,12 @@ class Diffusion(Process):
         return (u * len(self.alphas)).long()
 
     def mixture(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns ``√ᾱ`` and ``√(1−ᾱ)``, each ``(B,)``, of ``timesteps (B,)``."""
+        """Returns ``√ᾱ`` and ``√(1−ᾱ)``, each ``(B,)``, of timesteps ``(B,)``."""
         alphas = self.alphas[timesteps]
         return alphas.sqrt(), (1 - alphas).sqrt()
 
     def snr(self, timesteps: Tensor) -> Tensor:
-        """Returns ``ᾱ / (1 − ᾱ)``, ``(B,)``, of ``timesteps (B,)``."""
+        """Returns ``ᾱ / (1 − ᾱ)``, ``(B,)``, of timesteps ``(B,)``."""
         alphas = self.alphas[timesteps].double()
         return alphas / (1 - alphas)
 
@@ -205,12 +205,12 @@ class Flow(Process):
         return (self.length * (shift * u / (1 + (shift - 1) * u))).float()
 
     def mixture(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns ``1 − s`` and ``s``, each ``(B,)``, of ``timesteps (B,)``."""
+        """Returns ``1 − s`` and ``s``, each ``(B,)``, of timesteps ``(B,)``."""
         s = timesteps.float() / self.length
         return 1 - s, s
 
     def snr(self, timesteps: Tensor) -> Tensor:
-        """Returns ``((1 − s) / s)²``, ``(B,)``, of ``timesteps (B,)``."""
+        """Returns ``((1 − s) / s)²``, ``(B,)``, of timesteps ``(B,)``."""
         s = timesteps.double() / self.length
         return ((1 - s) / s.clamp_min(1e-6)).square()
 

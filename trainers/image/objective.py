@@ -184,7 +184,7 @@ class Objective:
         return PREDICTIONS[self.process.prediction].target(latents, noise, *self._mixture(timesteps, latents))
 
     def weights(self, timesteps: Tensor) -> Tensor:
-        """Returns the weight of the squared error at each of ``timesteps (B,)``, fp32; computed in float64."""
+        """Returns the weight of the squared error at each of the timesteps ``(B,)``, fp32; computed in float64."""
         factor = PREDICTIONS[self.process.prediction].factor
         return WEIGHTINGS[self.weighting](self.process.snr(timesteps), factor, self.gamma).float()
 

@@ -8,9 +8,8 @@ References:
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,11 +38,9 @@ _CROSS = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 _FEEDFORWARD = ("ff.conv_inverted", "ff.conv_point")
 
 
-@functools.lru_cache(maxsize=8)
-def _instruction(pipeline: Hashable) -> list[str]:
+def _instruction(pipe: Any) -> list[str]:
     """What Gemma is told in front of a prompt."""
-    call: Any = pipeline.__call__  # type: ignore[attr-defined]
-    return list(inspect.signature(call).parameters["complex_human_instruction"].default or ())
+    return list(inspect.signature(pipe.__call__).parameters["complex_human_instruction"].default or ())
 
 
 def check_text(pipe: Any, prompts: Sequence[str]) -> None:
@@ -67,7 +64,7 @@ def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioni
         DoesNotFit: a prompt is longer than Gemma reads.
     """
     check_text(pipe, prompts)
-    told = None if negative else _instruction(type(pipe))
+    told = None if negative else _instruction(pipe)
     tokens, mask, *_ = pipe.encode_prompt(
         list(prompts), False, max_sequence_length=LENGTH, complex_human_instruction=told
     )
