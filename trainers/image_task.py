@@ -234,7 +234,13 @@ class ImageTask(ABC):
         wanted = recipe.text_encoder if self.text_encoder is None else self.text_encoder
         if wanted or self.text_encoder_learning_rate is not None:
             rate = self.text_encoder_learning_rate or recipe.text_encoder_learning_rate * opening.factor
-            rates.update((one.component, rate) for one in family.encoders if one.trained)
+            trained = [one.component for one in family.encoders if one.trained]
+            if not trained:
+                raise DoesNotFit(
+                    f"text_encoder=True: the text encoder of {family.title} is not trained with its pictures, by no tool; "
+                    "leave it out"
+                )
+            rates.update(dict.fromkeys(trained, rate))
         return rates
 
     def _origin(self, opening: Opening[Base], material: Material) -> dict[str, str]:

@@ -21,6 +21,7 @@ from studio.adapters.info import split_path
 from studio.adapters.sites.site import Site
 from studio.adapters.start import check_sources, started
 from studio.adapters.targets.find import find_targets, left_beside
+from studio.adapters.targets.silent import heard
 from studio.adapters.targets.unmatched import check_blocks, check_tables
 from studio.device import on_cpu
 from studio.errors import BadConfig, DoesNotFit
@@ -162,7 +163,7 @@ def attach(
         BadConfig: no config, or an impossible name or rank.
         DoesNotFit: the name is taken, a blend is baked, or the model is inside FSDP, or DDP of several processes.
         NoTargets: a pattern (of targets, exclude, ranks, block sizes, feed-forwards) that matches nothing.
-        UnsupportedLayer: a layer that the method cannot change.
+        UnsupportedLayer: a layer that the method cannot change, or that no picture depends on.
 
     Example:
         >>> import torch, studio
@@ -179,9 +180,12 @@ def attach(
     check_sources(config, calibrate, original)
     components = (components,) if isinstance(components, str) else components
     method, modules = config.adapter, components_of(model)
-    paths = method.whole(modules, components) or find_targets(
-        modules, config.targets, config.exclude, chosen=components, kinds=method.kinds, method=type(config).__name__
-    )
+    paths, notes = method.whole(modules, components), []
+    if not paths:
+        paths = find_targets(
+            modules, config.targets, config.exclude, chosen=components, kinds=method.kinds, method=type(config).__name__
+        )
+        paths, notes = heard(modules, config.targets, paths)
     sites: dict[str, dict[str, Site]] = {}
     for component, found in paths.items():
         joined, root = method.joined(modules[component], found), modules[component]
@@ -198,7 +202,7 @@ def attach(
         if assembly_at(module) is None:
             mounted[0].freeze_beside(module)
     beside = left_beside(modules, config.targets, config.exclude, paths, kinds=method.kinds)
-    return _report(mounted, name, beside)
+    return _report(mounted, name, [*beside, *notes])
 
 
 def _report(mounted: Sequence[Assembly], name: str, beside: Sequence[str] = ()) -> AttachReport:

@@ -161,6 +161,8 @@ class Family:
             of a flow; times count from 0 to 1000 and rise with the noise.
         guide: ``(without, within, g) -> prediction``; u + g (c − u), or the family's own rule.
         schedule: ``(pipe, scheduler, steps, (h, w), device)``; sets the scheduler's times.
+        checkpointed: makes what runs a block of the denoiser so that the backward pass runs it again, called as
+            ``(block, *arguments)``; None: as diffusers does.
         shift: ``(pipe, (h, w)) -> k`` of a flow's ``s = k u / (1 + (k−1) u)`` at this size.
     """
 
@@ -194,6 +196,7 @@ class Family:
     predict: Callable[[Pipe, Tensor, Tensor, Conditioning], Tensor]
     guide: Callable[[Tensor, Tensor, float], Tensor] = _plain
     schedule: Callable[[Pipe, Any, int, tuple[int, int], Any], None] = _steps_only
+    checkpointed: Callable[[], Callable[..., Any]] | None = None
     shift: Callable[[Pipe, tuple[int, int]], float] = lambda pipe, cells: 1.0
 
     @property

@@ -7,11 +7,12 @@ References:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from studio.families.conditioning import Conditioning
 from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity
@@ -76,6 +77,21 @@ def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Condition
     return unpack(out, height, width)
 
 
+def checkpointed() -> Callable[..., Any]:
+    """Returns what runs a block: diffusers gives the mask to the first ones and forgets it for the single ones."""
+    mask: Tensor | None = None
+
+    def run(block: nn.Module, *given: Any) -> Any:
+        nonlocal mask
+        if "Single" in type(block).__name__:
+            given = (*given, mask)
+        else:
+            mask = given[-1]
+        return checkpoint(block.__call__, *given, use_reentrant=False)
+
+    return run
+
+
 def _recognise(parts: Mapping[str, nn.Module]) -> bool:
     return is_a(parts.get("transformer", parts.get("")), "ChromaTransformer2DModel")
 
@@ -106,6 +122,7 @@ CHROMA = FAMILIES.add(
         decode=kl_decode,
         predict=predict,
         schedule=flux_schedule,
+        checkpointed=checkpointed,
         shift=flow_shift(patch=2),
     ),
 )
