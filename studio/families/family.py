@@ -28,6 +28,7 @@ __all__ = [
     "Family",
     "Identity",
     "Silent",
+    "SingleFile",
     "components",
     "family_in",
     "family_of",
@@ -36,6 +37,7 @@ __all__ = [
 
 Pipe = Any  # a diffusers pipeline; diffusers is imported only by those who open one
 Parts = Mapping[str, nn.Module]
+Shapes = Mapping[str, tuple[int, ...]]
 Presets = Mapping[str, Mapping[str, tuple[str, ...]]]
 
 
@@ -109,6 +111,23 @@ class Silent:
     reason: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class SingleFile:
+    """How a checkpoint of one file, in the names of those who trained it, is told and opened.
+
+    Args:
+        tells: ``sizes of the denoiser's tensors by name -> whether`` they are of this family.
+        configs: the same ``->`` the hub id of the diffusers folder whose small files describe it.
+        parts: component -> what the names of its tensors begin with, where such files hold it beside the denoiser.
+        unread: ends of names in the denoiser that diffusers leaves out, without an effect.
+    """
+
+    tells: Callable[[Shapes], bool]
+    configs: Callable[[Shapes], str]
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+
+
 def _as_it_is(pipe: Pipe, conditioning: Conditioning, shots: Sequence[Shot]) -> Conditioning:
     return conditioning
 
@@ -144,6 +163,9 @@ class Family:
         presets: preset -> component -> target patterns (:func:`studio.adapters.contract.pattern.matches` has their
             syntax). A component that a preset does not name is not adapted by it.
         kohya: the flat prefix of the denoiser's keys in kohya files.
+        single: how its checkpoints of one file are opened; None: diffusers cannot.
+        hashes_files: whether a base is known by the bytes of its files, not by its weights as fp32
+            (:mod:`studio.families.opening.hashing`).
         identity: ``components by name -> what other tools call it``.
         silent: ``(component, module) -> layers`` that no picture depends on.
         recognise: whether a set of components (name -> module) is one of this family; a bare module comes as
@@ -183,6 +205,8 @@ class Family:
     dtypes: Mapping[str, str] = field(default_factory=dict)
     presets: Presets
     kohya: str
+    single: SingleFile | None = None
+    hashes_files: bool = True
     identity: Callable[[Parts], Identity]
     silent: Callable[[str, nn.Module], tuple[Silent, ...]] = lambda component, module: ()
     recognise: Callable[[Parts], bool]

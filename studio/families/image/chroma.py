@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from studio.families.conditioning import Conditioning
-from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity
+from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, SingleFile
 from studio.families.image.flux1 import ATTENTION, FEEDFORWARD, TOOLS, flux_schedule
 from studio.families.parts.latents import grid, kl_channels, kl_decode, kl_encode, pack, same_channels, unpack
 from studio.families.parts.names import T5, is_a, presets
@@ -114,6 +114,11 @@ CHROMA = FAMILIES.add(
         recipes={"dreambooth": _RECIPE, "style": dataclasses.replace(_RECIPE, steps=1500)},
         presets=presets("transformer", ATTENTION, FEEDFORWARD, {"text_encoder": T5}, tools=TOOLS),
         kohya="lora_unet",
+        single=SingleFile(
+            tells=lambda shapes: "distilled_guidance_layer.in_proj.bias" in shapes,
+            configs=lambda shapes: "lodestones/Chroma1-HD",
+            parts={"text_encoder": ("text_encoders.t5xxl.",), "vae": ("first_stage_model.", "vae.")},
+        ),
         identity=lambda parts: Identity("chroma", "chroma"),
         recognise=_recognise,
         check_text=check_text,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from studio.families.conditioning import Conditioning, Shot
-from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity
+from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Shapes, SingleFile
 from studio.families.parts.latents import grid, kl_channels, kl_decode, kl_encode, pack, same_channels, unpack
 from studio.families.parts.names import CLIP, T5, is_a, presets
 from studio.families.parts.native import square
@@ -112,6 +112,14 @@ def _identity(parts: Mapping[str, nn.Module]) -> Identity:
     return Identity("flux-1-dev" if config.guidance_embeds else "flux-1-schnell", "flux1")
 
 
+def _embeds(shapes: Shapes) -> bool:
+    return "guidance_in.in_layer.weight" in shapes
+
+
+def _tells(shapes: Shapes) -> bool:
+    return {"double_blocks.0.img_attn.norm.key_norm.scale", "vector_in.in_layer.weight"} <= shapes.keys()
+
+
 def _recognise(parts: Mapping[str, nn.Module]) -> bool:
     return is_a(parts.get("transformer", parts.get("")), "FluxTransformer2DModel")
 
@@ -139,6 +147,15 @@ FLUX1 = FAMILIES.add(
             "transformer", ATTENTION, FEEDFORWARD, {"text_encoder": CLIP, "text_encoder_2": T5}, tools=TOOLS
         ),
         kohya="lora_unet",
+        single=SingleFile(
+            tells=_tells,
+            configs=lambda shapes: f"black-forest-labs/FLUX.1-{'dev' if _embeds(shapes) else 'schnell'}",
+            parts={
+                "text_encoder": ("text_encoders.clip_l.",),
+                "text_encoder_2": ("text_encoders.t5xxl.",),
+                "vae": ("first_stage_model.", "vae."),
+            },
+        ),
         identity=_identity,
         recognise=_recognise,
         check_text=check_text,

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from studio.families.conditioning import Conditioning
-from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Silent
+from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Shapes, Silent, SingleFile
 from studio.families.image.flux1 import embed_guidance
 from studio.families.parts.latents import grid, kl_channels, same_channels
 from studio.families.parts.names import LANGUAGE, is_a, presets
@@ -156,6 +156,13 @@ def _defaults(pipe: Any) -> Defaults:
     return Defaults(steps=50, guidance=4.0, length=LENGTH)
 
 
+def _configs(shapes: Shapes) -> str:
+    """dev embeds its guidance, and klein's two sizes differ in their width."""
+    if "guidance_in.in_layer.weight" in shapes:
+        return "black-forest-labs/FLUX.2-dev"
+    return f"black-forest-labs/FLUX.2-klein-{4 if shapes['img_in.weight'][0] <= 3072 else 9}B"
+
+
 def _identity(parts: Mapping[str, nn.Module]) -> Identity:
     config: Any = (parts.get("transformer") or parts[""]).config
     if config.guidance_embeds:
@@ -198,6 +205,10 @@ FLUX2 = FAMILIES.add(
         recipes={"dreambooth": _RECIPE, "style": dataclasses.replace(_RECIPE, steps=1500)},
         presets=presets("transformer", _ATTENTION, _FEEDFORWARD, {"text_encoder": LANGUAGE}, tools=_TOOLS),
         kohya="lora_unet",
+        single=SingleFile(
+            tells=lambda shapes: "single_stream_modulation.lin.weight" in shapes,
+            configs=_configs,
+        ),
         identity=_identity,
         silent=_silent,
         recognise=_recognise,

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from studio.families.conditioning import Conditioning
-from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Silent
+from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Silent, SingleFile
 from studio.families.image.flux1 import flux_schedule
 from studio.families.parts.guide import renormed, width_norm
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
@@ -111,6 +111,11 @@ LUMINA2 = FAMILIES.add(
         recipes={"dreambooth": _RECIPE, "style": dataclasses.replace(_RECIPE, steps=1500)},
         presets=presets("transformer", _ATTENTION, _FEEDFORWARD, {"text_encoder": LANGUAGE}, tools=_ATTENTION),
         kohya="lora_unet",
+        single=SingleFile(
+            tells=lambda shapes: {"layers.0.adaLN_modulation.1.weight", "cap_embedder.0.weight"} <= shapes.keys(),
+            configs=lambda shapes: "Alpha-VLLM/Lumina-Image-2.0",
+            unread=("norm_final.weight",),
+        ),
         identity=lambda parts: Identity("lumina-2", "lumina2"),
         silent=_silent,
         recognise=_recognise,

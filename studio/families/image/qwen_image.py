@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from studio.families.conditioning import Conditioning
-from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Silent
+from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Silent, SingleFile
 from studio.families.image.flux1 import flux_schedule
 from studio.families.parts.guide import patch_norm, renormed
 from studio.families.parts.latents import pack, same_channels, unpack
@@ -142,6 +142,10 @@ QWEN_IMAGE = FAMILIES.add(
         recipes={"dreambooth": _RECIPE, "style": dataclasses.replace(_RECIPE, steps=1500)},
         presets=presets("transformer", _ATTENTION, _FEEDFORWARD, {"text_encoder": LANGUAGE}, tools=_IMAGE),
         kohya="lora_unet",
+        single=SingleFile(
+            tells=lambda shapes: {"transformer_blocks.0.img_mod.1.weight", "txt_norm.weight"} <= shapes.keys(),
+            configs=lambda shapes: "Qwen/Qwen-Image",
+        ),
         identity=lambda parts: Identity("Qwen-Image", "qwen_image"),
         silent=_silent,
         recognise=_recognise,

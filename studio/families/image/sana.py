@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from studio.families.conditioning import Conditioning
-from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity
+from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, SingleFile
 from studio.families.parts.latents import kl_channels, same_channels
 from studio.families.parts.names import LANGUAGE, is_a, presets
 from studio.families.parts.native import by_config
@@ -117,6 +117,11 @@ SANA = FAMILIES.add(
             tools=_SELF[:3] + _CROSS[:3],
         ),
         kohya="lora_transformer",
+        single=SingleFile(
+            tells=lambda shapes: "blocks.0.mlp.inverted_conv.conv.weight" in shapes,
+            configs=lambda shapes: "Efficient-Large-Model/Sana_1600M_1024px_diffusers",
+            unread=("pos_embed",),
+        ),
         identity=lambda parts: Identity("sana", "sana"),
         recognise=_recognise,
         check_text=check_text,

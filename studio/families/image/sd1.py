@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from torch import nn
 
 from studio.families.conditioning import Conditioning
-from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity
+from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Shapes, SingleFile
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
 from studio.families.parts.names import is_a
 from studio.families.parts.native import by_config
@@ -89,6 +89,18 @@ def _is_encoder(module: nn.Module, activation: str) -> bool:
     return is_a(module, "CLIPTextModel") and config.hidden_act == activation
 
 
+def _is_ldm(shapes: Shapes, linear: bool) -> bool:
+    """Whether tensors are those of a UNet as CompVis named them, with linear or convolving projections."""
+    projection = next((shape for name, shape in shapes.items() if name.endswith(".1.proj_in.weight")), None)
+    foreign = any(name.startswith("label_emb.") for name in shapes)  # SDXL's sizes, or the classes of an upscaler
+    return "input_blocks.0.0.weight" in shapes and projection is not None and not foreign and (
+        (len(projection) == 2) == linear
+    )  # fmt: skip
+
+
+_PARTS: Final = {"text_encoder": ("cond_stage_model.",), "vae": ("first_stage_model.", "vae.")}
+
+
 def _recognise_sd1(parts: Mapping[str, nn.Module]) -> bool:
     if "" in parts:
         return _is_unet(parts[""], linear=False) or _is_encoder(parts[""], "quick_gelu")
@@ -120,6 +132,12 @@ SD1 = FAMILIES.add(
         small_recipes={"dreambooth": _SMALL, "style": dataclasses.replace(_SMALL, steps=600)},
         presets=unet_presets(linear_projections=False, encoders=("text_encoder",)),
         kohya="lora_unet",
+        single=SingleFile(
+            tells=lambda shapes: _is_ldm(shapes, linear=False),
+            configs=lambda shapes: "stable-diffusion-v1-5/stable-diffusion-v1-5",
+            parts=_PARTS,
+        ),
+        hashes_files=False,
         identity=lambda parts: Identity("stable-diffusion-v1", "sd_v1"),
         recognise=_recognise_sd1,
         check_text=lambda pipe, prompts: check_tokens(pipe.tokenizer, prompts),
@@ -137,6 +155,11 @@ SD2 = FAMILIES.add(
         name="sd2",
         title="Stable Diffusion 2.x",
         presets=unet_presets(linear_projections=True, encoders=("text_encoder",)),
+        single=SingleFile(
+            tells=lambda shapes: _is_ldm(shapes, linear=True),
+            configs=lambda shapes: "stabilityai/stable-diffusion-2-1",
+            parts=_PARTS,
+        ),
         identity=lambda parts: Identity("stable-diffusion-v2-768-v", "sd_v2"),
         recognise=_recognise_sd2,
     ),

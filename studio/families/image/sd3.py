@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from studio.families.conditioning import Conditioning
-from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Silent
+from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Shapes, Silent, SingleFile
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
 from studio.families.parts.names import CLIP, T5, is_a, presets
 from studio.families.parts.native import by_config
@@ -87,6 +87,15 @@ def _identity(parts: Mapping[str, nn.Module]) -> Identity:
     return Identity("stable-diffusion-3-medium", "sd3_m")
 
 
+def _configs(shapes: Shapes) -> str:
+    """3.5 large has 38 blocks, and 3.5 medium a second attention in its first ones."""
+    if "joint_blocks.37.x_block.mlp.fc1.weight" in shapes:
+        return "stabilityai/stable-diffusion-3.5-large"
+    if "joint_blocks.0.x_block.attn2.qkv.weight" in shapes:
+        return "stabilityai/stable-diffusion-3.5-medium"
+    return "stabilityai/stable-diffusion-3-medium-diffusers"
+
+
 def _silent(component: str, module: nn.Module) -> tuple[Silent, ...]:
     if component != "transformer":
         return ()
@@ -124,6 +133,16 @@ SD3 = FAMILIES.add(
             {"text_encoder": CLIP, "text_encoder_2": CLIP, "text_encoder_3": T5}, tools=_ATTENTION,
         ),
         kohya="lora_unet",
+        single=SingleFile(
+            tells=lambda shapes: "joint_blocks.0.context_block.adaLN_modulation.1.bias" in shapes,
+            configs=_configs,
+            parts={
+                "text_encoder": ("text_encoders.clip_l.",),
+                "text_encoder_2": ("text_encoders.clip_g.",),
+                "text_encoder_3": ("text_encoders.t5xxl.",),
+                "vae": ("first_stage_model.", "vae."),
+            },
+        ),
         identity=_identity,
         silent=_silent,
         recognise=_recognise,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from studio.families.conditioning import Conditioning, Shot
-from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Silent
+from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Silent, SingleFile
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
 from studio.families.parts.names import is_a
 from studio.families.parts.native import by_config
@@ -136,6 +136,15 @@ SDXL = FAMILIES.add(
         dtypes={"vae": "float32"},
         presets=unet_presets(linear_projections=True, sizes=True, encoders=("text_encoder", "text_encoder_2")),
         kohya="lora_unet",
+        single=SingleFile(
+            tells=lambda shapes: "label_emb.0.0.weight" in shapes and "input_blocks.0.0.weight" in shapes,
+            configs=lambda shapes: "stabilityai/stable-diffusion-xl-base-1.0",
+            parts={
+                "text_encoder": ("conditioner.embedders.0.transformer.",),
+                "text_encoder_2": ("conditioner.embedders.1.",),
+                "vae": ("first_stage_model.", "vae."),
+            },
+        ),
         identity=lambda parts: Identity("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
         silent=_silent,
         recognise=_recognise,

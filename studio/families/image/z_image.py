@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from studio.families.conditioning import Conditioning
-from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Silent
+from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Silent, SingleFile
 from studio.families.image.flux1 import flux_schedule
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
 from studio.families.parts.names import LANGUAGE, is_a, presets
@@ -117,6 +117,12 @@ Z_IMAGE = FAMILIES.add(
         recipes={"dreambooth": _RECIPE, "style": dataclasses.replace(_RECIPE, steps=1500)},
         presets=presets("transformer", _ATTENTION, _FEEDFORWARD, {"text_encoder": LANGUAGE}, tools=_ATTENTION),
         kohya="lora_unet",
+        single=SingleFile(
+            tells=lambda shapes: "layers.0.adaLN_modulation.0.weight" in shapes and "cap_embedder.0.weight" in shapes,
+            configs=lambda shapes: "Tongyi-MAI/Z-Image-Turbo",
+            parts={"vae": ("first_stage_model.", "vae.")},
+            unread=("norm_final.weight",),
+        ),
         identity=lambda parts: Identity("Z-Image", "z_image"),
         silent=_silent,
         recognise=_recognise,

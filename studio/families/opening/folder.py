@@ -15,15 +15,14 @@ from studio.errors import BadFile, DoesNotFit
 from studio.families.family import FAMILIES, Family
 from studio.families.opening.dtype import by_component, usual_dtype
 from studio.families.opening.selection import INDEX, has_weights, parts_of, pipeline_files, read_index, variant_of
-from studio.families.opening.weights import Weights, held, header_of
+from studio.families.opening.weights import Weights, header_of, held
 from studio.families.quiet import quietly
 from studio.given import check_regular, read_given
 
 __all__ = ["class_of", "index_of", "load_pipeline", "load_part", "read_folder", "reading", "weights_of"]
 
-def read_folder(
-    folder: Path, dtype: torch.dtype | str | None, device: torch.device
-) -> tuple[Any, Weights]:
+
+def read_folder(folder: Path, dtype: torch.dtype | str | None, device: torch.device) -> tuple[Any, Weights]:
     """Reads a pipeline, and says which files its weights are in.
 
     Args:
@@ -37,7 +36,10 @@ def read_folder(
     family, cls = class_of(folder, index)
     needed = chosen(folder, partial(pipeline_files, half=dtype is torch.float16))
     weights = weights_of(folder, index, needed)
-    counts = held(header_of(file) for files in weights.values() for file in files)
+    try:
+        counts = held(header_of(file) for files in weights.values() for file in files)
+    except BadFile as problem:
+        raise BadFile(f"{folder} cannot be opened as a {cls.__name__}: {problem}") from None
     pipe = load_pipeline(folder, cls, by_component(usual_dtype(counts, device, dtype), family.dtypes), needed)
     return pipe, weights
 
@@ -71,15 +73,15 @@ def class_of(folder: Path, index: Mapping[str, Any]) -> tuple[Family, Any]:
     import diffusers
 
     name = str(index["_class_name"])
-    known = {pipeline: family for family in FAMILIES.values() for pipeline in family.pipelines}
-    if name not in known:
-        close = ", ".join(sorted(known))
-        raise DoesNotFit(f"{folder} is a {name[:100]}, which the studio does not know; it opens {close}")
+    family = next((family for family in FAMILIES.values() if name in family.pipelines), None)
+    if family is None:
+        opened = ", ".join(sorted({pipeline for family in FAMILIES.values() for pipeline in family.pipelines}))
+        raise DoesNotFit(f"{folder} is a {name[:100]}, which the studio does not know; it opens {opened}")
     with quietly():
         cls = getattr(diffusers, name, None)
     if cls is None:
         raise DoesNotFit(f"{folder} wants the class {name!r}, which diffusers {diffusers.__version__} does not have")
-    return known[name], cls
+    return family, cls
 
 
 def chosen(folder: Path, select: Callable[..., list[str]]) -> list[str]:
@@ -128,12 +130,19 @@ def load_part(folder: Path, index: Mapping[str, Any], part: str, dtype: torch.dt
 
     Raises:
         BadFile: it cannot be read.
+        DoesNotFit: its class is of another library than diffusers or transformers.
     """
     library, name = parts_of(dict(index))[part]
+    if library not in ("diffusers", "transformers"):
+        raise DoesNotFit(
+            f"{folder / part} wants the class {name!r} of {library!r}, and only diffusers' and transformers' are read"
+        )
     with reading(f"{folder / part} cannot be opened as a {name}"):
         cls = getattr(importlib.import_module(library), name)
         variant = variant_of([file for file in needed if file.startswith(f"{part}/")])
-        kind: dict[str, Any] = {"dtype": dtype, "variant": variant, "use_safetensors": True} if has_weights(name) else {}
+        kind: dict[str, Any] = (
+            {"dtype": dtype, "variant": variant, "use_safetensors": True} if has_weights(name) else {}
+        )
         return cls.from_pretrained(folder / part, local_files_only=True, **kind)
 
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from studio.atomic import atomic_write
 from studio.caches import cache_folder
-from studio.claims import TensorInfo
+from studio.claims import Header, TensorInfo
 from studio.errors import BadFile
 from studio.families.opening.weights import Weights, header_of
 
@@ -110,7 +110,8 @@ def _made(weights: Weights) -> str:
         with contextlib.ExitStack() as opened:
             places: dict[str, tuple[TensorInfo, int, BinaryIO]] = {}
             for file in files:
-                header, stream = header_of(file), opened.enter_context(file.open("rb"))
+                header: Header = header_of(file)
+                stream: BinaryIO = opened.enter_context(file.open("rb"))
                 places.update((key, (info, header.start, stream)) for key, info in header.tensors.items())
             for key, (info, start, stream) in sorted(places.items()):
                 digest.update(f"{component}.{key} {info.dtype} {info.shape}\n".encode())

@@ -146,10 +146,17 @@ def _sentences(asked: HubId) -> Iterator[None]:
         yield
     except HfHubHTTPError as problem:
         raise _answered(asked, problem) from problem
-    except (OSError, *HfHubHTTPError.__bases__) as problem:
+    except _library_errors() as problem:
         if getattr(problem, "errno", None) is not None:  # of this machine's disk: whoever calls says it
             raise
         raise _broken(asked, problem) from problem
+
+
+def _library_errors() -> tuple[type[Exception], ...]:
+    """What the hub's library raises: its HTTP client's errors, whichever client that is, and the system's."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return OSError, *(cls for cls in HfHubHTTPError.__bases__ if issubclass(cls, Exception))
 
 
 def _answered(asked: HubId, problem: Any) -> UsageError:

@@ -12,7 +12,7 @@ from studio.claims import DTYPES, Header, checked_header
 from studio.errors import BadFile
 from studio.given import open_given
 
-__all__ = ["Weights", "held", "header_of", "of_component"]
+__all__ = ["Weights", "held", "header_of"]
 
 Weights = Mapping[str, tuple[Path, ...]]
 """The files of a base's weights, by component; "" is what one file holds of all."""
@@ -40,8 +40,3 @@ def held(headers: Iterable[Header]) -> dict[torch.dtype, int]:
             if dtype.is_floating_point:
                 counts[dtype] += (info.end - info.begin) // dtype.itemsize
     return dict(counts.most_common())
-
-
-def of_component(weights: Weights, component: str) -> tuple[Path, ...]:
-    """Returns the files of a component, or the file of all."""
-    return weights.get(component) or weights.get("", ())
