@@ -31,6 +31,7 @@ from studio.errors import BadConfig, DoesNotFit, StudioError
 from studio.families import Base, Conditioning, Shot
 from studio.limits import limit, too_many
 from studio.pipelines.schedulers import Course, Sampler, make_sampler
+from studio.pipelines.start import Given, Start, first_step, started
 
 __all__ = ["Picture", "Request", "draw", "sample"]
 
@@ -52,6 +53,7 @@ class Request:
         embedded: the guidance that the denoiser embeds, for bases that embed one.
         scheduler: a name, a diffusers scheduler, or ``None`` for the base's own.
         blend: the adapters that act; ``None``: the current blend.
+        given: a picture to start from; ``None``: noise alone.
     """
 
     prompt: str
@@ -64,6 +66,7 @@ class Request:
     embedded: float | None = None
     scheduler: Any = None
     blend: Mapping[str, float | Strength] | None = None
+    given: Given | None = None
 
 
 @dataclass(frozen=True)
@@ -159,8 +162,10 @@ def draw(
     acting = contextlib.nullcontext() if common.blend is None else blended(pipe, dict(common.blend))
     with torch.no_grad(), turn(pipe), _evaluating(pipe), _one_thread_per_batch(device, rows), acting:
         conditioning = _conditioning(base, padded)
-        latents = _noise(base, cells, generators).to(device)
-        latents = _denoised(base, latents, conditioning, sampler.scheduler, generators, common.guidance, on_progress)
+        scheduler = sampler.scheduler
+        _begin_at(scheduler, first_step(base, common.given, common.steps))
+        start = started(base, [one.given for one in padded], scheduler, generators, cells, device)
+        latents = _denoised(base, start, conditioning, scheduler, generators, common.guidance, on_progress)
         pixels = _decoded(base, latents)
     if not torch.isfinite(latents).all() or not torch.isfinite(pixels).all():
         dtype = str(pipe.components[family.denoiser].dtype).removeprefix("torch.")
@@ -173,24 +178,34 @@ def draw(
 
 def _denoised(
     base: Base,
-    latents: Tensor,
+    start: Start,
     conditioning: Conditioning,
     scheduler: Any,
     generators: Sequence[torch.Generator],
     guidance: float,
     on_progress: Callable[[int, int], None],
 ) -> Tensor:
-    """Start noise ``(B, C, h, w)`` as the latents of pictures."""
-    dtype = base.pipe.components[base.family.denoiser].dtype
-    latents = latents * getattr(scheduler, "init_noise_sigma", 1.0)
+    """The latents of pictures, ``(B, C, h, w)``."""
+    dtype, latents, times = base.pipe.components[base.family.denoiser].dtype, start.latents, scheduler.timesteps
     scaled = getattr(scheduler, "scale_model_input", None)  # flows have none
     noise = {"generator": list(generators)} if "generator" in _arguments(scheduler.step) else {}
-    for number, timestep in enumerate(scheduler.timesteps):
+    for number, timestep in enumerate(times):
         noisy = (latents if scaled is None else scaled(latents, timestep)).to(dtype)
         output = _guided(base, noisy, timestep.to(latents.device), conditioning, guidance)
         latents = scheduler.step(output, timestep, latents, **noise, return_dict=False)[0]
-        on_progress(number + 1, len(scheduler.timesteps))
+        latents = start.kept(scheduler, latents, times[number + 1] if number + 1 < len(times) else None)
+        on_progress(number + 1, len(times))
     return latents
+
+
+def _begin_at(scheduler: Any, first: int) -> None:
+    """Leaves out the first steps, as diffusers' pipelines do."""
+    if first == 0:
+        return
+    order = getattr(scheduler, "order", 1)
+    scheduler.timesteps = scheduler.timesteps[first * order :]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first * order)
 
 
 def _conditioning(base: Base, requests: Sequence[Request]) -> Conditioning:
@@ -240,17 +255,13 @@ def _batches(base: Base, requests: Sequence[Request], rows: int) -> Iterator[lis
         scheduler = request.scheduler if isinstance(request.scheduler, str) else id(request.scheduler)
         blend = None if request.blend is None else tuple(sorted((name, repr(s)) for name, s in request.blend.items()))
         sizes = (request.width, request.height, request.steps, request.guidance, request.embedded)
-        key = (blend, *sizes, scheduler, *lengths(request))
+        given = request.given
+        start = None if given is None else (given.strength, given.mask is None)
+        key = (blend, *sizes, scheduler, start, *lengths(request))
         groups.setdefault(key, []).append(index)
     for members in groups.values():
         for first in range(0, len(members), rows):
             yield members[first : first + rows]
-
-
-def _noise(base: Base, cells: tuple[int, int], generators: Sequence[torch.Generator]) -> Tensor:
-    """Start noise ``(B, C, h, w)``, each image's drawn alone as ``(1, C, h, w)`` in fp32."""
-    shape = (1, base.family.channels(base.pipe), *cells)
-    return torch.cat([torch.randn(shape, generator=generator) for generator in generators])
 
 
 def _to_images(pixels: Tensor) -> list[Image.Image]:
@@ -318,6 +329,7 @@ def _check(base: Base, request: Request) -> None:
             raise BadConfig(
                 f"{name}={side}: sides of {family.title} are divisible by {family.multiple}; ask for {fitting}"
             )
+    first_step(base, request.given, request.steps)
     seed = request.seed
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= LARGEST_SEED:
         raise BadConfig(f"seed={seed!r}: a seed must be a whole number from 0 to {LARGEST_SEED}")
