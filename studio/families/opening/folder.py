@@ -19,7 +19,7 @@ from studio.families.opening.weights import Weights, header_of, held
 from studio.families.quiet import quietly
 from studio.given import check_regular, read_given
 
-__all__ = ["class_of", "index_of", "load_pipeline", "load_part", "read_folder", "reading", "weights_of"]
+__all__ = ["chosen", "class_of", "index_of", "load_pipeline", "load_part", "read_folder", "reading", "weights_of"]
 
 
 def read_folder(folder: Path, dtype: torch.dtype | str | None, device: torch.device) -> tuple[Any, Weights]:

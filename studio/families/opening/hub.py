@@ -17,7 +17,7 @@ from studio.families.opening.ids import HubId
 from studio.families.opening.selection import Selection, inside
 from studio.given import read_given
 
-__all__ = ["cached_ids", "fetch", "offline"]
+__all__ = ["cached_ids", "fetch", "offline", "repository_of"]
 
 _TRUE: Final = ("1", "ON", "YES", "TRUE")
 _OFFLINE: Final = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -30,12 +30,13 @@ def offline() -> bool:
     return constants.is_offline_mode() or any(os.environ.get(name, "").upper() in _TRUE for name in _OFFLINE)
 
 
-def fetch(asked: HubId, select: Selection, *, away: bool = False) -> Path:
-    """Returns the folder with what a hub id means: from the cache where all of it is there, else downloaded.
+def fetch(asked: HubId, select: Selection, *, away: bool = False, listed: bool = False) -> Path:
+    """Returns the folder or the file that a hub id means: from the cache where all of it is there, else downloaded.
 
     Args:
         asked: what is meant.
         select: which of its files are needed.
+        listed: that depends on what else the repository holds, so what the cache has of it does not tell.
         away: the network is not to be asked; :func:`offline` says so too.
 
     Raises:
@@ -47,7 +48,7 @@ def fetch(asked: HubId, select: Selection, *, away: bool = False) -> Path:
     lacking: BadFile | None = None
     if folder is not None:
         try:
-            whole(_files(folder), lambda name: read_given(folder / name, "config-bytes"))
+            _check_cached(asked, folder, whole, listed)
             return folder / asked.inside
         except BadFile as problem:  # a part of it was fetched for something else
             lacking = problem
@@ -61,6 +62,17 @@ def cached_ids() -> list[str]:
     """Returns the ids of the models in the hub's cache on this machine."""
     folders = sorted(_cache().glob("models--*--*"))
     return [folder.name.removeprefix("models--").replace("--", "/", 1) for folder in folders]
+
+
+def repository_of(path: Path) -> str | None:
+    """Returns the name of the repository, without its owner, that a path in a hub's cache is the whole of.
+
+    Example:
+        >>> repository_of(Path("hub/models--owner--dog/snapshots/0a1b2c")), repository_of(Path("runs/dog"))
+        ('dog', None)
+    """
+    place = path.parent.parent.name
+    return place.rpartition("--")[2] if path.parent.name == "snapshots" and place.startswith("models--") else None
 
 
 def _cache() -> Path:
@@ -79,6 +91,34 @@ def _snapshot(asked: HubId) -> Path | None:
         commit = revision
     folder = place / "snapshots" / commit
     return folder if commit and "/" not in commit and folder.is_dir() else None
+
+
+def _check_cached(asked: HubId, folder: Path, select: Selection, listed: bool) -> None:
+    """Checks that all that is needed is in the cache.
+
+    Raises:
+        BadFile: it is not.
+    """
+    there = _files(folder)
+    names = _list_of(asked) if listed else there
+    if names is None:
+        raise BadFile("is known in part only")
+    missing = set(select(names, lambda name: read_given(folder / name, "config-bytes"))) - set(there)
+    if missing:
+        raise BadFile(f"lacks {min(missing)}")
+
+
+def _list_of(asked: HubId) -> list[str] | None:
+    """Returns the names of all files of a revision, where a download has noted them in the cache."""
+    import huggingface_hub
+
+    noted = getattr(huggingface_hub, "get_cached_repo_tree", None)  # younger than the oldest library that serves
+    if noted is None:
+        return None
+    try:
+        return [file.path for file in noted(asked.repo, revision=asked.revision)]
+    except Exception:  # nothing is noted, or in another form
+        return None
 
 
 def _files(folder: Path) -> list[str]:

@@ -7,7 +7,7 @@ needed. What cannot be used is refused with a sentence that completes "the folde
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -16,6 +16,7 @@ from studio.given import parse_json
 
 __all__ = [
     "INDEX",
+    "USUAL_ADAPTER",
     "Read",
     "Selection",
     "adapter_files",
@@ -34,6 +35,7 @@ __all__ = [
 Read = Callable[[str], bytes]
 
 INDEX: Final = "model_index.json"
+USUAL_ADAPTER: Final = "pytorch_lora_weights.safetensors"
 _SMALL: Final = (".json", ".txt", ".model", ".jinja")
 _PICKLES: Final = (".bin", ".ckpt", ".pt", ".pth", ".h5", ".msgpack")
 _WEIGHTS: Final = re.compile(
@@ -151,7 +153,7 @@ def _without(own: Sequence[str], found: dict[str, list[str]], of: str) -> str:
         return f"is not whole: of the weights of {where} some files are missing; copy or download them again"
     pickles = [file for file in own if file.endswith(_PICKLES)]
     if pickles:
-        return f"has the weights of {where} as {_some(pickles)} alone, and {_CONVERT}"
+        return f"has the weights of {where} as {_listed(pickles)} alone, and {_CONVERT}"
     return (
         f"is not whole: the weights of {where} are missing (model.safetensors or diffusion_pytorch_model.safetensors)"
     )
@@ -184,14 +186,14 @@ def adapter_files(files: Collection[str], read: Read) -> list[str]:
     if "adapter_config.json" in own and "adapter_model.safetensors" in own:
         return ["adapter_config.json", "adapter_model.safetensors"]
     found = [file for file in own if file.endswith(".safetensors")]
-    usual = [file for file in found if file == "pytorch_lora_weights.safetensors"]
+    usual = [file for file in found if file == USUAL_ADAPTER]
     if len(usual or found) == 1:
         return usual or found
     if found:
-        raise BadFile(f"holds {len(found)} safetensors files; name one, with its name behind the id: {_some(found)}")
+        raise BadFile(f"holds {len(found)} safetensors files; name one, with its name behind the id: {_listed(found)}")
     pickles = [file for file in own if file.endswith(_PICKLES)]
     if pickles:
-        raise BadFile(f"has its weights as {_some(pickles)} alone, and pickles are not read from the hub")
+        raise BadFile(f"has its weights as {_listed(pickles)} alone, and pickles are not read from the hub")
     raise BadFile(f"holds no adapter (it holds {_some(files)})")
 
 
@@ -203,7 +205,7 @@ def one_file(files: Collection[str], read: Read, *, name: str) -> list[str]:
     """
     if name not in files:
         kind = [file for file in files if file.endswith(".safetensors")]
-        raise BadFile(f"has no file {name!r} (it holds {_some(kind or files)})")
+        raise BadFile(f"has no file {name!r} (it holds {_listed(kind) if kind else _some(files)})")
     if not name.endswith(".safetensors"):
         raise BadFile(f"has {name!r}, which is no safetensors file: only these are taken from the hub")
     return [name]
@@ -228,10 +230,10 @@ def _alone(files: Collection[str]) -> str:
 
 
 def _some(files: Collection[str]) -> str:
-    return ", ".join(_first(sorted({file.partition("/")[0] for file in files}))) or "nothing"
+    """What stands in a folder."""
+    return _listed(sorted({file.partition("/")[0] for file in files}))
 
 
-def _first(names: Sequence[str]) -> Iterator[str]:
-    yield from names[:5]
-    if len(names) > 5:
-        yield f"and {len(names) - 5} more"
+def _listed(names: Sequence[str]) -> str:
+    more = [f"and {len(names) - 5} more"] if len(names) > 5 else []
+    return ", ".join([*names[:5], *more]) or "nothing"
