@@ -120,12 +120,14 @@ class SingleFile:
         configs: the same ``->`` the hub id of the diffusers folder whose small files describe it.
         parts: component -> what the names of its tensors begin with, where such files hold it beside the denoiser.
         unread: ends of names in the denoiser that diffusers leaves out, without an effect.
+        level: what diffusers' conversion wants in front of the denoiser's names.
     """
 
     tells: Callable[[Shapes], bool]
     configs: Callable[[Shapes], str]
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
+    level: str = ""
 
 
 def _as_it_is(pipe: Pipe, conditioning: Conditioning, shots: Sequence[Shot]) -> Conditioning:

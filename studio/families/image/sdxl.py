@@ -144,6 +144,7 @@ SDXL = FAMILIES.add(
                 "text_encoder_2": ("conditioner.embedders.1.",),
                 "vae": ("first_stage_model.", "vae."),
             },
+            level="model.diffusion_model.",
         ),
         identity=lambda parts: Identity("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
         silent=_silent,

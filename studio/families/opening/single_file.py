@@ -86,7 +86,10 @@ def read_single_file(
     counts = held([header, *(header_of(one) for name, files in weights.items() if name for one in files)])
     dtypes = by_component(usual_dtype(counts, device, dtype), family.dtypes)
     with reading(f"{file} cannot be opened as a {cls.__name__} with the configs of {folder}"):
-        pipe = _read(file, folder, cls, index, family, lacking, dtypes, needed)
+        try:
+            pipe = _read(file, folder, cls, index, family, single, lacking, dtypes, needed)
+        except NotImplementedError as problem:  # of torch: a tensor that was not in the file cannot be moved
+            raise BadFile(f"{file} lacks tensors that the configs of {folder} describe") from problem
     _check_whole(file, pipe, family, single, header)
     return pipe, weights
 
@@ -160,16 +163,18 @@ def _configs(asked: str | Path, lacking: Collection[str], *, named: bool, away: 
 
 
 def _read(
-    file: Path, folder: Path, cls: Any, index: Mapping[str, Any], family: Family, lacking: Collection[str],
-    dtypes: Mapping[str, torch.dtype], needed: Collection[str],
+    file: Path, folder: Path, cls: Any, index: Mapping[str, Any], family: Family, single: SingleFile,
+    lacking: Collection[str], dtypes: Mapping[str, torch.dtype], needed: Collection[str],
 ) -> Any:  # fmt: skip
     """Reads the denoiser alone and the rest from the folder, or all that the file holds."""
     parts, default = parts_of(dict(index)), dtypes["default"]
     if len(lacking) > len(family.readers):
         import diffusers
+        from safetensors.torch import load_file
 
+        tensors = {single.level + name.removeprefix(_DENOISER): tensor for name, tensor in load_file(file).items()}
         denoiser = getattr(diffusers, parts[family.denoiser][1]).from_single_file(
-            str(file), config=str(folder), subfolder=family.denoiser, dtype=default, local_files_only=True
+            tensors, config=str(folder), subfolder=family.denoiser, dtype=default, local_files_only=True
         )
         return load_pipeline(folder, cls, dtypes, needed, **{family.denoiser: denoiser})
     others = {
