@@ -128,6 +128,9 @@ def _mount_all(
         for assembly in mounted:
             assembly.unmount(name)
         raise
+    for module in modules.values() if trained else ():  # a component that gets nothing is part of the frozen base too
+        if assembly_at(module) is None:
+            mounted[0].freeze_beside(module)
     return mounted
 
 
@@ -198,9 +201,6 @@ def attach(
         if (kept := {path: site for path, site in planned.items() if whole_path(component, path) in tensors})
     }
     mounted = _mount_all(model, config, sites, tensors, name=name, strength=Strength(), trained=True, metadata={})
-    for module in modules.values():  # a component that gets nothing is part of the frozen base too
-        if assembly_at(module) is None:
-            mounted[0].freeze_beside(module)
     beside = left_beside(modules, config.targets, config.exclude, paths, kinds=method.kinds)
     return _report(mounted, name, [*beside, *notes])
 

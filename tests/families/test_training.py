@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
 import pytest
 import torch
+from PIL import Image
 
 from studio.adapters import LoRA, detach, state
 from studio.datasets.picture import fit_image, open_image, to_pixels
@@ -47,7 +49,16 @@ SETTINGS = (
     Setting("images", density="logit-normal"),
     Setting("style", batch=3, text=True),
 )
-SILENTLY_TRAINED = [kind for kind in BUILDERS if any(one.trained for one in FAMILIES[FAMILY[kind]].encoders)]
+# class pictures are drawn with the base's own steps, which takes a while
+CASES = [
+    pytest.param(
+        kind, setting, id=f"{kind}-{setting.task}",
+        marks=pytest.mark.slow if setting.task == "generate" and kind not in ("sdxl", "flux1-schnell") else (),
+    )
+    for kind in BUILDERS
+    for setting in SETTINGS
+]  # fmt: skip
+READ_WITH_PICTURES = [kind for kind in BUILDERS if any(one.trained for one in FAMILIES[FAMILY[kind]].encoders)]
 
 
 def task_of(setting: Setting, base, photos):
@@ -89,10 +100,9 @@ def objective_of(base, lesson):
     return at, target
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.task)
-@pytest.mark.parametrize("kind", BUILDERS)
+@pytest.mark.parametrize(("kind", "setting"), CASES)
 def test_losses_are_the_formula(kind, setting, photos, tmp_path):
-    if setting.text and kind not in SILENTLY_TRAINED:
+    if setting.text and kind not in READ_WITH_PICTURES:
         with pytest.raises(DoesNotFit, match="is not trained with its pictures"):
             task_of(setting, build(kind), photos).open(LoRA(rank=2), Plan(), lambda line: None)
         return
@@ -198,3 +208,42 @@ def gradients(task, plan):
     assert all(parameter.grad is None for part in studio.families.components(lesson.model).values()
                for parameter in part.parameters())  # fmt: skip
     return found
+
+
+class Killed(Exception):
+    """Stands for a process that ends here, without any of our code running after it."""
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_a_killed_run_ends_in_the_same_bytes_and_its_previews_are_what_generate_draws(
+    kind, photos, tmp_path, monkeypatch
+):
+    from studio.pipelines import ImagePipeline
+    from studio.trainers.image.diffusion import Diffusion
+
+    base = open_base(build(kind))
+    shown = {"preview_prompts": (PROMPT,), "preview_seeds": (3,), "preview_steps": 2}
+    task = dataclasses.replace(task_of(Setting("none"), base, photos), **shown)
+    settings = {
+        "steps": STEPS, "seed": 3, "learning_rate": 1e-2, "batch_size": 2, "checkpoint_every": 1, "quiet": True,
+        "cache": str(tmp_path / "cache"), "adapter": LoRA(rank=2, targets="attention"), "device": "cpu",
+    }  # fmt: skip
+    whole = train(task, output=tmp_path / "whole", **settings)
+    after_step = Diffusion.after_step
+
+    def die(self, done):
+        after_step(self, done)
+        if done == 2:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Diffusion, "after_step", die)
+        with pytest.raises(Killed):
+            train(task, output=tmp_path / "run", **settings)
+    resumed = train(task, output=tmp_path / "run", **settings)
+    assert resumed.adapter.read_bytes() == whole.adapter.read_bytes()
+    pipe = ImagePipeline(base)
+    pipe.load(whole.adapter, trainable=True)
+    (made,) = pipe.generate(PROMPT, seeds=[3], steps=2, width=SIDE, height=SIDE)
+    with Image.open(whole.folder / "previews" / f"step-{STEPS:06d}-00.png") as preview:
+        assert preview.tobytes() == made.tobytes()
