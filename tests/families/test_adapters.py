@@ -53,6 +53,13 @@ def trained(base) -> None:
         optimizer.zero_grad()
 
 
+def check_baking(base, live) -> None:
+    studio.bake(base.pipe)
+    torch.testing.assert_close(pixels(base), live, rtol=0, atol=2e-4)
+    studio.unbake(base.pipe)
+    assert torch.equal(pixels(base), live)
+
+
 @pytest.mark.parametrize(("method", "kind"), MATRIX)
 def test_live_is_saved_is_baked_and_the_base_comes_back(method, kind, tmp_path):
     base = open_base(build(kind))
@@ -78,10 +85,7 @@ def test_live_is_saved_is_baked_and_the_base_comes_back(method, kind, tmp_path):
     torch.testing.assert_close(pixels(frozen), live, rtol=0, atol=2e-4)
 
     if METHODS[method].adapter.bakes:
-        studio.bake(pipe)
-        torch.testing.assert_close(pixels(base), live, rtol=0, atol=2e-4)
-        studio.unbake(pipe)
-        assert torch.equal(pixels(base), live)
+        check_baking(base, live)
     studio.detach(pipe)
     after = {
         f"{name}.{key}": tensor for name, part in components(pipe).items() for key, tensor in part.state_dict().items()
