@@ -69,8 +69,9 @@ class ImagePipeline(Pipeline):
         *,
         blend: BlendLike | str | Sequence[BlendLike] | None = None,
         seeds: int | Sequence[int] = (0,),
-        steps: int = 20,
+        steps: int | None = None,
         guidance: float | None = None,
+        embedded_guidance: float | None = None,
         negative: str | None = None,
         width: int | None = None,
         height: int | None = None,
@@ -86,8 +87,10 @@ class ImagePipeline(Pipeline):
             blend: ``None``: the current blend; a dict; the name of one adapter; or one dict per picture. A list of
                 numbers as a strength has one entry per picture.
             seeds: whole numbers from 0 on.
-            steps: denoising steps.
+            steps: denoising steps; ``None``: the base's own.
             guidance: scale of classifier-free guidance; 1 is the prompt alone. ``None``: the base's own.
+            embedded_guidance: the guidance that some distilled bases (Flux dev) take as a number instead; ``None``: the
+                base's own.
             negative: what guidance leads away from.
             width: pixels; ``None``: the base's own.
             height: pixels; ``None``: the base's own.
@@ -116,21 +119,22 @@ class ImagePipeline(Pipeline):
             check_text(text)
         tagged = {text: self._read_tags(text) for text in prompts}
         away = self._read_negative(negative or "")
-        guidance = self.base.guidance if guidance is None else own_number(guidance)
+        own = self.base.defaults
+        guidance = own.guidance if guidance is None else own_number(guidance)
         for remark in remarks(prompts, negative=negative, guidance=guidance):
             warnings.warn(remark, Remark, stacklevel=2)
         written = [(text, seed) for text in prompts for seed in seeds]
         blends = deal_blend(blend, [tagged[text].blend for text, _ in written], core.current_blend(self.pipe))
         common: dict[str, Any] = {
-            "negative": away, "steps": steps, "guidance": guidance, "scheduler": scheduler,
-            "width": self.base.native[0] if width is None else width,
-            "height": self.base.native[1] if height is None else height,
+            "negative": away, "steps": _or(steps, own.steps), "guidance": guidance, "scheduler": scheduler,
+            "embedded": _or(embedded_guidance, own.embedded), "width": _or(width, self.base.native[0]),
+            "height": _or(height, self.base.native[1]),
         }  # fmt: skip
         requests = [
-            Request(prompt=tagged[text].text, seed=seed, blend=own, **common)
-            for (text, seed), own in zip(written, blends, strict=True)
+            Request(prompt=tagged[text].text, seed=seed, blend=acting, **common)
+            for (text, seed), acting in zip(written, blends, strict=True)
         ]
-        rows = 1 if batch_size is None else own_number(batch_size)
+        rows = own_number(_or(batch_size, 1))
         images: dict[int, Drawing] = {}
         for made in sample(self.base, requests, rows=rows, on_step=on_step):
             texts = describe(
@@ -170,7 +174,7 @@ class ImagePipeline(Pipeline):
     def _read_tags(self, prompt: Any) -> TaggedPrompt:
         family, here = self.base.family, self.adapters
         sites = [site for info in here.values() for site in info.sites]
-        encoders = [name for name in family.encoders if any(site.startswith(f"{name}.") for site in sites)]
+        encoders = [name for name in family.readers if any(site.startswith(f"{name}.") for site in sites)]
         return parse_prompt(prompt, here, denoiser=family.denoiser, encoders=encoders)
 
 
@@ -186,3 +190,8 @@ def _seeds(seeds: Any) -> list[Any]:
     if isinstance(seeds, (str, bytes, Mapping)) or not isinstance(seeds, Iterable):
         raise BadConfig(f"seeds={seeds!r}: give a whole number from 0 on, or several in a list")
     return [own_number(seed) for seed in seeds]
+
+
+def _or(given: Any, own: Any) -> Any:
+    """What was given, or else the base's own."""
+    return own if given is None else given

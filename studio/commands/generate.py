@@ -151,7 +151,7 @@ def _look_at(
     from studio.pipelines.remarks import remarks
 
     for prompt in prompts:
-        parse_prompt(prompt, pipe.adapters, denoiser=pipe.base.family.denoiser, encoders=pipe.base.family.encoders)
+        parse_prompt(prompt, pipe.adapters, denoiser=pipe.base.family.denoiser, encoders=pipe.base.family.readers)
     _note_triggers(pipe, prompts, show)
     for remark in remarks(prompts, negative=negative, guidance=pipe.base.guidance if guidance is None else guidance):
         show.note(remark)
