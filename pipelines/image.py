@@ -17,7 +17,7 @@ from studio.pipelines.blends import BlendLike, deal_blend
 from studio.pipelines.describe import describe
 from studio.pipelines.drawing import Drawing
 from studio.pipelines.pipeline import Pipeline
-from studio.pipelines.prompt import TaggedPrompt, check_text, parse_prompt
+from studio.pipelines.prompt import TaggedPrompt, parse_prompt
 from studio.pipelines.remarks import Remark, remarks
 from studio.pipelines.sample import Request, sample
 
@@ -111,11 +111,12 @@ class ImagePipeline(Pipeline):
             DoesNotFit: a prompt that is too long, or a scheduler or base that cannot do this.
             StudioError: the model gave no finite numbers.
         """
-        prompts, seeds = _prompts(prompt, negative), _seeds(seeds)
+        prompts: list[Any] = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
+        seeds = _seeds(seeds)
         if not prompts or not seeds:
             raise BadConfig(f"{len(prompts)} prompts and {len(seeds)} seeds make no picture; give at least one of each")
         tagged = {text: self._read_tags(text) for text in prompts}
-        away = self._read_negative(negative or "")
+        away = self._read_negative("" if negative is None else negative)
         own = self.base.defaults
         guidance = own.guidance if guidance is None else own_number(guidance)
         for remark in remarks(prompts, negative=negative, guidance=guidance):
@@ -173,18 +174,6 @@ class ImagePipeline(Pipeline):
         sites = [site for info in here.values() for site in info.sites]
         encoders = [name for name in family.readers if any(site.startswith(f"{name}.") for site in sites)]
         return parse_prompt(prompt, here, denoiser=family.denoiser, encoders=encoders)
-
-
-def _prompts(prompt: Any, negative: Any) -> list[str]:
-    """Returns prompts as a list, after a look at them and at the negative one.
-
-    Raises:
-        BadConfig: one that is no text.
-    """
-    prompts: list[Any] = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
-    for text in (*prompts, *(() if negative is None else (negative,))):
-        check_text(text)
-    return prompts
 
 
 def _seeds(seeds: Any) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -47,6 +48,7 @@ class AutoPeftModel:
         is_trainable: bool = False,
         config: PeftConfig | None = None,
         revision: str | None = None,
+        import_allowlist: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> PeftModel:
         """Opens a base and puts the adapter on it.
@@ -54,6 +56,7 @@ class AutoPeftModel:
         Args:
             pretrained_model_name_or_path: the adapter's folder. adapter_name, is_trainable, config: as in
                 :meth:`PeftModel.from_pretrained`. revision: the adapter's version on the Hub.
+            import_allowlist: the libraries that a config may name; None: transformers and diffusers.
             kwargs: for the base's ``from_pretrained``.
 
         Raises:
@@ -68,7 +71,7 @@ class AutoPeftModel:
             task = getattr(found.task_type, "value", found.task_type)
             if cls.task and task is not None and task != cls.task:
                 raise Wrong(f"Expected target PEFT class for {cls.task}, but the adapter is for {task}")
-            base_class = _class(cls.auto, found)
+            base_class = _class(cls.auto, found, _LIBRARIES if import_allowlist is None else import_allowlist)
         if found.revision is not None:
             kwargs.setdefault("revision", found.revision)
         model = base_class.from_pretrained(base, **kwargs)
@@ -78,19 +81,20 @@ class AutoPeftModel:
         )
 
 
-def _class(auto: str, config: PeftConfig) -> Any:
-    if auto:
-        return getattr(importlib.import_module("transformers"), auto)
+def _class(auto: str, config: PeftConfig, allowed: Sequence[str]) -> Any:
     named = config.auto_mapping or {}
     library, name = str(named.get("parent_library", "")), str(named.get("base_model_class", ""))
+    if library and not any(library == one or library.startswith(f"{one}.") for one in allowed):
+        raise Wrong(
+            f"The auto mapping wants to import '{library}' which is not in the import allowlist "
+            f"({', '.join(allowed)}): if {library}.{name} is the base's class, open the base yourself, then "
+            "PeftModel.from_pretrained"
+        )
+    if auto:
+        return getattr(importlib.import_module("transformers"), auto)
     if not name:
         raise Wrong("Cannot infer the auto class from the config, please make sure that you are using the correct "
                     "AutoPeftModel class for your task type (the config has no auto_mapping)")  # fmt: skip
-    if library.partition(".")[0] not in _LIBRARIES:
-        raise Wrong(
-            f"the config names the class {library}.{name}; only classes of {' and '.join(_LIBRARIES)} are opened "
-            "unasked: open the base yourself, then PeftModel.from_pretrained"
-        )
     return getattr(importlib.import_module(library), name)
 
 

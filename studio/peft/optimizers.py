@@ -169,7 +169,8 @@ def create_lorafa_optimizer(
     """
     state = state_of(base_of(model))
     _check_asked(state, {"r": r, "lora_alpha": lora_alpha, "use_rslora": use_rslora})
-    pairs, scales = [], {}
+    pairs: list[tuple[Tensor, Tensor, float]] = []
+    scales: dict[int, float] = {}
     for adapter in _pairs(model):
         down, up, config = adapter.tensor("down"), adapter.tensor("up"), adapter.config
         assert isinstance(down, nn.Parameter) and up is not None, "_pairs has seen to it"

@@ -190,3 +190,13 @@ def test_what_no_peft_folder_can_hold_is_said_before_the_training(tmp_path):
     other.load_state_dict(model.get_base_model().state_dict(), strict=False)
     studio.load(other, file)
     assert torch.equal(other(x), model(x))
+
+
+@pytest.mark.parametrize("kind", [peft.AutoPeftModel, peft.AutoPeftModelForCausalLM])
+@pytest.mark.parametrize("library", ["os", "transformersx", "subprocess.run"])
+def test_a_folder_that_names_a_class_of_another_library_opens_nothing(kind, library, tmp_path):
+    config = peft.LoraConfig(target_modules=["q_proj"], base_model_name_or_path="nowhere")
+    config.auto_mapping = {"parent_library": library, "base_model_class": "system"}
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"wants to import '{library}' which is not in the import allowlist"):
+        kind.from_pretrained(tmp_path)

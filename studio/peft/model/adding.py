@@ -65,8 +65,7 @@ def add(
             ours, sites = prompt_config(config, state.model), {}
         else:
             name_experts(config, state.model)
-            covered = METHODS[method_of(config)].adapter.kinds
-            paths = select(state.model, config, covered)
+            paths = select(state.model, config, METHODS[method_of(config)].adapter.kinds)
             sites = _preprocessed(state, config, paths, calibrate)
             ours = translate(_without_files(config) if sites else config, state.model, paths)
         if sites:
@@ -181,7 +180,9 @@ def _share(state: State, name: str) -> None:
     for adapter in state.own_layers(name).values():
         for key, theirs in adapter.peft.shared.items():
             mine = adapter._buffers.get(key)
-            for other in () if mine is None else state.shared(theirs).values():
+            if mine is None:
+                continue
+            for other in state.shared(theirs).values():
                 if (other.device, other.dtype) == (mine.device, mine.dtype) and torch.equal(other, mine):
                     adapter._buffers[key] = other
 

@@ -81,7 +81,8 @@ class Table(Mapping[str, Any]):
 
 def peft_name(adapter: Adapter, tensor: str) -> str:
     """Returns PEFT's name of a tensor in the live model, with ``{}`` where the adapter's name stands."""
-    head, dot, rest = adapter.peft.names(adapter.site).get(tensor, tensor).partition(".")
+    name = adapter.peft.names(adapter.site).get(tensor, tensor)
+    head, dot, rest = adapter.peft.respelled.get(name, name).partition(".")
     return f"{head}.{{}}{dot}{rest}"
 
 
