@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import torch
 from PIL import Image
 
 import studio.adapters as core
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from studio.files import AdapterFile
 
 __all__ = ["ImagePipeline"]
+
+AnyImagePipeline = TypeVar("AnyImagePipeline", bound="ImagePipeline")
 
 # the factor of a pair that reads the text: keys of diffusers, PEFT and kohya files
 _READS_TEXT: Final = re.compile(r"attn2[._]to_[kv]\.(lora_down|lora_A|lora\.down)(\.\w+)?\.weight$")
@@ -57,6 +61,31 @@ class ImagePipeline(Pipeline):
     def __init__(self, base: Base) -> None:
         super().__init__(base)
         self.pipe = base.pipe
+
+    @classmethod
+    def open(
+        cls: type[AnyImagePipeline],
+        base: str | Path | Any,
+        *,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        config_of: str | Path | None = None,
+        offline: bool = False,
+    ) -> AnyImagePipeline:
+        """Opens a base; as :func:`studio.families.open_base`, which lists what it takes and raises.
+
+        Args:
+            base: a name, a diffusers folder, a checkpoint of one file, a hub id, or an object.
+            dtype: the weights' type. device: where to.
+            config_of: for a checkpoint of one file, the folder or the hub id whose configs it is opened with.
+            offline: never ask the hub.
+
+        Raises:
+            UnknownName: neither a known name nor a path nor an id that the hub has, or no such type.
+            BadFile: what is there is not a whole base.
+            DoesNotFit: a base of a family that the studio does not know.
+        """
+        return cls(open_base(base, dtype=dtype, device=device, config_of=config_of, offline=offline))
 
     @property
     def carrier(self) -> Any:

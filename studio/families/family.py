@@ -27,6 +27,7 @@ __all__ = [
     "Encoder",
     "Family",
     "Identity",
+    "Model",
     "Silent",
     "SingleFile",
     "components",
@@ -83,6 +84,23 @@ class Defaults:
     trained: float | None = None
     negative: bool = True
     length: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A public base of a family, as lists of families name it.
+
+    Args:
+        title: what tells it from others of the family, ``"dev"``.
+        id: where the hub has it.
+        side: of the square pictures that it was trained for, in pixels.
+        defaults: how it draws unless told otherwise.
+    """
+
+    title: str
+    id: str
+    side: int
+    defaults: Defaults
 
 
 @dataclass(frozen=True)
@@ -159,6 +177,7 @@ class Family:
         channels: ``pipe -> C`` of the latents that :attr:`predict` gets.
         draws: ``pipe -> whether`` it draws from text alone; an inpainting denoiser does not.
         defaults: ``pipe -> how it draws`` unless told otherwise.
+        models: its public bases.
         recipes: task -> how its adapters are trained unless told otherwise.
         small_recipes: the same for denoisers of less than :data:`~studio.families.recipe.SMALL_BASE` weights.
         dtypes: component -> the type that it needs where the others are fp16.
@@ -202,6 +221,7 @@ class Family:
     channels: Callable[[Pipe], int]
     draws: Callable[[Pipe], bool]
     defaults: Callable[[Pipe], Defaults]
+    models: tuple[Model, ...]
     recipes: Mapping[str, ImageRecipe]
     small_recipes: Mapping[str, ImageRecipe] = field(default_factory=dict)
     dtypes: Mapping[str, str] = field(default_factory=dict)

@@ -226,3 +226,17 @@ def test_public_checkpoints_are_told_by_their_names(name):
 def test_every_family_that_diffusers_converts_has_a_single_form():
     assert {name for name, family in FAMILIES.items() if family.single is None} == {"pixart-sigma"}
     assert set(PUBLIC_KEYS) == {name for name, family in FAMILIES.items() if family.single is not None}
+
+
+def test_the_command_line_takes_a_file_and_its_configs(folders, tmp_path):
+    from click.testing import CliRunner
+
+    from studio.cli import main
+
+    file = written(original_names.sdxl(build("sdxl")), tmp_path / "model.safetensors")
+    words = ["generate", str(file), "a dog", "--steps", "1", "--resolution", "64", "-o", str(tmp_path / "out")]
+    without = CliRunner().invoke(main, words)
+    assert without.exit_code == 2 and "or give --config-of" in without.stderr
+    done = CliRunner().invoke(main, [*words, "--config-of", str(folders("sdxl"))])
+    assert done.exit_code == 0, done.stderr
+    assert (tmp_path / "out" / "0000.png").is_file()

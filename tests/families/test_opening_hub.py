@@ -201,3 +201,25 @@ def test_language_bases_by_their_ids(hub, tiny_language):
     assert open_language_base("owner/words", offline=True).hash == base.hash
     with pytest.raises(UnknownName, match="no repository owner/worlds in the hub's cache .*'owner/words'"):
         open_language_base("owner/worlds", offline=True)
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_download_shows_its_progress_unless_it_is_told_not_to(hub, capfd, monkeypatch, quiet):
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", str(int(quiet)))
+    open_base("owner/tiny")
+    assert bool("%|" in capfd.readouterr().err) is not quiet
+
+
+def test_the_command_line_takes_ids_and_stays_away_from_the_hub(hub, tmp_path):
+    from click.testing import CliRunner
+
+    from studio.cli import main
+
+    words = ["generate", "owner/tiny", "a dog", "--steps", "1", "--resolution", "64", "-o", str(tmp_path / "out")]
+    away = CliRunner().invoke(main, [*words, "--offline"])
+    assert (away.exit_code, hub.asked) == (2, [])
+    assert "no repository owner/tiny in the hub's cache" in away.stderr
+    done = CliRunner().invoke(main, [*words, "--quiet"])
+    assert (done.exit_code, done.stderr, done.stdout) == (0, "", "")
+    assert (tmp_path / "out" / "0000.png").is_file()
+    assert CliRunner().invoke(main, [*words, "--offline"]).exit_code == 0

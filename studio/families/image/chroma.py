@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from studio.families.conditioning import Conditioning
-from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, SingleFile
+from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, SingleFile
 from studio.families.image.flux1 import ATTENTION, FEEDFORWARD, TOOLS, flux_schedule
 from studio.families.parts.latents import grid, kl_channels, kl_decode, kl_encode, pack, same_channels, unpack
 from studio.families.parts.names import T5, is_a, presets
@@ -28,6 +28,8 @@ from studio.families.recipe import ImageRecipe
 __all__ = ["CHROMA"]
 
 LENGTH = 512
+
+_DEFAULTS = Defaults(steps=35, guidance=5.0, length=LENGTH)
 
 # as Flux.1; not measured here
 _RECIPE = ImageRecipe(rank=16, learning_rate=1e-4, text_encoder_learning_rate=5e-6, steps=1000, batch_size=1)
@@ -110,7 +112,8 @@ CHROMA = FAMILIES.add(
         native=square(1024),
         channels=kl_channels,
         draws=lambda pipe: same_channels(pipe, "transformer", 4 * kl_channels(pipe)),
-        defaults=lambda pipe: Defaults(steps=35, guidance=5.0, length=LENGTH),
+        defaults=lambda pipe: _DEFAULTS,
+        models=(Model(title="1 HD", id="lodestones/Chroma1-HD", side=1024, defaults=_DEFAULTS),),
         recipes={"dreambooth": _RECIPE, "style": dataclasses.replace(_RECIPE, steps=1500)},
         presets=presets("transformer", ATTENTION, FEEDFORWARD, {"text_encoder": T5}, tools=TOOLS),
         kohya="lora_unet",

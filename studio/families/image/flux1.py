@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from studio.families.conditioning import Conditioning, Shot
-from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Shapes, SingleFile
+from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, Shapes, SingleFile
 from studio.families.parts.latents import grid, kl_channels, kl_decode, kl_encode, pack, same_channels, unpack
 from studio.families.parts.names import CLIP, T5, is_a, presets
 from studio.families.parts.native import square
@@ -31,6 +31,9 @@ __all__ = ["ATTENTION", "FEEDFORWARD", "FLUX1", "TOOLS", "embed_guidance", "flux
 # diffusers' script: uniform times, no weighting, 1e-4; Kohya's recipes train with an embedded guidance of 1; not
 # measured here.
 _RECIPE = ImageRecipe(rank=16, learning_rate=1e-4, text_encoder_learning_rate=5e-6, steps=1000, batch_size=1)
+
+_DEV = Defaults(steps=28, embedded=3.5, trained=1.0, length=512)
+_SCHNELL = Defaults(steps=4, length=256)
 
 _JOINT = (
     "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj",
@@ -60,7 +63,7 @@ def embed_guidance(pipe: Any, conditioning: Conditioning, shots: Sequence[Shot])
 
 def _length(pipe: Any) -> int:
     """dev reads 512 tokens, schnell 256."""
-    return 512 if pipe.transformer.config.guidance_embeds else 256
+    return _defaults(pipe).length or 0
 
 
 def check_text(pipe: Any, prompts: Sequence[str]) -> None:
@@ -102,9 +105,7 @@ def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Condition
 
 
 def _defaults(pipe: Any) -> Defaults:
-    if pipe.transformer.config.guidance_embeds:
-        return Defaults(steps=28, embedded=3.5, trained=1.0, length=_length(pipe))
-    return Defaults(steps=4, length=_length(pipe))
+    return _DEV if pipe.transformer.config.guidance_embeds else _SCHNELL
 
 
 def _identity(parts: Mapping[str, nn.Module]) -> Identity:
@@ -142,6 +143,10 @@ FLUX1 = FAMILIES.add(
         channels=kl_channels,
         draws=lambda pipe: same_channels(pipe, "transformer", 4 * kl_channels(pipe)),
         defaults=_defaults,
+        models=(
+            Model(title="dev", id="black-forest-labs/FLUX.1-dev", side=1024, defaults=_DEV),
+            Model(title="schnell", id="black-forest-labs/FLUX.1-schnell", side=1024, defaults=_SCHNELL),
+        ),
         recipes={"dreambooth": _RECIPE, "style": dataclasses.replace(_RECIPE, steps=1500)},
         presets=presets(
             "transformer", ATTENTION, FEEDFORWARD, {"text_encoder": CLIP, "text_encoder_2": T5}, tools=TOOLS

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from studio.families.conditioning import Conditioning
-from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Shapes, Silent, SingleFile
+from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, Shapes, Silent, SingleFile
 from studio.families.image.flux1 import embed_guidance
 from studio.families.parts.latents import grid, kl_channels, same_channels
 from studio.families.parts.names import LANGUAGE, is_a, presets
@@ -148,12 +148,17 @@ def _statistics(pipe: Any) -> tuple[Tensor, Tensor]:
     return mean, (variance + pipe.vae.config.batch_norm_eps).sqrt()
 
 
+_DEV = Defaults(steps=50, embedded=4.0, trained=1.0, negative=False, length=LENGTH)
+_KLEIN = Defaults(steps=50, guidance=4.0, length=LENGTH)
+_DISTILLED = Defaults(steps=4, negative=False, length=LENGTH)
+
+
 def _defaults(pipe: Any) -> Defaults:
     if pipe.transformer.config.guidance_embeds:
-        return Defaults(steps=50, embedded=4.0, trained=1.0, negative=False, length=LENGTH)
+        return _DEV
     if pipe.config.get("is_distilled"):
-        return Defaults(steps=4, negative=False, length=LENGTH)
-    return Defaults(steps=50, guidance=4.0, length=LENGTH)
+        return _DISTILLED
+    return _KLEIN
 
 
 def _configs(shapes: Shapes) -> str:
@@ -202,6 +207,11 @@ FLUX2 = FAMILIES.add(
         channels=channels,
         draws=lambda pipe: same_channels(pipe, "transformer", channels(pipe)),
         defaults=_defaults,
+        models=(
+            Model(title="dev", id="black-forest-labs/FLUX.2-dev", side=1024, defaults=_DEV),
+            Model(title="klein base", id="black-forest-labs/FLUX.2-klein-base-4B", side=1024, defaults=_KLEIN),
+            Model(title="klein", id="black-forest-labs/FLUX.2-klein-4B", side=1024, defaults=_DISTILLED),
+        ),
         recipes={"dreambooth": _RECIPE, "style": dataclasses.replace(_RECIPE, steps=1500)},
         presets=presets("transformer", _ATTENTION, _FEEDFORWARD, {"text_encoder": LANGUAGE}, tools=_TOOLS),
         kohya="lora_unet",

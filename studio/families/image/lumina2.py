@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from studio.families.conditioning import Conditioning
-from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Silent, SingleFile
+from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, Silent, SingleFile
 from studio.families.image.flux1 import flux_schedule
 from studio.families.parts.guide import renormed, width_norm
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
@@ -27,6 +27,8 @@ from studio.families.recipe import ImageRecipe
 __all__ = ["LUMINA2"]
 
 LENGTH = 256
+
+_DEFAULTS = Defaults(steps=30, guidance=4.0, length=LENGTH)
 
 # diffusers' script trains at 1e-4 and, its time being reversed, mostly near the picture; evenly spread times are taken
 # here, as for the other flows; not measured
@@ -107,7 +109,8 @@ LUMINA2 = FAMILIES.add(
         native=by_config("transformer", 8),
         channels=kl_channels,
         draws=lambda pipe: same_channels(pipe, "transformer", kl_channels(pipe)),
-        defaults=lambda pipe: Defaults(steps=30, guidance=4.0, length=LENGTH),
+        defaults=lambda pipe: _DEFAULTS,
+        models=(Model(title="2.0", id="Alpha-VLLM/Lumina-Image-2.0", side=1024, defaults=_DEFAULTS),),
         recipes={"dreambooth": _RECIPE, "style": dataclasses.replace(_RECIPE, steps=1500)},
         presets=presets("transformer", _ATTENTION, _FEEDFORWARD, {"text_encoder": LANGUAGE}, tools=_ATTENTION),
         kohya="lora_unet",

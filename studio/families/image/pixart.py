@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from studio.families.conditioning import Conditioning
-from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity
+from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
 from studio.families.parts.names import T5, is_a, presets
 from studio.families.parts.native import by_config
@@ -25,6 +25,8 @@ from studio.families.recipe import ImageRecipe
 __all__ = ["PIXART"]
 
 LENGTH = 300
+
+_DEFAULTS = Defaults(steps=20, guidance=4.5, length=LENGTH)
 
 # no tool has a script for it; SDXL's values, not measured here
 _RECIPE = ImageRecipe(
@@ -90,7 +92,8 @@ PIXART = FAMILIES.add(
         native=by_config("transformer", 8),
         channels=kl_channels,
         draws=lambda pipe: same_channels(pipe, "transformer", kl_channels(pipe)),
-        defaults=lambda pipe: Defaults(steps=20, guidance=4.5, length=LENGTH),
+        defaults=lambda pipe: _DEFAULTS,
+        models=(Model(title="XL 2 1024", id="PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", side=1024, defaults=_DEFAULTS),),
         recipes={"dreambooth": _RECIPE, "style": dataclasses.replace(_RECIPE, steps=1500)},
         dtypes={"vae": "float32"},
         presets=presets("transformer", _ATTENTION, _FEEDFORWARD, {"text_encoder": T5}, tools=_ATTENTION),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from studio.families.conditioning import Conditioning
-from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Silent, SingleFile
+from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, Silent, SingleFile
 from studio.families.image.flux1 import flux_schedule
 from studio.families.parts.guide import patch_norm, renormed
 from studio.families.parts.latents import pack, same_channels, unpack
@@ -29,6 +29,8 @@ from studio.families.recipe import ImageRecipe
 __all__ = ["QWEN_IMAGE"]
 
 LENGTH = 512
+
+_DEFAULTS = Defaults(steps=50, guidance=4.0, length=LENGTH)
 
 # diffusers' script: uniform times, no weighting, 1e-4; not measured here
 _RECIPE = ImageRecipe(rank=16, learning_rate=1e-4, text_encoder_learning_rate=5e-6, steps=1000, batch_size=1)
@@ -138,7 +140,8 @@ QWEN_IMAGE = FAMILIES.add(
         native=square(1024),
         channels=channels,
         draws=lambda pipe: same_channels(pipe, "transformer", 4 * channels(pipe)),
-        defaults=lambda pipe: Defaults(steps=50, guidance=4.0, length=LENGTH),
+        defaults=lambda pipe: _DEFAULTS,
+        models=(Model(title="Qwen-Image", id="Qwen/Qwen-Image", side=1024, defaults=_DEFAULTS),),
         recipes={"dreambooth": _RECIPE, "style": dataclasses.replace(_RECIPE, steps=1500)},
         presets=presets("transformer", _ATTENTION, _FEEDFORWARD, {"text_encoder": LANGUAGE}, tools=_IMAGE),
         kohya="lora_unet",

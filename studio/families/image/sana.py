@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from studio.families.conditioning import Conditioning
-from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, SingleFile
+from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, SingleFile
 from studio.families.parts.latents import kl_channels, same_channels
 from studio.families.parts.names import LANGUAGE, is_a, presets
 from studio.families.parts.native import by_config
@@ -29,6 +29,8 @@ from studio.families.recipe import ImageRecipe
 __all__ = ["SANA"]
 
 LENGTH = 300
+
+_DEFAULTS = Defaults(steps=20, guidance=4.5, length=LENGTH)
 
 # diffusers' script: uniform times, no weighting, 1e-4; not measured here
 _RECIPE = ImageRecipe(rank=16, learning_rate=1e-4, text_encoder_learning_rate=5e-6, steps=1000, batch_size=1)
@@ -109,7 +111,10 @@ SANA = FAMILIES.add(
         native=by_config("transformer", 32),
         channels=kl_channels,
         draws=lambda pipe: same_channels(pipe, "transformer", kl_channels(pipe)),
-        defaults=lambda pipe: Defaults(steps=20, guidance=4.5, length=LENGTH),
+        defaults=lambda pipe: _DEFAULTS,
+        models=(
+            Model(title="1.6B", id="Efficient-Large-Model/Sana_1600M_1024px_diffusers", side=1024, defaults=_DEFAULTS),
+        ),
         recipes={"dreambooth": _RECIPE, "style": dataclasses.replace(_RECIPE, steps=1500)},
         dtypes={"vae": "float32"},
         presets=presets(

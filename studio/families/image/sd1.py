@@ -17,7 +17,7 @@ from typing import Any, Final
 from torch import nn
 
 from studio.families.conditioning import Conditioning
-from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Shapes, SingleFile
+from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, Shapes, SingleFile
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
 from studio.families.parts.names import is_a
 from studio.families.parts.native import by_config
@@ -26,6 +26,8 @@ from studio.families.parts.texts import check_tokens
 from studio.families.parts.unet import unet_predict, unet_presets
 from studio.families.process import Diffusion
 from studio.families.recipe import ImageRecipe
+
+_DEFAULTS = Defaults(steps=20, guidance=5.0)
 
 __all__ = ["SD1", "SD2"]
 
@@ -127,7 +129,8 @@ SD1 = FAMILIES.add(
         native=by_config("unet", 8),
         channels=kl_channels,
         draws=lambda pipe: same_channels(pipe, "unet", kl_channels(pipe)),
-        defaults=lambda pipe: Defaults(steps=20, guidance=5.0),
+        defaults=lambda pipe: _DEFAULTS,
+        models=(Model(title="1.5", id="stable-diffusion-v1-5/stable-diffusion-v1-5", side=512, defaults=_DEFAULTS),),
         recipes={"dreambooth": _FULL, "style": dataclasses.replace(_FULL, steps=1500)},
         small_recipes={"dreambooth": _SMALL, "style": dataclasses.replace(_SMALL, steps=600)},
         presets=unet_presets(linear_projections=False, encoders=("text_encoder",)),
@@ -155,6 +158,7 @@ SD2 = FAMILIES.add(
         SD1,
         name="sd2",
         title="Stable Diffusion 2.x",
+        models=(Model(title="2.1", id="stabilityai/stable-diffusion-2-1", side=768, defaults=_DEFAULTS),),
         presets=unet_presets(linear_projections=True, encoders=("text_encoder",)),
         single=SingleFile(
             tells=lambda shapes: _is_ldm(shapes, linear=True),

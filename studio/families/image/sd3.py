@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from studio.families.conditioning import Conditioning
-from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Shapes, Silent, SingleFile
+from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, Shapes, Silent, SingleFile
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
 from studio.families.parts.names import CLIP, T5, is_a, presets
 from studio.families.parts.native import by_config
@@ -25,6 +25,8 @@ from studio.families.recipe import ImageRecipe
 __all__ = ["SD3"]
 
 LENGTH = 256  # tokens of T5; CLIP's vectors stand in front of them
+
+_DEFAULTS = Defaults(steps=28, guidance=7.0, length=LENGTH)
 
 # diffusers' script: logit-normal, shifted by the scheduler's 3, errors of the picture, 1e-4; not measured here.
 _RECIPE = ImageRecipe(
@@ -126,7 +128,12 @@ SD3 = FAMILIES.add(
         native=by_config("transformer", 8),
         channels=kl_channels,
         draws=lambda pipe: same_channels(pipe, "transformer", kl_channels(pipe)),
-        defaults=lambda pipe: Defaults(steps=28, guidance=7.0, length=LENGTH),
+        defaults=lambda pipe: _DEFAULTS,
+        models=(
+            Model(title="medium", id="stabilityai/stable-diffusion-3-medium-diffusers", side=1024, defaults=_DEFAULTS),
+            Model(title="3.5 medium", id="stabilityai/stable-diffusion-3.5-medium", side=1024, defaults=_DEFAULTS),
+            Model(title="3.5 large", id="stabilityai/stable-diffusion-3.5-large", side=1024, defaults=_DEFAULTS),
+        ),
         recipes={"dreambooth": _RECIPE, "style": dataclasses.replace(_RECIPE, steps=1500)},
         presets=presets(
             "transformer", _ATTENTION + _SECOND, _FEEDFORWARD,

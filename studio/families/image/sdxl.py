@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from studio.families.conditioning import Conditioning, Shot
-from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Silent, SingleFile
+from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, Silent, SingleFile
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
 from studio.families.parts.names import is_a
 from studio.families.parts.native import by_config
@@ -25,6 +25,8 @@ from studio.families.process import Diffusion
 from studio.families.recipe import ImageRecipe
 
 __all__ = ["SDXL"]
+
+_DEFAULTS = Defaults(steps=30, guidance=5.0)
 
 # diffusers' scripts train LoRA at 1e-4 and the text encoders at 5e-6; not measured here.
 _RECIPE = ImageRecipe(
@@ -131,7 +133,8 @@ SDXL = FAMILIES.add(
         native=by_config("unet", 8),
         channels=kl_channels,
         draws=lambda pipe: same_channels(pipe, "unet", kl_channels(pipe)),
-        defaults=lambda pipe: Defaults(steps=30, guidance=5.0),
+        defaults=lambda pipe: _DEFAULTS,
+        models=(Model(title="base 1.0", id="stabilityai/stable-diffusion-xl-base-1.0", side=1024, defaults=_DEFAULTS),),
         recipes={"dreambooth": _RECIPE, "style": dataclasses.replace(_RECIPE, steps=1500)},
         dtypes={"vae": "float32"},
         presets=unet_presets(linear_projections=True, sizes=True, encoders=("text_encoder", "text_encoder_2")),

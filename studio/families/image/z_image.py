@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from studio.families.conditioning import Conditioning
-from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Silent, SingleFile
+from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, Silent, SingleFile
 from studio.families.image.flux1 import flux_schedule
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
 from studio.families.parts.names import LANGUAGE, is_a, presets
@@ -80,10 +80,14 @@ def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Condition
     return -torch.stack(list(out)).squeeze(2)
 
 
+_TURBO = Defaults(steps=9, length=LENGTH)
+_BASE = Defaults(steps=50, guidance=6.0, length=LENGTH)
+
+
 def _defaults(pipe: Any) -> Defaults:
     if pipe.scheduler.config.get("shift", 0.0) < TURBO:
-        return Defaults(steps=9, length=LENGTH)
-    return Defaults(steps=50, guidance=6.0, length=LENGTH)
+        return _TURBO
+    return _BASE
 
 
 def _silent(component: str, module: nn.Module) -> tuple[Silent, ...]:
@@ -114,6 +118,10 @@ Z_IMAGE = FAMILIES.add(
         channels=kl_channels,
         draws=lambda pipe: same_channels(pipe, "transformer", kl_channels(pipe)),
         defaults=_defaults,
+        models=(
+            Model(title="Z-Image", id="Tongyi-MAI/Z-Image", side=1024, defaults=_BASE),
+            Model(title="Turbo", id="Tongyi-MAI/Z-Image-Turbo", side=1024, defaults=_TURBO),
+        ),
         recipes={"dreambooth": _RECIPE, "style": dataclasses.replace(_RECIPE, steps=1500)},
         presets=presets("transformer", _ATTENTION, _FEEDFORWARD, {"text_encoder": LANGUAGE}, tools=_ATTENTION),
         kohya="lora_unet",
