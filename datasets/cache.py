@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from studio.atomic import atomic_write
+from studio.caches import cache_folder
 
 __all__ = ["TensorCache", "cache_folder", "content_key"]
 
@@ -41,20 +41,6 @@ def content_key(*parts: Any) -> str:
     total = hashlib.sha256()
     _feed(total, parts)
     return total.hexdigest()
-
-
-def cache_folder(asked: str | None) -> Path:
-    """Returns the folder for what is worth keeping over runs.
-
-    Args:
-        asked: the user's choice; None takes ``$STUDIO_CACHE``, or ``adapter-studio`` in the user's cache folder.
-    """
-    if asked:
-        return Path(asked).expanduser()
-    own = os.environ.get("STUDIO_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "adapter-studio"
 
 
 class TensorCache:

@@ -17,7 +17,7 @@ from studio.given import read_given
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MIN_SIDE", "Probe", "fit_image", "open_image", "probe_image", "to_pixels"]
+__all__ = ["MIN_SIDE", "Probe", "fit_image", "kept_corner", "open_image", "probe_image", "to_pixels"]
 
 MIN_SIDE = 16  # pixels; what is smaller holds nothing to learn
 THUMBNAIL = 16  # pixels; enough to see that two pictures are the same one
@@ -158,6 +158,40 @@ def fit_image(
         raise BadConfig(f"crop must be 'center' or 'random', not {crop!r}")
     if generator is None and (flip or crop == "random"):
         raise BadConfig("a random crop or flip needs a generator, so that it can be repeated")
+    scale, left, top, mirror = _kept(image.size, (width, height), crop, flip, generator)
+    # one resampling step: the box is the part of the picture that is kept
+    across, tall = scale * width, scale * height
+    box = (left, top, min(left + across, image.width), min(top + tall, image.height))
+    if box == (0, 0, width, height) and image.size == (width, height):
+        fitted = image.copy()
+    else:
+        fitted = image.resize((width, height), Image.Resampling.LANCZOS, box=box)
+    return ImageOps.mirror(fitted) if mirror else fitted
+
+
+def kept_corner(
+    size: tuple[int, int], fitted: tuple[int, int], *, crop: Literal["center", "random"] = "center",
+    generator: torch.Generator | None = None,
+) -> tuple[int, int]:  # fmt: skip
+    """Returns where the part that :func:`fit_image` keeps begins: top and left, in pixels of the scaled picture.
+
+    Args:
+        size: width and height of the picture.
+        fitted: width and height that it gets.
+        crop, generator: as there.
+
+    Example:
+        >>> kept_corner((128, 64), (32, 32))
+        (0, 16)
+    """
+    scale, left, top, _ = _kept(size, fitted, crop, False, generator)
+    return round(top / scale), round(left / scale)
+
+
+def _kept(
+    size: tuple[int, int], fitted: tuple[int, int], crop: str, flip: bool, generator: torch.Generator | None
+) -> tuple[float, float, float, bool]:
+    """Pixels of the picture per pixel of the fitted one, left and top of what is kept, and whether it is mirrored."""
     along, down, mirror = 0.5, 0.5, False
     if generator is not None:
         import torch
@@ -166,16 +200,8 @@ def fit_image(
         mirror = flip and draws[2] < 0.5
         if crop == "random":
             along, down = draws[:2]
-    # one resampling step: the box is the part of the picture that is kept
-    scale = min(image.width / width, image.height / height)
-    across, tall = scale * width, scale * height
-    left, top = (image.width - across) * along, (image.height - tall) * down
-    box = (left, top, min(left + across, image.width), min(top + tall, image.height))
-    if box == (0, 0, width, height) and image.size == (width, height):
-        fitted = image.copy()
-    else:
-        fitted = image.resize((width, height), Image.Resampling.LANCZOS, box=box)
-    return ImageOps.mirror(fitted) if mirror else fitted
+    scale = min(size[0] / fitted[0], size[1] / fitted[1])
+    return scale, (size[0] - scale * fitted[0]) * along, (size[1] - scale * fitted[1]) * down, mirror
 
 
 def to_pixels(image: Image.Image) -> torch.Tensor:

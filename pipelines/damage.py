@@ -68,6 +68,8 @@ def _scheduler(value: Any) -> bool:
 
 PICTURE: Final[dict[str, Callable[[Any], bool]]] = {
     "prompt": _text, "negative": _text_or_none, "guidance": _number, "width": _count("side"), "height": _count("side"),
+    
+    "embedded_guidance": lambda value: value is None or _number(value),
     "seed": lambda value: type(value) is int and 0 <= value < 2**63, "steps": _count("steps"), "rows": _count("rows"),
     "scheduler": _scheduler, "adapters": lambda value: isinstance(value, list),
 }  # fmt: skip

@@ -43,7 +43,7 @@ def describe(
         negative=request.negative,
         fields=_fields(base, digest, request, sampler),
         adapters=uses,
-        encoders=family.encoders,
+        encoders=family.readers,
         denoiser=family.denoiser,
     )
     dtype = str(base.pipe.components[family.denoiser].dtype).removeprefix("torch.")
@@ -56,6 +56,7 @@ def describe(
             "seed": request.seed,
             "steps": request.steps,
             "guidance": float(request.guidance),
+            **({} if request.embedded is None else {"embedded_guidance": float(request.embedded)}),
             "width": request.width,
             "height": request.height,
         },
@@ -76,6 +77,7 @@ def _fields(base: Base, digest: str | None, request: Request, sampler: Sampler) 
         "Sampler": sampler.title,
         **schedule,
         "CFG scale": request.guidance,
+        **({} if request.embedded is None else {"Distilled CFG Scale": request.embedded}),
         "Seed": request.seed,
         "Size": f"{request.width}x{request.height}",
         **model,

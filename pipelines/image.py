@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import torch
 from PIL import Image
 
 import studio.adapters as core
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from studio.files import AdapterFile
 
 __all__ = ["ImagePipeline"]
+
+AnyImagePipeline = TypeVar("AnyImagePipeline", bound="ImagePipeline")
 
 # the factor of a pair that reads the text: keys of diffusers, PEFT and kohya files
 _READS_TEXT: Final = re.compile(r"attn2[._]to_[kv]\.(lora_down|lora_A|lora\.down)(\.\w+)?\.weight$")
@@ -58,6 +62,31 @@ class ImagePipeline(Pipeline):
         super().__init__(base)
         self.pipe = base.pipe
 
+    @classmethod
+    def open(
+        cls: type[AnyImagePipeline],
+        base: str | Path | Any,
+        *,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        config_of: str | Path | None = None,
+        offline: bool = False,
+    ) -> AnyImagePipeline:
+        """Opens a base; as :func:`studio.families.open_base`, which lists what it takes and raises.
+
+        Args:
+            base: a name, a diffusers folder, a checkpoint of one file, a hub id, or an object.
+            dtype: the weights' type. device: where to.
+            config_of: for a checkpoint of one file, the folder or the hub id whose configs it is opened with.
+            offline: never ask the hub.
+
+        Raises:
+            UnknownName: neither a known name nor a path nor an id that the hub has, or no such type.
+            BadFile: what is there is not a whole base.
+            DoesNotFit: a base of a family that the studio does not know.
+        """
+        return cls(open_base(base, dtype=dtype, device=device, config_of=config_of, offline=offline))
+
     @property
     def carrier(self) -> Any:
         """The diffusers pipeline."""
@@ -69,8 +98,9 @@ class ImagePipeline(Pipeline):
         *,
         blend: BlendLike | str | Sequence[BlendLike] | None = None,
         seeds: int | Sequence[int] = (0,),
-        steps: int = 20,
+        steps: int | None = None,
         guidance: float | None = None,
+        embedded_guidance: float | None = None,
         negative: str | None = None,
         width: int | None = None,
         height: int | None = None,
@@ -86,8 +116,10 @@ class ImagePipeline(Pipeline):
             blend: ``None``: the current blend; a dict; the name of one adapter; or one dict per picture. A list of
                 numbers as a strength has one entry per picture.
             seeds: whole numbers from 0 on.
-            steps: denoising steps.
+            steps: denoising steps; ``None``: the base's own.
             guidance: scale of classifier-free guidance; 1 is the prompt alone. ``None``: the base's own.
+            embedded_guidance: the guidance that some distilled bases (Flux dev) take as a number instead; ``None``: the
+                base's own.
             negative: what guidance leads away from.
             width: pixels; ``None``: the base's own.
             height: pixels; ``None``: the base's own.
@@ -114,21 +146,22 @@ class ImagePipeline(Pipeline):
             raise BadConfig(f"{len(prompts)} prompts and {len(seeds)} seeds make no picture; give at least one of each")
         tagged = {text: self._read_tags(text) for text in prompts}
         away = self._read_negative("" if negative is None else negative)
-        guidance = self.base.guidance if guidance is None else own_number(guidance)
+        own = self.base.defaults
+        guidance = own.guidance if guidance is None else own_number(guidance)
         for remark in remarks(prompts, negative=negative, guidance=guidance):
             warnings.warn(remark, Remark, stacklevel=2)
         written = [(text, seed) for text in prompts for seed in seeds]
         blends = deal_blend(blend, [tagged[text].blend for text, _ in written], core.current_blend(self.pipe))
         common: dict[str, Any] = {
-            "negative": away, "steps": steps, "guidance": guidance, "scheduler": scheduler,
-            "width": self.base.native[0] if width is None else width,
-            "height": self.base.native[1] if height is None else height,
+            "negative": away, "steps": _or(steps, own.steps), "guidance": guidance, "scheduler": scheduler,
+            "embedded": _or(embedded_guidance, own.embedded), "width": _or(width, self.base.native[0]),
+            "height": _or(height, self.base.native[1]),
         }  # fmt: skip
         requests = [
-            Request(prompt=tagged[text].text, seed=seed, blend=own, **common)
-            for (text, seed), own in zip(written, blends, strict=True)
+            Request(prompt=tagged[text].text, seed=seed, blend=acting, **common)
+            for (text, seed), acting in zip(written, blends, strict=True)
         ]
-        rows = 1 if batch_size is None else own_number(batch_size)
+        rows = own_number(_or(batch_size, 1))
         images: dict[int, Drawing] = {}
         for made in sample(self.base, requests, rows=rows, on_step=on_step):
             texts = describe(
@@ -168,7 +201,7 @@ class ImagePipeline(Pipeline):
     def _read_tags(self, prompt: Any) -> TaggedPrompt:
         family, here = self.base.family, self.adapters
         sites = [site for info in here.values() for site in info.sites]
-        encoders = [name for name in family.encoders if any(site.startswith(f"{name}.") for site in sites)]
+        encoders = [name for name in family.readers if any(site.startswith(f"{name}.") for site in sites)]
         return parse_prompt(prompt, here, denoiser=family.denoiser, encoders=encoders)
 
 
@@ -184,3 +217,8 @@ def _seeds(seeds: Any) -> list[Any]:
     if isinstance(seeds, (str, bytes, Mapping)) or not isinstance(seeds, Iterable):
         raise BadConfig(f"seeds={seeds!r}: give a whole number from 0 on, or several in a list")
     return [own_number(seed) for seed in seeds]
+
+
+def _or(given: Any, own: Any) -> Any:
+    """What was given, or else the base's own."""
+    return own if given is None else given

@@ -53,22 +53,25 @@ class Pipeline(ABC):
         *,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
+        offline: bool = False,
     ) -> AnyPipeline:
         """Opens a base.
 
         Args:
-            base: the name of an embedded one, a folder, an object of diffusers or transformers, or an opened base;
-                :func:`studio.families.open_base` and :func:`studio.families.causal.open_language_base` have the forms.
-            dtype: the weights' type, or its name (``"bf16"``); ``None``: fp32 for what is read from disk, unchanged for
-                an object.
+            base: the name of an embedded one, a folder, a hub id, an object of diffusers or transformers, or an opened
+                base; :func:`studio.families.open_base` and :func:`studio.families.causal.open_language_base` have the
+                forms.
+            dtype: the weights' type, or its name (``"bf16"``); ``None``: what the files hold, but fp32 for a small base
+                on a CPU, unchanged for an object; ``"auto"``: the same, or what the device computes fastest in.
             device: where to; ``None``: the CPU for what is read from disk, unchanged for an object.
+            offline: never ask the hub.
 
         Raises:
-            UnknownName: neither a known name nor a folder, or no such type.
-            BadFile: a folder that does not hold a whole base.
+            UnknownName: neither a known name nor a folder nor an id that the hub has, or no such type.
+            BadFile: what is there is not a whole base.
             DoesNotFit: a base of a family that the studio does not know.
         """
-        return cls(cls._open_base(base, dtype=dtype, device=device))
+        return cls(cls._open_base(base, dtype=dtype, device=device, offline=offline))
 
     @property
     @abstractmethod

@@ -64,7 +64,8 @@ def regenerate(
             warnings.simplefilter("ignore", Remark)  # was said when it was made
             (image,) = pipe.generate(
                 content["prompt"], blend=None if bakes else blend, seeds=[content["seed"]], steps=content["steps"],
-                guidance=content["guidance"], negative=content["negative"] or None, width=content["width"],
+                guidance=content["guidance"], embedded_guidance=content.get("embedded_guidance"),
+                negative=content["negative"] or None, width=content["width"],
                 height=content["height"], batch_size=content["rows"],
                 scheduler=sampler_from_record(content["scheduler"]),
             )  # fmt: skip

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,11 +28,12 @@ from studio.adapters import Strength, blended
 from studio.adapters.hosting.turns import turn
 from studio.config import finite, own_number
 from studio.errors import BadConfig, DoesNotFit, StudioError
-from studio.families import Base, Conditioning
+from studio.families import Base, Conditioning, Family, Shot
 from studio.limits import limit, too_many
-from studio.pipelines.schedulers import Sampler, make_sampler
+from studio.pipelines.schedulers import Course, Sampler, make_sampler
+from studio.pipelines.start import Given, Start, first_step, started
 
-__all__ = ["Picture", "Request", "sample"]
+__all__ = ["Picture", "Request", "draw", "sample"]
 
 LARGEST_SEED = 2**63 - 1
 
@@ -49,8 +50,10 @@ class Request:
         height: pixels, a multiple of ``Family.multiple``.
         steps: denoising steps.
         guidance: scale g of classifier-free guidance, ``u + g (c − u)``; 1 is the prompt alone.
+        embedded: the guidance that the denoiser embeds, for bases that embed one.
         scheduler: a name, a diffusers scheduler, or ``None`` for the base's own.
         blend: the adapters that act; ``None``: the current blend.
+        given: a picture to start from; ``None``: noise alone.
     """
 
     prompt: str
@@ -60,11 +63,13 @@ class Request:
     height: int
     steps: int = 20
     guidance: float = 5.0
+    embedded: float | None = None
     scheduler: Any = None
     blend: Mapping[str, float | Strength] | None = None
+    given: Given | None = None
 
     def __post_init__(self) -> None:
-        for name in ("seed", "width", "height", "steps", "guidance"):  # numbers of numpy and torch too
+        for name in ("seed", "width", "height", "steps", "guidance", "embedded"):  # numbers of numpy and torch too
             object.__setattr__(self, name, own_number(getattr(self, name)))
 
 
@@ -106,7 +111,7 @@ def sample(
     _check_base(base)
     for request in requests:
         _check(base, request)
-    batches = list(_batches(requests, rows))
+    batches = list(_batches(base, requests, rows))
     total, before = sum(requests[batch[0]].steps for batch in batches), 0
     for batch in batches:
         chosen = [requests[index] for index in batch]
@@ -124,76 +129,145 @@ def _make(
     on_step: Callable[[int, int], None] | None,
 ) -> list[tuple[Image.Image, Sampler]]:
     """Makes one batch of requests that share everything but prompt, negative and seed."""
-    common = requests[0]
+
+    def told(done: int, of: int) -> None:
+        if on_step is not None:
+            on_step(before + done * requests[0].steps // of, total)
+
+    pixels, sampler = draw(base, requests, rows=rows, on_progress=told)
+    return [(image, sampler) for image in _to_images(pixels[: len(requests)])]
+
+
+def draw(
+    base: Base,
+    requests: Sequence[Request],
+    *,
+    rows: int,
+    on_progress: Callable[[int, int], None] = lambda done, of: None,
+) -> tuple[Tensor, Sampler]:
+    """Draws one batch.
+
+    Args:
+        base: what denoises.
+        requests: at most ``rows``, which share everything but prompt, negative and seed.
+        rows: images per batch; what is missing is the last one again.
+        on_progress: called as ``on_progress(done, of)`` after each of the scheduler's times.
+
+    Returns:
+        Pixels ``(rows, 3, H, W)`` in [-1, 1], fp32, and the sampler.
+
+    Raises:
+        StudioError: the model gave no finite numbers.
+    """
+    common, pipe, family = requests[0], base.pipe, base.family
     padded = [*requests, *[requests[-1]] * (rows - len(requests))]
-    pipe, family = base.pipe, base.family
-    denoiser = pipe.components[family.denoiser]
     device = pipe._execution_device  # where diffusers' own pipelines compute, offloaded parts included
-    sampler = make_sampler(pipe.scheduler, common.scheduler, common.steps, device)
-    scheduler = sampler.scheduler
+    cells = (common.height // family.downscale, common.width // family.downscale)
+    sampler = make_sampler(pipe.scheduler, common.scheduler, common.steps, device, course=Course.of(base, cells))
     generators = [torch.Generator("cpu").manual_seed(request.seed) for request in padded]
     acting = contextlib.nullcontext() if common.blend is None else blended(pipe, dict(common.blend))
     with torch.no_grad(), turn(pipe), _evaluating(pipe), _one_thread_per_batch(device, rows), acting:
         conditioning = _conditioning(base, padded)
-        latents = _noise(base, common, generators).to(device) * scheduler.init_noise_sigma
-        noise = {"generator": generators} if "generator" in _arguments(scheduler.step) else {}
-        for number, timestep in enumerate(scheduler.timesteps):
-            noisy = scheduler.scale_model_input(latents, timestep).to(denoiser.dtype)
-            output = _guided(base, noisy, timestep.to(device), conditioning, common.guidance)
-            latents = scheduler.step(output, timestep, latents, **noise, return_dict=False)[0]
-            if on_step is not None:
-                on_step(before + (number + 1) * common.steps // len(scheduler.timesteps), total)
-        pixels = family.decode(pipe, latents).float()
+        scheduler = sampler.scheduler
+        _begin_at(scheduler, first_step(base, common.given, common.steps))
+        start = started(base, [one.given for one in padded], scheduler, generators, cells, device)
+        latents = _denoised(base, start, conditioning, scheduler, generators, common.guidance, on_progress)
+        pixels = _decoded(base, latents)
     if not torch.isfinite(latents).all() or not torch.isfinite(pixels).all():
+        dtype = str(pipe.components[family.denoiser].dtype).removeprefix("torch.")
         raise StudioError(
-            f"the model gave numbers that are not finite in {str(denoiser.dtype).removeprefix('torch.')}; open the "
-            "base with another dtype (bfloat16, float32), or lower the adapters' strengths"
+            f"the model gave numbers that are not finite in {dtype}; open the base with another dtype (bfloat16, "
+            "float32), or lower the adapters' strengths"
         )
-    return [(image, sampler) for image in _to_images(pixels[: len(requests)])]
+    return pixels, sampler
+
+
+def _denoised(
+    base: Base,
+    start: Start,
+    conditioning: Conditioning,
+    scheduler: Any,
+    generators: Sequence[torch.Generator],
+    guidance: float,
+    on_progress: Callable[[int, int], None],
+) -> Tensor:
+    """The latents of pictures, ``(B, C, h, w)``."""
+    dtype, latents, times = base.pipe.components[base.family.denoiser].dtype, start.latents, scheduler.timesteps
+    scaled = getattr(scheduler, "scale_model_input", None)  # flows have none
+    noise = {"generator": list(generators)} if "generator" in _arguments(scheduler.step) else {}
+    for number, timestep in enumerate(times):
+        noisy = (latents if scaled is None else scaled(latents, timestep)).to(dtype)
+        output = _guided(base, noisy, timestep.to(latents.device), conditioning, guidance)
+        latents = scheduler.step(output, timestep, latents, **noise, return_dict=False)[0]
+        latents = start.kept(scheduler, latents, times[number + 1] if number + 1 < len(times) else None)
+        on_progress(number + 1, len(times))
+    return latents
+
+
+def _begin_at(scheduler: Any, first: int) -> None:
+    """Leaves out the first steps, as diffusers' pipelines do."""
+    if first == 0:
+        return
+    order = getattr(scheduler, "order", 1)
+    scheduler.timesteps = scheduler.timesteps[first * order :]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first * order)
 
 
 def _conditioning(base: Base, requests: Sequence[Request]) -> Conditioning:
     """What the prompts say; under guidance the negative prompts' rows stand first."""
-    encode, pipe = base.family.encode_text, base.pipe
-    conditioning = encode(pipe, [request.prompt for request in requests])
-    if requests[0].guidance != 1:
-        conditioning = encode(pipe, [request.negative for request in requests]).cat(conditioning)
-    return _of_type(conditioning, pipe.components[base.family.denoiser].dtype)
+    family, pipe, common = base.family, base.pipe, requests[0]
+    conditioning = family.encode_text(pipe, [request.prompt for request in requests], False)
+    if common.guidance != 1:
+        without = family.encode_text(pipe, [request.negative for request in requests], True)
+        conditioning = without.cat(conditioning)
+    shot = Shot(size=(common.height, common.width), embedded=common.embedded)
+    conditioning = conditioning.to(dtype=pipe.components[family.denoiser].dtype)
+    return family.condition(pipe, conditioning, [shot] * len(conditioning.tokens))
 
 
 def _guided(base: Base, noisy: Tensor, timestep: Tensor, conditioning: Conditioning, guidance: float) -> Tensor:
-    """The denoiser's output ``u + g (c − u)``, fp32 ``(B, C, h, w)``; one pass over both."""
+    """The denoiser's output, guided by the family's rule, fp32 ``(B, C, h, w)``; one pass over both halves."""
     both = noisy if guidance == 1 else torch.cat([noisy, noisy])
     output = base.family.predict(base.pipe, both, timestep.expand(len(both)), conditioning).float()
     if guidance == 1:
         return output
     without, within = output.chunk(2)
-    return without + guidance * (within - without)
+    return base.family.guide(without, within, guidance)
 
 
-def _batches(requests: Sequence[Request], rows: int) -> Iterator[list[int]]:
+def _decoded(base: Base, latents: Tensor) -> Tensor:
+    """Pixels in fp32; a VAE whose fp16 does not reach far enough decodes in fp32, and is as it was afterwards."""
+    pipe, vae = base.pipe, base.pipe.vae
+    pixels = base.family.decode(pipe, latents).float()
+    if vae.dtype != torch.float16 or torch.isfinite(pixels).all() or not torch.isfinite(latents).all():
+        return pixels
+    try:
+        vae.to(torch.float32)
+        return base.family.decode(pipe, latents).float()
+    finally:
+        vae.to(torch.float16)  # fp32 holds every fp16 exactly
+
+
+def _batches(base: Base, requests: Sequence[Request], rows: int) -> Iterator[list[int]]:
     """Indices of requests that may share a batch, at most ``rows`` at a time, in order of first appearance."""
+
+    def lengths(request: Request) -> tuple[int, int]:
+        length, pipe = base.family.row_length, base.pipe
+        return length(pipe, request.prompt, False), length(pipe, request.negative, True) * (request.guidance != 1)
+
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, request in enumerate(requests):
         scheduler = request.scheduler if isinstance(request.scheduler, str) else id(request.scheduler)
         blend = None if request.blend is None else tuple(sorted((name, repr(s)) for name, s in request.blend.items()))
-        key = (blend, request.width, request.height, request.steps, request.guidance, scheduler)
+        sizes = (request.width, request.height, request.steps, request.guidance, request.embedded)
+        given = request.given
+        start = None if given is None else (given.strength, given.mask is None)
+        key = (blend, *sizes, scheduler, start, *lengths(request))
         groups.setdefault(key, []).append(index)
     for members in groups.values():
         for first in range(0, len(members), rows):
             yield members[first : first + rows]
-
-
-def _noise(base: Base, common: Request, generators: Sequence[torch.Generator]) -> Tensor:
-    """Start noise ``(B, C, h, w)``, each image's drawn alone as ``(1, C, h, w)`` in fp32."""
-    scale = base.family.downscale
-    shape = (1, base.pipe.vae.config.latent_channels, common.height // scale, common.width // scale)
-    return torch.cat([torch.randn(shape, generator=generator) for generator in generators])
-
-
-def _of_type(conditioning: Conditioning, dtype: torch.dtype) -> Conditioning:
-    pooled = None if conditioning.pooled is None else conditioning.pooled.to(dtype)
-    return replace(conditioning, tokens=conditioning.tokens.to(dtype), pooled=pooled)
 
 
 def _to_images(pixels: Tensor) -> list[Image.Image]:
@@ -239,9 +313,8 @@ def _is_count(value: object) -> bool:
 
 
 def _check_base(base: Base) -> None:
-    pipe, family = base.pipe, base.family
-    channels = pipe.components[family.denoiser].config.in_channels
-    if "controlnet" in pipe.components or channels != pipe.vae.config.latent_channels:
+    pipe = base.pipe
+    if not base.family.draws(pipe):
         raise DoesNotFit(
             f"a {type(pipe).__name__} does not draw from text alone; call it yourself: adapters act on it all the same "
             "(studio.load(pipe, file), studio.blended(pipe, {...}))"
@@ -249,7 +322,17 @@ def _check_base(base: Base) -> None:
 
 
 def _check(base: Base, request: Request) -> None:
-    family = base.family
+    _check_size(base.family, request)
+    seed = request.seed
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= LARGEST_SEED:
+        raise BadConfig(f"seed={seed!r}: a seed must be a whole number from 0 to {LARGEST_SEED}")
+    if not _is_count(request.steps):
+        raise BadConfig(f"steps={request.steps!r}: the number of steps must be a whole number from 1 on")
+    first_step(base, request.given, request.steps)
+    _check_guidance(base, request)
+
+
+def _check_size(family: Family, request: Request) -> None:
     for name in ("width", "height"):
         side = getattr(request, name)
         if not _is_count(side):
@@ -262,10 +345,19 @@ def _check(base: Base, request: Request) -> None:
             raise BadConfig(
                 f"{name}={side}: sides of {family.title} are divisible by {family.multiple}; ask for {fitting}"
             )
-    seed = request.seed
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= LARGEST_SEED:
-        raise BadConfig(f"seed={seed!r}: a seed must be a whole number from 0 to {LARGEST_SEED}")
-    if not _is_count(request.steps):
-        raise BadConfig(f"steps={request.steps!r}: the number of steps must be a whole number from 1 on")
+
+
+def _check_guidance(base: Base, request: Request) -> None:
     if not finite(request.guidance) or request.guidance < 0:
         raise BadConfig(f"guidance={request.guidance!r}: guidance must be a finite number from 0 on (1: prompt alone)")
+    if request.guidance != 1 and not base.defaults.negative:
+        raise BadConfig(
+            f"guidance={request.guidance!r}: {base.id} was distilled to draw without it, in one pass; leave it out"
+            + ("" if base.defaults.embedded is None else " (embedded_guidance is what it takes)")
+        )
+    if request.embedded is not None and base.defaults.embedded is None:
+        raise BadConfig(
+            f"embedded_guidance={request.embedded!r}: {base.id} embeds no guidance; guidance is what it takes"
+        )
+    if request.embedded is not None and (not finite(request.embedded) or request.embedded < 0):
+        raise BadConfig(f"embedded_guidance={request.embedded!r}: it must be a finite number from 0 on")

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from studio.errors import BadConfig, DoesNotFit
+from studio.families import Base
+from studio.families.process import Diffusion, Flow, Process
 from studio.registry import Registry
 
-__all__ = ["SCHEDULERS", "Sampler", "SchedulerChoice", "make_sampler", "sampler_from_record"]
+__all__ = ["SCHEDULERS", "Course", "Sampler", "SchedulerChoice", "make_sampler", "sampler_from_record"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,7 @@ class SchedulerChoice:
         schedule: A1111's "Schedule type", where it is not the sampler's usual one.
         settings: the scheduler's own settings; the base's noise levels are added.
         predictions: what the base may predict, as ``prediction_type`` has it; empty: anything.
+        flow: the class in diffusers for bases that are flows; empty: none.
     """
 
     cls: str
@@ -38,6 +41,7 @@ class SchedulerChoice:
     schedule: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     predictions: tuple[str, ...] = ()
+    flow: str = ""
 
 
 SCHEDULERS: Registry[SchedulerChoice] = Registry("scheduler")
@@ -49,8 +53,11 @@ def _slug(name: str) -> str:
     return slug.replace("ancestral", "a").removeprefix("k ").replace(" ", "-")
 
 
-def _add(title: str, cls: str, *, karras: bool = False, predictions: tuple[str, ...] = (), **settings: Any) -> None:
-    SCHEDULERS.add(_slug(title), SchedulerChoice(cls=cls, title=title, settings=settings, predictions=predictions))
+def _add(
+    title: str, cls: str, *, flow: str = "", karras: bool = False, predictions: tuple[str, ...] = (), **settings: Any
+) -> None:
+    row = SchedulerChoice(cls=cls, title=title, settings=settings, predictions=predictions, flow=flow)
+    SCHEDULERS.add(_slug(title), row)
     if karras:
         row = SchedulerChoice(cls=cls, title=title, schedule="Karras", settings={**settings, "use_karras_sigmas": True})
         SCHEDULERS.add(_slug(title + " Karras"), row)
@@ -59,32 +66,45 @@ def _add(title: str, cls: str, *, karras: bool = False, predictions: tuple[str, 
 # latents are not bounded by 1: the schedulers made for pixels must not clip them
 _add("DDIM", "DDIMScheduler", clip_sample=False)
 _add("DDPM", "DDPMScheduler", clip_sample=False)
-_add("DPM++ 2M", "DPMSolverMultistepScheduler", karras=True)
-_add("DPM++ 2M SDE", "DPMSolverMultistepScheduler", karras=True, algorithm_type="sde-dpmsolver++")
-_add("DEIS", "DEISMultistepScheduler")
-_add("Euler", "EulerDiscreteScheduler", karras=True)
+_MULTISTEP = "DPMSolverMultistepScheduler"
+_add("DPM++ 2M", _MULTISTEP, flow=_MULTISTEP, karras=True)
+_add("DPM++ 2M SDE", _MULTISTEP, flow=_MULTISTEP, karras=True, algorithm_type="sde-dpmsolver++")
+_add("DEIS", "DEISMultistepScheduler", flow="DEISMultistepScheduler")
+_add("Euler", "EulerDiscreteScheduler", flow="FlowMatchEulerDiscreteScheduler", karras=True)
 _add("Euler a", "EulerAncestralDiscreteScheduler")
-_add("Heun", "HeunDiscreteScheduler", karras=True)
-_add("LCM", "LCMScheduler")
+_add("Heun", "HeunDiscreteScheduler", flow="FlowMatchHeunDiscreteScheduler", karras=True)
+_add("LCM", "LCMScheduler", flow="FlowMatchLCMScheduler")
 # it extrapolates over four steps: with predicted v that diverges under about 40 steps
 _add("PLMS", "PNDMScheduler", predictions=("epsilon",), skip_prk_steps=True)
 _add("TCD", "TCDScheduler")
-_add("UniPC", "UniPCMultistepScheduler")
+_add("UniPC", "UniPCMultistepScheduler", flow="UniPCMultistepScheduler")
 
-_ABOUT_THE_BASE = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "prediction_type",
-    "rescale_betas_zero_snr",
-    "timestep_spacing",
-    "steps_offset",
-    "set_alpha_to_one",
-)
-# a scheduler that does not know one of these would compute another picture, so it is refused
-_NEEDED = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
+
+@dataclass(frozen=True)
+class Course:
+    """What a family says about the times of one picture.
+
+    Args:
+        process: how the base's pictures become noise.
+        set_steps: ``(scheduler, steps, device)``; sets a scheduler's times.
+        shift: k of a flow's ``s = k u / (1 + (k−1) u)``; 1 for diffusion.
+    """
+
+    process: type[Process] = Diffusion
+    set_steps: Callable[[Any, int, Any], None] = lambda scheduler, steps, device: scheduler.set_timesteps(
+        steps, device=device
+    )
+    shift: float = 1.0
+
+    @classmethod
+    def of(cls, base: Base, cells: tuple[int, int]) -> Course:
+        """Returns that of a base's pictures of ``cells``, latent cells high and wide."""
+        family, pipe = base.family, base.pipe
+        return cls(
+            family.process,
+            lambda scheduler, steps, device: family.schedule(pipe, scheduler, steps, cells, device),
+            family.shift(pipe, cells),
+        )
 
 
 @dataclass(frozen=True)
@@ -104,7 +124,9 @@ class Sampler:
     record: Mapping[str, Any]
 
 
-def make_sampler(own: Any, asked: str | Any | None, steps: int, device: torch.device | str = "cpu") -> Sampler:
+def make_sampler(
+    own: Any, asked: str | Any | None, steps: int, device: torch.device | str = "cpu", *, course: Course | None = None
+) -> Sampler:
     """Makes a fresh scheduler.
 
     Args:
@@ -112,6 +134,7 @@ def make_sampler(own: Any, asked: str | Any | None, steps: int, device: torch.de
         asked: a name of :data:`SCHEDULERS`, a diffusers scheduler (copied), or ``None`` for the base's own.
         steps: denoising steps, at least 1.
         device: where the latents are.
+        course: what the base's family says about the times; None: diffusion, by steps alone.
 
     Raises:
         UnknownName: no scheduler has this name; the nearest is named.
@@ -124,17 +147,17 @@ def make_sampler(own: Any, asked: str | Any | None, steps: int, device: torch.de
         >>> type(sampler.scheduler).__name__, sampler.schedule, len(sampler.scheduler.timesteps)
         ('DPMSolverMultistepScheduler', 'Karras', 5)
     """
-    name = None
+    name, course = None, course or Course()
     if asked is None or not isinstance(asked, str):
         scheduler = copy.deepcopy(own if asked is None else asked)
         _check_per_image(scheduler)
+        course.process.of(scheduler)  # one of the other process would draw noise
     else:
         name = _slug(asked)
-        choice = SCHEDULERS[name]
-        scheduler = _build(choice.cls, {**_about(own, choice), **choice.settings})
+        scheduler = _named(own, SCHEDULERS[name], course)
     row = SCHEDULERS[name] if name else _row_of(scheduler)
     title, schedule = (row.title, row.schedule) if row else (type(scheduler).__name__, "")
-    _set_steps(scheduler, steps, device, name or type(scheduler).__name__)
+    _set_steps(scheduler, steps, device, name or type(scheduler).__name__, course)
     return Sampler(scheduler, title, schedule, _record(scheduler))
 
 
@@ -164,28 +187,29 @@ def _build(cls_name: str, settings: Mapping[str, Any]) -> Any:
     return cls(**settings)
 
 
-def _about(own: Any, choice: SchedulerChoice) -> dict[str, Any]:
-    """What the base's own scheduler says about the base, as settings of another class."""
+def _named(own: Any, choice: SchedulerChoice, course: Course) -> Any:
+    """A scheduler of the table, told what the base's own says about the base."""
     import diffusers
 
-    config = own.config
-    if "num_train_timesteps" in config and "beta_schedule" not in config:
+    flow = course.process is Flow
+    cls = choice.flow if flow else choice.cls
+    if not cls or (flow and choice.settings.get("use_karras_sigmas")):
+        usable = ", ".join(name for name, row in SCHEDULERS.items() if row.flow and not row.schedule)
         raise DoesNotFit(
-            f"the base is sampled by {type(own).__name__}, which has no noise levels that {choice.title} could take "
-            "over; leave the scheduler out"
+            f"{f'{choice.title} {choice.schedule}'.strip()} cannot sample a flow, and this base is one; choose one of "
+            f"{usable}"
         )
-    accepted = inspect.signature(getattr(diffusers, choice.cls).__init__).parameters
-    for key, harmless in _NEEDED.items():
-        if key not in accepted and config.get(key, harmless) != harmless:
-            raise DoesNotFit(f"{choice.title} cannot sample a base with {key} = {config[key]!r}; choose another")
-    predicts = config.get("prediction_type", "epsilon")
+    accepted = inspect.signature(getattr(diffusers, cls).__init__).parameters
+    told = course.process.facts(own.config, accepted, choice.title, course.shift)
+    predicts = told.get("prediction_type", "epsilon")
     if choice.predictions and predicts not in choice.predictions:
         raise DoesNotFit(f"{choice.title} cannot sample a base with prediction_type = {predicts!r}; choose another")
-    return {key: config[key] for key in _ABOUT_THE_BASE if key in accepted and key in config}
+    settings = {} if flow and cls != choice.cls else choice.settings
+    return _build(cls, {**told, **settings})
 
 
 def _per_image_classes() -> set[str]:
-    return {choice.cls for choice in SCHEDULERS.values()}
+    return {cls for choice in SCHEDULERS.values() for cls in (choice.cls, choice.flow) if cls}
 
 
 def _known_names() -> str:
@@ -206,7 +230,7 @@ def _row_of(scheduler: Any) -> SchedulerChoice | None:
     config = scheduler.config
     flags = ("use_karras_sigmas", "algorithm_type")
     for row in SCHEDULERS.values():
-        if row.cls != type(scheduler).__name__:
+        if type(scheduler).__name__ not in (row.cls, row.flow):
             continue
         wanted = {"use_karras_sigmas": False, "algorithm_type": "dpmsolver++", **row.settings}
         if all(config.get(key, wanted[key]) == wanted[key] for key in flags):
@@ -229,12 +253,12 @@ def _record(scheduler: Any) -> dict[str, Any]:
     return {"class": type(scheduler).__name__, "settings": settings}
 
 
-def _set_steps(scheduler: Any, steps: int, device: torch.device | str, name: str) -> None:
+def _set_steps(scheduler: Any, steps: int, device: torch.device | str, name: str, course: Course) -> None:
     most = scheduler.config.num_train_timesteps
     if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= most:
         raise BadConfig(f"steps={steps!r}: the number of steps must be a whole number from 1 to {most}")
     try:
-        scheduler.set_timesteps(steps, device=device)
+        course.set_steps(scheduler, steps, device)
     except (ValueError, IndexError) as problem:
         sentence = str(problem).strip().splitlines()[0]
         raise BadConfig(f"the scheduler {name} cannot make {steps} steps: {sentence}") from problem

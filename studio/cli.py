@@ -28,7 +28,7 @@ from studio.signals import hear
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS: Final = (
-    "demo", "dreambooth", "style", "tune", "generate", "complete", "inspect", "check", "methods", "doctor",
+    "demo", "dreambooth", "style", "tune", "generate", "complete", "inspect", "check", "families", "methods", "doctor",
 )  # fmt: skip
 """The commands in the order of the help: module names in :mod:`studio.commands`."""
 
@@ -179,11 +179,11 @@ def _machine(error: Exception) -> int:
 @click.version_option(studio.__version__, "-V", "--version", prog_name="studio", message="%(prog)s %(version)s")
 def main() -> None:
     """Adapters for image and language models: samples in, adapter out."""
-    # libraries look at these when they are imported; the studio reads what is on this machine and asks nobody
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows its number
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # libraries look at these when they are imported; of the network, only hub ids are asked (studio.families.opening)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # their remarks are for programmers; what a user must know, the studio says itself
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -199,7 +199,12 @@ class DreamBooth(ImageTask):
 
         if given:
             return lambda: instance.of(given[0].items), given[0].digest
-        made = ClassPictures(opening.base, prompts, self.class_count, instance.size, seed=opening.plan.seed)
+        recipe, own = opening.recipe, opening.base.defaults
+        assert isinstance(recipe, ImageRecipe), "the recipe of this task"
+        steps, guidance = recipe.class_steps or own.steps, recipe.class_guidance or own.guidance
+        made = ClassPictures(
+            opening.base, prompts, self.class_count, instance.size, steps, guidance, seed=opening.plan.seed
+        )
 
         def make() -> Latents:
             folder = made.make(cache_folder(opening.plan.cache), opening.say)

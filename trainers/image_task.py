@@ -13,6 +13,7 @@ from studio.config import check, plain
 from studio.datasets.trigger import Trigger, missing_words
 from studio.errors import BadConfig, DoesNotFit
 from studio.families import BASES, Base, open_base
+from studio.families.family import Defaults
 from studio.limits import limit
 from studio.trainers.image.diffusion import Diffusion, Previews
 from studio.trainers.image.fit import check_fit
@@ -26,6 +27,8 @@ from studio.trainers.opening import Opening, open_with_recipe
 from studio.trainers.recipes import ImageRecipe
 
 if TYPE_CHECKING:
+    import torch
+
     from studio.datasets.folder import ImageFolder
 
 __all__ = ["ImageTask", "Material"]
@@ -66,9 +69,11 @@ class ImageTask(ABC):
         text_encoder_learning_rate: its rate.
         weighting: name of the loss weighting (:data:`studio.trainers.image.objective.WEIGHTINGS`).
         gamma: γ of min-SNR.
+        density: name of the density of the times that are trained (:data:`studio.trainers.image.objective.DENSITIES`).
+        shift: k of a flow's ``s = k u / (1 + (k−1) u)``: above 1, more of the noisy times are trained.
         preview_prompts: what previews show; None: a prompt or two with the trigger; empty: no previews.
         preview_seeds: every prompt is shown with each of these.
-        preview_steps, preview_guidance: sampling of the previews; without a guidance, the base's own.
+        preview_steps, preview_guidance: sampling of the previews; None: the base's own.
         caption_encoding: what caption files without a mark are read as: ``"utf-8"``, or ``"windows-1252"``.
         licence: what the adapter file says about its licence.
 
@@ -86,9 +91,11 @@ class ImageTask(ABC):
     text_encoder_learning_rate: float | None = None
     weighting: str | None = None
     gamma: float = 5.0
+    density: str | None = None
+    shift: float | None = None
     preview_prompts: tuple[str, ...] | None = None
     preview_seeds: tuple[int, ...] = (0,)
-    preview_steps: int = 20
+    preview_steps: int | None = None
     preview_guidance: float | None = None
     caption_encoding: Literal["utf-8", "windows-1252"] = "utf-8"
     licence: str | None = None
@@ -106,10 +113,10 @@ class ImageTask(ABC):
 
     def _check_numbers(self) -> None:
         """Checks what is asked of the loss and of the previews, before a base is opened for them."""
-        guidance, seeds = self.preview_guidance, self.preview_seeds
+        guidance, seeds, steps = self.preview_guidance, self.preview_seeds, self.preview_steps
         for name, sound, wanted in (
             ("gamma", self.gamma > 0, "above 0 (5 is usual)"),
-            ("preview_steps", 1 <= self.preview_steps <= limit("steps"), "a whole number from 1 on"),
+            ("preview_steps", steps is None or 1 <= steps <= limit("steps"), "a whole number from 1 on"),
             ("preview_guidance", guidance is None or 0 <= guidance < math.inf, "a finite number from 0 on"),
             ("preview_seeds", all(0 <= seed < 2**63 for seed in seeds), "whole numbers from 0 to 2**63 - 1"),
         ):
@@ -157,18 +164,17 @@ class ImageTask(ABC):
         base, recipe = opening.base, opening.recipe
         assert isinstance(recipe, ImageRecipe), "the recipes of these tasks"
         size = picture_size(self.resolution, base)
-        weighting = self.weighting or recipe.weighting
-        objective = Objective.of(base.pipe.scheduler, weighting=weighting, gamma=self.gamma, device=opening.device)
+        objective = self._objective(base, recipe, size, opening.device)
         material = self.read(opening, size, folders)
         strange = check_fit(base, material.latents, material.captions)
         if strange:
             opening.tell(strange)
-        previews = self._previews(material.captions, size, base.guidance)
+        previews = self._previews(material.captions, size, base.defaults)
         rates = self._rates(opening, recipe)
         inputs = {"base": base.id, "base_hash": base.hash, **material.inputs, **opening.inputs}
         return Diffusion(
             base=base, adapter=opening.adapter, name=re.sub(r"\W+", "-", self.trigger_words).strip("-") or "default",
-            plan=opening.plan, rates=rates, settings=self._settings(material, weighting, rates),
+            plan=opening.plan, rates=rates, settings=self._settings(material, objective, rates),
             recorded={"base": opening.base_name, "previews": plain(previews)}, inputs=inputs, objective=objective,
             latents=material.latents, captions_of=material.captions, prior=material.prior,
             prompts=Prompts(base, material.latents.cache), previews=previews,
@@ -196,11 +202,22 @@ class ImageTask(ABC):
         cache = TensorCache(cache_folder(opening.plan.cache) / "tensors")
         return Latents(opening.base, folder.items, size=size, crop=self.crop, flip=self.flip, cache=cache)
 
-    def _previews(self, captions: Sequence[str], size: tuple[int, int], guidance: float) -> Previews:
+    def _objective(self, base: Base, recipe: ImageRecipe, size: tuple[int, int], device: torch.device) -> Objective:
+        """Returns what is trained at this size."""
+        family, cells = base.family, (size[1] // base.family.downscale, size[0] // base.family.downscale)
+        usual = family.shift(base.pipe, cells) if recipe.shifted else 1.0
+        return Objective(
+            process=family.process.of(base.pipe.scheduler, device), gamma=self.gamma,
+            weighting=self.weighting or recipe.weighting, density=self.density or recipe.density,
+            shift=usual if self.shift is None else self.shift,
+        )  # fmt: skip
+
+    def _previews(self, captions: Sequence[str], size: tuple[int, int], own: Defaults) -> Previews:
         """Returns what previews show."""
         prompts = self.answers_to.previews(captions) if self.preview_prompts is None else self.preview_prompts
-        guidance = guidance if self.preview_guidance is None else self.preview_guidance
-        return Previews(prompts, self.preview_seeds, size, self.preview_steps, guidance)
+        guidance = own.guidance if self.preview_guidance is None else self.preview_guidance
+        steps = own.steps if self.preview_steps is None else self.preview_steps
+        return Previews(prompts, self.preview_seeds, size, steps, guidance)
 
     def _check_previews(self) -> None:
         """Checks that each preview prompt calls up what is learned.
@@ -216,13 +233,15 @@ class ImageTask(ABC):
                     f"{' '.join(missing)}), so it would show the base and not what is learned; put the trigger into it"
                 )
 
-    def _settings(self, material: Material, weighting: str, rates: Mapping[str, float]) -> dict[str, Any]:
+    def _settings(self, material: Material, objective: Objective, rates: Mapping[str, float]) -> dict[str, Any]:
         from studio.datasets.cache import content_key
 
+        times = {"density": objective.density, "shift": objective.shift}
         return {
             "task": self.task_name, "resolution": list(material.latents.size), "crop": self.crop, "flip": self.flip,
-            "weighting": weighting, "gamma": self.gamma, "learning_rates": dict(rates),
+            "weighting": objective.weighting, "gamma": self.gamma, "learning_rates": dict(rates),
             "captions": content_key(material.captions)[:16], **material.settings,
+            **(times if times != {"density": "uniform", "shift": 1.0} else {}),
         }  # fmt: skip
 
     def _rates(self, opening: Opening[Base], recipe: ImageRecipe) -> dict[str, float]:
@@ -232,7 +251,13 @@ class ImageTask(ABC):
         wanted = recipe.text_encoder if self.text_encoder is None else self.text_encoder
         if wanted or self.text_encoder_learning_rate is not None:
             rate = self.text_encoder_learning_rate or recipe.text_encoder_learning_rate * opening.factor
-            rates.update(dict.fromkeys(family.encoders, rate))
+            trained = [one.component for one in family.encoders if one.trained]
+            if not trained:
+                raise DoesNotFit(
+                    f"text_encoder=True: the text encoder of {family.title} is not trained with its pictures, by no "
+                    "tool; leave it out"
+                )
+            rates.update(dict.fromkeys(trained, rate))
         return rates
 
     def _origin(self, opening: Opening[Base], material: Material) -> dict[str, str]:

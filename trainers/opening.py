@@ -20,7 +20,7 @@ from studio.runs import RUN_ADAPTER, is_run
 from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.run import sha256
 from studio.trainers.loop.task import AdapterLike, Say
-from studio.trainers.recipes import Recipe, recipe_for
+from studio.trainers.recipes import Recipe, recipe_for, usual_adapter
 
 __all__ = ["Opening", "adapter_file", "open_with_recipe"]
 
@@ -125,7 +125,7 @@ def open_with_recipe(
     if start is not None:
         config = _config_of(opened, start)
         say(f"training on from {start}")
-    adapter = config if isinstance(config, AdapterConfig) else recipe.adapter()
+    adapter = config if isinstance(config, AdapterConfig) else usual_adapter(recipe)
     steps = recipe.steps if plan.steps is None else plan.steps
     factor = adapter.rate
     plan = plan.filled(

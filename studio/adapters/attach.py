@@ -21,6 +21,7 @@ from studio.adapters.info import split_path
 from studio.adapters.sites.site import Site
 from studio.adapters.start import check_sources, started
 from studio.adapters.targets.find import find_targets, left_beside
+from studio.adapters.targets.silent import heard
 from studio.adapters.targets.unmatched import check_blocks, check_tables
 from studio.device import on_cpu
 from studio.errors import BadConfig, DoesNotFit
@@ -127,6 +128,9 @@ def _mount_all(
         for assembly in mounted:
             assembly.unmount(name)
         raise
+    for module in modules.values() if trained else ():  # a component that gets nothing is part of the frozen base too
+        if assembly_at(module) is None:
+            mounted[0].freeze_beside(module)
     return mounted
 
 
@@ -162,7 +166,7 @@ def attach(
         BadConfig: no config, or an impossible name or rank.
         DoesNotFit: the name is taken, a blend is baked, or the model is inside FSDP, or DDP of several processes.
         NoTargets: a pattern (of targets, exclude, ranks, block sizes, feed-forwards) that matches nothing.
-        UnsupportedLayer: a layer that the method cannot change.
+        UnsupportedLayer: a layer that the method cannot change, or that no picture depends on.
 
     Example:
         >>> import torch, studio
@@ -179,9 +183,12 @@ def attach(
     check_sources(config, calibrate, original)
     components = (components,) if isinstance(components, str) else components
     method, modules = config.adapter, components_of(model)
-    paths = method.whole(modules, components) or find_targets(
-        modules, config.targets, config.exclude, chosen=components, kinds=method.kinds, method=type(config).__name__
-    )
+    paths, notes = method.whole(modules, components), list[str]()
+    if not paths:
+        paths = find_targets(
+            modules, config.targets, config.exclude, chosen=components, kinds=method.kinds, method=type(config).__name__
+        )
+        paths, notes = heard(modules, config.targets, paths)
     sites: dict[str, dict[str, Site]] = {}
     for component, found in paths.items():
         joined, root = method.joined(modules[component], found), modules[component]
@@ -194,11 +201,8 @@ def attach(
         if (kept := {path: site for path, site in planned.items() if whole_path(component, path) in tensors})
     }
     mounted = _mount_all(model, config, sites, tensors, name=name, strength=Strength(), trained=True, metadata={})
-    for module in modules.values():  # a component that gets nothing is part of the frozen base too
-        if assembly_at(module) is None:
-            mounted[0].freeze_beside(module)
     beside = left_beside(modules, config.targets, config.exclude, paths, kinds=method.kinds)
-    return _report(mounted, name, beside)
+    return _report(mounted, name, [*beside, *notes])
 
 
 def _report(mounted: Sequence[Assembly], name: str, beside: Sequence[str] = ()) -> AttachReport:

@@ -73,8 +73,8 @@ def complete(
 ) -> None:
     """Complete prompts with a language model.
 
-    BASE is an embedded language base (facts) or a transformers folder. A tag in a prompt, <short:0.8>, says which
-    adapters act on it; without one, all act together at the strength that --adapter gives them.
+    BASE is an embedded language base (facts), a transformers folder or a hub id (owner/name). A tag in a prompt,
+    <short:0.8>, says which adapters act on it; without one, all act together at the strength that --adapter gives them.
     """
     from studio.pipelines import TextPipeline
 

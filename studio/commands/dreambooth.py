@@ -40,9 +40,9 @@ __all__ = ["dreambooth"]
 def dreambooth(context: click.Context, base: str | None, images: str | None, output: Path, **options: Any) -> None:
     """Learn one subject from a handful of pictures.
 
-    BASE is an embedded base (emoji) or a diffusers folder, IMAGES a folder of pictures of the subject. These and the
-    instance prompt suffice: everything else has a default for the size of the base, which the report states. The same
-    command again goes on with an interrupted run, to the bit.
+    BASE is an embedded base (emoji), a diffusers folder, a .safetensors checkpoint or a hub id, IMAGES a folder of
+    pictures of the subject. These and the instance prompt suffice: everything else has a default for the size of the
+    base, which the report states. The same command again goes on with an interrupted run, to the bit.
     """
     from studio.trainers import DreamBooth
 

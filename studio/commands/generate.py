@@ -13,7 +13,7 @@ import click
 
 from studio.commands.loading import load_adapter, open_pipeline
 from studio.commands.numbered import check_numbers, places
-from studio.commands.options import adapter_option, example, output_options, pipeline_options
+from studio.commands.options import adapter_option, config_option, example, output_options, pipeline_options
 from studio.commands.show import Show
 from studio.commands.words import SEEDS, SIZE, AdapterWord
 
@@ -46,7 +46,7 @@ __all__ = ["generate"]
     help="Every prompt with each of these: 4, 0,3,5 or 0..7.",
 )
 @click.option("--seed", type=SEEDS, hidden=True, help="The same as --seeds.")
-@click.option("--steps", type=int, metavar="N", default=20, show_default=True, help="Denoising steps.")
+@click.option("--steps", type=int, metavar="N", help="Denoising steps; else the base's own.")
 @click.option("--sampling-steps", "steps", type=int, hidden=True, help="The same as --steps.")
 @click.option("--guidance", type=float, metavar="X", help="Guidance scale, else the base's own; 1: the prompt alone.")
 @click.option("--negative", metavar="TEXT", help="What guidance leads away from.")
@@ -56,6 +56,7 @@ __all__ = ["generate"]
     "--batch-size", type=int, metavar="N", default=1, show_default=True, help="Pictures that are computed together."
 )
 @click.option("--grid", type=click.Path(path_type=Path), metavar="FILE.png", help="Also write one sheet with them all.")
+@config_option
 @pipeline_options
 @click.option(
     "-o",
@@ -74,13 +75,14 @@ def generate(
     adapters: tuple[AdapterWord, ...],
     seeds: tuple[int, ...],
     seed: tuple[int, ...] | None,
-    steps: int,
+    steps: int | None,
     guidance: float | None,
     negative: str | None,
     resolution: tuple[int, int] | None,
     scheduler: str | None,
     batch_size: int,
     grid: Path | None,
+    config_of: str | None,
     allow_partial: bool,
     pickled: bool,
     device: str | None,
@@ -92,19 +94,20 @@ def generate(
 ) -> None:
     """Make pictures from prompts: every PROMPT with every seed.
 
-    BASE is the embedded base emoji, which draws emoji on a background of one colour, or a diffusers folder. The
-    pictures are numbered in that order in the output folder, each with the text from which it can be made again. A tag
-    in a prompt, <robot:0.8>, says which adapters act on its pictures; without one, all act at the strength that
-    --adapter gives them.
+    BASE is the embedded base emoji, which draws emoji on a background of one colour, a diffusers folder, a checkpoint
+    of one file (.safetensors), or a hub id (owner/name), which is downloaded once; an adapter may be a hub id too, and
+    studio families lists the models. The pictures are numbered in that order in the output folder, each with the text
+    from which it can be made again. A tag in a prompt, <robot:0.8>, says which adapters act on its pictures; without
+    one, all act at the strength that --adapter gives them.
     """
     from studio.pipelines import ImagePipeline, contact_sheet, save_png
 
     show = Show(as_json, quiet)
     seeds = seed if seed is not None else seeds
-    check_numbers(steps, guidance, resolution, batch_size)
+    check_numbers(1 if steps is None else steps, guidance, resolution, batch_size)
     grid = None if grid is None else grid.expanduser()
     files = places(output.expanduser(), len(prompts) * len(seeds), grid, overwrite=overwrite)
-    pipe = open_pipeline(ImagePipeline, base, device=device, dtype=dtype, show=show)
+    pipe = open_pipeline(ImagePipeline, base, device=device, dtype=dtype, show=show, config_of=config_of)
     used = [load_adapter(pipe, word, show, allow_partial=allow_partial, pickled=pickled) for word in adapters]
     _look_at(pipe, prompts, negative, guidance, show)
     width, height = resolution or pipe.base.native
@@ -151,7 +154,7 @@ def _look_at(
     from studio.pipelines.remarks import remarks
 
     for prompt in prompts:
-        parse_prompt(prompt, pipe.adapters, denoiser=pipe.base.family.denoiser, encoders=pipe.base.family.encoders)
+        parse_prompt(prompt, pipe.adapters, denoiser=pipe.base.family.denoiser, encoders=pipe.base.family.readers)
     _note_triggers(pipe, prompts, show)
     for remark in remarks(prompts, negative=negative, guidance=pipe.base.guidance if guidance is None else guidance):
         show.note(remark)

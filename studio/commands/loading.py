@@ -17,7 +17,13 @@ AnyPipeline = TypeVar("AnyPipeline", bound="Pipeline")
 
 
 def open_pipeline(
-    pipeline: type[AnyPipeline], base: str, *, device: str | None, dtype: str | None, show: Show
+    pipeline: type[AnyPipeline],
+    base: str,
+    *,
+    device: str | None,
+    dtype: str | None,
+    show: Show,
+    config_of: str | None = None,
 ) -> AnyPipeline:
     """Opens a base where and as the options say.
 
@@ -25,8 +31,9 @@ def open_pipeline(
         pipeline: the pipeline's class.
         base: what was named.
         device: where to compute; None takes the best there is.
-        dtype: number format; None takes the device's usual one.
+        dtype: number format; None takes that of the base's files, or the device's usual one.
         show: takes a line where another format is used than asked for.
+        config_of: the folder or the hub id whose configs a checkpoint of one file is opened with.
 
     Raises:
         UsageError: the base, the device or the format is not there.
@@ -34,10 +41,13 @@ def open_pipeline(
     from studio.device import choose_device, choose_dtype
 
     place = choose_device(device)
+    own: dict[str, Any] = {} if config_of is None else {"config_of": config_of}
+    if dtype in (None, "auto"):
+        return pipeline.open(base, dtype="auto", device=place, **own)
     numbers = choose_dtype(dtype, place)
     if numbers.note:
         show.note(numbers.note)
-    return pipeline.open(base, dtype=numbers.dtype, device=place)
+    return pipeline.open(base, dtype=numbers.dtype, device=place, **own)
 
 
 def load_adapter(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,11 +12,43 @@ import click
 from studio.commands.settings import setting
 from studio.commands.words import ADAPTER, HELD_OUT, SIZE
 
-__all__ = ["adapter_option", "example", "output_options", "pipeline_options", "training_options", "tuning_options"]
+__all__ = [
+    "adapter_option",
+    "config_option",
+    "example",
+    "output_options",
+    "pipeline_options",
+    "training_options",
+    "tuning_options",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def _environment(*names: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """A callback that sets variables of the environment, which libraries read, while the command runs."""
+
+    def keep(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+        for name in names if value else ():
+            before = os.environ.get(name)
+            os.environ[name] = "1"
+            context.call_on_close(lambda name=name, before=before: _put_back(name, before))
+        return value
+
+    return keep
+
+
+def _put_back(name: str, before: str | None) -> None:
+    if before is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = before
+
+
+_OFFLINE = click.option(
+    "--offline", is_flag=True, expose_value=False, callback=_environment("HF_HUB_OFFLINE"), is_eager=True,
+    help="Never ask the hub: take what is in its cache on this machine.",
+)  # fmt: skip
 _ADAPTER = (
     setting("--method", field="method", metavar="NAME", help="Adapter method; studio methods lists them."),
     setting("--rank", field="rank", type=int, metavar="N", help="Rank of the adapter."),
@@ -40,6 +73,7 @@ _RUN = (
     ),
     setting("--preview-every", field="preview_every", type=int, metavar="N", help="Steps between previews."),
     setting("--checkpoint-every", field="checkpoint_every", type=int, metavar="N", help="Steps between checkpoints."),
+    _OFFLINE,
     setting("--device", field="device", metavar="NAME", help="Where to compute: auto, cpu, ..."),
     setting(
         "--dtype", field="precision", type=click.Choice(["fp32", "bf16"]),
@@ -93,13 +127,30 @@ _TEXTS = _training(
 _PIPELINE = (
     click.option("--allow-partial", is_flag=True, help="Load what fits of an adapter file, and name the rest."),
     click.option("--pickled", is_flag=True, help="Read .pt and .bin adapter files too; of those, the tensors alone."),
+    _OFFLINE,
     click.option("--device", metavar="NAME", help="Where to compute: auto, cpu, ..."),
-    click.option("--dtype", metavar="NAME", help="Number format of the base: fp32, bf16, fp16."),
+    click.option(
+        "--dtype", metavar="NAME", help="Number format of the base: fp32, bf16, fp16; else that of its files."
+    ),
 )
 
 _OUTPUT = (
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout."),
-    click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors (and what --json asks for)."),
+    click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        callback=_environment("HF_HUB_DISABLE_PROGRESS_BARS"),
+        is_eager=True,
+        help="Print one JSON object to stdout.",
+    ),
+    click.option(
+        "--quiet",
+        "-q",
+        is_flag=True,
+        callback=_environment("HF_HUB_DISABLE_PROGRESS_BARS"),
+        is_eager=True,
+        help="Print nothing but errors (and what --json asks for).",
+    ),
 )
 
 
@@ -128,8 +179,16 @@ def adapter_option(command: F) -> F:
 
 
 def pipeline_options(command: F) -> F:
-    """Adds how a base and its adapters are opened: ``--allow-partial``, ``--device`` and ``--dtype``."""
+    """Adds how a base and its adapters are opened: ``--allow-partial``, ``--offline``, ``--device``, ``--dtype``."""
     return _add(_PIPELINE, command)
+
+
+def config_option(command: F) -> F:
+    """Adds ``--config-of``, in front of those that stand below it."""
+    return click.option(
+        "--config-of", metavar="BASE",
+        help="For a base in one file: the folder, or the hub id, of the configs, and of what the file lacks.",
+    )(command)  # fmt: skip
 
 
 def example(*lines: str) -> str:

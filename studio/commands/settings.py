@@ -79,6 +79,7 @@ class Settings:
             BadConfig: a field that the method does not have, or an impossible value.
         """
         from studio.adapters import METHODS, AdapterConfig
+        from studio.trainers.recipes import usual_adapter
 
         if not self.adapter:
             return None
@@ -93,7 +94,7 @@ class Settings:
         shared = set(known) if method == recipe.method else set(known) & {"rank", "targets", "exclude"}
         if known["targets"] != AdapterConfig.targets:
             shared -= {"targets"}  # virtual tokens, norms, ...: the method says where it sits
-        defaults = {name: value for name, value in plain(recipe.adapter()).items() if name in shared}
+        defaults = {name: value for name, value in plain(usual_adapter(recipe)).items() if name in shared}
         return build(config, {**defaults, **given})
 
 

@@ -32,9 +32,9 @@ __all__ = ["style"]
 def style(context: click.Context, base: str | None, images: str | None, output: Path, **options: Any) -> None:
     """Learn a way of drawing from captioned pictures.
 
-    BASE is an embedded base (emoji) or a diffusers folder, IMAGES a folder of pictures with captions beside them
-    (cat.png and cat.txt) that say what is drawn, so that the trigger is left to mean how. The same command again goes
-    on with an interrupted run, to the bit.
+    BASE is an embedded base (emoji), a diffusers folder, a .safetensors checkpoint or a hub id, IMAGES a folder of
+    pictures with captions beside them (cat.png and cat.txt) that say what is drawn, so that the trigger is left to mean
+    how. The same command again goes on with an interrupted run, to the bit.
     """
     from studio.trainers import Style
 

@@ -54,9 +54,9 @@ def tune() -> None:
 def causal_lm(context: click.Context, base: str | None, data: str | None, output: Path, **options: Any) -> None:
     """Teach a causal language model to answer as the samples do.
 
-    BASE is an embedded language base (facts) or a transformers folder, DATA a JSONL file with one sample per line:
-    messages; instruction and output; prompt and completion; or text. The answers are learned, each with its end; the
-    questions are only read. The same command again goes on with an interrupted run, to the bit.
+    BASE is an embedded language base (facts), a transformers folder or a hub id, DATA a JSONL file with one sample per
+    line: messages; instruction and output; prompt and completion; or text. The answers are learned, each with its end;
+    the questions are only read. The same command again goes on with an interrupted run, to the bit.
     """
     from studio.trainers import CausalLM
 

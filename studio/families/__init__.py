@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from studio.families import sd1 as _sd1  # noqa: F401  (registers its rows)
+from studio.families import image as _image  # noqa: F401  (its files register their rows)
 from studio.families.base import BASES, Base, open_base
-from studio.families.family import FAMILIES, Conditioning, Family, components, family_of, is_pipeline
+from studio.families.conditioning import Conditioning, Shot
+from studio.families.family import FAMILIES, Family, components, family_in, family_of, is_pipeline
 from studio.families.wrapper import check_open, check_own, named_parameters, named_parts, unwrapped
 
 __all__ = [
@@ -13,9 +14,11 @@ __all__ = [
     "Base",
     "Conditioning",
     "Family",
+    "Shot",
     "check_open",
     "check_own",
     "components",
+    "family_in",
     "family_of",
     "is_pipeline",
     "named_parameters",

@@ -1,4 +1,4 @@
-"""Opening a causal language base: a model and its tokenizer, by name or from a transformers folder."""
+"""Opening a causal language base: a model and its tokenizer, by name, from a transformers folder or the hub."""
 
 from __future__ import annotations
 
@@ -12,9 +12,14 @@ from typing import Any, Final
 
 import torch
 
-from studio.device import dtype_named
 from studio.errors import BadFile, DoesNotFit, UnknownName, UsageError, nearest
 from studio.families.base import BASES, modules_hash, move
+from studio.families.opening import hub
+from studio.families.opening.dtype import named, usual_dtype
+from studio.families.opening.folder import chosen
+from studio.families.opening.ids import hub_id
+from studio.families.opening.selection import language_files
+from studio.families.opening.weights import header_of, held
 from studio.families.quiet import quietly
 
 __all__ = ["LANGUAGE_BASES", "PLAIN_TEMPLATE", "LanguageBase", "facts_file", "open_language_base"]
@@ -174,23 +179,31 @@ class LanguageBase:
 
 
 def open_language_base(
-    base: str | Path | Any, *, dtype: torch.dtype | str | None = None, device: torch.device | str | None = None
+    base: str | Path | Any,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    offline: bool = False,
 ) -> LanguageBase:
-    """Opens a causal language base; never from the network.
+    """Opens a causal language base.
 
     Args:
-        base: the name of an embedded base (``"facts"``), a transformers folder, a pair of a model and its tokenizer, or
-            a :class:`LanguageBase`, which is returned as it is (moved if ``dtype`` or ``device`` say so).
-        dtype: the weights' type, or its name (``"bf16"``); ``None``: fp32 for what is read from disk, unchanged for
-            objects.
+        base: the name of an embedded base (``"facts"``), a transformers folder, a hub id (``"owner/name"``,
+            ``"owner/name@revision"``, with a folder of the repository behind it), a pair of a model and its tokenizer,
+            or a :class:`LanguageBase`, which is returned as it is (moved if ``dtype`` or ``device`` say so). A path
+            that exists is never asked of the hub, and the hub only for what its cache on this machine does not have.
+        dtype: the weights' type, or its name (``"bf16"``); ``None``: what most of them are in the files, but fp32 for a
+            small base on a CPU, unchanged for objects; ``"auto"``: the same, but what the device computes fastest in
+            where the files hold fp32.
         device: where to; ``None``: the CPU for what is read from disk, unchanged for objects.
+        offline: never ask the hub; ``HF_HUB_OFFLINE=1`` says so too.
 
     Returns:
         The base, its model in evaluation mode.
 
     Raises:
-        UnknownName: neither a known name nor a folder.
-        BadFile: the folder is not a whole transformers model with its tokenizer.
+        UnknownName: neither a known name nor a folder nor an id that the hub has.
+        BadFile: what is there is not a whole transformers model with its tokenizer, or the hub does not give it.
         DoesNotFit: it is no causal language model.
 
     Example:
@@ -200,9 +213,9 @@ def open_language_base(
         studio.errors.UnknownName: no language base or folder is called 'fact'; did you mean 'facts'? (embedded language
         bases: facts)
     """
-    dtype = None if dtype is None else dtype_named(dtype)
+    dtype = named(dtype)
     if isinstance(base, (str, Path)):
-        return _read(base, dtype, device)
+        return _read(base, dtype, device, offline)
     if isinstance(base, LanguageBase):
         found = base
     elif isinstance(base, Sequence) and len(base) == 2:
@@ -212,7 +225,7 @@ def open_language_base(
             f"a language base is a name, a transformers folder or a pair of a model and its tokenizer, not a "
             f"{type(base).__name__}"
         )
-    move(found.model, dtype, device)
+    move(found.model, dtype if isinstance(dtype, torch.dtype) else None, device)
     return found
 
 
@@ -221,18 +234,33 @@ def facts_file(name: str) -> Path:
     return LANGUAGE_BASES["facts"].parent / name
 
 
-def _read(base: str | Path, dtype: torch.dtype | None, device: torch.device | str | None) -> LanguageBase:
-    known = isinstance(base, str) and base in LANGUAGE_BASES
-    folder = LANGUAGE_BASES[str(base)] if known else Path(base).expanduser()
-    if not folder.is_dir():
-        raise _no_folder(base, folder)
+def _read(
+    base: str | Path, dtype: torch.dtype | str | None, device: torch.device | str | None, offline: bool
+) -> LanguageBase:
+    name, folder = _place(base, offline)
     model_type = _model_type(folder)
+    files = chosen(folder, language_files)
+    counts = held(header_of(folder / file) for file in files if file.endswith(".safetensors"))
     tokenizer = _read_tokenizer(folder)
-    model = _read_model(folder, model_type, dtype or torch.float32)
+    kind = usual_dtype(counts, torch.device("cpu" if device is None else device), dtype)
+    model = _read_model(folder, model_type, kind)
     if not tokenizer.is_fast:
         raise DoesNotFit(f"the tokenizer of {folder} cannot say which characters a token is of; save it as a fast one")
     move(model.eval(), None, device)
-    return LanguageBase(model, tokenizer, str(base) if known else folder.resolve().name, folder)
+    return LanguageBase(model, tokenizer, name, folder)
+
+
+def _place(base: str | Path, offline: bool) -> tuple[str, Path]:
+    """Returns what a base is called, and the folder that was named."""
+    if isinstance(base, str) and base in LANGUAGE_BASES:
+        return base, LANGUAGE_BASES[base]
+    folder = Path(base).expanduser()
+    if folder.is_dir():
+        return folder.resolve().name, folder
+    asked = hub_id(base) if isinstance(base, str) and not folder.exists() else None
+    if asked is None or asked.is_file:
+        raise _no_folder(base, folder)
+    return str(asked), hub.fetch(asked, language_files, away=offline)
 
 
 def _no_folder(base: str | Path, folder: Path) -> UsageError:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from studio.atomic import atomic_path
+from studio.claims import DTYPES, Header, TensorInfo, checked_header
 from studio.device import on_cpu
 from studio.errors import BadConfig, BadFile
-from studio.files.claims import DTYPES, Header, TensorInfo, checked_header
 from studio.given import open_given
 
 __all__ = ["DTYPES", "Header", "TensorInfo", "payload_hash", "read_header", "read_tensors", "write_tensors"]

@@ -12,11 +12,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from torch import nn
+
 from studio import config as configs
 from studio.adapters import METHODS, AdapterConfig
 from studio.adapters.contract.ranked import RankedConfig
 from studio.errors import BadConfig, StudioError
-from studio.families import Family
+from studio.families import Family, family_in
 from studio.files.format import Source
 from studio.files.header import payload_hash
 from studio.given import parse_json
@@ -59,8 +61,6 @@ _DERIVED: Final = (
     _HASH_TOO,
 )
 """Keys that follow from the tensors and the config; they are made anew at every save."""
-
-_VERSIONS: Final = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0", "sd3": "sd3_m", "flux": "flux1"}
 
 
 @dataclass(frozen=True)
@@ -143,14 +143,14 @@ def canonical(config: AdapterConfig) -> dict[str, Any]:
 
 
 def write_metadata(
-    config: AdapterConfig, facts: Mapping[str, str], *, name: str, family: Family | None, payload: str
+    config: AdapterConfig, facts: Mapping[str, str], *, name: str, parts: Mapping[str, nn.Module], payload: str
 ) -> dict[str, str]:
     """Makes the metadata of a file.
 
     Args:
         config: the method and its settings.
         facts: what the caller knows. Entries named as other tools name theirs ("ss_…", "modelspec.…") stay as they are.
-        name: the adapter's name. family: the base's family, if it is known. payload: hash of the tensors' bytes.
+        name: the adapter's name. parts: the base's components by name. payload: hash of the tensors' bytes.
 
     Raises:
         BadConfig: a fact that is not text.
@@ -160,6 +160,7 @@ def write_metadata(
             raise BadConfig(f"metadata[{key!r}] is {value!r}; a file holds texts only: give it as a string")
     foreign = {key: value for key, value in facts.items() if "." in key or key.startswith(("ss_", "sshs_", "ot_"))}
     own = {key: value for key, value in facts.items() if key not in foreign}
+    family = family_in(parts)
     entry = _own_entry(config, own, name, family)
     algorithm = config.adapter.lycoris.algo
     metadata = {
@@ -177,8 +178,9 @@ def write_metadata(
     if isinstance(config, RankedConfig):
         metadata |= _network(config)
     if family is not None:
-        metadata["modelspec.architecture"] = f"{family.modelspec}/lora"
-        metadata["ss_base_model_version"] = _VERSIONS.get(family.name, family.name)
+        identity = family.identity(parts)
+        metadata["modelspec.architecture"] = f"{identity.modelspec}/lora"
+        metadata["ss_base_model_version"] = identity.version
     return metadata
 
 

@@ -77,13 +77,13 @@ class Names:
         self.also: dict[str, str] = {}
         self._asked = 0
         self.untold = "" if self.family is not None else _library_class((model, *self.modules.values()))
-        self._levels = {} if self.family is None else self.family.file_prefix
+        self._levels = {} if self.family is None else self.family.levels
 
     def _label(self, module: nn.Module) -> str:
         if self.family is None:
             return ""
         encoder = "Text" in type(module).__name__
-        return self.family.encoders[0] if encoder and self.family.encoders else self.family.denoiser
+        return self.family.readers[0] if encoder and self.family.readers else self.family.denoiser
 
     def site(self, path: str, kinds: Collection[str] = ()) -> Site:
         """Returns the site at ``path``, an ordinary layer or of one of the further ``kinds``.
@@ -116,7 +116,7 @@ class Names:
     def flat(self, path: str) -> str:
         """Spells a path as kohya files do: ``lora_te_text_model_encoder_layers_0_mlp_fc1``."""
         label, name = self.relative(path)
-        prefix = ANY_FLAT if self.family is None else self.family.kohya.get(label, ANY_FLAT)
+        prefix = ANY_FLAT if self.family is None else self.family.flat.get(label, ANY_FLAT)
         return f"{prefix}_{self._with_level(label, name).replace('.', '_')}"
 
     def _with_level(self, label: str, name: str) -> str:

@@ -87,7 +87,7 @@ def save(
         return save_soft(model, file, chosen, name, facts, stored)
     with on_cpu():
         draft, tensors = spelled(model, name, chosen, stored)
-    text = write_metadata(draft.config, facts, name=name, family=draft.names.family, payload=payload_hash(tensors))
+    text = write_metadata(draft.config, facts, name=name, parts=draft.names.modules, payload=payload_hash(tensors))
     chosen.write(file, tensors, text, draft)
     return file
 

@@ -20,7 +20,7 @@ from studio.adapters.sites.language import ModelSite
 from studio.adapters.tokens.contract import PromptConfig, TokenAdapter, TokenConfig
 from studio.atomic import atomic_folder, atomic_write, together
 from studio.errors import BadFile, DoesNotFit
-from studio.families import family_of
+from studio.families import components
 from studio.files.format import Format, Source
 from studio.files.header import payload_hash, write_tensors
 from studio.files.metadata import Entry, write_metadata
@@ -178,7 +178,7 @@ def save_soft(
     assert isinstance(adapter, TokenAdapter), "the methods of virtual tokens sit on the model itself"
     fields, tensors = _with_heads(adapter) if format.folder else ({}, adapter.tensors())
     tensors = {key: tensor.detach() if dtype is None else tensor.detach().to(dtype) for key, tensor in tensors.items()}
-    text = write_metadata(adapter.config, facts, name=name, family=family_of(model), payload=payload_hash(tensors))
+    text = write_metadata(adapter.config, facts, name=name, parts=components(model), payload=payload_hash(tensors))
     text = {key: value for key, value in text.items() if not key.startswith(("ss_network", "modelspec.imp"))}
     if not format.folder:
         write_tensors(file, tensors, text)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from studio.adapters import blended
-from studio.families import Base, Conditioning
+from studio.families import Base, Conditioning, Shot
 from studio.trainers.image.latents import Latents
 from studio.trainers.image.objective import Objective
 from studio.trainers.image.prior import Prior
@@ -83,7 +83,7 @@ class Diffusion(Lesson):
         self.denoiser = getattr(self.model, self.base.family.denoiser)
         self._dtype = next(self.denoiser.parameters()).dtype  # diffusers' own .dtype walks all modules
         self.draws, self._shown = Draws(self.plan.seed), list[Any]()
-        self.trains_text = any(encoder in self.rates for encoder in self.base.family.encoders)
+        self.trains_text = any(encoder in self.rates for encoder in self.base.family.readers)
 
     @property
     def model(self) -> Any:
@@ -170,22 +170,32 @@ class Diffusion(Lesson):
         frozen: Conditioning | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Conditioning]:  # fmt: skip
         """Returns noisy latents, timesteps, targets and conditioning of one half."""
-        device = self.objective.alphas.device
-        latents = source.draw(draws, numbers, source.indices(draws, numbers))
+        device = self.denoiser.device
+        indices = source.indices(draws, numbers)
+        latents, shots = source.draw(draws, numbers, indices), source.shots(draws, numbers, indices)
         noise = draws.noise(numbers, latents.shape[1:]).to(device)
-        timesteps = draws.timesteps(numbers, self.objective.length).to(device)
+        timesteps = self.objective.timesteps(draws.uniforms(numbers, "timestep")).to(device)
         latents = latents.to(device)
         noisy = self.objective.noisy(latents, noise, timesteps)
+        conditioning = self._conditioned(conditioning, shots)
         if not own:
             return noisy, timesteps, self.objective.target(latents, noise, timesteps), conditioning
         assert frozen is not None, "the base's own prediction needs the bare base's conditioning"
         with torch.no_grad(), self.bare():
+            frozen = self._conditioned(frozen, shots)
             target = self.base.family.predict(self.model, self._cast(noisy), timesteps, frozen)
         return noisy, timesteps, target.to(noisy.dtype), conditioning
 
     def _losses(self, noisy: Tensor, timesteps: Tensor, target: Tensor, conditioning: Conditioning) -> Tensor:
         prediction = self.base.family.predict(self.model, self._cast(noisy), timesteps, conditioning)
         return self.objective.losses(prediction, target, timesteps)
+
+    def _conditioned(self, conditioning: Conditioning, shots: Sequence[Shot]) -> Conditioning:
+        """Adds what depends on the pictures."""
+        embedded = self.base.defaults.trained
+        return self.base.family.condition(
+            self.model, conditioning, [replace(shot, embedded=embedded) for shot in shots]
+        )  # fmt: skip
 
     def _cast(self, latents: Tensor) -> Tensor:
         return latents.to(self._dtype)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from studio.errors import BadConfig, DoesNotFit
-from studio.families import Base
+from studio.families import Base, Shot
 from studio.limits import limit, too_many
 from studio.trainers.loop.draws import Draws
 
@@ -66,6 +66,10 @@ class Latents:
         """Returns the latents of the pictures ``indices`` as samples ``numbers`` see them, ``(B, C, h, w)``."""
         return torch.stack([self._latent(draws, n, index) for n, index in zip(numbers, indices, strict=True)])
 
+    def shots(self, draws: Draws, numbers: Sequence[int], indices: Sequence[int]) -> list[Shot]:
+        """Returns what the samples ``numbers`` show of the pictures ``indices``: their size, and that of the file."""
+        return [self._shot(draws, n, index) for n, index in zip(numbers, indices, strict=True)]
+
     def prepare(self) -> None:
         """Encodes all pictures, unless each draw crops them anew."""
         if self.crop == "center":
@@ -82,6 +86,13 @@ class Latents:
             for item, share in lost
             if share > 0.1
         ]
+
+    def _shot(self, draws: Draws, n: int, index: int) -> Shot:
+        from studio.datasets.picture import kept_corner
+
+        item, generator = self.items[index], draws.generator(n, "crop") if self.crop == "random" else None
+        corner = kept_corner((item.width, item.height), self.size, crop=self.crop, generator=generator)
+        return Shot(size=self.size[::-1], original=(item.height, item.width), crop=corner)
 
     def _latent(self, draws: Draws, n: int, index: int) -> Tensor:
         mirrored = self.flip and draws.uniform(n, "flip") < 0.5

@@ -1,63 +1,50 @@
-r"""Noise, targets and loss weights of diffusion training, as functions of the noise schedule.
+r"""Loss weights of the two processes' training, and the objective of one base.
 
-With :math:`\bar\alpha_t` the schedule's cumulative product, ``x`` the latents and ``n`` standard normal noise::
-
-    noisy    x_t = √ᾱ x + √(1−ᾱ) n
-    snr      ᾱ / (1−ᾱ)
-    target   ε: n          v: √ᾱ n − √(1−ᾱ) x          sample: x
-
-Let ``e`` be the error of the picture that a prediction implies. The squared error of the prediction itself is
-``snr · e²`` for ε, ``(snr + 1) · e²`` for v and ``e²`` for sample. So a weighting is given once, as the weight
-``ω(snr)`` of ``e²``, and the weight of the prediction's error is ω divided by that factor: min-SNR, ω = min(snr, γ),
-becomes min(snr, γ)/snr for ε and min(snr, γ)/(snr + 1) for v. Any weighting is thereby right for every prediction.
+Noise and targets are the process's (:mod:`studio.families.process`): a noisy picture is ``x_t = α x + σ n``. With ``e``
+the error of the picture that a prediction implies, the squared error of the prediction itself is ``factor · e²``:
+``snr · e²`` for ε, ``(snr + 1) · e²`` for v, ``e²`` for sample and ``e²/σ²`` for a flow. So a weighting is given once,
+as the weight ``ω(snr)`` of ``e²``, and the weight of the prediction's error is ω divided by that factor: min-SNR,
+ω = min(snr, γ), becomes min(snr, γ)/snr for ε and min(snr, γ)/(snr + 1) for v. Any weighting is thereby right for every
+prediction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from studio.errors import BadConfig, DoesNotFit
+from studio.families.process import PREDICTIONS, SMALLEST_SNR, Flow, Process
 from studio.registry import Registry
 
-__all__ = ["PREDICTIONS", "WEIGHTINGS", "Objective", "Prediction", "noisy", "row_losses", "snr_of"]
-
-SMALLEST_SNR: Final = 1e-8  # a schedule that ends in pure noise has snr = 0 there, and ε weights divide by it
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a denoiser is trained to predict.
-
-    Args:
-        target: ``(latents, noise, ᾱ of each row, shaped to broadcast) -> target``.
-        factor: ``snr -> squared error of the prediction per squared error of the picture``.
-    """
-
-    target: Callable[[Tensor, Tensor, Tensor], Tensor]
-    factor: Callable[[Tensor], Tensor]
-
-
-PREDICTIONS: Final[Mapping[str, Prediction]] = {
-    "epsilon": Prediction(lambda x, n, a: n, lambda snr: snr.clamp_min(SMALLEST_SNR)),
-    "v_prediction": Prediction(lambda x, n, a: a.sqrt() * n - (1 - a).sqrt() * x, lambda snr: snr + 1),
-    "sample": Prediction(lambda x, n, a: x, torch.ones_like),
-}
-"""diffusers' ``prediction_type`` -> target and factor."""
+__all__ = ["DENSITIES", "WEIGHTINGS", "Objective", "row_losses"]
 
 Weighting = Callable[[Tensor, Callable[[Tensor], Tensor], float], Tensor]
 WEIGHTINGS: Final[Registry[Weighting]] = Registry("loss weighting")
 """name -> ``(snr, factor, γ) -> weight of each row's squared prediction error``."""
+
+NOT_FOR_FLOWS: Final = ("min-snr", "min-snr-offset", "debiased")  # their γ and limits are those of ε and v schedules
 
 
 @WEIGHTINGS.register("none")
 def unweighted(snr: Tensor, factor: Callable[[Tensor], Tensor], gamma: float) -> Tensor:
     """1: the plain squared error of the prediction."""
     return torch.ones_like(snr)
+
+
+@WEIGHTINGS.register("picture")
+def picture(snr: Tensor, factor: Callable[[Tensor], Tensor], gamma: float) -> Tensor:
+    """``1 / factor``: the squared error of the picture that the prediction implies; for a flow, σ² times its error.
+
+    References:
+        | what diffusers' script for Stable Diffusion 3 does under the name of preconditioned outputs
+    """
+    return 1 / factor(snr)
 
 
 @WEIGHTINGS.register("min-snr")
@@ -90,28 +77,28 @@ def debiased(snr: Tensor, factor: Callable[[Tensor], Tensor], gamma: float) -> T
     return snr.clamp(SMALLEST_SNR, 1000.0).sqrt() / factor(snr)
 
 
-def snr_of(alphas: Tensor) -> Tensor:
-    """Returns the signal-to-noise ratio ``ᾱ / (1 − ᾱ)`` of each timestep.
+DENSITIES: Final[Registry[Callable[[Tensor], Tensor]]] = Registry("density of training times")
+"""name -> ``u -> u'``: from numbers evenly spread in [0, 1) to numbers of that density."""
 
-    Args:
-        alphas: ᾱ of each, ``(T,)``.
+
+@DENSITIES.register("uniform")
+def uniform(u: Tensor) -> Tensor:
+    """u: all times alike."""
+    return u
+
+
+@DENSITIES.register("logit-normal")
+def logit_normal(u: Tensor) -> Tensor:
+    """``1 / (1 + exp(−Φ⁻¹(u)))``: mostly in the middle, where neither the picture nor the noise is plain to see.
+
+    References:
+        | Scaling Rectified Flow Transformers for High-Resolution Image Synthesis (Esser et al., 2024), arXiv:2403.03206
 
     Example:
-        >>> snr_of(torch.tensor([0.5, 0.0])).tolist()
-        [1.0, 0.0]
+        >>> [round(value, 3) for value in logit_normal(torch.tensor([0.025, 0.5, 0.975], dtype=torch.float64)).tolist()]
+        [0.123, 0.5, 0.877]
     """
-    return alphas / (1 - alphas)
-
-
-def noisy(latents: Tensor, noise: Tensor, alphas: Tensor) -> Tensor:
-    """Returns ``√ᾱ x + √(1−ᾱ) n``, ``(B, C, h, w)``.
-
-    Args:
-        latents: x, ``(B, C, h, w)``.
-        noise: n, ``(B, C, h, w)``.
-        alphas: ᾱ of each row, ``(B, 1, 1, 1)``.
-    """
-    return alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
+    return torch.sigmoid(torch.special.ndtri(u.clamp(1e-9, 1 - 1e-9)))
 
 
 def row_losses(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
@@ -129,69 +116,62 @@ def row_losses(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     return (prediction.to(target.dtype) - target).square().flatten(1).mean(1) * weights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Objective:
-    """The objective of one base: its noise schedule, what it predicts, and how errors are weighted.
+    """The objective of one base: its process, which times are trained, and how errors are weighted.
 
     Args:
-        alphas: ᾱ of every timestep, ``(T,)``.
-        prediction: a key of :data:`PREDICTIONS`.
-        weights: weight of every timestep's error, ``(T,)``.
+        process: how pictures become noise, and what is predicted.
+        weighting: a name in :data:`WEIGHTINGS`.
+        gamma: γ of min-SNR, > 0.
+        density: a name in :data:`DENSITIES`.
+        shift: k of a flow's ``s = k u / (1 + (k−1) u)``, > 0; 1 leaves the density as it is.
+
+    Raises:
+        BadConfig: γ or the shift is not positive.
+        UnknownName: no such weighting or density.
+        DoesNotFit: a weighting that means nothing for a flow, or a shift for what is none.
     """
 
-    alphas: Tensor
-    prediction: str
-    weights: Tensor
+    process: Process
+    weighting: str = "none"
+    gamma: float = 5.0
+    density: str = "uniform"
+    shift: float = 1.0
 
-    @classmethod
-    def of(cls, scheduler: Any, *, weighting: str = "none", gamma: float = 5.0, device: Any = None) -> Objective:
-        """Reads the schedule of a diffusers scheduler.
+    def __post_init__(self) -> None:
+        flow = isinstance(self.process, Flow)
+        WEIGHTINGS[self.weighting], DENSITIES[self.density]
+        if not self.gamma > 0:
+            raise BadConfig(f"gamma={self.gamma!r}: γ of min-SNR must be above 0 (5 is usual)")
+        if not 0 < self.shift < math.inf:
+            raise BadConfig(f"shift={self.shift!r}: the shift of a flow's times must be above 0 (1: none, 3 is usual)")
+        if flow and self.weighting in NOT_FOR_FLOWS:
+            usual = ", ".join(name for name in WEIGHTINGS if name not in NOT_FOR_FLOWS)
+            raise DoesNotFit(
+                f"weighting={self.weighting!r} is for bases that predict ε or v, and this is a flow: {usual}"
+            )
+        if not flow and self.shift != 1:
+            raise DoesNotFit(f"shift={self.shift!r} is for flows, and this base predicts {self.process.prediction}")
+
+    def timesteps(self, u: Tensor) -> Tensor:
+        """Returns the time of each row as the denoiser takes it, ``(B,)``.
 
         Args:
-            scheduler: one with ``alphas_cumprod`` and a ``prediction_type``.
-            weighting: a name in :data:`WEIGHTINGS`.
-            gamma: γ of min-SNR, > 0.
-            device: where the tables shall be.
-
-        Raises:
-            BadConfig: γ is not positive.
-            UnknownName: no such weighting.
-            DoesNotFit: the scheduler has no ᾱ, or predicts something else.
+            u: numbers evenly spread in [0, 1), float64 ``(B,)``.
         """
-        if not gamma > 0:
-            raise BadConfig(f"gamma={gamma!r}: γ of min-SNR must be above 0 (5 is usual)")
-        alphas = getattr(scheduler, "alphas_cumprod", None)
-        name = type(scheduler).__name__
-        if alphas is None:
-            raise DoesNotFit(f"{name} has no table of ᾱ (alphas_cumprod); this objective trains ε and v bases")
-        prediction = scheduler.config.prediction_type
-        if prediction not in PREDICTIONS:
-            raise DoesNotFit(f"{name} predicts {prediction!r}; known are {', '.join(PREDICTIONS)}")
-        return cls.from_alphas(alphas, prediction, weighting=weighting, gamma=gamma, device=device)
-
-    @classmethod
-    def from_alphas(
-        cls, alphas: Tensor, prediction: str, *, weighting: str = "none", gamma: float = 5.0, device: Any = None
-    ) -> Objective:
-        """Makes the objective from ᾱ ``(T,)``; the tables are computed in float64 and kept in fp32."""
-        snr = snr_of(alphas.double())
-        weights = WEIGHTINGS[weighting](snr, PREDICTIONS[prediction].factor, gamma)
-        return cls(alphas.float().to(device), prediction, weights.float().to(device))
-
-    @property
-    def length(self) -> int:
-        """T, the number of timesteps."""
-        return len(self.alphas)
+        return self.process.timesteps(DENSITIES[self.density](u), self.shift)
 
     def noisy(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Returns ``x_t`` for each row, ``(B, C, h, w)``.
+        """Returns ``x_t = α x + σ n`` for each row, ``(B, C, h, w)``.
 
         Args:
             latents: x, ``(B, C, h, w)``.
             noise: n, ``(B, C, h, w)``.
-            timesteps: t, int64 ``(B,)``.
+            timesteps: t, ``(B,)``.
         """
-        return noisy(latents, noise, self._rows(timesteps, latents))
+        alpha, sigma = self._mixture(timesteps, latents)
+        return alpha * latents + sigma * noise
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Returns what the denoiser shall predict for each row, ``(B, C, h, w)``.
@@ -199,9 +179,14 @@ class Objective:
         Args:
             latents: x, ``(B, C, h, w)``.
             noise: n, ``(B, C, h, w)``.
-            timesteps: t, int64 ``(B,)``.
+            timesteps: t, ``(B,)``.
         """
-        return PREDICTIONS[self.prediction].target(latents, noise, self._rows(timesteps, latents))
+        return PREDICTIONS[self.process.prediction].target(latents, noise, *self._mixture(timesteps, latents))
+
+    def weights(self, timesteps: Tensor) -> Tensor:
+        """Returns the weight of the squared error at each of the timesteps ``(B,)``, fp32; computed in float64."""
+        factor = PREDICTIONS[self.process.prediction].factor
+        return WEIGHTINGS[self.weighting](self.process.snr(timesteps), factor, self.gamma).float()
 
     def losses(self, prediction: Tensor, target: Tensor, timesteps: Tensor) -> Tensor:
         """Returns the weighted squared error of each row, ``(B,)``.
@@ -209,9 +194,11 @@ class Objective:
         Args:
             prediction: what the denoiser said, ``(B, C, h, w)``.
             target: what it should have said, ``(B, C, h, w)``.
-            timesteps: t, int64 ``(B,)``.
+            timesteps: t, ``(B,)``.
         """
-        return row_losses(prediction, target, self.weights[timesteps])
+        return row_losses(prediction, target, self.weights(timesteps))
 
-    def _rows(self, timesteps: Tensor, like: Tensor) -> Tensor:
-        return self.alphas[timesteps].view(-1, *[1] * (like.dim() - 1))
+    def _mixture(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (-1, *[1] * (like.dim() - 1))
+        alpha, sigma = self.process.mixture(timesteps)
+        return alpha.view(shape), sigma.view(shape)

@@ -90,8 +90,8 @@ class ClassPictures:
     prompts: tuple[str, ...]
     count: int
     size: tuple[int, int]
-    steps: int = 25
-    guidance: float = 5.0
+    steps: int
+    guidance: float
     seed: int = 0
 
     def key(self) -> str:

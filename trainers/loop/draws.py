@@ -71,9 +71,9 @@ class Draws:
         """Returns a number in [0, 1) for a decision by name."""
         return float(torch.rand((), generator=self.generator(n, what), dtype=torch.float64))
 
-    def timesteps(self, numbers: Sequence[int], length: int) -> Tensor:
-        """Returns a uniform timestep in [0, length) for each sample, int64 ``(B,)``."""
-        return torch.tensor([int(self.uniform(n, "timestep") * length) for n in numbers])
+    def uniforms(self, numbers: Sequence[int], what: str) -> Tensor:
+        """Returns a number in [0, 1) for each sample, float64 ``(B,)``."""
+        return torch.tensor([self.uniform(n, what) for n in numbers], dtype=torch.float64)
 
     def noise(self, numbers: Sequence[int], shape: Sequence[int]) -> Tensor:
         """Returns standard normal noise for each sample, fp32 ``(B, *shape)``."""

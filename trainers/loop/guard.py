@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,15 +53,24 @@ def check_trainable(tensors: Mapping[str, Tensor], wanted: Sequence[str]) -> Non
         )
 
 
-def check_moved(start: Mapping[str, Tensor], tensors: Mapping[str, Tensor], step: int) -> None:
+def check_moved(
+    start: Mapping[str, Tensor], tensors: Mapping[str, Tensor], step: int, silent: Collection[str] = ()
+) -> None:
     """Checks, after the second step, that every tensor has a gradient and that every site has a tensor that moved.
 
     Two steps, because a factor that starts at zero keeps its partner's first gradient at zero.
 
+    Args:
+        start: the adapter's tensors before the first step, of any shape, by ``"<component>.<path>.<tensor>"``.
+        tensors: the same now, of any shape.
+        step: how many steps are done.
+        silent: sites that nothing depends on, which a file that is trained on from may bring along.
+
     Raises:
         NothingTrained: naming the sites.
     """
-    trained = {key: tensor for key, tensor in tensors.items() if tensor.requires_grad}
+    heard = {key: tensor for key, tensor in tensors.items() if site_of_key(key) not in silent}
+    trained = {key: tensor for key, tensor in heard.items() if tensor.requires_grad}
     without = [key for key, tensor in trained.items() if tensor.grad is None]
     if without:
         raise NothingTrained(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -83,10 +83,19 @@ def checkpoints_gradients(module: nn.Module) -> bool:
     return any(bool(getattr(child, "gradient_checkpointing", False)) for child in module.modules())
 
 
-def checkpoint_gradients(module: Any, on: bool) -> None:
-    """Switches gradient checkpointing of a diffusers or transformers module; never the re-entrant kind."""
+def checkpoint_gradients(module: Any, on: bool, run: Callable[..., Any] | None = None) -> None:
+    """Switches gradient checkpointing of a diffusers or transformers module; never the re-entrant kind.
+
+    Args:
+        module: the module.
+        on: whether it shall.
+        run: what runs a block of a diffusers module; None: its usual way.
+    """
     if isinstance(getattr(module, "_supports_gradient_checkpointing", None), bool):  # diffusers
-        (module.enable_gradient_checkpointing if on else module.disable_gradient_checkpointing)()
+        if on:
+            module.enable_gradient_checkpointing(run)
+        else:
+            module.disable_gradient_checkpointing()
         return
     # transformers 5.23 gave its switches new names; the old ones warn
     word = "activation" if "activation_checkpointing_enable" in dir(type(module)) else "gradient"

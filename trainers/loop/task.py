@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from torch import Tensor
 
 from studio.adapters import AdapterConfig
-from studio.families import components
+from studio.families import components, family_in
 from studio.trainers.loop.mode import Loan, checkpoint_gradients
 from studio.trainers.loop.plan import Plan
 
@@ -89,8 +89,10 @@ class Lesson(ABC):
         Here it switches gradient checkpointing on where the plan says so.
         """
         parts = components(self.model)
+        family = family_in(parts)
         for component in self.rates if self.plan.gradient_checkpointing else ():
-            checkpoint_gradients(parts[component], True)
+            own = family.checkpointed if family is not None and component == family.denoiser else None
+            checkpoint_gradients(parts[component], True, own() if own else None)
 
     @abstractmethod
     def loss(self, numbers: Sequence[int]) -> Loss:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from studio.adapters import adapters, attach, detach, state
+from studio.adapters.targets.silent import silent_layers
 from studio.adapters.training import on_step, penalty
 from studio.errors import BadFile, DoesNotFit
 from studio.families import components
@@ -247,7 +248,9 @@ class Training:
             raise self._not_finite(done, f"the gradient's norm is {norm}", last)
         weights.optimizer.step()
         if done == CHECKED_STEP or done == self.steps < CHECKED_STEP:
-            check_moved(weights.start, weights.tensors, done)
+            silent = silent_layers(components(lesson.model))
+            unheard = {f"{name}.{path}".strip(".") for name, paths in silent.items() for path in paths}
+            check_moved(weights.start, weights.tensors, done, unheard)
         on_step(lesson.model, lesson.name, step=done, steps=self.steps)
         weights.step(done)
         lesson.after_step(done)

@@ -17,7 +17,7 @@ from studio.adapters.sites.read import module_at
 from studio.adapters.targets.presets import PRESETS, resolve
 from studio.adapters.targets.unmatched import names, nearest_layers
 from studio.errors import NoTargets, UnsupportedLayer
-from studio.families import Family, family_of, named_parts
+from studio.families import Family, family_in, named_parts
 
 __all__ = ["PRESETS", "find_targets", "left_beside"]
 
@@ -235,8 +235,8 @@ def _preset(
 ) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     nothing: NoTargets | None = None
+    family = family_in({component.name: component.module for component in looked})
     for component in looked:
-        family = family_of(component.module)
         if chosen is None and component.name and family is not None and component.name != family.denoiser:
             continue  # a preset means the denoiser; encoders are adapted when they are asked for
         try:
@@ -257,8 +257,8 @@ def _preset(
 def _preset_paths(preset: str, component: _Component, family: Family | None) -> list[str]:
     """What the preset names in a component: by its family's own patterns, or by its structure."""
     if family is not None:
-        encoder = bool(family.encoders) and "Text" in type(component.module).__name__
-        name = component.name or (family.encoders[0] if encoder else family.denoiser)
+        encoder = bool(family.readers) and "Text" in type(component.module).__name__
+        name = component.name or (family.readers[0] if encoder else family.denoiser)
         patterns = family.presets.get(preset, {}).get(name)
         if patterns is not None:
             return [path for path in component.layers if any(matches(pattern, path) for pattern in patterns)]

@@ -15,11 +15,10 @@ from studio.adapters import IA3, DoRA, LoKr, LoRA
 from studio.datasets.check import check_folder
 from studio.datasets.trigger import Trigger
 from studio.errors import BadConfig, BadFile, DoesNotFit, NoTargets, NothingTrained
-from studio.families import components, open_base
+from studio.families import FAMILIES, components, open_base
 from studio.trainers import DreamBooth, NotFinite, Plan, Style, train
 from studio.trainers.loop.guard import check_moved, check_trainable
 from studio.trainers.loop.run import sha256
-from studio.trainers.recipes import RECIPES
 
 PROMPT, CLASS = "a photo of sks robot", "a photo of robot"
 
@@ -338,7 +337,7 @@ def test_three_facts_suffice(tiny_base, photos):
     named = dataclasses.replace(task, class_prompt=CLASS).open(None, Plan(), lambda line: None)
     assert named.settings["prior"] == "self" and named.settings["class_prompt"] == [CLASS]
     assert lesson.previews.prompts == (PROMPT,)
-    full = RECIPES["dreambooth", "full"]
+    full = FAMILIES["sd1"].recipes["dreambooth"]
     assert full.prior == "given" and full.learning_rate == 1e-4
 
 

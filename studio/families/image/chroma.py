@@ -1,0 +1,136 @@
+"""Chroma: Flux.1's transformer without guidance and pooled vector, its modulation learnt by a small network; T5.
+
+References:
+    Lodestone Rock: Chroma, 2025, https://huggingface.co/lodestones/Chroma.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from studio.families.conditioning import Conditioning
+from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, SingleFile
+from studio.families.image.flux1 import ATTENTION, FEEDFORWARD, TOOLS, flux_schedule
+from studio.families.parts.latents import grid, kl_channels, kl_decode, kl_encode, pack, same_channels, unpack
+from studio.families.parts.names import T5, is_a, presets
+from studio.families.parts.native import square
+from studio.families.parts.schedule import flow_shift
+from studio.families.parts.texts import check_tokens
+from studio.families.process import Flow
+from studio.families.recipe import ImageRecipe
+
+__all__ = ["CHROMA"]
+
+LENGTH = 512
+
+_DEFAULTS = Defaults(steps=35, guidance=5.0, length=LENGTH)
+
+# as Flux.1; not measured here
+_RECIPE = ImageRecipe(rank=16, learning_rate=1e-4, text_encoder_learning_rate=5e-6, steps=1000, batch_size=1)
+
+
+def check_text(pipe: Any, prompts: Sequence[str]) -> None:
+    """Checks that T5 reads prompts whole.
+
+    Raises:
+        DoesNotFit: it does not; what would have been cut off is named.
+    """
+    check_tokens(pipe.tokenizer, prompts, LENGTH)
+
+
+def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioning:
+    """Returns T5's states and the mask of the prompt and one token of padding.
+
+    Args:
+        pipe: the pipeline with tokenizer and text encoder.
+        prompts: B prompts; ``""`` is the unconditional one.
+        negative: makes no difference here.
+
+    Raises:
+        DoesNotFit: a prompt is longer than T5 reads.
+    """
+    check_text(pipe, prompts)
+    tokens, _, mask, *_ = pipe.encode_prompt(
+        list(prompts), do_classifier_free_guidance=False, max_sequence_length=LENGTH
+    )
+    return Conditioning(tokens, mask=mask.bool())
+
+
+def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    """Returns noise - picture, ``(B, C, h, w)``.
+
+    The mask is given as numbers, which the attention adds to its scores: that is how the base's pictures are drawn.
+    """
+    height, width = noisy.shape[2:]
+    tokens, mask = conditioning.tokens, conditioning.mask
+    assert mask is not None, "encode_text gives one"
+    both = torch.cat([mask, mask.new_ones(len(noisy), height * width // 4)], 1).to(tokens.dtype)
+    out = pipe.transformer(
+        hidden_states=pack(noisy), timestep=timesteps / 1000, encoder_hidden_states=tokens, attention_mask=both,
+        txt_ids=torch.zeros(tokens.shape[1], 3, device=noisy.device),
+        img_ids=grid(height // 2, width // 2, 3, noisy.new_zeros((), dtype=torch.float32)),
+    ).sample  # fmt: skip
+    return unpack(out, height, width)
+
+
+def checkpointed() -> Callable[..., Any]:
+    """Returns what runs a block: diffusers gives the mask to the first ones and forgets it for the single ones."""
+    mask: Tensor | None = None
+
+    def run(block: nn.Module, *given: Any) -> Any:
+        nonlocal mask
+        if "Single" in type(block).__name__:
+            given = (*given, mask)
+        else:
+            mask = given[-1]
+        return checkpoint(block.__call__, *given, use_reentrant=False)
+
+    return run
+
+
+def _recognise(parts: Mapping[str, nn.Module]) -> bool:
+    return is_a(parts.get("transformer", parts.get("")), "ChromaTransformer2DModel")
+
+
+CHROMA = FAMILIES.add(
+    "chroma",
+    Family(
+        name="chroma",
+        title="Chroma",
+        pipelines=("ChromaPipeline",),
+        denoiser="transformer",
+        encoders=(Encoder(component="text_encoder", kohya="lora_te3", trained=False),),
+        downscale=8,
+        multiple=16,
+        process=Flow,
+        native=square(1024),
+        channels=kl_channels,
+        draws=lambda pipe: same_channels(pipe, "transformer", 4 * kl_channels(pipe)),
+        defaults=lambda pipe: _DEFAULTS,
+        models=(Model(title="1 HD", id="lodestones/Chroma1-HD", side=1024, defaults=_DEFAULTS),),
+        recipes={"dreambooth": _RECIPE, "style": dataclasses.replace(_RECIPE, steps=1500)},
+        presets=presets("transformer", ATTENTION, FEEDFORWARD, {"text_encoder": T5}, tools=TOOLS),
+        kohya="lora_unet",
+        single=SingleFile(
+            tells=lambda shapes: "distilled_guidance_layer.in_proj.bias" in shapes,
+            configs=lambda shapes: "lodestones/Chroma1-HD",
+            parts={"text_encoder": ("text_encoders.t5xxl.",), "vae": ("first_stage_model.", "vae.")},
+        ),
+        identity=lambda parts: Identity("chroma", "chroma"),
+        recognise=_recognise,
+        check_text=check_text,
+        encode_text=encode_text,
+        encode_image=kl_encode,
+        decode=kl_decode,
+        predict=predict,
+        schedule=flux_schedule,
+        checkpointed=checkpointed,
+        shift=flow_shift(patch=2),
+    ),
+)

@@ -1,0 +1,175 @@
+"""Flux.1 dev and schnell: a transformer over picture and text, T5's words and CLIP's pooled vector.
+
+dev was distilled to take guidance as a number, schnell to need none; both draw in one pass.
+
+References:
+    Black Forest Labs: FLUX.1, 2024, https://github.com/black-forest-labs/flux.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from studio.families.conditioning import Conditioning, Shot
+from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, Shapes, SingleFile
+from studio.families.parts.latents import grid, kl_channels, kl_decode, kl_encode, pack, same_channels, unpack
+from studio.families.parts.names import CLIP, T5, is_a, presets
+from studio.families.parts.native import square
+from studio.families.parts.schedule import evenly, flow_shift, linear_mu
+from studio.families.parts.texts import check_tokens
+from studio.families.process import Flow
+from studio.families.recipe import ImageRecipe
+
+__all__ = ["ATTENTION", "FEEDFORWARD", "FLUX1", "TOOLS", "embed_guidance", "flux_schedule"]
+
+# diffusers' script: uniform times, no weighting, 1e-4; Kohya's recipes train with an embedded guidance of 1; not
+# measured here.
+_RECIPE = ImageRecipe(rank=16, learning_rate=1e-4, text_encoder_learning_rate=5e-6, steps=1000, batch_size=1)
+
+_DEV = Defaults(steps=28, embedded=3.5, trained=1.0, length=512)
+_SCHNELL = Defaults(steps=4, length=256)
+
+_JOINT = (
+    "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj",
+    "attn.to_add_out",
+)  # fmt: skip
+_JOINT_FEEDFORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
+ATTENTION = _JOINT
+FEEDFORWARD = (*_JOINT_FEEDFORWARD, "proj_mlp", "single_transformer_blocks.*.proj_out")
+TOOLS = _JOINT + _JOINT_FEEDFORWARD  # what diffusers' script takes
+
+
+def flux_schedule(pipe: Any, scheduler: Any, steps: int, cells: tuple[int, int], device: Any) -> None:
+    """Sets levels evenly spread, shifted by the number of image tokens where the base's are."""
+    _schedule(pipe, scheduler, steps, cells, device)
+
+
+_schedule = evenly(lambda config, cells, steps: linear_mu(config, (cells[0] // 2) * (cells[1] // 2)))
+
+
+def embed_guidance(pipe: Any, conditioning: Conditioning, shots: Sequence[Shot]) -> Conditioning:
+    """Adds the guidance ``(B,)`` that the denoiser embeds, where it embeds one."""
+    if not pipe.transformer.config.guidance_embeds:
+        return conditioning
+    numbers = [1.0 if shot.embedded is None else shot.embedded for shot in shots]
+    return replace(conditioning, extra={"guidance": torch.tensor(numbers, device=conditioning.tokens.device)})
+
+
+def _length(pipe: Any) -> int:
+    """dev reads 512 tokens, schnell 256."""
+    return _defaults(pipe).length or 0
+
+
+def check_text(pipe: Any, prompts: Sequence[str]) -> None:
+    """Checks that T5 reads prompts whole.
+
+    Raises:
+        DoesNotFit: it does not; what would have been cut off is named.
+    """
+    check_tokens(pipe.tokenizer_2, prompts, _length(pipe))
+
+
+def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioning:
+    """Returns T5's states, and CLIP's pooled vector.
+
+    Args:
+        pipe: the pipeline with tokenizers and text encoders.
+        prompts: B prompts.
+        negative: makes no difference here.
+
+    Raises:
+        DoesNotFit: a prompt is longer than T5 reads; CLIP reads the beginning of a long one.
+    """
+    check_text(pipe, prompts)
+    tokens, pooled, _ = pipe.encode_prompt(list(prompts), max_sequence_length=_length(pipe))
+    return Conditioning(tokens, pooled)
+
+
+def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    """Returns noise - picture, ``(B, C, h, w)``."""
+    height, width = noisy.shape[2:]
+    tokens = conditioning.tokens
+    out = pipe.transformer(
+        hidden_states=pack(noisy), timestep=timesteps / 1000, pooled_projections=conditioning.pooled,
+        encoder_hidden_states=tokens, guidance=conditioning.extra.get("guidance"),
+        txt_ids=torch.zeros(tokens.shape[1], 3, device=noisy.device),
+        img_ids=grid(height // 2, width // 2, 3, noisy.new_zeros((), dtype=torch.float32)),
+    ).sample  # fmt: skip
+    return unpack(out, height, width)
+
+
+def _defaults(pipe: Any) -> Defaults:
+    return _DEV if pipe.transformer.config.guidance_embeds else _SCHNELL
+
+
+def _identity(parts: Mapping[str, nn.Module]) -> Identity:
+    config: Any = (parts.get("transformer") or parts[""]).config
+    return Identity("flux-1-dev" if config.guidance_embeds else "flux-1-schnell", "flux1")
+
+
+def _embeds(shapes: Shapes) -> bool:
+    return "guidance_in.in_layer.weight" in shapes
+
+
+def _tells(shapes: Shapes) -> bool:
+    return {"double_blocks.0.img_attn.norm.key_norm.scale", "vector_in.in_layer.weight"} <= shapes.keys()
+
+
+def _recognise(parts: Mapping[str, nn.Module]) -> bool:
+    return is_a(parts.get("transformer", parts.get("")), "FluxTransformer2DModel")
+
+
+FLUX1 = FAMILIES.add(
+    "flux1",
+    Family(
+        name="flux1",
+        title="Flux.1",
+        pipelines=("FluxPipeline",),
+        denoiser="transformer",
+        encoders=(
+            Encoder(component="text_encoder", kohya="lora_te1", level="text_model."),
+            Encoder(component="text_encoder_2", kohya="lora_te3", trained=False),
+        ),
+        downscale=8,
+        multiple=16,
+        process=Flow,
+        native=square(1024),
+        channels=kl_channels,
+        draws=lambda pipe: same_channels(pipe, "transformer", 4 * kl_channels(pipe)),
+        defaults=_defaults,
+        models=(
+            Model(title="dev", id="black-forest-labs/FLUX.1-dev", side=1024, defaults=_DEV),
+            Model(title="schnell", id="black-forest-labs/FLUX.1-schnell", side=1024, defaults=_SCHNELL),
+        ),
+        recipes={"dreambooth": _RECIPE, "style": dataclasses.replace(_RECIPE, steps=1500)},
+        presets=presets(
+            "transformer", ATTENTION, FEEDFORWARD, {"text_encoder": CLIP, "text_encoder_2": T5}, tools=TOOLS
+        ),
+        kohya="lora_unet",
+        single=SingleFile(
+            tells=_tells,
+            configs=lambda shapes: f"black-forest-labs/FLUX.1-{'dev' if _embeds(shapes) else 'schnell'}",
+            parts={
+                "text_encoder": ("text_encoders.clip_l.",),
+                "text_encoder_2": ("text_encoders.t5xxl.",),
+                "vae": ("first_stage_model.", "vae."),
+            },
+        ),
+        identity=_identity,
+        recognise=_recognise,
+        check_text=check_text,
+        encode_text=encode_text,
+        condition=embed_guidance,
+        encode_image=kl_encode,
+        decode=kl_decode,
+        predict=predict,
+        schedule=flux_schedule,
+        shift=flow_shift(patch=2),
+    ),
+)

@@ -1,0 +1,109 @@
+"""PixArt-Σ: a transformer with cross-attention to T5, on the latents of SDXL's autoencoder.
+
+References:
+    Chen et al.: PixArt-Σ: Weak-to-Strong Training of Diffusion Transformer for 4K Text-to-Image Generation, 2024,
+    arXiv:2403.04692.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from studio.families.conditioning import Conditioning
+from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model
+from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
+from studio.families.parts.names import T5, is_a, presets
+from studio.families.parts.native import by_config
+from studio.families.parts.texts import check_tokens
+from studio.families.process import Diffusion
+from studio.families.recipe import ImageRecipe
+
+__all__ = ["PIXART"]
+
+LENGTH = 300
+
+_DEFAULTS = Defaults(steps=20, guidance=4.5, length=LENGTH)
+
+# no tool has a script for it; SDXL's values, not measured here
+_RECIPE = ImageRecipe(
+    rank=16, learning_rate=1e-4, text_encoder_learning_rate=5e-6, steps=1000, batch_size=1, weighting="min-snr"
+)
+
+_ATTENTION = (
+    "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_k", "attn2.to_v",
+    "attn2.to_out.0",
+)  # fmt: skip
+_FEEDFORWARD = ("ff.net.0.proj", "ff.net.2")
+
+
+def check_text(pipe: Any, prompts: Sequence[str]) -> None:
+    """Checks that T5 reads prompts whole.
+
+    Raises:
+        DoesNotFit: it does not; what would have been cut off is named.
+    """
+    check_tokens(pipe.tokenizer, prompts, LENGTH)
+
+
+def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioning:
+    """Returns T5's states of a prompt in lower case, and its mask.
+
+    Args:
+        pipe: the pipeline with tokenizer and text encoder.
+        prompts: B prompts; ``""`` is the unconditional one.
+        negative: makes no difference here.
+
+    Raises:
+        DoesNotFit: a prompt is longer than T5 reads.
+    """
+    check_text(pipe, prompts)
+    tokens, mask, *_ = pipe.encode_prompt(list(prompts), False, max_sequence_length=LENGTH)
+    return Conditioning(tokens, mask=mask.bool())
+
+
+def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    """Returns ε, ``(B, C, h, w)``; the variance that the transformer predicts beside it is not used."""
+    out = pipe.transformer(
+        noisy, encoder_hidden_states=conditioning.tokens, encoder_attention_mask=conditioning.mask, timestep=timesteps,
+        added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+    ).sample  # fmt: skip
+    return out[:, : noisy.shape[1]]
+
+
+def _recognise(parts: Mapping[str, nn.Module]) -> bool:
+    return is_a(parts.get("transformer", parts.get("")), "PixArtTransformer2DModel")
+
+
+PIXART = FAMILIES.add(
+    "pixart-sigma",
+    Family(
+        name="pixart-sigma",
+        title="PixArt-Σ",
+        pipelines=("PixArtSigmaPipeline",),
+        denoiser="transformer",
+        encoders=(Encoder(component="text_encoder", kohya="lora_te", trained=False),),
+        downscale=8,
+        multiple=8,
+        process=Diffusion,
+        native=by_config("transformer", 8),
+        channels=kl_channels,
+        draws=lambda pipe: same_channels(pipe, "transformer", kl_channels(pipe)),
+        defaults=lambda pipe: _DEFAULTS,
+        models=(Model(title="XL 2 1024", id="PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", side=1024, defaults=_DEFAULTS),),
+        recipes={"dreambooth": _RECIPE, "style": dataclasses.replace(_RECIPE, steps=1500)},
+        dtypes={"vae": "float32"},
+        presets=presets("transformer", _ATTENTION, _FEEDFORWARD, {"text_encoder": T5}, tools=_ATTENTION),
+        kohya="lora_transformer",
+        identity=lambda parts: Identity("pixart-sigma", "pixart_sigma"),
+        recognise=_recognise,
+        check_text=check_text,
+        encode_text=encode_text,
+        encode_image=kl_encode,
+        decode=kl_decode,
+        predict=predict,
+    ),
+)

@@ -1,0 +1,164 @@
+"""Stable Diffusion 3 and 3.5: a transformer over picture and text together, two CLIP text encoders and T5.
+
+References:
+    Esser et al.: Scaling Rectified Flow Transformers for High-Resolution Image Synthesis, 2024, arXiv:2403.03206.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from studio.families.conditioning import Conditioning
+from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, Shapes, Silent, SingleFile
+from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
+from studio.families.parts.names import CLIP, T5, is_a, presets
+from studio.families.parts.native import by_config
+from studio.families.parts.schedule import flow_shift
+from studio.families.parts.texts import check_tokens
+from studio.families.process import Flow
+from studio.families.recipe import ImageRecipe
+
+__all__ = ["SD3"]
+
+LENGTH = 256  # tokens of T5; CLIP's vectors stand in front of them
+
+_DEFAULTS = Defaults(steps=28, guidance=7.0, length=LENGTH)
+
+# diffusers' script: logit-normal, shifted by the scheduler's 3, errors of the picture, 1e-4; not measured here.
+_RECIPE = ImageRecipe(
+    rank=16, learning_rate=1e-4, text_encoder_learning_rate=5e-6, steps=1000, batch_size=1,
+    weighting="picture", density="logit-normal", shifted=True,
+)  # fmt: skip
+
+_ATTENTION = (
+    "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj",
+    "attn.to_add_out",
+)  # fmt: skip
+_SECOND = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
+_FEEDFORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
+
+
+def check_text(pipe: Any, prompts: Sequence[str]) -> None:
+    """Checks that T5 reads prompts whole, or CLIP where there is no T5.
+
+    Raises:
+        DoesNotFit: it does not; what would have been cut off is named.
+    """
+    if pipe.text_encoder_3 is not None:
+        check_tokens(pipe.tokenizer_3, prompts, LENGTH)
+    else:
+        check_tokens(pipe.tokenizer, prompts)
+
+
+def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioning:
+    """Returns CLIP's and T5's states one behind the other, and both CLIPs' pooled vectors.
+
+    Args:
+        pipe: the pipeline with tokenizers and text encoders.
+        prompts: B prompts; ``""`` is the unconditional one.
+        negative: makes no difference here.
+
+    Raises:
+        DoesNotFit: a prompt is longer than T5 reads; CLIP reads the beginning of a long one.
+    """
+    check_text(pipe, prompts)
+    tokens, _, pooled, _ = pipe.encode_prompt(
+        list(prompts), None, None, do_classifier_free_guidance=False, max_sequence_length=LENGTH
+    )
+    return Conditioning(tokens, pooled)
+
+
+def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    """Returns noise - picture, ``(B, C, h, w)``."""
+    return pipe.transformer(
+        hidden_states=noisy, timestep=timesteps, encoder_hidden_states=conditioning.tokens,
+        pooled_projections=conditioning.pooled,
+    ).sample  # fmt: skip
+
+
+def _identity(parts: Mapping[str, nn.Module]) -> Identity:
+    config: Any = (parts.get("transformer") or parts[""]).config
+    if config.num_layers >= 38:
+        return Identity("stable-diffusion-3-5-large", "sd3_5-large")
+    if config.dual_attention_layers:
+        return Identity("stable-diffusion-3-5-medium", "sd3_5-medium")
+    return Identity("stable-diffusion-3-medium", "sd3_m")
+
+
+def _configs(shapes: Shapes) -> str:
+    """3.5 large has 38 blocks, and 3.5 medium a second attention in its first ones."""
+    if "joint_blocks.37.x_block.mlp.fc1.weight" in shapes:
+        return "stabilityai/stable-diffusion-3.5-large"
+    if "joint_blocks.0.x_block.attn2.qkv.weight" in shapes:
+        return "stabilityai/stable-diffusion-3.5-medium"
+    return "stabilityai/stable-diffusion-3-medium-diffusers"
+
+
+def _silent(component: str, module: nn.Module) -> tuple[Silent, ...]:
+    if component != "transformer":
+        return ()
+    config: Any = module.config
+    last = f"transformer_blocks.{config.num_layers - 1}.attn.add_q_proj"
+    return (Silent((last,), "nothing asks for the text behind the last block"),)
+
+
+def _recognise(parts: Mapping[str, nn.Module]) -> bool:
+    return is_a(parts.get("transformer", parts.get("")), "SD3Transformer2DModel")
+
+
+SD3 = FAMILIES.add(
+    "sd3",
+    Family(
+        name="sd3",
+        title="Stable Diffusion 3",
+        pipelines=("StableDiffusion3Pipeline",),
+        denoiser="transformer",
+        encoders=(
+            Encoder(component="text_encoder", kohya="lora_te1", level="text_model."),
+            Encoder(component="text_encoder_2", kohya="lora_te2", level="text_model."),
+            Encoder(component="text_encoder_3", kohya="lora_te3", trained=False),
+        ),
+        downscale=8,
+        multiple=16,
+        process=Flow,
+        native=by_config("transformer", 8),
+        channels=kl_channels,
+        draws=lambda pipe: same_channels(pipe, "transformer", kl_channels(pipe)),
+        defaults=lambda pipe: _DEFAULTS,
+        models=(
+            Model(title="medium", id="stabilityai/stable-diffusion-3-medium-diffusers", side=1024, defaults=_DEFAULTS),
+            Model(title="3.5 medium", id="stabilityai/stable-diffusion-3.5-medium", side=1024, defaults=_DEFAULTS),
+            Model(title="3.5 large", id="stabilityai/stable-diffusion-3.5-large", side=1024, defaults=_DEFAULTS),
+        ),
+        recipes={"dreambooth": _RECIPE, "style": dataclasses.replace(_RECIPE, steps=1500)},
+        presets=presets(
+            "transformer", _ATTENTION + _SECOND, _FEEDFORWARD,
+            {"text_encoder": CLIP, "text_encoder_2": CLIP, "text_encoder_3": T5}, tools=_ATTENTION,
+        ),
+        kohya="lora_unet",
+        single=SingleFile(
+            tells=lambda shapes: "joint_blocks.0.context_block.adaLN_modulation.1.bias" in shapes,
+            configs=_configs,
+            parts={
+                "text_encoder": ("text_encoders.clip_l.",),
+                "text_encoder_2": ("text_encoders.clip_g.",),
+                "text_encoder_3": ("text_encoders.t5xxl.",),
+                "vae": ("first_stage_model.", "vae."),
+            },
+        ),
+        identity=_identity,
+        silent=_silent,
+        recognise=_recognise,
+        check_text=check_text,
+        encode_text=encode_text,
+        encode_image=kl_encode,
+        decode=kl_decode,
+        predict=predict,
+        # diffusers' pipeline sets the steps alone, by which the scheduler shifts twice; its pictures are drawn so
+        shift=flow_shift(patch=2),
+    ),
+)  # fmt: skip

@@ -1,0 +1,163 @@
+"""Stable Diffusion XL: a UNet that embeds the picture's size, and two CLIP text encoders.
+
+References:
+    Podell et al.: SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis, 2023, arXiv:2307.01952.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from studio.families.conditioning import Conditioning, Shot
+from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, Silent, SingleFile
+from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
+from studio.families.parts.names import is_a
+from studio.families.parts.native import by_config
+from studio.families.parts.texts import check_tokens
+from studio.families.parts.unet import unet_presets
+from studio.families.process import Diffusion
+from studio.families.recipe import ImageRecipe
+
+__all__ = ["SDXL"]
+
+_DEFAULTS = Defaults(steps=30, guidance=5.0)
+
+# diffusers' scripts train LoRA at 1e-4 and the text encoders at 5e-6; not measured here.
+_RECIPE = ImageRecipe(
+    rank=16, learning_rate=1e-4, text_encoder_learning_rate=5e-6, steps=1000, batch_size=1, weighting="min-snr"
+)
+
+
+def check_text(pipe: Any, prompts: Sequence[str]) -> None:
+    """Checks that both text encoders read prompts whole.
+
+    Raises:
+        DoesNotFit: one does not; what would have been cut off is named.
+    """
+    for tokenizer in (pipe.tokenizer, pipe.tokenizer_2):
+        if tokenizer is not None:
+            check_tokens(tokenizer, prompts)
+
+
+def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioning:
+    """Returns the last but one hidden states of both encoders side by side, and the second one's pooled vector.
+
+    Guidance away from nothing leads away from zeros, where the base was trained so.
+
+    Args:
+        pipe: the pipeline with tokenizers and text encoders.
+        prompts: B prompts.
+        negative: whether guidance leads away from them.
+
+    Raises:
+        DoesNotFit: a prompt is longer than an encoder reads.
+    """
+    check_text(pipe, prompts)
+    tokens, _, pooled, _ = pipe.encode_prompt(list(prompts), do_classifier_free_guidance=False)
+    if negative and pipe.config.force_zeros_for_empty_prompt and not all(prompts):
+        said = torch.tensor([bool(prompt) for prompt in prompts], device=tokens.device)
+        tokens, pooled = tokens * said[:, None, None], pooled * said[:, None]
+    return Conditioning(tokens, pooled)
+
+
+def condition(pipe: Any, conditioning: Conditioning, shots: Sequence[Shot]) -> Conditioning:
+    """Adds each picture's size ids ``(B, 6)``: sides of its file, corner of its crop, its own sides."""
+    ids = [[*(shot.original or shot.size), *shot.crop, *shot.size] for shot in shots]
+    tokens = conditioning.tokens
+    return replace(conditioning, extra={"time_ids": torch.tensor(ids, dtype=tokens.dtype, device=tokens.device)})
+
+
+def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    """Returns the UNet's output ``(B, C, h, w)``: ε or v, as the scheduler's ``prediction_type`` says."""
+    added = {"text_embeds": conditioning.pooled, "time_ids": conditioning.extra["time_ids"]}
+    return pipe.unet(noisy, timesteps, encoder_hidden_states=conditioning.tokens, added_cond_kwargs=added).sample
+
+
+def encode_image(pipe: Any, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """As for the older ones, or with the statistics of the VAE's config, where it has some."""
+    latents = kl_encode(pipe, pixels, generator)
+    scale, stated = pipe.vae.config.scaling_factor, _statistics(pipe, latents)
+    return latents if stated is None else (latents / scale - stated[0]) * (scale / stated[1])
+
+
+def decode(pipe: Any, latents: Tensor) -> Tensor:
+    """The inverse of :func:`encode_image`, clipped to [-1, 1]."""
+    scale, stated = pipe.vae.config.scaling_factor, _statistics(pipe, latents)
+    return kl_decode(pipe, latents if stated is None else (latents * stated[1] / scale + stated[0]) * scale)
+
+
+def _statistics(pipe: Any, like: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Mean and deviation of each channel, which some bases state in place of one scale."""
+    mean, std = (getattr(pipe.vae.config, name, None) for name in ("latents_mean", "latents_std"))
+    if mean is None or std is None:
+        return None
+    return like.new_tensor(mean).view(1, -1, 1, 1), like.new_tensor(std).view(1, -1, 1, 1)
+
+
+def _silent(component: str, module: nn.Module) -> tuple[Silent, ...]:
+    if component != "text_encoder":
+        return ()
+    config: Any = module.config
+    last = config.num_hidden_layers - 1
+    return (Silent((f"encoder.layers.{last}.*",), "its last layer is not read: SDXL takes the state before it"),)
+
+
+def _recognise(parts: Mapping[str, nn.Module]) -> bool:
+    unet = parts.get("unet", parts.get(""))
+    if unet is None or not is_a(unet, "UNet2DConditionModel"):
+        return False
+    config: Any = unet.config
+    return bool(config.addition_embed_type == "text_time")
+
+
+SDXL = FAMILIES.add(
+    "sdxl",
+    Family(
+        name="sdxl",
+        title="Stable Diffusion XL",
+        pipelines=("StableDiffusionXLPipeline",),
+        denoiser="unet",
+        encoders=(
+            Encoder(component="text_encoder", kohya="lora_te1", level="text_model."),
+            Encoder(component="text_encoder_2", kohya="lora_te2", level="text_model."),
+        ),
+        downscale=8,
+        multiple=8,
+        process=Diffusion,
+        native=by_config("unet", 8),
+        channels=kl_channels,
+        draws=lambda pipe: same_channels(pipe, "unet", kl_channels(pipe)),
+        defaults=lambda pipe: _DEFAULTS,
+        models=(Model(title="base 1.0", id="stabilityai/stable-diffusion-xl-base-1.0", side=1024, defaults=_DEFAULTS),),
+        recipes={"dreambooth": _RECIPE, "style": dataclasses.replace(_RECIPE, steps=1500)},
+        dtypes={"vae": "float32"},
+        presets=unet_presets(linear_projections=True, sizes=True, encoders=("text_encoder", "text_encoder_2")),
+        kohya="lora_unet",
+        single=SingleFile(
+            tells=lambda shapes: "label_emb.0.0.weight" in shapes and "input_blocks.0.0.weight" in shapes,
+            configs=lambda shapes: "stabilityai/stable-diffusion-xl-base-1.0",
+            parts={
+                "text_encoder": ("conditioner.embedders.0.transformer.",),
+                "text_encoder_2": ("conditioner.embedders.1.",),
+                "vae": ("first_stage_model.", "vae."),
+            },
+            level="model.diffusion_model.",
+        ),
+        identity=lambda parts: Identity("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
+        silent=_silent,
+        recognise=_recognise,
+        check_text=check_text,
+        roles=True,
+        encode_text=encode_text,
+        condition=condition,
+        encode_image=encode_image,
+        decode=decode,
+        predict=predict,
+    ),
+)

@@ -1,0 +1,215 @@
+"""Reading a checkpoint of one file: its denoiser in the names of those who trained it, and what it holds beside it.
+
+diffusers' own ``from_single_file`` reads it. Configs and tokenizers, which such files lack, come from a diffusers
+folder, and so do components that it lacks where that folder was named for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from studio.claims import Header
+from studio.errors import BadFile, DoesNotFit, UnknownName
+from studio.families.family import FAMILIES, Family, Shapes, SingleFile
+from studio.families.opening import hub
+from studio.families.opening.dtype import by_component, usual_dtype
+from studio.families.opening.folder import chosen, class_of, index_of, load_part, load_pipeline, reading, weights_of
+from studio.families.opening.ids import hub_id
+from studio.families.opening.selection import INDEX, Read, config_files, parts_of, read_index
+from studio.families.opening.weights import Weights, header_of, held
+
+__all__ = ["check_kind", "read_single_file"]
+
+_DENOISER: Final = "model.diffusion_model."
+_PICKLES: Final = (".ckpt", ".pt", ".pth", ".bin")
+_ADAPTER: Final = ("lora_", ".lora_A.", ".lora_B.", ".lora.", "hada_", "lokr_", "oft_")
+
+
+def check_kind(file: Path) -> None:
+    """Refuses what is no safetensors file, by its name.
+
+    Raises:
+        BadFile: it is a pickle, or another kind of file.
+    """
+    if file.suffix.lower() in _PICKLES:
+        raise BadFile(
+            f"{file} is a pickle, which can run programs, and is not read: convert it once where you trust it, with "
+            "safetensors.torch.save_file(torch.load(file, weights_only=True)['state_dict'], 'model.safetensors')"
+        )
+    if file.suffix.lower() != ".safetensors":
+        raise BadFile(f"{file} is no base: a base in one file is a .safetensors checkpoint")
+
+
+def read_single_file(
+    file: Path,
+    dtype: torch.dtype | str | None,
+    device: torch.device,
+    *,
+    config_of: str | Path | None = None,
+    away: bool = False,
+) -> tuple[Any, Weights]:
+    """Reads a pipeline, and says which files its weights are in.
+
+    Args:
+        file: a safetensors checkpoint.
+        dtype: see :func:`~studio.families.opening.dtype.usual_dtype`. device: where it will compute.
+        config_of: a diffusers folder, or the hub id of one, with configs, tokenizers, and components that the file
+            lacks; None: the hub's folder of such a base, without its weights.
+        away: the network is not to be asked.
+
+    Raises:
+        BadFile: it is no whole safetensors file, or diffusers cannot read it.
+        DoesNotFit: it is of no family that can be opened so, lacks components, or ``config_of`` is of another family.
+        UnknownName: ``config_of`` is not there, or no configs in the cache where the network is not to be asked.
+    """
+    check_kind(file)
+    header = header_of(file)
+    family, single, shapes = _told(file, header)
+    lacking = _lacking(family, single, header)
+    if lacking and config_of is None:
+        raise DoesNotFit(_incomplete(file, family, lacking, single.configs(shapes)))
+    folder = _configs(config_of or single.configs(shapes), lacking, named=config_of is not None, away=away)
+    index = index_of(folder)
+    other, cls = class_of(folder, index)
+    if other.pipelines != family.pipelines:  # the first two families share one class
+        raise DoesNotFit(f"{file} is of {family.title}, and {folder} of {other.title}: name a folder of {family.title}")
+    needed = chosen(folder, _Configs(lacking))
+    weights = {
+        "": (file,),
+        **{name: files for name, files in weights_of(folder, index, needed).items() if name in lacking},
+    }
+    counts = held([header, *(header_of(one) for name, files in weights.items() if name for one in files)])
+    dtypes = by_component(usual_dtype(counts, device, dtype), family.dtypes)
+    with reading(f"{file} cannot be opened as a {cls.__name__} with the configs of {folder}"):
+        try:
+            pipe = _read(file, folder, cls, index, family, single, lacking, dtypes, needed)
+        except NotImplementedError as problem:  # of torch: a tensor that was not in the file cannot be moved
+            raise BadFile(f"{file} lacks tensors that the configs of {folder} describe") from problem
+    _check_whole(file, pipe, family, single, header)
+    return pipe, weights
+
+
+def _told(file: Path, header: Header) -> tuple[Family, SingleFile, Shapes]:
+    """Returns the family of a checkpoint, by the names of its tensors, and what its denoiser has."""
+    shapes = _denoiser(header)
+    for family in FAMILIES.values():
+        if family.single is not None and family.single.tells(shapes):
+            return family, family.single, shapes
+    if any(mark in name for name in header.tensors for mark in _ADAPTER):
+        raise DoesNotFit(f"{file} holds an adapter, not a base: open a base, and give this as its adapter")
+    known = ", ".join(family.title for family in FAMILIES.values() if family.single is not None)
+    first = next(iter(header.tensors), "nothing")
+    raise DoesNotFit(
+        f"{file} is a checkpoint of no family that is known in one file ({known}); its tensors are called like "
+        f"{first[:100]!r}; open it as a diffusers folder"
+    )
+
+
+def _denoiser(header: Header) -> dict[str, tuple[int, ...]]:
+    own = {name: info.shape for name, info in header.tensors.items() if name.startswith(_DENOISER)}
+    own = own or {name: info.shape for name, info in header.tensors.items()}
+    return {name.removeprefix(_DENOISER): shape for name, shape in own.items()}
+
+
+def _lacking(family: Family, single: SingleFile, header: Header) -> tuple[str, ...]:
+    """Returns the components beside the denoiser that the file does not hold."""
+    return tuple(
+        part for part in (*family.readers, "vae")
+        if not any(name.startswith(single.parts.get(part, ())) for name in header.tensors)
+    )  # fmt: skip
+
+
+def _incomplete(file: Path, family: Family, lacking: Collection[str], usual: str) -> str:
+    alone = "the denoiser alone" if len(lacking) > len(family.readers) else "a part"
+    return (
+        f"{file} holds {alone} of a base of {family.title} and lacks {', '.join(lacking)}: give --config-of "
+        f"(config_of=) with the folder or the hub id of a whole one, from which they are taken, such as {usual}"
+    )
+
+
+class _Configs:
+    """Selects the small files of a folder, and the weights of some of its components."""
+
+    def __init__(self, parts: Collection[str]) -> None:
+        self.parts = parts
+
+    def __call__(self, files: Collection[str], read: Read) -> list[str]:
+        index = read_index(read(INDEX)) if INDEX in files else {}
+        there = [name for name in self.parts if name in parts_of(index)]
+        return config_files(files, read, weights=there)
+
+
+def _configs(asked: str | Path, lacking: Collection[str], *, named: bool, away: bool) -> Path:
+    """Returns the folder with the configs, and with the weights of what is lacking."""
+    folder = Path(asked).expanduser()
+    if folder.is_dir():
+        return folder
+    found = hub_id(str(asked)) if isinstance(asked, str) and not folder.exists() else None
+    if found is None or found.is_file:
+        raise UnknownName(f"--config-of {str(asked)[:200]!r} is neither a folder nor a hub id")
+    try:
+        return hub.fetch(found, _Configs(lacking), away=away)
+    except (BadFile, UnknownName) as problem:
+        if named:
+            raise
+        raise type(problem)(
+            f"the configs of such a checkpoint: {problem}; or give --config-of (config_of=)"
+        ) from problem
+
+
+def _read(
+    file: Path, folder: Path, cls: Any, index: Mapping[str, Any], family: Family, single: SingleFile,
+    lacking: Collection[str], dtypes: Mapping[str, torch.dtype], needed: Collection[str],
+) -> Any:  # fmt: skip
+    """Reads the denoiser alone and the rest from the folder, or all that the file holds."""
+    parts, default = parts_of(dict(index)), dtypes["default"]
+    if len(lacking) > len(family.readers):
+        import diffusers
+        from safetensors.torch import load_file
+
+        tensors = {single.level + name.removeprefix(_DENOISER): tensor for name, tensor in load_file(file).items()}
+        denoiser = getattr(diffusers, parts[family.denoiser][1]).from_single_file(
+            tensors, config=str(folder), subfolder=family.denoiser, dtype=default, local_files_only=True
+        )
+        return load_pipeline(folder, cls, dtypes, needed, **{family.denoiser: denoiser})
+    others = {
+        part: load_part(folder, index, part, dtypes.get(part, default), needed) for part in lacking if part in parts
+    }
+    pipe = cls.from_single_file(str(file), config=str(folder), dtype=default, local_files_only=True, **others)
+    for part, dtype in dtypes.items():
+        if part in pipe.components:
+            pipe.components[part].to(dtype)
+    return pipe
+
+
+def _check_whole(file: Path, pipe: Any, family: Family, single: SingleFile, header: Header) -> None:
+    """Checks that each tensor of the pipeline was in the file, and each of the denoiser's is in the pipeline.
+
+    Raises:
+        BadFile: some are not.
+    """
+    for name, part in pipe.components.items():
+        if isinstance(part, nn.Module):
+            part.eval()
+            lost = [key for key, tensor in part.state_dict().items() if tensor.is_meta]
+            if lost:
+                raise BadFile(f"{file} lacks {len(lost)} tensors of the {name} that its configs describe ({lost[0]})")
+    there = sum(_count(shape) for key, shape in _denoiser(header).items() if not key.endswith(single.unread))
+    taken = sum(tensor.numel() for tensor in pipe.components[family.denoiser].state_dict().values())
+    if there != taken:
+        raise BadFile(
+            f"{file}: its denoiser holds {there:,} numbers and the one that its configs describe {taken:,}; give "
+            "--config-of (config_of=) with the folder or the hub id of its own configs"
+        )
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count

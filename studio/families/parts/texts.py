@@ -1,0 +1,53 @@
+"""Whether a text encoder reads prompts whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from studio.errors import DoesNotFit
+
+__all__ = ["check_chat", "check_tokens"]
+
+
+def check_tokens(tokenizer: Any, prompts: Sequence[str], length: int | None = None) -> None:
+    """Checks that a text encoder reads prompts whole; nothing is encoded.
+
+    Args:
+        tokenizer: the encoder's.
+        prompts: the prompts.
+        length: the most tokens; None: what the tokenizer says.
+
+    Raises:
+        DoesNotFit: a prompt is longer; what would have been cut off is named.
+    """
+    length = tokenizer.model_max_length if length is None else length
+    for prompt in prompts:
+        ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+        if len(ids) > length:
+            rest = tokenizer.decode(ids[length - 1 : -1]).strip()
+            raise DoesNotFit(
+                f"the prompt {prompt!r} has {len(ids)} tokens and this base reads {length}; shorten it "
+                f"(the part {rest!r} would be lost)"
+            )
+
+
+def check_chat(tokenizer: Any, prompts: Sequence[str], written: Sequence[str], length: int) -> None:
+    """As :func:`check_tokens`, of prompts that are read inside a chat template.
+
+    Args:
+        tokenizer: the encoder's.
+        prompts: the prompts.
+        written: what the template makes of each.
+        length: the most tokens, the template's included.
+
+    Raises:
+        DoesNotFit: a prompt is longer.
+    """
+    for prompt, text in zip(prompts, written, strict=True):
+        size = len(tokenizer(text, truncation=False, verbose=False).input_ids)
+        if size > length:
+            raise DoesNotFit(
+                f"the prompt {prompt!r} has {size} tokens with what is told the text encoder beside it, and this base "
+                f"reads {length}; shorten it by {size - length}"
+            )
