@@ -13,13 +13,13 @@ __all__ = ["ABSENT", "absent", "stand_in"]
 ABSENT: Final = dict(
     row.split("=")
     for row in (
-        "AdamssConfig=AdaMSS AdaptionPromptConfig=LLaMA-Adapter ArrowConfig=Arrow BdLoraConfig=BD-LoRA C3AConfig=C3A "
-        "CPTConfig=CPT CartridgeConfig=Cartridge DeftConfig=DEFT DeloraConfig=DeLoRA FourierFTConfig=FourierFT "
-        "FrodConfig=FRoD GloraConfig=GLoRA GraloraConfig=GraLoRA HiraConfig=HiRA KasaConfig=KaSA LilyConfig=Lily "
-        "LoraGAConfig=LoRA-GA MissConfig=MiSS MontecloraConfig=MonteCLoRA OSFConfig=OSF PeanutConfig=PEANuT "
-        "PolyConfig=Poly PsoftConfig=PSOFT PveraConfig=PVeRA RandLoraConfig=RandLoRA ShadowConfig=Shadow "
-        "ShiraConfig=SHiRA SupertuningConfig=Super-Tuning TinyLoraConfig=TinyLoRA UniLoraConfig=UniLoRA "
-        "VBLoRAConfig=VB-LoRA VeloraConfig=VeLoRA WaveFTConfig=WaveFT XLoraConfig=X-LoRA"
+        "AdamssConfig=AdaMSS AdaptionPromptConfig=LLaMA-Adapter ArrowConfig=Arrow BdLoraConfig=BD-LoRA "
+        "C3AConfig=C3A CPTConfig=CPT CartridgeConfig=Cartridge DeftConfig=DEFT DeloraConfig=DeLoRA FrodConfig=FRoD "
+        "GloraConfig=GLoRA GraloraConfig=GraLoRA HiraConfig=HiRA KasaConfig=KaSA LilyConfig=Lily "
+        "LoraGAConfig=LoRA-GA MontecloraConfig=MonteCLoRA OSFConfig=OSF PeanutConfig=PEANuT PolyConfig=Poly "
+        "PsoftConfig=PSOFT PveraConfig=PVeRA ShadowConfig=Shadow SupertuningConfig=Super-Tuning "
+        "TinyLoraConfig=TinyLoRA UniLoraConfig=UniLoRA VBLoRAConfig=VB-LoRA VeloraConfig=VeLoRA WaveFTConfig=WaveFT "
+        "XLoraConfig=X-LoRA"
     ).split()
 )
 """PEFT's name of a config -> the method's name."""

@@ -22,7 +22,7 @@ from studio.adapters.sites.read import read_weight
 from studio.atomic import atomic_write
 from studio.errors import BadFile, DoesNotFit
 from studio.peft.configs.select import select
-from studio.peft.configs.translate import translate
+from studio.peft.configs.translate import method_of, translate
 from studio.peft.model.starts import CordaEigens
 from studio.peft.model.tuner import base_of
 from studio.peft.terms.errors import Wrong, refusals
@@ -82,7 +82,7 @@ def preprocess_corda(
 
 def _targets(model: nn.Module, config: Any) -> dict[str, Site]:
     """The layers that the config names and CorDA is for."""
-    kinds = METHODS["lora"].adapter.kinds
+    kinds = METHODS[method_of(config)].adapter.kinds
     sites = {path: site_at(model, path, kinds) for path in select(model, config, kinds)}
     return {path: site for path, site in sites.items() if site.kind in _KINDS}
 
@@ -114,7 +114,7 @@ def _covariances(
     if run is None:
         raise Wrong("run_model must be specified when covariance file and cache file aren't built.")
     ran = model if hooked is None else base_of(hooked)
-    there = {path: site_at(ran, path, METHODS["lora"].adapter.kinds) for path in sites}
+    there = {path: site_at(ran, path, _KINDS) for path in sites}
     gauges = {path: _Scaled() for path in sites}
     measured(ran, there, gauges, lambda _: run())
     means: dict[str, Tensor] = {}

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 import studio.peft
+from studio.adapters import METHODS
 from studio.errors import UsageError
-from studio.peft.configs.config import PEFT_TYPE_TO_CONFIG_MAPPING
+from studio.peft.configs.config import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig
 from studio.peft.listed import LISTED
+from studio.peft.model.tuner import PEFT_TYPE_TO_TUNER_MAPPING
 from studio.peft.paths import PATHS
 
 
@@ -38,6 +40,19 @@ def test_constants_are_pefts(path):
     assert len(plain) >= 3 and {name: getattr(ours, name) for name in plain} == plain
 
 
+def test_no_method_that_the_studio_has_is_listed_as_absent():
+    from studio.peft.absent import ABSENT
+
+    named = {config.adapter.peft.settings.name for config in METHODS.values()} - {""}
+    assert named & set(ABSENT) == set()
+    assert all(issubclass(getattr(studio.peft, name), PeftConfig) for name in named)
+
+
+@pytest.mark.parametrize("word, tuner", PEFT_TYPE_TO_TUNER_MAPPING.items(), ids=lambda one: getattr(one, "value", ""))
+def test_prefixes_are_pefts(word, tuner):
+    assert tuner.prefix == pytest.importorskip("peft.mapping").PEFT_TYPE_TO_PREFIX_MAPPING[word.value]
+
+
 USES = {
     "called": lambda one: one(3),
     "iterated": list,
@@ -51,7 +66,7 @@ USES = {
     "name",
     [
         "tuners.xlora.layer.XLoraLinearLayer",
-        "tuners.lora.corda.preprocess_corda",
+        "tuners.lora.loraga.preprocess_loraga",
         "tuners.xlora.model.XLoraModel",
         "utils.merge_utils.ties",
     ],

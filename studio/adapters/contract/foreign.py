@@ -65,6 +65,10 @@ def _no_new_fields(config: Any, sites: Sites) -> dict[str, Any]:
     return {}
 
 
+def _no_note(sites: Sites) -> str:
+    return ""
+
+
 def _same_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     return fields
 
@@ -147,6 +151,7 @@ class Settings:
 
     Attributes:
         name: of the class ("LoraConfig"). extends: the name of the method's config class that it extends, or "".
+        prefix: what PEFT's names of the method's tensors begin with, where that is not its word.
         defaults: the class's own fields and their defaults in PEFT, without those that every config has.
         chooses: its fields that choose among the layers that are named.
         fields: our field -> PEFT's, where they mean the same.
@@ -163,11 +168,13 @@ class Settings:
             the model, is among them. It raises DoesNotFit for what cannot be said here.
         new: an object of the class, and the layers -> fields of ours that only a new adapter has to be told.
         start: the object, and the word of its start -> fields of ours.
+        note: the layers of a new adapter -> what PEFT could not do with it there, or "".
         state: our config, sites, tensors as PEFT stores them -> its fields that ``fields`` does not say.
     """
 
     name: str
     extends: str = ""
+    prefix: str = ""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     chooses: tuple[str, ...] = ("exclude_modules", "layers_to_transform", "layers_pattern")
     fields: Mapping[str, str] = field(default_factory=dict)
@@ -184,6 +191,7 @@ class Settings:
     config: Callable[[Mapping[str, Any]], dict[str, Any]] = _no_fields
     new: Callable[[Any, Sites], dict[str, Any]] = _no_new_fields
     start: Callable[[Any, str], dict[str, Any]] = _same_word
+    note: Callable[[Sites], str] = _no_note
     state: Callable[[Any, Sites, Layers], dict[str, Any]] = _nothing
 
 

@@ -231,6 +231,7 @@ class AdaLoRAAdapter(FactorAdapter[AdaLoRA]):
             SETTINGS,
             name="AdaLoraConfig",
             extends=SETTINGS.name,
+            prefix="lora_",
             defaults={
                 **SETTINGS.defaults, "target_r": 8, "init_r": 12, "tinit": 0, "tfinal": 0, "deltaT": 1,
                 "beta1": 0.85, "beta2": 0.85, "orth_reg_weight": 0.5, "total_step": None, "rank_pattern": None,

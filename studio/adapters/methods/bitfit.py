@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from studio.adapters.contract.adapter import METHODS, Adapter, AdapterConfig, Delta, Given
-from studio.adapters.contract.foreign import Peft, Settings
+from studio.adapters.contract.foreign import Peft, Settings, Sites
 from studio.adapters.sites.site import Site
 from studio.errors import UnsupportedLayer
 
@@ -47,6 +47,16 @@ def _limit(site: Site) -> str:
     return "" if site.kind == "linear" else "its BEFT covers Linear layers alone"
 
 
+def _note(sites: Sites) -> str:
+    bare = next((path for path, site in sites.items() if site.bias is None), None)
+    if bare is None:
+        return ""
+    return (
+        f"Detected that the base layer has no bias term ({bare}). In PEFT: Note you cannot merge the BEFT adapter into "
+        "the base layer. Here merging gives the layer one."
+    )
+
+
 class BitFitAdapter(Adapter[BitFit]):
     """BitFit on one site: ``bias`` ``(rows,)``, which is added to the layer's own."""
 
@@ -55,7 +65,7 @@ class BitFitAdapter(Adapter[BitFit]):
     needs = ("bias",)
     peft = Peft(
         type="BEFT",
-        settings=Settings(name="BeftConfig", defaults={"init_weights": True}, chooses=("exclude_modules",)),
+        settings=Settings(name="BeftConfig", defaults={"init_weights": True}, chooses=("exclude_modules",), note=_note),
         tensors={"bias": "beft_bias"},
         layouts={"bias": "row|row"},
         limit=_limit,

@@ -82,6 +82,7 @@ class LoHaAdapter(LycorisAdapter[LoHa]):
         additive=True,
         settings=Settings(
             name="LoHaConfig",
+            prefix="hada_",
             defaults={
                 "rank_pattern": {}, "alpha_pattern": {}, "r": 8, "alpha": 8, "rank_dropout": 0.0,
                 "module_dropout": 0.0, "use_effective_conv2d": False, "init_weights": True,

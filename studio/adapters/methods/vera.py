@@ -79,6 +79,7 @@ class VeRAAdapter(ProjectedAdapter[VeRA]):
         additive=True,
         settings=Settings(
             name="VeraConfig",
+            prefix="vera_lambda_",
             defaults={
                 "r": 256, "projection_prng_key": 0, "save_projection": True, "vera_dropout": 0.0, "d_initial": 0.1,
                 "fan_in_fan_out": False, "bias": "none", "init_weights": True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from typing import Any
 
 from torch import nn
 
@@ -12,19 +12,16 @@ from studio.adapters import Site
 from studio.peft.terms.errors import PeftWarning, Wrong
 
 __all__ = [
-    "PREFIXES",
     "WrongType",
     "check_convertible",
     "check_lora",
     "check_lora_layers",
-    "note_biases",
+    "note_layers",
     "note_name",
     "note_starts",
+    "prefix_of",
     "takes_weights",
 ]
-
-PREFIXES: Final = {"LOHA": "hada_", "ADALORA": "lora_", "VERA": "vera_lambda_"}
-"""What PEFT's names of a method's tensors begin with, where that is not its word."""
 
 
 class WrongType(Wrong, TypeError):
@@ -101,18 +98,24 @@ def check_lora_layers(config: Any, ours: Any, sites: Mapping[str, Site]) -> None
             )
 
 
-def note_biases(config: Any, sites: Mapping[str, Site]) -> None:
-    """Says of BEFT on layers without a bias that PEFT cannot merge it.
+def note_layers(config: Any, sites: Mapping[str, Site]) -> None:
+    """Says what PEFT could not do with an adapter on its layers.
 
     Args:
         config: PEFT's. sites: path -> layer.
     """
-    bare = [path for path, site in sites.items() if site.bias is None]
-    if config.word == "BEFT" and bare:
-        _say(
-            f"Detected that the base layer has no bias term ({bare[0]}). In PEFT: Note you cannot merge the BEFT "
-            "adapter into the base layer. Here merging gives the layer one."
-        )
+    text = config.settings.note(sites)
+    if text:
+        _say(text)
+
+
+def prefix_of(config: Any) -> str:
+    """Returns what PEFT's names of a method's tensors begin with.
+
+    Args:
+        config: PEFT's, or its class.
+    """
+    return config.settings.prefix or f"{config.word.lower()}_"
 
 
 def takes_weights(start: Any) -> bool:
@@ -158,7 +161,7 @@ def note_name(config: Any, name: str) -> None:
     Args:
         config: PEFT's. name: the adapter's name.
     """
-    prefix = PREFIXES.get(config.word, f"{config.word.lower()}_")
+    prefix = prefix_of(config)
     inside = len(name) > 1 and name in prefix  # one letter within a word confuses nothing, whatever PEFT says
     if not config.is_prompt_learning and (inside or prefix.startswith(name)):
         _say(

@@ -16,7 +16,7 @@ from studio.adapters.contract.pattern import exactly, matches
 from studio.adapters.contract.ranked import RankedConfig
 from studio.adapters.hosting.assembly import site_at
 from studio.errors import BadConfig, nearest
-from studio.peft.configs.checks import check_lora_layers, note_biases
+from studio.peft.configs.checks import check_lora_layers, note_layers
 from studio.peft.configs.config import PeftConfig, PromptLearningConfig
 from studio.peft.configs.select import ends_with, model_type
 from studio.peft.terms.errors import PeftWarning, Wrong
@@ -99,7 +99,7 @@ def translate(config: Any, model: nn.Module, paths: Sequence[str]) -> AdapterCon
     if stray:
         raise Wrong(f"{type(config).__name__}: {method} has no field {stray[0]!r}")
     made = ours(**fields)
-    note_biases(config, sites)
+    note_layers(config, sites)
     if hasattr(config, "lora_bias"):
         check_lora_layers(config, made, sites)
     return made

@@ -109,7 +109,7 @@ def _preprocessed(state: State, config: Any, paths: Sequence[str], calibrate: An
     """The layers that start from what ``preprocess_corda`` found: all, or none where the start is another."""
     if calibrate is not None or getattr(config, "init_lora_weights", None) != "corda":
         return {}
-    return {path: site_at(state.model, path, METHODS["lora"].adapter.kinds) for path in paths}
+    return {path: site_at(state.model, path, METHODS[method_of(config)].adapter.kinds) for path in paths}
 
 
 def _without_files(config: Any) -> Any:

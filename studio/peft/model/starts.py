@@ -16,7 +16,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from studio.adapters import METHODS, Adapter, Site
+from studio.adapters import Adapter, Site
 from studio.adapters.contract.adapter import Given, generator_for
 from studio.adapters.hosting.assembly import site_at
 from studio.adapters.sites.read import read_weight
@@ -123,19 +123,19 @@ def start_of_file(
         )
         word = "pissa"
     for path, tensors in made.items():
-        site = site_at(model, path, METHODS["lora"].adapter.kinds)
+        site = site_at(model, path, ours.adapter.kinds)
         if site.kind != "embedding" and "down0" not in tensors:  # of an embedding PEFT takes the usual start
             start = _made_anew(site, dataclasses.replace(ours, init=word))
             tensors |= {"down0": start["down0"], "up0": start["up0"]}
     return dataclasses.replace(ours, init=word), made
 
 
-def _made_anew(site: Site, ours: Any) -> dict[str, Tensor]:
+def _made_anew(site: Site, ours: Any) -> Mapping[str, Tensor]:
     if ours.init == "corda":
         return _pair_of_eigens(site, ours.rank_at(site.path), ours.scale_at(site.path))
     with on_cpu():
         given = Given(functools.partial(read_weight, site), generator_for(0, site.path))
-        return METHODS["lora"].adapter.start(site, ours, given)
+        return ours.adapter.start(site, ours, given)
 
 
 def in_pefts_form(state: State, name: str) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from studio.adapters.training import on_step, penalty
 from studio.files.spelling import part_of
 from studio.peft.configs import methods as _methods  # noqa: F401  (registers the configs)
-from studio.peft.configs.checks import PREFIXES
+from studio.peft.configs.checks import prefix_of
 from studio.peft.configs.config import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PromptLearningConfig, config_for
 from studio.peft.configs.select import tied_with_embedding
 from studio.peft.model.activity import disable_adapter_layers, enable_adapter_layers, set_adapter, set_requires_grad
@@ -193,7 +193,7 @@ def _made(word: str, config: type[PeftConfig]) -> type[BaseTuner]:
     """The tuner class of a method that needs no code of its own, named as PEFT names it."""
     body = {
         "word": word,
-        "prefix": PREFIXES.get(word, f"{word.lower()}_"),
+        "prefix": prefix_of(config),
         "__doc__": f"A base with {word} on it.",
         "__module__": __name__,
     }

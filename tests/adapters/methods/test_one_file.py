@@ -26,7 +26,7 @@ NAMED: dict[str, tuple[set[str], str]] = {
     "studio/peft/model/kinds.py": ({"ADALORA", "TRAINABLE_TOKENS"}, "PEFT's classes of layers"),
     "studio/peft/model/layers.py": ({"LORA", "ADALORA", "LOHA", "LOKR", "IA3"}, "PEFT's classes of layers"),
     "studio/peft/model/tokens.py": ({"tokenembedding"}, "what PEFT's trainable_token_indices is in the studio"),
-    "studio/peft/model/tuner.py": ({"LORA", "ADALORA", "LOHA", "VERA"}, "PEFT's classes of tuners and their prefixes"),
+    "studio/peft/model/tuner.py": ({"LORA", "ADALORA"}, "PEFT's classes of tuners"),
     "studio/peft/model/weighted.py": ({"LORA", "IA3"}, "PEFT combines adapters of these types"),
 }
 """File -> the names of methods in it, and why they stand there."""
