@@ -66,10 +66,16 @@ def _scheduler(value: Any) -> bool:
     return all(not isinstance(number, (int, float)) or abs(number) <= limit("steps") for number in settings.values())
 
 
+def _start(value: Any) -> bool:
+    if not isinstance(value, Mapping) or not _text(value.get("image")) or not _text_or_none(value.get("mask")):
+        return False
+    return _number(value.get("strength")) and 0 < value["strength"] <= 1
+
+
 PICTURE: Final[dict[str, Callable[[Any], bool]]] = {
     "prompt": _text, "negative": _text_or_none, "guidance": _number, "width": _count("side"), "height": _count("side"),
-    
     "embedded_guidance": lambda value: value is None or _number(value),
+    "start": lambda value: value is None or _start(value),
     "seed": lambda value: type(value) is int and 0 <= value < 2**63, "steps": _count("steps"), "rows": _count("rows"),
     "scheduler": _scheduler, "adapters": lambda value: isinstance(value, list),
 }  # fmt: skip

@@ -8,6 +8,7 @@ from studio.adapters import adapters
 from studio.adapters.contract.strength import as_strength
 from studio.families import Base
 from studio.pipelines.metadata import AdapterUse, parameters_text, strength_to_json, to_json
+from studio.pipelines.pictures import picture_facts
 from studio.pipelines.sample import Request
 from studio.pipelines.schedulers import Sampler
 from studio.pipelines.sources import Source, state_hash
@@ -57,6 +58,7 @@ def describe(
             "steps": request.steps,
             "guidance": float(request.guidance),
             **({} if request.embedded is None else {"embedded_guidance": float(request.embedded)}),
+            **({} if request.given is None else {"start": picture_facts(request.given)}),
             "width": request.width,
             "height": request.height,
         },
@@ -79,6 +81,7 @@ def _fields(base: Base, digest: str | None, request: Request, sampler: Sampler) 
         "CFG scale": request.guidance,
         **({} if request.embedded is None else {"Distilled CFG Scale": request.embedded}),
         "Seed": request.seed,
+        **({} if request.given is None else {"Denoising strength": request.given.strength}),
         "Size": f"{request.width}x{request.height}",
         **model,
         "Model": base.id,

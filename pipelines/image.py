@@ -18,10 +18,12 @@ from studio.families import FAMILIES, Base, open_base
 from studio.pipelines.blends import BlendLike, deal_blend
 from studio.pipelines.describe import describe
 from studio.pipelines.drawing import Drawing
+from studio.pipelines.pictures import given_picture
 from studio.pipelines.pipeline import Pipeline
 from studio.pipelines.prompt import TaggedPrompt, parse_prompt
 from studio.pipelines.remarks import Remark, remarks
 from studio.pipelines.sample import Request, sample
+from studio.pipelines.start import Given
 
 if TYPE_CHECKING:
     from studio.files import AdapterFile
@@ -106,6 +108,9 @@ class ImagePipeline(Pipeline):
         height: int | None = None,
         batch_size: int | None = None,
         scheduler: str | Any | None = None,
+        image: str | Path | Image.Image | None = None,
+        strength: float | None = None,
+        mask: str | Path | Image.Image | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> list[Image.Image]:
         """Makes pictures: every prompt with every seed, prompt-major.
@@ -126,6 +131,9 @@ class ImagePipeline(Pipeline):
             batch_size: images that are computed together, recorded as ``rows``; ``None``: 1. Pictures made with equal
                 rows are equal to the bit; those made with others agree within 1/255 per pixel.
             scheduler: a name of :data:`SCHEDULERS`, a diffusers scheduler, or ``None`` for the base's own.
+            image: a picture to start from instead of noise alone; it is scaled until it covers the size and cropped.
+            strength: which part of the denoising it goes through, above 0 and at most 1; ``None``: 0.6.
+            mask: where it is drawn anew (white); elsewhere it stays as it is.
             on_step: called as ``on_step(done, total)`` after every denoising step.
 
         Returns:
@@ -137,6 +145,7 @@ class ImagePipeline(Pipeline):
         Raises:
             UnknownName: an adapter or scheduler that is not there; the nearest is named.
             BadConfig: an impossible number, a malformed tag, or lists whose lengths do not fit.
+            BadFile: a picture to start from that cannot be read.
             DoesNotFit: a prompt that is too long, or a scheduler or base that cannot do this.
             StudioError: the model gave no finite numbers.
         """
@@ -146,7 +155,7 @@ class ImagePipeline(Pipeline):
             raise BadConfig(f"{len(prompts)} prompts and {len(seeds)} seeds make no picture; give at least one of each")
         tagged = {text: self._read_tags(text) for text in prompts}
         away = self._read_negative("" if negative is None else negative)
-        own = self.base.defaults
+        own, given = self.base.defaults, given_picture(self.base, image, mask, strength, (width, height))
         guidance = own.guidance if guidance is None else own_number(guidance)
         for remark in remarks(prompts, negative=negative, guidance=guidance):
             warnings.warn(remark, Remark, stacklevel=2)
@@ -154,8 +163,8 @@ class ImagePipeline(Pipeline):
         blends = deal_blend(blend, [tagged[text].blend for text, _ in written], core.current_blend(self.pipe))
         common: dict[str, Any] = {
             "negative": away, "steps": _or(steps, own.steps), "guidance": guidance, "scheduler": scheduler,
-            "embedded": _or(embedded_guidance, own.embedded), "width": _or(width, self.base.native[0]),
-            "height": _or(height, self.base.native[1]),
+            "embedded": _or(embedded_guidance, own.embedded), "given": given,
+            **self._size(given, width, height),
         }  # fmt: skip
         requests = [
             Request(prompt=tagged[text].text, seed=seed, blend=acting, **common)
@@ -170,6 +179,11 @@ class ImagePipeline(Pipeline):
             )  # fmt: skip
             images[made.index] = Drawing.of(made.image, texts)
         return [images[index] for index in range(len(requests))]
+
+    def _size(self, given: Given | None, width: int | None, height: int | None) -> dict[str, Any]:
+        """Width and height: of the given picture, as asked, or the base's own."""
+        own = self.base.native if given is None else given.image.size
+        return {"width": _or(width, own[0]), "height": _or(height, own[1])}
 
     def _check_fit(self, found: AdapterFile) -> None:
         """Checks that an adapter is for pictures, and was made for text vectors as wide as this base's.

@@ -23,7 +23,15 @@ from studio.pipelines.damage import damage
 from studio.pipelines.drawing import SHEET, texts_of
 from studio.pipelines.naming import SILENT
 
-__all__ = ["AdapterUse", "parameters_text", "read_metadata", "save_png", "strength_from_json", "strength_to_json"]
+__all__ = [
+    "AdapterUse",
+    "open_picture",
+    "parameters_text",
+    "read_metadata",
+    "save_png",
+    "strength_from_json",
+    "strength_to_json",
+]
 
 FORMAT = 1
 FORMATS: Final = ("PNG", "JPEG", "WEBP")  # of which the first alone is written here
@@ -167,7 +175,7 @@ def read_metadata(picture: str | Path | Image.Image) -> dict[str, Any]:
     Raises:
         BadFile: no such file, no picture, a picture that the studio did not make, or one of a newer studio.
     """
-    image = picture if isinstance(picture, Image.Image) else _open(given_path(picture, "picture"))
+    image = picture if isinstance(picture, Image.Image) else open_picture(picture)
     what = "the picture" if isinstance(picture, Image.Image) else str(picture)
     text = image.info.get("studio")
     if not isinstance(text, str):
@@ -195,7 +203,13 @@ def read_metadata(picture: str | Path | Image.Image) -> dict[str, Any]:
     return dict(content)
 
 
-def _open(file: Path) -> Image.Image:
+def open_picture(picture: str | Path) -> Image.Image:
+    """Opens a picture of one of :data:`FORMATS`, with its texts.
+
+    Raises:
+        BadFile: there is none, or it cannot be read.
+    """
+    file = given_path(picture, "picture")
     try:
         data = read_given(file, "picture-bytes")
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:

@@ -16,6 +16,7 @@ from studio.given import given_path
 from studio.pipelines.image import ImagePipeline
 from studio.pipelines.metadata import read_metadata, strength_from_json, strength_to_json
 from studio.pipelines.naming import adapter_file
+from studio.pipelines.pictures import given_picture, picture_facts
 from studio.pipelines.remarks import Remark
 from studio.pipelines.schedulers import sampler_from_record
 from studio.pipelines.sources import source_of, state_hash
@@ -29,6 +30,8 @@ def regenerate(
     pipe: ImagePipeline | None = None,
     base: str | Path | Any | None = None,
     adapters: Iterable[str | Path] = (),
+    image: str | Path | Image.Image | None = None,
+    mask: str | Path | Image.Image | None = None,
     device: torch.device | str | None = None,
 ) -> Image.Image:
     """Makes a picture again: on the same kind of machine, with equal pixels.
@@ -39,6 +42,7 @@ def regenerate(
         base: where the base is, unless it is an embedded one.
         adapters: files of the adapters, and folders to look for them in; they are recognised by their hash, whatever
             they are called now.
+        image: the picture that it started from, where it started from one. mask: the mask, likewise.
         device: where to compute.
 
     Returns:
@@ -46,14 +50,16 @@ def regenerate(
 
     Raises:
         BadFile: no such picture, one that the studio did not make, or whose text was damaged.
-        UnknownName: an adapter or a base of the picture is not among those given.
-        DoesNotFit: the base or an adapter has other weights than those that made the picture.
+        UnknownName: an adapter, a base or a picture to start from is not among those given.
+        DoesNotFit: the base or an adapter has other weights than those that made the picture, or the picture that it
+            started from is another one.
     """
     content = read_metadata(picture)
     if pipe is None:
         pipe = _open(content, base, device)
         _load(pipe, content, [given_path(file) for file in adapters])
     _check(pipe, content)
+    start = _start(pipe, content, image, mask)
     blend = {use["name"]: strength_from_json(use["strength"]) for use in content["adapters"]}
     bakes = any(use.get("baked") for use in content["adapters"])
     standing = any(info.baked for info in pipe.adapters.values())
@@ -67,12 +73,27 @@ def regenerate(
                 guidance=content["guidance"], embedded_guidance=content.get("embedded_guidance"),
                 negative=content["negative"] or None, width=content["width"],
                 height=content["height"], batch_size=content["rows"],
-                scheduler=sampler_from_record(content["scheduler"]),
+                scheduler=sampler_from_record(content["scheduler"]), **start,
             )  # fmt: skip
     finally:
         if bakes and not standing:
             pipe.unbake()
     return image
+
+
+def _start(pipe: ImagePipeline, content: dict[str, Any], image: Any, mask: Any) -> dict[str, Any]:
+    """What it started from, as arguments of generate."""
+    wanted = content.get("start")
+    if wanted is None:
+        return {}
+    if image is None or (wanted.get("mask") and mask is None):
+        what = "image" if image is None else "mask"
+        raise UnknownName(f"the picture was made from another one; give it too: {what}=...")
+    given = given_picture(pipe.base, image, mask, wanted["strength"], (content["width"], content["height"]))
+    assert given is not None, "there is an image"
+    if picture_facts(given) != {key: value for key, value in wanted.items() if value is not None}:
+        raise DoesNotFit("the picture was made from another picture or mask than those given; give the right ones")
+    return {"image": image, "mask": mask, "strength": wanted["strength"]}
 
 
 def _open(content: dict[str, Any], base: Any | None, device: torch.device | str | None) -> ImagePipeline:

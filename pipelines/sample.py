@@ -169,9 +169,9 @@ def draw(
     with torch.no_grad(), turn(pipe), _evaluating(pipe), _one_thread_per_batch(device, rows), acting:
         conditioning = _conditioning(base, padded)
         scheduler = sampler.scheduler
-        _begin_at(scheduler, first_step(base, common.given, common.steps))
-        start = started(base, [one.given for one in padded], scheduler, generators, cells, device)
-        latents = _denoised(base, start, conditioning, scheduler, generators, common.guidance, on_progress)
+        times = _times(scheduler, first_step(base, common.given, common.steps))
+        start = started(base, [one.given for one in padded], scheduler, times[0], generators, cells, device)
+        latents = _denoised(base, start, conditioning, scheduler, times, generators, common.guidance, on_progress)
         pixels = _decoded(base, latents)
     if not torch.isfinite(latents).all() or not torch.isfinite(pixels).all():
         dtype = str(pipe.components[family.denoiser].dtype).removeprefix("torch.")
@@ -187,12 +187,13 @@ def _denoised(
     start: Start,
     conditioning: Conditioning,
     scheduler: Any,
+    times: Tensor,
     generators: Sequence[torch.Generator],
     guidance: float,
     on_progress: Callable[[int, int], None],
 ) -> Tensor:
     """The latents of pictures, ``(B, C, h, w)``."""
-    dtype, latents, times = base.pipe.components[base.family.denoiser].dtype, start.latents, scheduler.timesteps
+    dtype, latents = base.pipe.components[base.family.denoiser].dtype, start.latents
     scaled = getattr(scheduler, "scale_model_input", None)  # flows have none
     noise = {"generator": list(generators)} if "generator" in _arguments(scheduler.step) else {}
     for number, timestep in enumerate(times):
@@ -204,14 +205,12 @@ def _denoised(
     return latents
 
 
-def _begin_at(scheduler: Any, first: int) -> None:
-    """Leaves out the first steps, as diffusers' pipelines do."""
-    if first == 0:
-        return
+def _times(scheduler: Any, first: int) -> Tensor:
+    """The times that are left without the first steps, as diffusers' pipelines take them; the scheduler keeps all."""
     order = getattr(scheduler, "order", 1)
-    scheduler.timesteps = scheduler.timesteps[first * order :]
-    if hasattr(scheduler, "set_begin_index"):
+    if first and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first * order)
+    return scheduler.timesteps[first * order :]
 
 
 def _conditioning(base: Base, requests: Sequence[Request]) -> Conditioning:

@@ -112,6 +112,7 @@ def started(
     base: Base,
     given: Sequence[Given | None],
     scheduler: Any,
+    time: Tensor,
     generators: Sequence[torch.Generator],
     cells: tuple[int, int],
     device: torch.device,
@@ -121,7 +122,8 @@ def started(
     Args:
         base: which draws.
         given: the pictures; all or none of a batch, of one strength.
-        scheduler: with its times set, from the first that is kept.
+        scheduler: with its times set.
+        time: the first of them that is kept, a scalar.
         generators: one per picture.
         cells: latent cells, high and wide.
         device: where it computes.
@@ -137,7 +139,7 @@ def started(
     mask = None if first.mask is None else torch.cat([_cells(one, cells) for one in given if one]).to(device)
     if mask is not None and first.strength == 1:
         return Start(noise * getattr(scheduler, "init_noise_sigma", 1.0), noise, picture, mask)
-    return Start(_noisy(scheduler, picture, noise, scheduler.timesteps[0]), noise, picture, mask)
+    return Start(_noisy(scheduler, picture, noise, time), noise, picture, mask)
 
 
 def _noisy(scheduler: Any, picture: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:

@@ -51,6 +51,15 @@ __all__ = ["generate"]
 @click.option("--guidance", type=float, metavar="X", help="Guidance scale, else the base's own; 1: the prompt alone.")
 @click.option("--negative", metavar="TEXT", help="What guidance leads away from.")
 @click.option("--resolution", type=SIZE, metavar="WxH", help="Size in pixels, 512x768 or 512; else the base's own.")
+@click.option(
+    "--image", type=click.Path(path_type=Path), metavar="FILE", help="A picture to start from instead of noise alone."
+)
+@click.option(
+    "--strength", type=float, metavar="X", help="How much of it is drawn anew, above 0 and at most 1; 0.6 if not said."
+)
+@click.option(
+    "--mask", type=click.Path(path_type=Path), metavar="FILE", help="Draw anew only where this picture is white."
+)
 @click.option("--scheduler", metavar="NAME", help="Sampler, such as euler-a or dpm++-2m-karras; else the base's own.")
 @click.option(
     "--batch-size", type=int, metavar="N", default=1, show_default=True, help="Pictures that are computed together."
@@ -79,6 +88,9 @@ def generate(
     guidance: float | None,
     negative: str | None,
     resolution: tuple[int, int] | None,
+    image: Path | None,
+    strength: float | None,
+    mask: Path | None,
     scheduler: str | None,
     batch_size: int,
     grid: Path | None,
@@ -110,10 +122,10 @@ def generate(
     pipe = open_pipeline(ImagePipeline, base, device=device, dtype=dtype, show=show, config_of=config_of)
     used = [load_adapter(pipe, word, show, allow_partial=allow_partial, pickled=pickled) for word in adapters]
     _look_at(pipe, prompts, negative, guidance, show)
-    width, height = resolution or pipe.base.native
+    width, height = resolution or (None, None)
     draw = partial(
         pipe.generate, steps=steps, guidance=guidance, negative=negative, width=width, height=height,
-        batch_size=batch_size, scheduler=scheduler,
+        batch_size=batch_size, scheduler=scheduler, image=image, strength=strength, mask=mask,
     )  # fmt: skip
     images: list[Image] = []
     made: list[dict[str, Any]] = []
