@@ -249,3 +249,5 @@ def test_weights_of_other_kinds_beside_the_right_ones_do_not_matter():
 def test_configs_are_for_single_files(folders):
     with pytest.raises(BadConfig, match="leave it out"):
         open_base(folders("sdxl"), config_of=folders("sdxl"))
+    with pytest.raises(BadConfig, match="the base is open: leave it out"):
+        open_base(build("sd1"), config_of=folders("sd1"))
