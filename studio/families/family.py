@@ -188,7 +188,7 @@ class Family:
         kohya: the flat prefix of the denoiser's keys in kohya files.
         names: ``names of the denoiser's layers -> what they are called`` by those who trained the base; None: as in
             diffusers.
-        flat_names: whether kohya's tools write those; else diffusers'.
+        names_in: the formats in whose files tools write those; in the others diffusers'.
         marks: ``layers of an adapter file -> whether`` it is one of this family's.
         single: how its checkpoints of one file are opened; None: diffusers cannot.
         hashes_files: whether a base is known by the bytes of its files, not by its weights as fp32
@@ -235,7 +235,7 @@ class Family:
     presets: Presets
     kohya: str
     names: Callable[[Collection[str]], Sequence[Native]] | None = None
-    flat_names: bool = True
+    names_in: tuple[str, ...] = ("kohya", "native")
     marks: Callable[[Clues], bool] = lambda clues: False
     single: SingleFile | None = None
     hashes_files: bool = True

@@ -8,7 +8,7 @@ from typing import Final
 
 from studio.families import FAMILIES, Family
 
-__all__ = ["ANY_FLAT", "NATIVE", "component_of", "component_words", "flat_prefix", "is_flat", "meant_by"]
+__all__ = ["ANY_FLAT", "NATIVE", "component_of", "component_words", "flat_prefix", "heading", "is_flat", "meant_by"]
 
 ANY_FLAT: Final = "lycoris"
 """Begins the flattened names of LyCORIS' own wrapper, in any component."""
@@ -82,3 +82,13 @@ def meant_by(prefix: str, family: Family | None) -> tuple[str, ...]:
         return tuple(sorted(own))
     readers = max((row.readers for row in FAMILIES.values()), key=len) if family is None else family.readers
     return readers[_ENCODERS[prefix] : _ENCODERS[prefix] + 1] or (f"another encoder ({prefix})",)
+
+
+def heading(name: str) -> str:
+    """Returns what a layer's name in a file begins with and a component is meant by, or ``""``.
+
+    Example:
+        >>> heading("lora_te1_text_model_encoder"), heading("unet.mid_block"), heading("mid_block")
+        ('lora_te1', 'unet', '')
+    """
+    return component_of(name) or flat_prefix(name) or next((one[:-1] for one in NATIVE if name.startswith(one)), "")

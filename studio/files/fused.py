@@ -19,7 +19,7 @@ from studio.families.native import Native
 from studio.files.names import Names
 from studio.files.scale import Grade
 
-__all__ = ["gathered", "split_rows"]
+__all__ = ["DOWN", "UP", "gathered", "mixed_ranks", "split_rows"]
 
 Parts = Mapping[str, Tensor]
 DOWN: Final = "lora_down.weight"
@@ -100,20 +100,20 @@ def _inside(used: Tensor, place: tuple[int, int]) -> bool:
 
 
 def gathered(
-    names: Names, layers: Mapping[str, Parts], spell: Callable[[Names, str], str], native: bool
+    names: Names, layers: Mapping[str, Parts], spell: Callable[[Names, str], str], format: str
 ) -> dict[str, Parts]:
     """Returns a file's layers by their names in it, those that are one there in one.
 
     Args:
         names: the model's. layers: path -> kohya's parts of its adapter. spell: the name of a path in the file.
-        native: whether layers are named, and fused, as natively.
+        format: the registry name of the file's.
 
     Raises:
         DoesNotFit: layers that are one there have another method than LoRA.
     """
     found: dict[str, Parts] = {}
     for path, parts in layers.items():
-        whole = names.native[path] if native and names.translates(path) else Native("", (path,))
+        whole = names.native[path] if names.translates(path, format) else Native("", (path,))
         name = spell(names, path)
         if name in found:
             continue  # with the first of its layers
@@ -170,3 +170,11 @@ def _stacked(ups: Mapping[str, Tensor], rows: Mapping[str, int], shared: bool) -
             column += 0 if shared else ups[path].shape[1]
         begin += count
     return out
+
+
+def mixed_ranks(metadata: Mapping[str, str], tensors: Parts) -> dict[str, str]:
+    """Returns what a header says in the place of a rank that is not that of all layers, once some were put together."""
+    ranks = {str(len(tensor)) for key, tensor in tensors.items() if key.endswith((DOWN, "lora_A.weight"))}
+    if not ranks or ranks == {metadata.get("ss_network_dim")} or "ss_network_dim" not in metadata:
+        return {}
+    return dict.fromkeys(("ss_network_dim", "ss_network_alpha"), "Dynamic")

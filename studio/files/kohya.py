@@ -18,7 +18,7 @@ from studio.adapters.sites.parameter import BARE
 from studio.errors import DoesNotFit
 from studio.files.components import is_flat
 from studio.files.format import FORMATS, Draft, Format, Named, Source
-from studio.files.fused import DOWN, gathered
+from studio.files.fused import gathered, mixed_ranks
 from studio.files.header import write_tensors
 from studio.files.names import Names
 from studio.files.spelling import first_spelling, is_part
@@ -53,7 +53,10 @@ def _check(draft: Draft) -> None:
 
 
 def _check_names(names: Names, paths: Iterable[str]) -> None:
-    layers = {path: names.native[path].name if _natively(names, path) else path for path in names.paths}
+    layers = {
+        path: names.native[path].name if names.translates(path, "kohya") and path in names.native else path
+        for path in names.paths
+    }
     flat = Counter(name for name, _ in {(names.flat(path), layer) for path, layer in layers.items()})
     for path in paths:
         name = names.flat(path)
@@ -66,19 +69,12 @@ def _check_names(names: Names, paths: Iterable[str]) -> None:
             )
 
 
-def _natively(names: Names, path: str) -> bool:
-    return names.family is not None and names.family.flat_names and path in names.native
-
-
 def _gather(names: Names, layers: Named) -> Named:
-    return gathered(names, layers, Names.flat, names.family is not None and names.family.flat_names)
+    return gathered(names, layers, Names.flat, "kohya")
 
 
 def _write(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], draft: Draft) -> None:
-    ranks = {len(tensor) for key, tensor in tensors.items() if key.endswith(DOWN)}
-    if ranks and "ss_network_dim" in metadata and {str(rank) for rank in ranks} != {metadata["ss_network_dim"]}:
-        metadata |= dict.fromkeys(("ss_network_dim", "ss_network_alpha"), "Dynamic")  # layers were put together
-    write_tensors(file, tensors, metadata)
+    write_tensors(file, tensors, metadata | mixed_ranks(metadata, tensors))
 
 
 KOHYA: Final = FORMATS.add(

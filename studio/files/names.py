@@ -100,7 +100,7 @@ class Names:
         label, name = self.relative(path)
         if self.family is None:
             return f"{ANY_FLAT}_{name.replace('.', '_')}"
-        if self.family.flat_names and self.translates(path):
+        if self.translates(path, "kohya"):
             name = self.native[path].name if path in self.native else ""
         prefix = self.family.flat.get(label)
         return f"{prefix}_{self._with_level(label, name).replace('.', '_')}" if prefix and name else ""
@@ -112,14 +112,16 @@ class Names:
             return ""
         if self.family is not None and label != self.family.denoiser:
             return ""
-        if self.translates(path):
+        if self.translates(path, "native"):
             name = self.native[path].name if path in self.native else ""
         return NATIVE[0] + name if name else ""
 
-    def translates(self, path: str) -> bool:
-        """Whether a path's component has native names of its own."""
+    def translates(self, path: str, format: str) -> bool:
+        """Whether the files of a format have the layer by another name than diffusers'."""
         family = self.family
-        return family is not None and family.names is not None and self.relative(path)[0] == family.denoiser
+        if family is None or family.names is None or format not in family.names_in:
+            return False
+        return self.relative(path)[0] == family.denoiser
 
     def _with_level(self, label: str, name: str) -> str:
         level = self._levels.get(label, "")

@@ -1,7 +1,7 @@
 """The single file of ComfyUI, ai-toolkit and others: ``diffusion_model.`` and the names of those who trained the base.
 
-A LoRA's pair is spelled as PEFT does, other methods as LyCORIS does; ``alpha`` stands beside each pair, and
-readers that do not know it take alpha = rank.
+A LoRA's pair is spelled as PEFT does, other methods as LyCORIS does. ``alpha`` stands beside each pair unless it is the
+rank everywhere: several readers do not know it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from studio.errors import DoesNotFit
 from studio.files.components import NATIVE as HEADS
 from studio.files.diffusers import DIFFUSERS
 from studio.files.format import FORMATS, Draft, Format, Named
-from studio.files.fused import DOWN, UP, gathered
+from studio.files.fused import DOWN, UP, gathered, mixed_ranks
 from studio.files.header import write_tensors
 from studio.files.names import Names
 from studio.files.spelling import part_of
@@ -41,15 +41,18 @@ def _check(draft: Draft) -> None:
 
 
 def _gather(names: Names, layers: Named) -> Named:
-    found = gathered(names, layers, Names.original, True)
+    found = gathered(names, layers, Names.original, "native")
+    if any(parts.keys() != _PLAIN for parts in found.values()):
+        return found
+    follows = all(float(parts["alpha"]) == len(parts[DOWN]) for parts in found.values())
     return {
-        name: {_PAIR.get(part, part): one for part, one in parts.items()} if parts.keys() == _PLAIN else parts
+        name: {_PAIR.get(part, part): one for part, one in parts.items() if part != "alpha" or not follows}
         for name, parts in found.items()
     }
 
 
 def _write(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], draft: Draft) -> None:
-    write_tensors(file, tensors, metadata)
+    write_tensors(file, tensors, metadata | mixed_ranks(metadata, tensors))
 
 
 NATIVE: Final = FORMATS.add(

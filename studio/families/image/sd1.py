@@ -138,7 +138,7 @@ SD1 = FAMILIES.add(
         presets=unet_presets(linear_projections=False, encoders=("text_encoder",)),
         kohya="lora_unet",
         names=sgm_names,
-        flat_names=False,
+        names_in=("native",),
         marks=unet_marks(768, 768),
         single=SingleFile(
             tells=lambda shapes: _is_ldm(shapes, linear=False),

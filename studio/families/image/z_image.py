@@ -153,7 +153,7 @@ Z_IMAGE = FAMILIES.add(
         presets=presets("transformer", _ATTENTION, _FEEDFORWARD, {"text_encoder": LANGUAGE}, tools=_ATTENTION),
         kohya="lora_unet",
         names=_names,
-        flat_names=False,  # its fused layers are ComfyUI's
+        names_in=(),  # trainers write diffusers' in all of them; ComfyUI's converter fused layers
         marks=marks,
         single=SingleFile(
             tells=lambda shapes: "layers.0.adaLN_modulation.0.weight" in shapes and "cap_embedder.0.weight" in shapes,
