@@ -70,6 +70,10 @@ class ImagePipeline(Pipeline):
         device: torch.device | str | None = None,
         config_of: str | Path | None = None,
         offline: bool = False,
+        offload: str | None = None,
+        attention: str | None = None,
+        vae_tiling: bool = False,
+        vae_slicing: bool = False,
     ) -> AnyImagePipeline:
         """Opens a base; as :func:`studio.families.open_base`, which lists what it takes and raises.
 
@@ -78,13 +82,25 @@ class ImagePipeline(Pipeline):
             dtype: the weights' type. device: where to.
             config_of: for a checkpoint of one file, the folder or the hub id whose configs it is opened with.
             offline: never ask the hub.
+            offload: where weights rest while they do not compute: ``"none"``, ``"model"``, ``"group"`` or
+                ``"sequential"``, each with less on the accelerator and slower than the one before it; ``device`` is
+                then where they compute. Model and sequential need an accelerator.
+            attention: by what the denoiser's attention is computed: ``"sdpa"`` (torch's own, what ``None`` takes),
+                ``"sliced"`` (least memory), ``"flash"`` or ``"xformers"``. Nothing is set on the model for it.
+            vae_tiling: the autoencoder takes a picture in overlapping tiles, which changes large ones a little.
+            vae_slicing: the autoencoder takes the pictures of a batch one by one.
 
         Raises:
-            UnknownName: neither a known name nor a path nor an id that the hub has, or no such type.
+            UnknownName: neither a known name nor a path nor an id that the hub has, or no such type, attention or way
+                to offload.
             BadFile: what is there is not a whole base.
-            DoesNotFit: a base of a family that the studio does not know.
+            DoesNotFit: a base of a family that the studio does not know, or a device that cannot do this.
         """
-        return cls(open_base(base, dtype=dtype, device=device, config_of=config_of, offline=offline))
+        opened = open_base(
+            base, dtype=dtype, device=device, config_of=config_of, offline=offline, offload=offload
+        )  # fmt: skip
+        given = {"attention": attention, "vae_tiling": vae_tiling or None, "vae_slicing": vae_slicing or None}
+        return cls(opened.sparing(**{name: value for name, value in given.items() if value is not None}))
 
     @property
     def carrier(self) -> Any:
@@ -105,6 +121,7 @@ class ImagePipeline(Pipeline):
         height: int | None = None,
         batch_size: int | None = None,
         scheduler: str | Any | None = None,
+        attention: str | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> list[Image.Image]:
         """Makes pictures: every prompt with every seed, prompt-major.
@@ -125,6 +142,8 @@ class ImagePipeline(Pipeline):
             batch_size: images that are computed together, recorded as ``rows``; ``None``: 1. Pictures made with equal
                 rows are equal to the bit; those made with others agree within 1/255 per pixel.
             scheduler: a name of :data:`SCHEDULERS`, a diffusers scheduler, or ``None`` for the base's own.
+            attention: by what the denoiser's attention is computed in this call, as :meth:`open` has it; ``None``: as
+                the base was opened.
             on_step: called as ``on_step(done, total)`` after every denoising step.
 
         Returns:
@@ -134,7 +153,7 @@ class ImagePipeline(Pipeline):
             negative prompt without guidance.
 
         Raises:
-            UnknownName: an adapter or scheduler that is not there; the nearest is named.
+            UnknownName: an adapter, scheduler or attention that is not there; the nearest is named.
             BadConfig: an impossible number, a malformed tag, or lists whose lengths do not fit.
             DoesNotFit: a prompt that is too long, or a scheduler or base that cannot do this.
             StudioError: the model gave no finite numbers.
@@ -160,9 +179,9 @@ class ImagePipeline(Pipeline):
             Request(prompt=tagged[text].text, seed=seed, blend=acting, **common)
             for (text, seed), acting in zip(written, blends, strict=True)
         ]
-        rows = _or(batch_size, 1)
+        rows, base = _or(batch_size, 1), self.base if attention is None else self.base.sparing(attention=attention)
         images: dict[int, Drawing] = {}
-        for made in sample(self.base, requests, rows=rows, on_step=on_step):
+        for made in sample(base, requests, rows=rows, on_step=on_step):
             texts = describe(
                 self.base, self.sources, requests[made.index], made.sampler, rows=rows, prompt=written[made.index][0],
                 negative=negative or "",
