@@ -73,6 +73,10 @@ class ImagePipeline(Pipeline):
         device: torch.device | str | None = None,
         config_of: str | Path | None = None,
         offline: bool = False,
+        offload: str | None = None,
+        attention: str | None = None,
+        vae_tiling: bool = False,
+        vae_slicing: bool = False,
     ) -> AnyImagePipeline:
         """Opens a base; as :func:`studio.families.open_base`, which lists what it takes and raises.
 
@@ -81,13 +85,25 @@ class ImagePipeline(Pipeline):
             dtype: the weights' type. device: where to.
             config_of: for a checkpoint of one file, the folder or the hub id whose configs it is opened with.
             offline: never ask the hub.
+            offload: where weights rest while they do not compute: ``"none"``, ``"model"``, ``"group"`` or
+                ``"sequential"``, each with less on the accelerator and slower than the one before it; ``device`` is
+                then where they compute. Model and sequential need an accelerator.
+            attention: by what the denoiser's attention is computed: ``"sdpa"`` (torch's own, what ``None`` takes),
+                ``"sliced"`` (least memory), ``"flash"`` or ``"xformers"``. Nothing is set on the model for it.
+            vae_tiling: the autoencoder takes a picture in overlapping tiles, which changes large ones a little.
+            vae_slicing: the autoencoder takes the pictures of a batch one by one.
 
         Raises:
-            UnknownName: neither a known name nor a path nor an id that the hub has, or no such type.
+            UnknownName: neither a known name nor a path nor an id that the hub has, or no such type, attention or way
+                to offload.
             BadFile: what is there is not a whole base.
-            DoesNotFit: a base of a family that the studio does not know.
+            DoesNotFit: a base of a family that the studio does not know, or a device that cannot do this.
         """
-        return cls(open_base(base, dtype=dtype, device=device, config_of=config_of, offline=offline))
+        opened = open_base(
+            base, dtype=dtype, device=device, config_of=config_of, offline=offline, offload=offload
+        )  # fmt: skip
+        given = {"attention": attention, "vae_tiling": vae_tiling or None, "vae_slicing": vae_slicing or None}
+        return cls(opened.sparing(**{name: value for name, value in given.items() if value is not None}))
 
     @property
     def carrier(self) -> Any:
@@ -111,6 +127,7 @@ class ImagePipeline(Pipeline):
         image: str | Path | Image.Image | None = None,
         strength: float | None = None,
         mask: str | Path | Image.Image | None = None,
+        attention: str | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> list[Image.Image]:
         """Makes pictures: every prompt with every seed, prompt-major.
@@ -134,6 +151,8 @@ class ImagePipeline(Pipeline):
             image: a picture to start from instead of noise alone; it is scaled until it covers the size and cropped.
             strength: which part of the denoising it goes through, above 0 and at most 1; ``None``: 0.6.
             mask: where it is drawn anew (white); elsewhere it stays as it is.
+            attention: by what the denoiser's attention is computed in this call, as :meth:`open` has it; ``None``: as
+                the base was opened.
             on_step: called as ``on_step(done, total)`` after every denoising step.
 
         Returns:
@@ -143,7 +162,7 @@ class ImagePipeline(Pipeline):
             negative prompt without guidance.
 
         Raises:
-            UnknownName: an adapter or scheduler that is not there; the nearest is named.
+            UnknownName: an adapter, scheduler or attention that is not there; the nearest is named.
             BadConfig: an impossible number, a malformed tag, or lists whose lengths do not fit.
             BadFile: a picture to start from that cannot be read.
             DoesNotFit: a prompt that is too long, or a scheduler or base that cannot do this.
@@ -171,8 +190,9 @@ class ImagePipeline(Pipeline):
             for (text, seed), acting in zip(written, blends, strict=True)
         ]
         rows = own_number(_or(batch_size, 1))
+        base = self.base if attention is None else self.base.sparing(attention=attention)
         images: dict[int, Drawing] = {}
-        for made in sample(self.base, requests, rows=rows, on_step=on_step):
+        for made in sample(base, requests, rows=rows, on_step=on_step):
             texts = describe(
                 self.base, self.sources, requests[made.index], made.sampler, rows=rows, prompt=written[made.index][0],
                 negative=negative or "",

@@ -29,6 +29,9 @@ from studio.adapters.hosting.turns import turn
 from studio.config import finite, own_number
 from studio.errors import BadConfig, DoesNotFit, StudioError
 from studio.families import Base, Conditioning, Family, Shot
+from studio.families.attention import attending
+from studio.families.offloading import resting
+from studio.families.tiling import in_parts
 from studio.limits import limit, too_many
 from studio.pipelines.schedulers import Course, Sampler, make_sampler
 from studio.pipelines.start import Given, Start, first_step, started
@@ -99,7 +102,8 @@ def sample(
     Raises:
         BadConfig: an impossible size, seed, guidance, number of rows or of steps.
         UnknownName: no scheduler or adapter has that name.
-        DoesNotFit: a prompt that is too long, a base that does not draw from text alone, a scheduler that mixes images.
+        DoesNotFit: a prompt that is too long, a base that does not draw from text alone, a scheduler that mixes images,
+            or a way to save memory that this base or device does not know.
         StudioError: the model gave no finite numbers.
     """
     if not _is_count(rows):
@@ -166,12 +170,13 @@ def draw(
     sampler = make_sampler(pipe.scheduler, common.scheduler, common.steps, device, course=Course.of(base, cells))
     generators = [torch.Generator("cpu").manual_seed(request.seed) for request in padded]
     acting = contextlib.nullcontext() if common.blend is None else blended(pipe, dict(common.blend))
-    with torch.no_grad(), turn(pipe), _evaluating(pipe), _one_thread_per_batch(device, rows), acting:
+    with torch.no_grad(), turn(pipe), _evaluating(pipe), _one_thread_per_batch(device, rows), _sparing(base), acting:
         conditioning = _conditioning(base, padded)
         scheduler = sampler.scheduler
         times = _times(scheduler, first_step(base, common.given, common.steps))
         start = started(base, [one.given for one in padded], scheduler, times[0], generators, cells, device)
-        latents = _denoised(base, start, conditioning, scheduler, times, generators, common.guidance, on_progress)
+        with attending(base.saving.attention, device):
+            latents = _denoised(base, start, conditioning, scheduler, times, generators, common.guidance, on_progress)
         pixels = _decoded(base, latents)
     if not torch.isfinite(latents).all() or not torch.isfinite(pixels).all():
         dtype = str(pipe.components[family.denoiser].dtype).removeprefix("torch.")
@@ -287,6 +292,14 @@ def _evaluating(pipe: Any) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextlib.contextmanager
+def _sparing(base: Base) -> Iterator[None]:
+    """Memory is spared as the base says: by its autoencoder, and by offloaded components that rest at the end."""
+    saving = base.saving
+    with resting(base.pipe), in_parts(base.pipe.vae, tiling=saving.vae_tiling, slicing=saving.vae_slicing):
+        yield
 
 
 @contextlib.contextmanager

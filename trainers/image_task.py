@@ -60,7 +60,8 @@ class ImageTask(ABC):
     """Settings that every task on a diffusion base has. ``None`` takes the recipe's value.
 
     Attributes:
-        base: an embedded base's name, a diffusers folder, or a diffusers pipeline.
+        base: what :func:`studio.families.open_base` takes: an embedded base's name, a diffusers folder, a checkpoint of
+            one file, a hub id, or a diffusers pipeline.
         resolution: side, or width and height, of the pictures in pixels; None: the base's own. Pictures are scaled
             until they cover it and cropped to it, never distorted.
         crop: ``"center"``, or ``"random"`` for a new place at each draw.
@@ -76,6 +77,7 @@ class ImageTask(ABC):
         preview_steps, preview_guidance: sampling of the previews; None: the base's own.
         caption_encoding: what caption files without a mark are read as: ``"utf-8"``, or ``"windows-1252"``.
         licence: what the adapter file says about its licence.
+        config_of: for a base in one file, the folder or the hub id of its configs, and of what the file lacks.
 
     Raises:
         BadConfig: a field with an impossible value, or two that contradict each other.
@@ -99,6 +101,7 @@ class ImageTask(ABC):
     preview_guidance: float | None = None
     caption_encoding: Literal["utf-8", "windows-1252"] = "utf-8"
     licence: str | None = None
+    config_of: str | None = None
 
     def __post_init__(self) -> None:
         check(self)
@@ -159,7 +162,8 @@ class ImageTask(ABC):
         self._check_previews()
         folders = self.look()
         opening = open_with_recipe(
-            self.task_name, self.base, open_base, BASES, adapter=adapter, plan=plan, say=say
+            self.task_name, self.base, lambda base, **more: open_base(base, config_of=self.config_of, **more), BASES,
+            adapter=adapter, plan=plan, say=say,
         )  # fmt: skip
         base, recipe = opening.base, opening.recipe
         assert isinstance(recipe, ImageRecipe), "the recipes of these tasks"
@@ -175,17 +179,22 @@ class ImageTask(ABC):
         return Diffusion(
             base=base, adapter=opening.adapter, name=re.sub(r"\W+", "-", self.trigger_words).strip("-") or "default",
             plan=opening.plan, rates=rates, settings=self._settings(material, objective, rates),
-            recorded={"base": opening.base_name, "previews": plain(previews)}, inputs=inputs, objective=objective,
-            latents=material.latents, captions_of=material.captions, prior=material.prior,
+            recorded={"base": opening.base_name, **self._configs(), "previews": plain(previews)}, inputs=inputs,
+            objective=objective, latents=material.latents, captions_of=material.captions, prior=material.prior,
             prompts=Prompts(base, material.latents.cache), previews=previews,
             start=opening.start, call=self._call(opening, material),
             origin=self._origin(opening, material), caption_dropout=material.caption_dropout,
             notes=[_treatment(material), *opening.notes, *(f"cropped: {line}" for line in material.latents.cropped())],
         )  # fmt: skip
 
+    def _configs(self) -> dict[str, str]:
+        """What is said about the base besides its name."""
+        return {} if self.config_of is None else {"config_of": self.config_of}
+
     def _call(self, opening: Opening[Base], material: Material) -> tuple[str, ...]:
         """Returns the command that draws what is learned, before the adapter is named."""
-        return ("studio", "generate", opening.base_name, self.answers_to.previews(material.captions)[0])
+        configs = () if self.config_of is None else ("--config-of", self.config_of)
+        return ("studio", "generate", opening.base_name, self.answers_to.previews(material.captions)[0], *configs)
 
     def latents_of(self, folder: ImageFolder, opening: Opening[Base], size: tuple[int, int]) -> Latents:
         """Returns the latents of a folder's pictures, and says which of its files are not used and why.

@@ -15,8 +15,7 @@ from studio.device import choose_device, choose_dtype
 from studio.errors import BadFile
 from studio.families import Base
 from studio.families.causal import LanguageBase
-from studio.given import given_path
-from studio.runs import RUN_ADAPTER, is_run
+from studio.pipelines.naming import adapter_file as named_file
 from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.run import sha256
 from studio.trainers.loop.task import AdapterLike, Say
@@ -137,15 +136,15 @@ def open_with_recipe(
 
 
 def adapter_file(given: str | Path) -> Path:
-    """Returns the file of an adapter that is named by itself or by the folder of its run, after a look at it.
+    """Returns the file of an adapter that is named by itself, by the folder of its run or by a hub id, after a look.
 
     Raises:
         BadFile: it is not there, or no adapter.
+        UnknownName: the hub has no such repository, or its cache has none and it is not to be asked.
     """
     from studio.files import inspect
 
-    file = given_path(given)
-    file = file / RUN_ADAPTER if is_run(file) else file
+    file = named_file(given)
     if not inspect(file).method:
         raise BadFile(f"{file} holds no adapter that can be trained on from")
     return file
@@ -174,7 +173,8 @@ def _config_of(base: Base | LanguageBase, file: Path) -> AdapterConfig:
 def _name(base: Any, embedded: Mapping[str, Path]) -> str:
     """Returns what a base is called in ``run.toml``, whether it is open already or not."""
     if isinstance(base, (Base, LanguageBase)):
-        return base.id if base.folder is None or base.id in embedded else str(base.folder)
+        known = base.folder is None or base.id in embedded or "/" in base.id  # of the hub
+        return base.id if known else str(base.folder)
     if isinstance(base, (str, Path)):
         return str(base)
     return type(base[0] if isinstance(base, Sequence) else base).__name__

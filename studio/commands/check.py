@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from studio.commands.options import example, output_options
+from studio.commands.options import example, offline_option, output_options
 from studio.commands.show import Show
 from studio.commands.words import SIZE
 from studio.errors import UsageError
@@ -36,6 +36,7 @@ __all__ = ["check"]
     "--caption-encoding", "encoding", type=click.Choice(["utf-8", "windows-1252"]), default="utf-8", show_default=True,
     help="What caption files without a mark are read as.",
 )  # fmt: skip
+@offline_option
 @output_options
 @click.pass_context
 def check(

@@ -133,8 +133,8 @@ def _markdown() -> str:
         *(_base(family, model) for family in FAMILIES.values() for model in family.models),
         "",
         "Every family takes adapters of every method that covers its layers, with the presets",
-        f"{_common('presets')}, and is trained by {_common('recipes')}. Adapter files are read and written as "
-        f"{', '.join(FORMATS)}.",
+        f"{_common('presets')}, and is trained by {_common('recipes')}.",
+        f"Adapter files are read and written as {', '.join(FORMATS)}.",
         "",
         "| family | `family` | adapted | process | sides are multiples of | one file | in kohya's files | fp32 |",
         "|---|---|---|---|---:|---|---|---|",

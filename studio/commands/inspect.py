@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from studio.commands.options import example, output_options
+from studio.commands.options import example, offline_option, output_options
 from studio.commands.show import Show
 from studio.errors import Refused, UsageError
 
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["inspect"]
 
-CHECKPOINT = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "conditioner.embedders.")
-READS_TEXT = ".attn2.to_k.weight"
-WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
 SHOWN = 8  # layers and foreign metadata that are listed by name
 FACTS = tuple("trigger base base_hash task steps seed dataset images resolution licence parents".split())
 
@@ -31,14 +28,15 @@ FACTS = tuple("trigger base base_hash task steps seed dataset images resolution 
 )
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--values", is_flag=True, help="Read the tensors too, and name those that hold NaN or infinities.")
+@offline_option
 @output_options
 @click.pass_context
 def inspect(context: click.Context, file: Path, values: bool, as_json: bool, quiet: bool) -> None:
     """Tell what is in an adapter file: method, rank, layers, base, trigger, and where it comes from.
 
-    FILE is a safetensors file (of diffusers, kohya, A1111 or the studio), a folder of PEFT, or the folder of a run.
-    Only its header is read, so NaN in its tensors is found with --values alone. The exit code is 2 for a file that
-    holds no adapter, 3 where parts of one cannot be read.
+    FILE is a safetensors file (of diffusers, kohya, A1111 or the studio), a folder of PEFT, the folder of a run, or a
+    hub id (owner/name), which is downloaded once. Only its header is read, so NaN in its tensors is found with --values
+    alone. The exit code is 2 for a file that holds no adapter, 3 where parts of one cannot be read.
     """
     from studio.files import inspect as read
     from studio.pipelines.naming import adapter_file
@@ -101,11 +99,13 @@ def _rows(found: AdapterFile) -> list[tuple[str, str]]:
 
 def _nothing(found: AdapterFile) -> str:
     """Says what a file is that holds no adapter that can be read."""
-    if not any(key.startswith(CHECKPOINT) for key in found.tensors):
+    from studio.files.checkpoint import checkpoint_title
+
+    title = checkpoint_title({key: shape for key, (_, shape) in found.tensors.items()})
+    if title is None:
         return "none: this file holds no adapter that can be read"
-    wide = next((shape[1] for key, (_, shape) in found.tensors.items() if READS_TEXT in key and len(shape) == 2), 0)
-    what = f"{WIDTHS[wide]} model" if wide in WIDTHS else "model"
-    return f"none: this is a whole {what} (a checkpoint), not an adapter; a base is opened from a diffusers folder"
+    what = f"{title} model" if title else "model"
+    return f"none: this is a whole {what} (a checkpoint), not an adapter; open it as a base"
 
 
 def _family(found: AdapterFile) -> str:
@@ -131,11 +131,9 @@ def _some(names: Sequence[str]) -> str:
 
 def _parts(sites: tuple[str, ...]) -> str:
     """Counts layers by component."""
-    known = ("unet", "text_encoder", "text_encoder_2", "lora_unet", "lora_te", "lora_te1", "lora_te2")
-    heads = Counter(
-        next((head for head in sorted(known, key=len, reverse=True) if site.startswith((f"{head}.", f"{head}_"))), "")
-        for site in sites
-    )
+    from studio.files.components import heading
+
+    heads = Counter(heading(site) for site in sites)
     if set(heads) == {""}:
         return _some(sites)
     return ", ".join(f"{count} in {head or 'others'}" for head, count in sorted(heads.items()))

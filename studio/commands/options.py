@@ -16,6 +16,7 @@ __all__ = [
     "adapter_option",
     "config_option",
     "example",
+    "offline_option",
     "output_options",
     "pipeline_options",
     "training_options",
@@ -49,6 +50,8 @@ _OFFLINE = click.option(
     "--offline", is_flag=True, expose_value=False, callback=_environment("HF_HUB_OFFLINE"), is_eager=True,
     help="Never ask the hub: take what is in its cache on this machine.",
 )  # fmt: skip
+_CONFIG_OF = "For a base in one file: the folder, or the hub id, of its configs, and of what the file lacks."
+
 _ADAPTER = (
     setting("--method", field="method", metavar="NAME", help="Adapter method; studio methods lists them."),
     setting("--rank", field="rank", type=int, metavar="N", help="Rank of the adapter."),
@@ -111,6 +114,7 @@ _PICTURES = _training(
         "--caption-encoding", field="caption_encoding", type=click.Choice(["utf-8", "windows-1252"]),
         help="What caption files without a mark are read as.",
     ),
+    setting("--config-of", field="config_of", metavar="BASE", help=_CONFIG_OF),
     setting("--sampling-steps", field="preview_steps", type=int, metavar="N", help="Denoising steps of previews."),
     setting("--guidance", field="preview_guidance", type=float, metavar="X", help="Guidance of previews."),
 )  # fmt: skip
@@ -183,12 +187,14 @@ def pipeline_options(command: F) -> F:
     return _add(_PIPELINE, command)
 
 
+def offline_option(command: F) -> F:
+    """Adds ``--offline``, which the options of pipelines and of training hold."""
+    return _OFFLINE(command)
+
+
 def config_option(command: F) -> F:
     """Adds ``--config-of``, in front of those that stand below it."""
-    return click.option(
-        "--config-of", metavar="BASE",
-        help="For a base in one file: the folder, or the hub id, of the configs, and of what the file lacks.",
-    )(command)  # fmt: skip
+    return click.option("--config-of", metavar="BASE", help=_CONFIG_OF)(command)
 
 
 def example(*lines: str) -> str:

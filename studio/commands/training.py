@@ -200,7 +200,8 @@ def _note_trigger(task: Any, show: Show) -> None:
 def _tell_pictures(task: Any, run: Run, show: Show) -> dict[str, Any]:
     trigger = task.answers_to
     prompt = f"{trigger.words}, ..." if trigger.phrase else trigger.alone
-    command = ("studio", "generate", _named(task.base), prompt, "--adapter", run.adapter, "-o", "out")
+    configs = () if task.config_of is None else ("--config-of", task.config_of)
+    command = ("studio", "generate", _named(task.base), prompt, *configs, "--adapter", run.adapter, "-o", "out")
     show.say(f"try it: {shell(*command)}")
     return {"trigger": trigger.words}
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from studio.device import choose_device
 from studio.errors import BadConfig, DoesNotFit, UnknownName, nearest
 from studio.families.family import FAMILIES, Defaults, Family, family_of, is_pipeline
 from studio.families.nature import nature_of
+from studio.families.offloading import offload as put_away
 from studio.families.opening import hub
 from studio.families.opening.dtype import named
 from studio.families.opening.folder import read_folder
@@ -20,6 +22,7 @@ from studio.families.opening.ids import hub_id
 from studio.families.opening.selection import one_file, pipeline_files
 from studio.families.opening.single_file import read_single_file
 from studio.families.opening.weights import Weights
+from studio.families.saving import Saving
 
 __all__ = ["BASES", "Base", "modules_hash", "move", "open_base", "weights_hash"]
 
@@ -40,6 +43,7 @@ class Base:
         draws: all that it can draw, where that is little; ``None`` for a base of many things.
         defaults: steps, guidance and what else is taken where nothing is asked for.
         weights: the files that hold its weights, by component; none for a pipeline object.
+        saving: how it draws with less memory.
     """
 
     pipe: Any
@@ -50,6 +54,7 @@ class Base:
     draws: str | None = None
     defaults: Defaults = field(kw_only=True)
     weights: Weights = field(default_factory=dict, kw_only=True)
+    saving: Saving = field(default_factory=Saving, kw_only=True)
 
     def __repr__(self) -> str:
         return f"<Base {self.id}: {self.family.title}, {self.native[0]}x{self.native[1]} pixels>"
@@ -61,6 +66,21 @@ class Base:
         :mod:`studio.families.opening.hashing` says over which of their forms.
         """
         return files_hash(self.weights) if self.weights and self.family.hashes_files else weights_hash(self.pipe)
+
+    def sparing(self, **changes: Any) -> Base:
+        """Returns the same base, drawing with less memory.
+
+        Args:
+            changes: fields of :class:`~studio.families.saving.Saving`; none changes nothing.
+
+        Raises:
+            UnknownName: no attention is called so.
+        """
+        if not changes:
+            return self
+        other = replace(self, saving=replace(self.saving, **changes))
+        vars(other).update({name: value for name, value in vars(self).items() if name == "hash"})
+        return other
 
     @property
     def guidance(self) -> float:
@@ -80,6 +100,7 @@ def open_base(
     device: torch.device | str | None = None,
     config_of: str | Path | None = None,
     offline: bool = False,
+    offload: str | None = None,
 ) -> Base:
     """Opens a base.
 
@@ -96,6 +117,9 @@ def open_base(
         config_of: for a checkpoint of one file, the diffusers folder or the hub id of the base whose configs,
             tokenizers, and components that the file lacks, it is opened with; ``None``: the hub's folder of its family.
         offline: never ask the hub; ``HF_HUB_OFFLINE=1`` says so too.
+        offload: where weights rest while they do not compute, a key of
+            :data:`~studio.families.offloading.OFFLOADS`; ``device`` is then where they compute, ``None``: the best
+            there is. ``"none"`` ends what holds; ``None``: unchanged for a pipeline object.
 
     Returns:
         The base, its modules in evaluation mode.
@@ -103,7 +127,8 @@ def open_base(
     Raises:
         UnknownName: neither a known name nor a path nor an id that the hub has, or no such type.
         BadFile: what is there cannot be opened, or the hub does not give it.
-        DoesNotFit: the base's family is not known, or a checkpoint lacks components.
+        DoesNotFit: the base's family is not known, a checkpoint lacks components, or the device cannot do what is
+            asked of it.
         BadConfig: ``config_of`` for what is no checkpoint of one file.
 
     Example:
@@ -113,13 +138,15 @@ def open_base(
         studio.errors.UnknownName: no base or folder is called 'emoij'; did you mean 'emoji'? (embedded bases: emoji)
     """
     dtype = named(dtype)
+    if config_of is not None and not isinstance(base, (str, Path)):
+        raise BadConfig(f"config_of is for a checkpoint of one file, and the base is open: leave it out ({base!r:.60})")
     wished = dtype if isinstance(dtype, torch.dtype) else None
     if isinstance(base, Base):
-        move(base.pipe, wished, device)
+        _put(base.pipe, wished, device, offload)
         return base
     if is_pipeline(base):
         pipe: Any = base
-        move(pipe, wished, device)
+        _put(pipe, wished, device, offload)
         name = str(pipe.config.get("_name_or_path") or "")
         return _describe(pipe, Path(name).name or type(pipe).__name__)
     if not isinstance(base, (str, Path)):
@@ -128,7 +155,8 @@ def open_base(
             f"{type(base).__name__}; adapters attach to a bare module with studio.attach"
         )
     name, place = _place(base, offline, dtype is torch.float16)
-    where = torch.device("cpu" if device is None else device)
+    away = offload not in (None, "none")
+    where = choose_device(device) if away else torch.device("cpu" if device is None else device)
     if place.is_dir():
         if config_of is not None:
             raise BadConfig(f"config_of is for a checkpoint of one file, and {place} is a folder: leave it out")
@@ -136,7 +164,23 @@ def open_base(
     else:
         pipe, weights = read_single_file(place, dtype, where, config_of=config_of, away=offline)
     pipe.set_progress_bar_config(disable=True)
-    return _describe(pipe if device is None else pipe.to(device), name, place, weights)
+    _put(pipe, None, where if away else device, offload)
+    return _describe(pipe, name, place, weights)
+
+
+def _put(pipe: Any, dtype: torch.dtype | None, device: torch.device | str | None, offload: str | None) -> None:
+    """Moves a pipeline where this is said, or lets it rest elsewhere than it computes.
+
+    Raises:
+        UnknownName: there is no such device or way to offload.
+        DoesNotFit: the device cannot do it.
+    """
+    if offload is None:
+        move(pipe, dtype, device)
+        return
+    own = pipe._execution_device if device is None and (offload == "none" or pipe.device.type != "cpu") else device
+    put_away(pipe, offload, choose_device(own))
+    move(pipe, dtype, None)
 
 
 def _place(base: str | Path, offline: bool, half: bool) -> tuple[str, Path]:

@@ -7,7 +7,7 @@ a new file in ``studio/families/image/`` with one ``FAMILIES.add(...)``, and one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from studio.errors import DoesNotFit
 from studio.families.conditioning import Conditioning, Shot
+from studio.families.native import Clues, Native
 from studio.families.process import Process
 from studio.families.recipe import ImageRecipe
 from studio.families.wrapper import unwrapped
@@ -172,6 +173,7 @@ class Family:
         encoders: the text encoders, in the pipeline's order.
         downscale: image pixels per latent cell that :attr:`predict` gets, along one side.
         multiple: image sides are divisible by it, in pixels.
+        largest: ``pipe -> the longest side`` in pixels that it has positions for; None: any.
         process: how its pictures become noise.
         native: ``pipe -> width and height`` in pixels that a base was trained for.
         channels: ``pipe -> C`` of the latents that :attr:`predict` gets.
@@ -184,6 +186,10 @@ class Family:
         presets: preset -> component -> target patterns (:func:`studio.adapters.contract.pattern.matches` has their
             syntax). A component that a preset does not name is not adapted by it.
         kohya: the flat prefix of the denoiser's keys in kohya files.
+        names: ``names of the denoiser's layers -> what they are called`` by those who trained the base; None: as in
+            diffusers.
+        names_in: the formats in whose files tools write those; in the others diffusers'.
+        marks: ``layers of an adapter file -> whether`` it is one of this family's.
         single: how its checkpoints of one file are opened; None: diffusers cannot.
         hashes_files: whether a base is known by the bytes of its files, not by its weights as fp32
             (:mod:`studio.families.opening.hashing`).
@@ -216,6 +222,7 @@ class Family:
     encoders: tuple[Encoder, ...]
     downscale: int
     multiple: int
+    largest: Callable[[Pipe], int] | None = None
     process: type[Process]
     native: Callable[[Pipe], tuple[int, int]]
     channels: Callable[[Pipe], int]
@@ -227,6 +234,9 @@ class Family:
     dtypes: Mapping[str, str] = field(default_factory=dict)
     presets: Presets
     kohya: str
+    names: Callable[[Collection[str]], Sequence[Native]] | None = None
+    names_in: tuple[str, ...] = ("kohya", "native")
+    marks: Callable[[Clues], bool] = lambda clues: False
     single: SingleFile | None = None
     hashes_files: bool = True
     identity: Callable[[Parts], Identity]

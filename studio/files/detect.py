@@ -8,14 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from studio.files import diffusers, kohya, peft
+from studio.families import FAMILIES
+from studio.families.native import Clues
+from studio.files import diffusers, kohya, native, peft
 from studio.files.format import Format
 from studio.files.header import TensorInfo
 from studio.files.spelling import WHOLE, Spelling, nearest_part, recognise, shared_parts, with_axes
 
 __all__ = ["Contents", "Layer", "guess_family", "sort_keys"]
 
-_ORDER: Final = (peft.PEFT, kohya.KOHYA, diffusers.DIFFUSERS)
+_ORDER: Final = (peft.PEFT, kohya.KOHYA, native.NATIVE, diffusers.DIFFUSERS)
 """Formats as they are asked whose a key is; the last takes what is left."""
 
 _STRANGERS: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
@@ -28,7 +30,7 @@ _STRANGERS: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
         (r"^(emb_params|clip_l|clip_g|t5xxl|string_to_param)$", "a text embedding (textual inversion)"),
         (r"_custom_diffusion\.weight$", "Custom Diffusion"),
         (r"^prompt_embeddings$", "virtual tokens of a PEFT method that only its adapter_config.json names"),
-        (r"^(unet|text_encoder):\d+:(up|down)$", "cloneofsimo's first format"),
+        (r"^\w+:\d+:(up|down)$", "cloneofsimo's first format"),
         (r"\.(qkv|proj)_lora[12]?\.(down|up)\.weight$", "XLabs' Flux format"),
         (r"\.(query|key)_norm\.scale$", "a Flux control LoRA"),
         (r"^(model\.diffusion_model|first_stage_model|cond_stage_model)\.", "a whole checkpoint"),
@@ -139,63 +141,35 @@ def _place_unknown(key: str, format: Format, found: Contents) -> None:
 
 # -- the family a file was made for ------------------------------------------------------------------------------------
 
-_TITLES: Final = {
-    "sd1": "Stable Diffusion 1.x",
-    "sd2": "Stable Diffusion 2.x",
-    "sdxl": "Stable Diffusion XL",
-    "sd3": "Stable Diffusion 3",
-    "flux": "Flux",
-    "wan": "Wan video",
-    "qwen-image": "Qwen-Image",
-    "lumina": "Lumina",
-    "llm": "a language model",
-}
-_BY_NAME: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
-    (re.compile(expression), family)
-    for expression, family in (
-        (r"(double|single)_blocks|single_transformer_blocks", "flux"),
-        (r"joint_blocks", "sd3"),
-        (r"(^|[._])(input_blocks|output_blocks|middle_block)[._]|^lora_te2_|^text_encoder_2\.|add_embedding", "sdxl"),
-        (r"(^|[._])blocks[._]\d+[._](self|cross)_attn", "wan"),
-        (r"(^|[._])transformer_blocks[._]\d+[._](img_mlp|txt_mlp)", "qwen-image"),
-        (r"(^|[._])layers[._]\d+[._](attention|feed_forward)[._]", "lumina"),
-        (r"(^|[._])layers[._]\d+[._](self_attn|mlp)[._](q|k|v|o|gate|up|down)_proj$", "llm"),
-        (r"(down|up)_blocks[._]\d[._]attentions[._]\d[._]transformer_blocks[._][2-9]", "sdxl"),
-    )
+_ELSEWHERE: Final[tuple[tuple[re.Pattern[str], str, str], ...]] = (
+    (re.compile(r"(^|_)blocks_\d+_(self|cross)_attn"), "wan", "Wan video"),
+    (re.compile(r"double_blocks_\d+_(img|txt)_(mlp_fc\d|mod_linear)"), "hunyuan-video", "HunyuanVideo"),
+    (re.compile(r"(^|_)layers_\d+_(self_attn|mlp)_(q|k|v|o|gate|up|down)_proj$"), "llm", "a language model"),
 )
+"""Names of what no family here is; the last ones are those of text encoders too."""
+_TEXT: Final = re.compile("text_model|text_encoder|^lora_te")
 _HINTS: Final = 10  # each compares a key with all known ones, and a file for another program has thousands
-_WIDTHS: Final = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
-_TEXT_WIDTHS: Final = {768: "sd1", 1024: "sd2", 1280: "sdxl"}
 _DOWNS: Final = ("lora_A.weight", "lora_down.weight", "hada_w1_b")
+_UPS: Final = ("lora_B.weight", "lora_up.weight", "hada_w1_a")
 
 
 def guess_family(found: Contents, infos: Mapping[str, TensorInfo]) -> tuple[str, str]:
-    """Guesses for which family a file was made, from names and widths.
+    """Guesses for which family a file was made, by the families' marks.
 
     Returns:
         Its registry name and its title; ``("", "")`` when nothing tells.
     """
-    text_like = re.compile(r"text_model|text_encoder|^lora_te")
-    for expression, family in _BY_NAME:
-        if any(expression.search(module) for module in found.layers if family != "llm" or not text_like.search(module)):
-            return family, _TITLES[family]
-    for attention, ends, table in (
-        ("attn2", ("to_k", "to_v"), _WIDTHS),
-        ("self_attn", ("q_proj", "k_proj", "v_proj"), _TEXT_WIDTHS),
-    ):
-        widths = (
-            _inputs(layer, infos)
-            for module, layer in found.layers.items()
-            if attention in module and module.endswith(ends)
-        )
-        family = next((table[width] for width in widths if width in table), "")
-        if family:
-            return family, _TITLES[family]
-    return "", ""
+    names = {module.replace(".", "_"): layer for module, layer in found.layers.items()}
+    for expression, name, title in _ELSEWHERE:
+        if any(expression.search(one) for one in names if name != "llm" or not _TEXT.search(one)):
+            return name, title
+    clues = Clues({one: (_size(layer, infos, _DOWNS, 1), _size(layer, infos, _UPS, 0)) for one, layer in names.items()})
+    family = next((row for row in FAMILIES.values() if row.marks(clues)), None)
+    return ("", "") if family is None else (family.name, family.title)
 
 
-def _inputs(layer: Layer, infos: Mapping[str, TensorInfo]) -> int:
-    """How many inputs a layer has, as far as the usual pair tells; 0 where it does not."""
-    down = next((layer.parts[part] for part in _DOWNS if part in layer.parts), None)
-    shape = () if down is None else infos[down].shape
-    return shape[1] if len(shape) > 1 else 0
+def _size(layer: Layer, infos: Mapping[str, TensorInfo], parts: tuple[str, ...], axis: int) -> int:
+    """How many inputs or outputs a layer has, as far as the usual pair tells; 0 where it does not."""
+    key = next((layer.parts[part] for part in parts if part in layer.parts), None)
+    shape = () if key is None else infos[key].shape
+    return shape[axis] if len(shape) > 1 else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 from torch import Tensor
 
@@ -17,7 +17,10 @@ from studio.files.payload import Payload
 from studio.files.scale import Grade
 from studio.registry import Registry
 
-__all__ = ["FORMATS", "Draft", "Format", "Settings", "Source"]
+__all__ = ["FORMATS", "Draft", "Format", "Named", "Settings", "Source"]
+
+Named: TypeAlias = Mapping[str, Mapping[str, Tensor]]
+"""A layer, by its path or by its name in a file -> part -> tensor."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,10 @@ class Settings(Protocol):
         """Says whether the layer has the second of two tensors of one name; None if that is not stated."""
 
 
+def _one_by_one(names: Names, layers: Named) -> Named | None:
+    return None
+
+
 def _component_label(names: Names, path: str) -> str:
     return names.relative(path)[0]
 
@@ -92,6 +99,8 @@ class Format:
         check: refuses what this format cannot say.
         respells: whether names are spelled as in diffusers' single files, where those are others.
         peft: whether PEFT reads it, so that tensors are as PEFT has them; else they are the studio's, or LyCORIS'.
+        gather: path -> parts of its adapter, as name in the file -> parts, where layers are put together there; None:
+            each has its own name.
         root: what stands before a tensor that all layers of a path's component share.
     """
 
@@ -108,6 +117,9 @@ class Format:
     check: Callable[[Draft], None]
     respells: bool = False
     peft: bool = False
+    gather: Callable[[Names, Mapping[str, Mapping[str, Tensor]]], Mapping[str, Mapping[str, Tensor]] | None] = (
+        _one_by_one
+    )
     root: Callable[[Names, str], str] = _component_label
 
     def form(self, adapter: type[Adapter], dialect: str = "") -> Foreign:

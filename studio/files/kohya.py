@@ -8,7 +8,7 @@ spelled as LyCORIS does. A text encoder's names have ``text_model`` in them, wha
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -16,9 +16,11 @@ from torch import Tensor
 
 from studio.adapters.sites.parameter import BARE
 from studio.errors import DoesNotFit
-from studio.files.format import FORMATS, Draft, Format, Source
+from studio.files.components import is_flat
+from studio.files.format import FORMATS, Draft, Format, Named, Source
+from studio.files.fused import gathered, mixed_ranks
 from studio.files.header import write_tensors
-from studio.files.names import Names, is_flat
+from studio.files.names import Names
 from studio.files.spelling import first_spelling, is_part
 
 __all__ = ["KOHYA"]
@@ -47,17 +49,32 @@ def _check(draft: Draft) -> None:
             f"how kohya's tools name the layers of a {draft.names.untold} is not known here, so no program would find "
             "them in such a file; save with format='diffusers', or 'peft'"
         )
-    flat = Counter(draft.names.flat(path) for path in draft.names.paths)
-    for path in draft.sites:
-        if flat[draft.names.flat(path)] > 1:
+    _check_names(draft.names, draft.sites)
+
+
+def _check_names(names: Names, paths: Iterable[str]) -> None:
+    layers = {
+        path: names.native[path].name if names.translates(path, "kohya") and path in names.native else path
+        for path in names.paths
+    }
+    flat = Counter(name for name, _ in {(names.flat(path), layer) for path, layer in layers.items()})
+    for path in paths:
+        name = names.flat(path)
+        if not name:
+            raise DoesNotFit(f"kohya's tools have no name for the layer {path}; save with format='diffusers'")
+        if flat[name] > 1:
             raise DoesNotFit(
-                f"kohya's name for the layer {path}, {draft.names.flat(path)}, is also that of another layer; save "
-                "with format='diffusers'"
+                f"kohya's name for the layer {path}, {name}, is also that of another layer; save with "
+                "format='diffusers'"
             )
 
 
+def _gather(names: Names, layers: Named) -> Named:
+    return gathered(names, layers, Names.flat, "kohya")
+
+
 def _write(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], draft: Draft) -> None:
-    write_tensors(file, tensors, metadata)
+    write_tensors(file, tensors, metadata | mixed_ranks(metadata, tensors))
 
 
 KOHYA: Final = FORMATS.add(
@@ -73,5 +90,6 @@ KOHYA: Final = FORMATS.add(
         settings=_settings,
         write=_write,
         check=_check,
+        gather=_gather,
     ),
 )

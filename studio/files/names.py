@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from torch import nn
 
@@ -16,28 +16,10 @@ from studio.adapters.sites.parameter import bare_parameters
 from studio.adapters.sites.read import module_at
 from studio.errors import nearest
 from studio.families import components, family_of, named_parts
+from studio.families.native import Native
+from studio.files.components import ANY_FLAT, NATIVE, component_words, flat_prefix, meant_by
 
-__all__ = ["COMPONENTS", "Names", "shortest_endings"]
-
-COMPONENTS: Final = (
-    "unet", "transformer", "transformer_2", "prior", "controlnet", "text_encoder", "text_encoder_2", "text_encoder_3",
-)  # fmt: skip
-"""Words that begin a dotted key and name a component of a pipeline."""
-
-_FLAT: Final[Mapping[str, tuple[str, ...]]] = {
-    "lora_te1": ("text_encoder",),
-    "lora_te2": ("text_encoder_2",),
-    "lora_te3": ("text_encoder_3",),
-    "lora_te": ("text_encoder",),
-    "lora_prior_unet": ("prior",),
-    "lora_unet": ("unet", "transformer"),
-    "lora_transformer": ("transformer",),
-    "oft_unet": ("unet", "transformer"),
-    "lycoris": (),
-}
-"""Prefixes of flattened keys, longer ones first, and the components that they may mean; none means any."""
-
-ANY_FLAT: Final = "lycoris"
+__all__ = ["Names", "shortest_endings"]
 
 
 class Names:
@@ -114,14 +96,55 @@ class Names:
         return ".".join(part for part in (label, self._with_level(label, name)) if part)
 
     def flat(self, path: str) -> str:
-        """Spells a path as kohya files do: ``lora_te_text_model_encoder_layers_0_mlp_fc1``."""
+        """Spells a path as kohya files do: ``lora_te_text_model_encoder_layers_0_mlp_fc1``; ``""`` where none can."""
         label, name = self.relative(path)
-        prefix = ANY_FLAT if self.family is None else self.family.flat.get(label, ANY_FLAT)
-        return f"{prefix}_{self._with_level(label, name).replace('.', '_')}"
+        if self.family is None:
+            return f"{ANY_FLAT}_{name.replace('.', '_')}"
+        if self.translates(path, "kohya"):
+            name = self.native[path].name if path in self.native else ""
+        prefix = self.family.flat.get(label)
+        return f"{prefix}_{self._with_level(label, name).replace('.', '_')}" if prefix and name else ""
+
+    def original(self, path: str) -> str:
+        """Spells a path as those who trained the base do: ``diffusion_model.img_in``; ``""`` where none can."""
+        label, name = self.relative(path)
+        if self.family is None and (self.untold or len(self.modules) > 1):
+            return ""
+        if self.family is not None and label != self.family.denoiser:
+            return ""
+        if self.translates(path, "native"):
+            name = self.native[path].name if path in self.native else ""
+        return NATIVE[0] + name if name else ""
+
+    def translates(self, path: str, format: str) -> bool:
+        """Whether the files of a format have the layer by another name than diffusers'."""
+        family = self.family
+        if family is None or family.names is None or format not in family.names_in:
+            return False
+        return self.relative(path)[0] == family.denoiser
 
     def _with_level(self, label: str, name: str) -> str:
         level = self._levels.get(label, "")
         return name if name.startswith(level) else level + name
+
+    @functools.cached_property
+    def native(self) -> dict[str, Native]:
+        """Path -> the layer that it is natively, wholly or in part, with whole paths."""
+        found: dict[str, Native] = {}
+        for component, label in self.labels.items():
+            if self.family is None or self.family.names is None or label != self.family.denoiser:
+                continue
+            lead = f"{component}." if component else ""
+            for one in self.family.names(self._by_name[component]):
+                whole = Native(one.name, tuple(lead + path for path in one.paths), one.swapped)
+                if all(path in self.paths for path in whole.paths):
+                    found |= dict.fromkeys(whole.paths, whole)
+        return found
+
+    @functools.cached_property
+    def _natives(self) -> dict[str, Native]:
+        """Native name, dotted and flattened -> the layer."""
+        return {spelled: one for one in self.native.values() for spelled in (one.name, one.name.replace(".", "_"))}
 
     # -- finding -----------------------------------------------------------------------------------------------------
 
@@ -133,31 +156,51 @@ class Names:
                 found = self._look(self._by_name[component], label, rest)
                 if found is not None:
                     return found
-        if head in COMPONENTS and head not in self.labels.values() and any(self.labels.values()):
+        known = head in component_words()
+        if known and head not in self.labels.values() and any(self.labels.values()):
             return None  # of a component that this model does not have
+        native = next((text.removeprefix(one) for one in NATIVE if text.startswith(one)), None)
+        if native is not None:
+            return self._within(self.family.denoiser if self.family else "", native)
         found = self._anywhere(text)
-        return self._anywhere(rest) if found is None and head in COMPONENTS else found
+        return self._anywhere(rest) if found is None and known else found
+
+    def find_native(self, text: str) -> Native | None:
+        """Returns the layer that a name means to those who trained the base, flattened or dotted, or None."""
+        if not self.native or self.family is None:
+            return None
+        prefix = flat_prefix(text)
+        if prefix and self.family.denoiser not in (meant_by(prefix, self.family) or (self.family.denoiser,)):
+            return None
+        heads = (f"{prefix}_",) if prefix else ("base_model.model.", *reversed(NATIVE), f"{self.family.denoiser}.")
+        name = next((text.removeprefix(head) for head in heads if text.startswith(head)), text)
+        return self._natives.get(name)
 
     def absent(self, text: str) -> str:
         """Returns the component that a name in a file begins with and this model does not have, or ``""``."""
         present = set(self.labels.values()) - {""}
-        head = text.partition(".")[0]
-        meant = (head,) if head in COMPONENTS else next((c for p, c in _FLAT.items() if text.startswith(f"{p}_")), ())
+        head, prefix = text.partition(".")[0], flat_prefix(text)
+        meant = (head,) if head in component_words() else meant_by(prefix, self.family) if prefix else ()
         return meant[0] if present and meant and not present & set(meant) else ""
 
     def find_flat(self, text: str) -> str | None:
         """Returns the path that a flattened name means, or None."""
-        for prefix, labels in _FLAT.items():
-            if text.startswith(prefix + "_"):
-                rest = text[len(prefix) + 1 :]
-                found = {
-                    self._look(self._by_flat[component], label, rest, "_")
-                    for component, label in self.labels.items()
-                    if not labels or not label or label in labels
-                }
-                found.discard(None)
-                return found.pop() if len(found) == 1 else None
-        return None
+        prefix = flat_prefix(text)
+        if not prefix:
+            return None
+        labels, rest = meant_by(prefix, self.family), text[len(prefix) + 1 :]
+        found = {
+            self._look(self._by_flat[component], label, rest, "_")
+            for component, label in self.labels.items()
+            if not labels or not label or label in labels
+        }
+        found.discard(None)
+        return found.pop() if len(found) == 1 else None
+
+    def _within(self, label: str, text: str) -> str | None:
+        found = {self._look(self._by_name[one], label, text) for one, own in self.labels.items() if own == label}
+        found.discard(None)
+        return found.pop() if len(found) == 1 else None
 
     def _anywhere(self, text: str) -> str | None:
         found = {self._look(self._by_name[component], label, text) for component, label in self.labels.items()}
@@ -211,11 +254,6 @@ def _library_class(models: Iterable[Any]) -> str:
     kinds = (type(model) for model in models)
     library = ("diffusers.", "transformers.")
     return next((kind.__name__ for kind in kinds if any(c.__module__.startswith(library) for c in kind.__mro__)), "")
-
-
-def is_flat(key: str) -> bool:
-    """Says whether a key begins as flattened ones do."""
-    return key.startswith(tuple(f"{prefix}_" for prefix in _FLAT)) and "." in key
 
 
 def shortest_endings(chosen: Iterable[str], among: Iterable[str]) -> list[str] | None:

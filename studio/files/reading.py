@@ -14,14 +14,17 @@ from studio.adapters import METHODS, AdapterConfig
 from studio.adapters.contract.pattern import check_foreign
 from studio.adapters.contract.ranked import RankedConfig
 from studio.errors import BadConfig, BadFile, DoesNotFit, Refused, UnsupportedLayer
+from studio.families.native import Native
+from studio.files.components import component_of
 from studio.files.detect import Contents, Layer
 from studio.files.format import Settings, Source
+from studio.files.fused import split_rows
 from studio.files.metadata import Entry, doubts
 from studio.files.names import Names, shortest_endings
 from studio.files.peft_parameters import names_of_parameters
 from studio.files.scale import Grade, settle
 from studio.files.sound import check_size, fitting, norms
-from studio.files.stated import component_of, refuse_unused
+from studio.files.stated import refuse_unused
 from studio.files.unpack import Match, unpacked
 
 __all__ = ["Reading", "read_layers"]
@@ -57,16 +60,20 @@ class Reading:
     def applied(self) -> tuple[str, ...]:
         """Returns the keys that are used, sorted."""
         groups = (*self.keys.values(), *(keys for _, keys in self.shared.values()))
-        return tuple(sorted(key for keys in groups for key in keys))
+        return tuple(sorted({key for keys in groups for key in keys}))
 
     def ignore(self, layer: Layer, reason: str) -> None:
         """Ignores a layer of the file."""
         self.ignored |= dict.fromkeys(layer.parts.values(), reason)
 
     def drop(self, path: str, reason: str) -> None:
-        """Ignores a layer after all."""
-        del self.layers[path]
-        self.ignored |= dict.fromkeys(self.keys.pop(path), reason)
+        """Ignores a layer after all, and those that are one with it in the file."""
+        if path not in self.layers:
+            return
+        keys = self.keys[path]
+        for other in [one for one, own in self.keys.items() if own == keys]:
+            del self.layers[other], self.keys[other]
+        self.ignored |= dict.fromkeys(keys, reason)
 
 
 class _Statements:
@@ -106,27 +113,48 @@ def read_layers(names: Names, source: Source, found: Contents, method: str, own:
     read: list[Match] = []
     for layer in found.layers.values():
         try:
-            match = _match(names, source, layer, reading)
+            placed = _placed(names, source, layer, reading, statements, config)
         except (UnsupportedLayer, DoesNotFit) as error:
             reading.ignore(layer, str(error))
             continue
-        settings = statements.of(layer, names.relative(match.path)[0])
-        try:
-            grade, tensors = _unpacked(match, settings, config, source)
-        except DoesNotFit as error:
-            reading.ignore(layer, str(error))
+        other = next((one.site.path for one, grade, _ in placed if grades.get(one.site.path, grade) != grade), None)
+        if other is not None:
+            reading.ignore(layer, f"another component has a layer {other!r} too, with another rank or alpha")
             continue
-        if grades.setdefault(match.site.path, grade) != grade:
-            reading.ignore(layer, f"another component has a layer {match.site.path!r} too, with another rank or alpha")
-            continue
-        reading.layers[match.path], reading.keys[match.path] = tensors, tuple(layer.parts.values())
-        read.append(match)
+        for match, grade, tensors in placed:
+            grades[match.site.path] = grade
+            reading.layers[match.path], reading.keys[match.path] = tensors, tuple(layer.parts.values())
+            read.append(match)
     _share(reading, names, source, found)
     stated = _noted(reading, source, found, statements, read, grades, config)
     config = config or _derived(reading, names, statements, stated, read)
     _settle(reading, source, own, config, grades)
     _check_sizes(reading, names, source, read)
     return reading
+
+
+def _placed(
+    names: Names,
+    source: Source,
+    layer: Layer,
+    reading: Reading,
+    statements: _Statements,
+    config: AdapterConfig | None,
+) -> list[tuple[Match, Grade, dict[str, Tensor]]]:
+    """The layers of the model that a layer of the file is for, with what it says about each.
+
+    Raises:
+        DoesNotFit: there are none, or its tensors have no meaning for them. UnsupportedLayer: as :func:`_match`.
+    """
+    match, native = _match(names, source, layer, reading)
+    settings = statements.of(layer, names.relative(match.path)[0])
+    grade, tensors = _unpacked(match, settings, config, source)
+    with fitting(f"the tensors {_shapes(match)} of its layer"):
+        if native is None or (len(native.paths) == 1 and not native.swapped):
+            return [(match, grade, tensors)]
+        sites = {path: names.site(path, match.spelling.adapter.kinds) for path in native.paths}
+        parts = split_rows(native, grade, tensors, [site.rows for site in sites.values()])
+        return [(dataclasses.replace(match, path=path, site=sites[path]), own, part) for path, own, part in parts]
 
 
 def _check_patterns(config: AdapterConfig | None, source: Source) -> None:
@@ -217,8 +245,8 @@ def _shapes(match: Match) -> dict[str, tuple[int, ...]]:
     return {part: tuple(tensor.shape) for part, tensor in match.values.items()}
 
 
-def _match(names: Names, source: Source, layer: Layer, reading: Reading) -> Match:
-    """The layer of the model that a layer of the file is for.
+def _match(names: Names, source: Source, layer: Layer, reading: Reading) -> tuple[Match, Native | None]:
+    """The layer of the model that a layer of the file is for, the first of several where they are one there.
 
     Raises:
         DoesNotFit: there is none, or its tensors are of no method, or of another one than the rest. UnsupportedLayer:
@@ -226,7 +254,9 @@ def _match(names: Names, source: Source, layer: Layer, reading: Reading) -> Matc
     """
     spelling = layer.spelling()
     path = layer.format.find(names, layer.module)
-    if path is None:
+    native = names.find_native(layer.module) if path is None else None
+    paths = (path,) if path is not None else () if native is None else native.paths
+    if not paths:
         raise DoesNotFit(layer.spoiled or _missing(names, layer))
     if isinstance(spelling, str):
         raise DoesNotFit(spelling)
@@ -235,12 +265,14 @@ def _match(names: Names, source: Source, layer: Layer, reading: Reading) -> Matc
             f"it is of the method {spelling.method}, the rest of the file is {reading.method}; an adapter is of one "
             "method"
         )
-    if path in reading.layers:
-        raise DoesNotFit(f"another name in the file means the same layer, {path}")
-    label = names.relative(path)[0]
+    taken = next((one for one in paths if one in reading.layers), None)
+    if taken is not None:
+        raise DoesNotFit(f"another name in the file means the same layer, {taken}")
+    label = names.relative(paths[0])[0]
     module = layer.module.removeprefix(f"{label or component_of(layer.module)}.")
     values = {part: source.tensors[key] for part, key in layer.parts.items()}
-    return Match(layer, module, path, names.site(path, spelling.adapter.kinds), spelling, values, source.metadata)
+    site = names.site(paths[0], spelling.adapter.kinds)
+    return Match(layer, module, paths[0], site, spelling, values, source.metadata), native
 
 
 def _notes(found: Contents, read: Sequence[Match], grades: Mapping[str, Grade]) -> Iterator[str]:

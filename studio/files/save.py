@@ -197,6 +197,7 @@ def _as_stored(draft: Draft, format: Format) -> Draft:
 def _keyed(draft: Draft, format: Format, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """The tensors under the keys of the format."""
     keyed: dict[str, Tensor] = {}
+    layers: Tables = {}
     peft = draft.config.adapter.peft
     common = {name: tensor for own in draft.layers.values() for name, tensor in own.items() if name in peft.shared}
     for path, tensors in draft.layers.items():
@@ -206,13 +207,16 @@ def _keyed(draft: Draft, format: Format, dtype: torch.dtype | None) -> dict[str,
         if format.peft and peft.repeated:
             keyed |= {_dotted(module, peft.shared[name]): _narrowed(one, dtype) for name, one in common.items()}
         own = {name: tensor for name, tensor in tensors.items() if name not in peft.shared}
-        for part, tensor in _parts(draft, path, own, format.dialect).items():
-            part = peft.respelled.get(part, part) if format.respells else part
-            keyed[_dotted(module, part)] = _narrowed(tensor, dtype)
+        layers[path] = {
+            peft.respelled.get(part, part) if format.respells else part: _narrowed(tensor, dtype)
+            for part, tensor in _parts(draft, path, own, format.dialect).items()
+        }
         if format.dialect == "lycoris":
-            stated = _stated(draft, draft.sites[path], own)
-            keyed |= {_dotted(module, part): number for part, number in stated.items()}
-    return keyed
+            layers[path] |= _stated(draft, draft.sites[path], own)
+    named = format.gather(draft.names, layers)
+    if named is None:
+        named = {format.spell(draft.names, path): parts for path, parts in layers.items()}
+    return keyed | {_dotted(module, part): one for module, parts in named.items() for part, one in parts.items()}
 
 
 def _dotted(module: str, part: str) -> str:

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from studio.errors import BadFile, DoesNotFit
+from studio.files.components import component_of
 from studio.files.format import Source
-from studio.files.names import COMPONENTS
 from studio.given import parse_json
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "RANKS",
     "check_header_rank",
     "chosen_label",
-    "component_of",
     "header_alpha",
     "labelled",
     "other_alpha",
@@ -33,17 +32,6 @@ ALPHAS: Final = ("lora_alpha", "network_alpha", "ss_network_alpha")
 """Under which an alpha for all layers stands."""
 RANKS: Final = ("rank", "lora_rank", "network_dim", "ss_network_dim")
 """Under which the rank stands that goes with it."""
-
-
-def component_of(module: str) -> str:
-    """Returns the component that the name of a module in a file begins with, or ``""``.
-
-    Example:
-        >>> component_of("unet.mid_block.to_q"), component_of("mid_block.to_q")
-        ('unet', '')
-    """
-    head = module.partition(".")[0]
-    return head if head in COMPONENTS else ""
 
 
 def labelled(source: Source) -> dict[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from studio.errors import BadConfig, BadFile, DoesNotFit, UnknownName
 from studio.families import FAMILIES, open_base
+from studio.families.causal import open_language_base
 from studio.families.opening import hashing
 from studio.families.opening.dtype import SMALL, usual_dtype
 from studio.families.opening.hashing import files_hash, weights_hash
@@ -25,7 +26,7 @@ MILLION = 1_000_000
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    """Whoever opens a connection fails."""
+    """Whoever opens a connection fails, and nothing else keeps anybody from it."""
 
     def refused(*given):
         raise AssertionError("the network was asked")
@@ -33,6 +34,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refused)
     monkeypatch.setattr(socket, "getaddrinfo", refused)
     monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
 
 @pytest.fixture(scope="module")
@@ -249,3 +251,17 @@ def test_weights_of_other_kinds_beside_the_right_ones_do_not_matter():
 def test_configs_are_for_single_files(folders):
     with pytest.raises(BadConfig, match="leave it out"):
         open_base(folders("sdxl"), config_of=folders("sdxl"))
+    with pytest.raises(BadConfig, match="the base is open: leave it out"):
+        open_base(build("sd1"), config_of=folders("sd1"))
+
+
+def test_a_language_base_on_this_machine_asks_nobody(tiny_language):
+    assert open_language_base(tiny_language).id == tiny_language.name
+    assert open_language_base("facts").id == "facts"
+
+
+def test_a_language_base_with_pickled_weights_is_refused(tiny_language, tmp_path):
+    folder = copy_of(tiny_language, tmp_path / "copy")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(BadFile, match="has its weights as pytorch_model.bin alone, and pickles can run programs"):
+        open_language_base(folder)

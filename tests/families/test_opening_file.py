@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 
 import pytest
 import torch
@@ -20,7 +21,12 @@ PUBLIC, TINY = 3072, 32  # widths of Flux.1
 
 @pytest.fixture(autouse=True)
 def no_hub(tmp_path, monkeypatch):
-    """The hub's cache is empty, and the hub not to be asked."""
+    """The hub's cache is empty, and the hub not to be asked; whoever opens a connection fails."""
+
+    def refused(*given):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refused)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
 

@@ -134,7 +134,9 @@ def test_one_sentence_for_each_thing_that_goes_wrong(hub, folder, monkeypatch):
     refused(UnknownName, "no revision 'v9' of owner/tiny in the hub's cache", "owner/tiny@v9", offline=True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     refused(
-        UnknownName, "no folder 'owner/absent', and no repository .*leave out --offline and HF_HUB_OFF", "owner/absent"
+        UnknownName,
+        "no file or folder 'owner/absent', and no repository .*leave out --offline and HF_HUB_OFF",
+        "owner/absent",
     )
     assert hub.asked == asked
 
@@ -223,3 +225,18 @@ def test_the_command_line_takes_ids_and_stays_away_from_the_hub(hub, tmp_path):
     assert (done.exit_code, done.stderr, done.stdout) == (0, "", "")
     assert (tmp_path / "out" / "0000.png").is_file()
     assert CliRunner().invoke(main, [*words, "--offline"]).exit_code == 0
+
+
+def test_a_training_says_the_id_and_starts_from_one(hub, photos, tmp_path):
+    from studio.trainers import DreamBooth, train
+
+    task = DreamBooth(
+        base="owner/tiny", instance_images=photos, instance_prompt="a photo of sks dog", prior="none", resolution=64,
+        preview_prompts=(),
+    )  # fmt: skip
+    settings = {"steps": 1, "batch_size": 1, "quiet": True, "cache": str(tmp_path / "cache")}
+    run = train(task, adapter=studio.LoRA(rank=2), output=tmp_path / "first", **settings)
+    assert 'base = "owner/tiny"' in (run.folder / "run.toml").read_text()
+    hub.repositories["owner/dog"] = Repository({"main": {"dog.safetensors": run.adapter.read_bytes()}})
+    again = train(task, adapter="owner/dog", output=tmp_path / "second", **settings)
+    assert again.adapter.is_file()

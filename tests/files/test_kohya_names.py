@@ -15,51 +15,17 @@ from studio.errors import DoesNotFit
 from tiny import llama, t5
 
 
-def _xl_unet() -> Any:
-    from diffusers import UNet2DConditionModel
+def _auraflow() -> Any:
+    from diffusers import AuraFlowTransformer2DModel
 
-    return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(16, 16),
-        layers_per_block=1,
-        cross_attention_dim=16,
-        attention_head_dim=(2, 2),
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=56,
-    )
-
-
-def _xl_pipeline() -> Any:
-    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    text = CLIPTextConfig(
-        vocab_size=64, hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=1,
-        projection_dim=8, bos_token_id=0, eos_token_id=2,
-    )  # fmt: skip
-    return StableDiffusionXLPipeline(
-        vae=None, unet=_xl_unet(), text_encoder=CLIPTextModel(text), text_encoder_2=CLIPTextModelWithProjection(text),
-        tokenizer=None, tokenizer_2=None, scheduler=EulerDiscreteScheduler(),
-    )  # fmt: skip
-
-
-def _flux() -> Any:
-    from diffusers import FluxTransformer2DModel
-
-    return FluxTransformer2DModel(
-        in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
-        joint_attention_dim=8, pooled_projection_dim=8, axes_dims_rope=(2, 2, 4),
+    return AuraFlowTransformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=8,
+        num_attention_heads=2, joint_attention_dim=16, caption_projection_dim=16, pos_embed_max_size=64,
     )  # fmt: skip
 
 
 UNKNOWN: dict[str, Callable[[], Any]] = {
-    "StableDiffusionXLPipeline": _xl_pipeline,
-    "UNet2DConditionModel": _xl_unet,
-    "FluxTransformer2DModel": _flux,
+    "AuraFlowTransformer2DModel": _auraflow,
     "LlamaForCausalLM": llama,
     "T5ForConditionalGeneration": t5,
 }

@@ -143,7 +143,7 @@ OTHERS = {
         "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q": 640,
         "lora_te2_text_model_encoder_layers_0_mlp_fc1": 1280,
     },
-    "Flux": {"transformer.single_transformer_blocks.0.attn.to_q": 3072},
+    "Flux.1": {"transformer.single_transformer_blocks.0.attn.to_q": 3072},
     "Stable Diffusion 3": {"lora_unet_joint_blocks_0_x_block_attn_qkv": 1536},
     "Stable Diffusion 2.x": {"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k": 1024},
     "Wan video": {"diffusion_model.blocks.0.self_attn.q": 1536},

@@ -114,15 +114,16 @@ def example(config):
 METHODS = {name: made for name, config in studio.METHODS.items() if (made := example(config)) is not None} | VARIANTS
 
 # what a format's own program has on other sides than these: LyCORIS turns outputs, PEFT turns inputs
-UNSAYABLE = {(m, "kohya") for m in ("oft", "oft-conv", "boft", "boft-butterfly")}
+LYCORIS = ("kohya", "native")
+UNSAYABLE = {(m, one) for m in ("oft", "oft-conv", "boft", "boft-butterfly", "ia3") for one in LYCORIS}
 UNSAYABLE |= {("oft-outputs", "peft"), ("boft-outputs", "peft")}
-UNSAYABLE |= {("ia3", "kohya"), ("ia3-weights", "peft")}  # LyCORIS leaves the bias, PEFT does not
+UNSAYABLE |= {("ia3-weights", "peft")}  # LyCORIS leaves the bias, PEFT does not
 
 
 def names_are_missing(config, format):
     """Whether a format has no names for a method, or its program no such layer; it is refused by name."""
     adapter = config.adapter
-    if format == "kohya":
+    if format in LYCORIS:
         return not (adapter.lycoris.tensors or adapter.lycoris.form)
     model = Net()
     sites = [site_at(model, path, adapter.kinds) for path in studio.attach(model, config).sites]
@@ -132,7 +133,7 @@ def names_are_missing(config, format):
 
 UNSAYABLE |= {(m, format) for m, config in METHODS.items() for format in FORMATS if names_are_missing(config, format)}
 # methods that a format states as another one, with the same change
-STATED_AS = {(m, "kohya"): "lora" for m, config in METHODS.items() if config.adapter.lycoris.form}
+STATED_AS = {(m, one): "lora" for m, config in METHODS.items() if config.adapter.lycoris.form for one in LYCORIS}
 
 
 def made(config, seed=0):

@@ -16,10 +16,20 @@ from torch.utils.checkpoint import checkpoint
 
 from studio.families.conditioning import Conditioning
 from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, SingleFile
-from studio.families.image.flux1 import ATTENTION, FEEDFORWARD, TOOLS, flux_schedule
+from studio.families.image.flux1 import (
+    ATTENTION,
+    DOUBLE_NAMES,
+    FEEDFORWARD,
+    SINGLE_NAMES,
+    TOOLS,
+    flux_schedule,
+    like_flux2,
+    unmodulated,
+)
 from studio.families.parts.latents import grid, kl_channels, kl_decode, kl_encode, pack, same_channels, unpack
 from studio.families.parts.names import T5, is_a, presets
 from studio.families.parts.native import square
+from studio.families.parts.renames import flux_names
 from studio.families.parts.schedule import flow_shift
 from studio.families.parts.texts import check_tokens
 from studio.families.process import Flow
@@ -94,6 +104,14 @@ def checkpointed() -> Callable[..., Any]:
     return run
 
 
+_GUIDANCE = {
+    "distilled_guidance_layer.in_proj": ("distilled_guidance_layer.in_proj",),
+    "distilled_guidance_layer.out_proj": ("distilled_guidance_layer.out_proj",),
+    "distilled_guidance_layer.layers.{}.in_layer": ("distilled_guidance_layer.layers.{}.linear_1",),
+    "distilled_guidance_layer.layers.{}.out_layer": ("distilled_guidance_layer.layers.{}.linear_2",),
+}
+
+
 def _recognise(parts: Mapping[str, nn.Module]) -> bool:
     return is_a(parts.get("transformer", parts.get("")), "ChromaTransformer2DModel")
 
@@ -117,6 +135,8 @@ CHROMA = FAMILIES.add(
         recipes={"dreambooth": _RECIPE, "style": dataclasses.replace(_RECIPE, steps=1500)},
         presets=presets("transformer", ATTENTION, FEEDFORWARD, {"text_encoder": T5}, tools=TOOLS),
         kohya="lora_unet",
+        names=flux_names(DOUBLE_NAMES, SINGLE_NAMES, _GUIDANCE),
+        marks=lambda clues: unmodulated(clues) and not like_flux2(clues),
         single=SingleFile(
             tells=lambda shapes: "distilled_guidance_layer.in_proj.bias" in shapes,
             configs=lambda shapes: "lodestones/Chroma1-HD",

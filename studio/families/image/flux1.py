@@ -18,15 +18,29 @@ from torch import Tensor, nn
 
 from studio.families.conditioning import Conditioning, Shot
 from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, Shapes, SingleFile
+from studio.families.native import Clues
 from studio.families.parts.latents import grid, kl_channels, kl_decode, kl_encode, pack, same_channels, unpack
+from studio.families.parts.marks import FLUX
 from studio.families.parts.names import CLIP, T5, is_a, presets
 from studio.families.parts.native import square
+from studio.families.parts.renames import flux_names
 from studio.families.parts.schedule import evenly, flow_shift, linear_mu
 from studio.families.parts.texts import check_tokens
 from studio.families.process import Flow
 from studio.families.recipe import ImageRecipe
 
-__all__ = ["ATTENTION", "FEEDFORWARD", "FLUX1", "TOOLS", "embed_guidance", "flux_schedule"]
+__all__ = [
+    "ATTENTION",
+    "DOUBLE_NAMES",
+    "FEEDFORWARD",
+    "FLUX1",
+    "SINGLE_NAMES",
+    "TOOLS",
+    "embed_guidance",
+    "flux_schedule",
+    "like_flux2",
+    "unmodulated",
+]
 
 # diffusers' script: uniform times, no weighting, 1e-4; Kohya's recipes train with an embedded guidance of 1; not
 # measured here.
@@ -121,6 +135,43 @@ def _tells(shapes: Shapes) -> bool:
     return {"double_blocks.0.img_attn.norm.key_norm.scale", "vector_in.in_layer.weight"} <= shapes.keys()
 
 
+DOUBLE_NAMES = {
+    "img_mlp.0": ("ff.net.0.proj",),
+    "img_mlp.2": ("ff.net.2",),
+    "txt_mlp.0": ("ff_context.net.0.proj",),
+    "txt_mlp.2": ("ff_context.net.2",),
+}
+SINGLE_NAMES = {"linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), "linear2": ("proj_out",)}
+_DOUBLE_MODULATION = {"img_mod.lin": ("norm1.linear",), "txt_mod.lin": ("norm1_context.linear",)}
+_SINGLE_MODULATION = {"modulation.lin": ("norm.linear",)}
+_ENDS = {
+    f"{native}_in.{side}_layer": (f"time_text_embed.{ours}_embedder.linear_{number}",)
+    for native, ours in (("time", "timestep"), ("vector", "text"), ("guidance", "guidance"))
+    for number, side in ((1, "in"), (2, "out"))
+}
+
+
+def like_flux2(clues: Clues) -> bool:
+    """Tells files of Flux.2 from those of Flux.1: other names, gated feed-forwards, or other widths."""
+    named = "(double|single)_stream_modulation|to_qkv_mlp_proj|_ff(_context)?_linear_(in|out)"
+    gated = clues.ratio(r"single_blocks_\d+_linear1$") == 9 or clues.ratio("(img|txt)_mlp_0$") == 6
+    return clues.has(f"{named}|single_transformer_blocks_\\d+_attn_to_out$") or (
+        clues.has(FLUX) and (gated or clues.width("_attn_(qkv|to_[qkv])$|_linear1$") in (4096, 6144))
+    )
+
+
+def unmodulated(clues: Clues) -> bool:
+    """Tells files of Chroma: with its own layers, or where a trainer of whole blocks found no modulation."""
+    whole = all(clues.has(name) for name in ("img_attn_qkv$", "img_mlp_0$", r"single_blocks_\d+_linear1$"))
+    return clues.has("distilled_guidance_layer") or (whole and not clues.has("_mod(ulation)?_lin"))
+
+
+def marks(clues: Clues) -> bool:
+    """Tells files of Flux.1 by its blocks, and nothing of what was built like it."""
+    others = like_flux2(clues) or unmodulated(clues) or clues.has("_mlp_fc1$|_mod_linear$|individual_token_refiner")
+    return clues.has(FLUX) and not others
+
+
 def _recognise(parts: Mapping[str, nn.Module]) -> bool:
     return is_a(parts.get("transformer", parts.get("")), "FluxTransformer2DModel")
 
@@ -152,6 +203,8 @@ FLUX1 = FAMILIES.add(
             "transformer", ATTENTION, FEEDFORWARD, {"text_encoder": CLIP, "text_encoder_2": T5}, tools=TOOLS
         ),
         kohya="lora_unet",
+        names=flux_names(DOUBLE_NAMES | _DOUBLE_MODULATION, SINGLE_NAMES | _SINGLE_MODULATION, _ENDS),
+        marks=marks,
         single=SingleFile(
             tells=_tells,
             configs=lambda shapes: f"black-forest-labs/FLUX.1-{'dev' if _embeds(shapes) else 'schnell'}",

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from studio.families.conditioning import Conditioning
 from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, Shapes, Silent, SingleFile
-from studio.families.image.flux1 import embed_guidance
+from studio.families.image.flux1 import embed_guidance, like_flux2
 from studio.families.parts.latents import grid, kl_channels, same_channels
 from studio.families.parts.names import LANGUAGE, is_a, presets
 from studio.families.parts.native import square
 from studio.families.parts.place import device_of
+from studio.families.parts.renames import flux_names
 from studio.families.parts.schedule import evenly, linear_mu
 from studio.families.parts.texts import check_chat
 from studio.families.process import Flow
@@ -188,6 +189,21 @@ def _silent(component: str, module: nn.Module) -> tuple[Silent, ...]:
     return (*silent, Silent(blind, "it reads pictures, and there is none")) if sees else silent
 
 
+_DOUBLE_NAMES = {
+    "img_mlp.0": ("ff.linear_in",),
+    "img_mlp.2": ("ff.linear_out",),
+    "txt_mlp.0": ("ff_context.linear_in",),
+    "txt_mlp.2": ("ff_context.linear_out",),
+}
+_SINGLE_NAMES = {"linear1": ("attn.to_qkv_mlp_proj",), "linear2": ("attn.to_out",)}
+_STREAMS = ("double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation")
+_ENDS = {f"{name}.lin": (f"{name}.linear",) for name in _STREAMS} | {
+    f"{native}_in.{side}_layer": (f"time_guidance_embed.{ours}_embedder.linear_{number}",)
+    for native, ours in (("time", "timestep"), ("guidance", "guidance"))
+    for number, side in ((1, "in"), (2, "out"))
+}
+
+
 def _recognise(parts: Mapping[str, nn.Module]) -> bool:
     return is_a(parts.get("transformer", parts.get("")), "Flux2Transformer2DModel")
 
@@ -215,6 +231,8 @@ FLUX2 = FAMILIES.add(
         recipes={"dreambooth": _RECIPE, "style": dataclasses.replace(_RECIPE, steps=1500)},
         presets=presets("transformer", _ATTENTION, _FEEDFORWARD, {"text_encoder": LANGUAGE}, tools=_TOOLS),
         kohya="lora_unet",
+        names=flux_names(_DOUBLE_NAMES, _SINGLE_NAMES, _ENDS),
+        marks=like_flux2,
         single=SingleFile(
             tells=lambda shapes: "single_stream_modulation.lin.weight" in shapes,
             configs=_configs,

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from studio.families.conditioning import Conditioning
 from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, Silent, SingleFile
 from studio.families.image.flux1 import flux_schedule
+from studio.families.native import Clues
 from studio.families.parts.guide import renormed, width_norm
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
 from studio.families.parts.names import LANGUAGE, is_a, presets
 from studio.families.parts.native import by_config
+from studio.families.parts.renames import QKV, in_blocks, renamed
 from studio.families.parts.schedule import flow_shift
 from studio.families.parts.texts import check_tokens
 from studio.families.process import Flow
@@ -91,6 +93,37 @@ def _silent(component: str, module: nn.Module) -> tuple[Silent, ...]:
     )
 
 
+_BLOCK_NAMES = {
+    "attention.qkv": QKV,
+    "attention.out": ("attn.to_out.0",),
+    "feed_forward.w1": ("feed_forward.linear_1",),
+    "feed_forward.w2": ("feed_forward.linear_2",),
+    "feed_forward.w3": ("feed_forward.linear_3",),
+    "adaLN_modulation.1": ("norm1.linear",),
+}
+_names = renamed(
+    in_blocks("layers.{}.", "layers.{}.", _BLOCK_NAMES)
+    | in_blocks("noise_refiner.{}.", "noise_refiner.{}.", _BLOCK_NAMES)
+    | in_blocks("context_refiner.{}.", "context_refiner.{}.", _BLOCK_NAMES)
+    | {
+        "x_embedder": ("x_embedder",),
+        "cap_embedder.1": ("time_caption_embed.caption_embedder.1",),
+        "t_embedder.mlp.0": ("time_caption_embed.timestep_embedder.linear_1",),
+        "t_embedder.mlp.2": ("time_caption_embed.timestep_embedder.linear_2",),
+        "final_layer.linear": ("norm_out.linear_2",),
+        "final_layer.adaLN_modulation.1": ("norm_out.linear_1",),
+    }
+)
+
+
+def marks(clues: Clues) -> bool:
+    """Tells files of Lumina 2 by its names, or by keys and values that are narrower than queries."""
+    block = r"(^|_)(layers|refiner)_\d+_"
+    named = "(attn_to_|feed_forward_linear_|norm1_linear)|layers_\\d+_adaLN_modulation_1$"
+    fused = clues.has(block + "attention_qkv$") and clues.ratio(block + "attention_qkv$") != 3
+    return clues.has(block + named) or fused or clues.width(block + "feed_forward_w[13]$") == 2304
+
+
 def _recognise(parts: Mapping[str, nn.Module]) -> bool:
     return is_a(parts.get("transformer", parts.get("")), "Lumina2Transformer2DModel")
 
@@ -105,6 +138,7 @@ LUMINA2 = FAMILIES.add(
         encoders=(Encoder(component="text_encoder", kohya="lora_te", trained=False),),
         downscale=8,
         multiple=16,
+        largest=lambda pipe: 16 * min(pipe.transformer.config.axes_lens[1:]),
         process=Flow,
         native=by_config("transformer", 8),
         channels=kl_channels,
@@ -114,6 +148,8 @@ LUMINA2 = FAMILIES.add(
         recipes={"dreambooth": _RECIPE, "style": dataclasses.replace(_RECIPE, steps=1500)},
         presets=presets("transformer", _ATTENTION, _FEEDFORWARD, {"text_encoder": LANGUAGE}, tools=_ATTENTION),
         kohya="lora_unet",
+        names=_names,
+        marks=marks,
         single=SingleFile(
             tells=lambda shapes: {"layers.0.adaLN_modulation.1.weight", "cap_embedder.0.weight"} <= shapes.keys(),
             configs=lambda shapes: "Alpha-VLLM/Lumina-Image-2.0",

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from studio.families.conditioning import Conditioning
 from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model
+from studio.families.native import Clues
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
+from studio.families.parts.marks import UNET
 from studio.families.parts.names import T5, is_a, presets
 from studio.families.parts.native import by_config
 from studio.families.parts.texts import check_tokens
@@ -74,6 +76,13 @@ def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Condition
     return out[:, : noisy.shape[1]]
 
 
+def marks(clues: Clues) -> bool:
+    """Tells files of PixArt by its attention's width, and no convolutions between."""
+    other = clues.has(UNET) or clues.has("ff_conv_(inverted|depth|point)$")
+    crossed = r"(^|_)transformer_blocks_\d+_attn[12]_to_[qkv]$"
+    return not other and (clues.width(crossed) == 1152 and clues.has("to_out_0$|ff_net") or clues.has("adaln_single"))
+
+
 def _recognise(parts: Mapping[str, nn.Module]) -> bool:
     return is_a(parts.get("transformer", parts.get("")), "PixArtTransformer2DModel")
 
@@ -98,6 +107,7 @@ PIXART = FAMILIES.add(
         dtypes={"vae": "float32"},
         presets=presets("transformer", _ATTENTION, _FEEDFORWARD, {"text_encoder": T5}, tools=_ATTENTION),
         kohya="lora_transformer",
+        marks=marks,
         identity=lambda parts: Identity("pixart-sigma", "pixart_sigma"),
         recognise=_recognise,
         check_text=check_text,

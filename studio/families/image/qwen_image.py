@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from studio.families.conditioning import Conditioning
 from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, Silent, SingleFile
 from studio.families.image.flux1 import flux_schedule
+from studio.families.native import Clues
 from studio.families.parts.guide import patch_norm, renormed
 from studio.families.parts.latents import pack, same_channels, unpack
+from studio.families.parts.marks import in_streams
 from studio.families.parts.names import LANGUAGE, is_a, presets
 from studio.families.parts.native import square
 from studio.families.parts.place import device_of
@@ -122,6 +124,11 @@ def _silent(component: str, module: nn.Module) -> tuple[Silent, ...]:
     return (Silent(tuple(f"{last}.{name}" for name in names), "nothing asks for the text behind the last block"),)
 
 
+def marks(clues: Clues) -> bool:
+    """Tells files of Qwen-Image by its streams' names, or by their width."""
+    return clues.has(r"transformer_blocks_\d+_(img|txt)_(mlp|mod)_") or in_streams(clues, 3072)
+
+
 def _recognise(parts: Mapping[str, nn.Module]) -> bool:
     return is_a(parts.get("transformer", parts.get("")), "QwenImageTransformer2DModel")
 
@@ -145,6 +152,7 @@ QWEN_IMAGE = FAMILIES.add(
         recipes={"dreambooth": _RECIPE, "style": dataclasses.replace(_RECIPE, steps=1500)},
         presets=presets("transformer", _ATTENTION, _FEEDFORWARD, {"text_encoder": LANGUAGE}, tools=_IMAGE),
         kohya="lora_unet",
+        marks=marks,
         single=SingleFile(
             tells=lambda shapes: {"transformer_blocks.0.img_mod.1.weight", "txt_norm.weight"} <= shapes.keys(),
             configs=lambda shapes: "Qwen/Qwen-Image",

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from studio.families.conditioning import Conditioning
 from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, SingleFile
+from studio.families.native import Clues
 from studio.families.parts.latents import kl_channels, same_channels
+from studio.families.parts.marks import UNET
 from studio.families.parts.names import LANGUAGE, is_a, presets
 from studio.families.parts.native import by_config
 from studio.families.parts.place import device_of
@@ -93,6 +95,15 @@ def decode(pipe: Any, latents: Tensor) -> Tensor:
     return vae.decode(latents.to(device_of(pipe, vae), vae.dtype) / vae.config.scaling_factor).sample.clamp(-1, 1)
 
 
+def marks(clues: Clues) -> bool:
+    """Tells files of Sana by its convolutions, or by its widths; its script trains no ``to_out``."""
+    crossed = r"(^|_)transformer_blocks_\d+_attn[12]_to_[qkv]$"
+    if clues.has(UNET):
+        return False
+    narrow = clues.width(crossed) == 1152 and not clues.has("to_out_0$|ff_net|adaln_single")
+    return clues.has("ff_conv_(inverted|depth|point)$") or clues.width(crossed) == 2240 or narrow
+
+
 def _recognise(parts: Mapping[str, nn.Module]) -> bool:
     return is_a(parts.get("transformer", parts.get("")), "SanaTransformer2DModel")
 
@@ -122,6 +133,7 @@ SANA = FAMILIES.add(
             tools=_SELF[:3] + _CROSS[:3],
         ),
         kohya="lora_transformer",
+        marks=marks,
         single=SingleFile(
             tells=lambda shapes: "blocks.0.mlp.inverted_conv.conv.weight" in shapes,
             configs=lambda shapes: "Efficient-Large-Model/Sana_1600M_1024px_diffusers",

@@ -19,9 +19,11 @@ from torch import nn
 from studio.families.conditioning import Conditioning
 from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, Shapes, SingleFile
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
+from studio.families.parts.marks import unet_marks
 from studio.families.parts.names import is_a
 from studio.families.parts.native import by_config
 from studio.families.parts.place import device_of
+from studio.families.parts.sgm import sgm_names
 from studio.families.parts.texts import check_tokens
 from studio.families.parts.unet import unet_predict, unet_presets
 from studio.families.process import Diffusion
@@ -135,6 +137,9 @@ SD1 = FAMILIES.add(
         small_recipes={"dreambooth": _SMALL, "style": dataclasses.replace(_SMALL, steps=600)},
         presets=unet_presets(linear_projections=False, encoders=("text_encoder",)),
         kohya="lora_unet",
+        names=sgm_names,
+        names_in=("native",),
+        marks=unet_marks(768, 768),
         single=SingleFile(
             tells=lambda shapes: _is_ldm(shapes, linear=False),
             configs=lambda shapes: "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -160,6 +165,7 @@ SD2 = FAMILIES.add(
         title="Stable Diffusion 2.x",
         models=(Model(title="2.1", id="stabilityai/stable-diffusion-2-1", side=768, defaults=_DEFAULTS),),
         presets=unet_presets(linear_projections=True, encoders=("text_encoder",)),
+        marks=unet_marks(1024, 1024),
         single=SingleFile(
             tells=lambda shapes: _is_ldm(shapes, linear=True),
             configs=lambda shapes: "stabilityai/stable-diffusion-2-1",

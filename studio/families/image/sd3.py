@@ -7,16 +7,19 @@ References:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from studio.families.conditioning import Conditioning
 from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, Shapes, Silent, SingleFile
+from studio.families.native import Clues, Native
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
+from studio.families.parts.marks import in_streams
 from studio.families.parts.names import CLIP, T5, is_a, presets
 from studio.families.parts.native import by_config
+from studio.families.parts.renames import QKV, in_blocks, renamed
 from studio.families.parts.schedule import flow_shift
 from studio.families.parts.texts import check_tokens
 from studio.families.process import Flow
@@ -106,6 +109,51 @@ def _silent(component: str, module: nn.Module) -> tuple[Silent, ...]:
     return (Silent((last,), "nothing asks for the text behind the last block"),)
 
 
+_PICTURE = {
+    "attn.qkv": QKV,
+    "attn.proj": ("attn.to_out.0",),
+    "attn2.qkv": ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
+    "attn2.proj": ("attn2.to_out.0",),
+    "mlp.fc1": ("ff.net.0.proj",),
+    "mlp.fc2": ("ff.net.2",),
+    "adaLN_modulation.1": ("norm1.linear",),
+}
+_TEXT = {
+    "attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    "attn.proj": ("attn.to_add_out",),
+    "mlp.fc1": ("ff_context.net.0.proj",),
+    "mlp.fc2": ("ff_context.net.2",),
+    "adaLN_modulation.1": ("norm1_context.linear",),
+}
+_names = renamed(
+    in_blocks("joint_blocks.{}.x_block.", "transformer_blocks.{}.", _PICTURE)
+    | in_blocks("joint_blocks.{}.context_block.", "transformer_blocks.{}.", _TEXT)
+    | {
+        "context_embedder": ("context_embedder",),
+        "x_embedder.proj": ("pos_embed.proj",),
+        "t_embedder.mlp.0": ("time_text_embed.timestep_embedder.linear_1",),
+        "t_embedder.mlp.2": ("time_text_embed.timestep_embedder.linear_2",),
+        "y_embedder.mlp.0": ("time_text_embed.text_embedder.linear_1",),
+        "y_embedder.mlp.2": ("time_text_embed.text_embedder.linear_2",),
+        "final_layer.linear": ("proj_out",),
+        "final_layer.adaLN_modulation.1": ("norm_out.linear",),
+    },
+    swapped=("final_layer.adaLN_modulation.1",),
+)
+
+
+def native(layers: Collection[str]) -> tuple[Native, ...]:
+    """Returns Stability's names; the text's last modulation is that of a last norm, scale and shift swapped."""
+    last = max((int(name.split(".")[1]) for name in layers if name.startswith("transformer_blocks.")), default=0)
+    ends = f"joint_blocks.{last}.context_block.adaLN_modulation.1"
+    return tuple(dataclasses.replace(one, swapped=True) if one.name == ends else one for one in _names(layers))
+
+
+def marks(clues: Clues) -> bool:
+    """Tells files of SD3 by Stability's names, or by the widths of its three sizes."""
+    return clues.has(r"joint_blocks_\d") or in_streams(clues, 1536, 2432)
+
+
 def _recognise(parts: Mapping[str, nn.Module]) -> bool:
     return is_a(parts.get("transformer", parts.get("")), "SD3Transformer2DModel")
 
@@ -124,6 +172,7 @@ SD3 = FAMILIES.add(
         ),
         downscale=8,
         multiple=16,
+        largest=lambda pipe: 16 * pipe.transformer.config.pos_embed_max_size,
         process=Flow,
         native=by_config("transformer", 8),
         channels=kl_channels,
@@ -140,6 +189,8 @@ SD3 = FAMILIES.add(
             {"text_encoder": CLIP, "text_encoder_2": CLIP, "text_encoder_3": T5}, tools=_ATTENTION,
         ),
         kohya="lora_unet",
+        names=native,
+        marks=marks,
         single=SingleFile(
             tells=lambda shapes: "joint_blocks.0.context_block.adaLN_modulation.1.bias" in shapes,
             configs=_configs,

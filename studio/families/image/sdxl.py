@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from studio.families.conditioning import Conditioning, Shot
 from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, Silent, SingleFile
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
+from studio.families.parts.marks import xl_marks
 from studio.families.parts.names import is_a
 from studio.families.parts.native import by_config
+from studio.families.parts.sgm import sgm_names
 from studio.families.parts.texts import check_tokens
 from studio.families.parts.unet import unet_presets
 from studio.families.process import Diffusion
@@ -139,6 +141,8 @@ SDXL = FAMILIES.add(
         dtypes={"vae": "float32"},
         presets=unet_presets(linear_projections=True, sizes=True, encoders=("text_encoder", "text_encoder_2")),
         kohya="lora_unet",
+        names=sgm_names,
+        marks=xl_marks,
         single=SingleFile(
             tells=lambda shapes: "label_emb.0.0.weight" in shapes and "input_blocks.0.0.weight" in shapes,
             configs=lambda shapes: "stabilityai/stable-diffusion-xl-base-1.0",

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from studio.families.conditioning import Conditioning
 from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, Silent, SingleFile
 from studio.families.image.flux1 import flux_schedule
+from studio.families.native import Clues
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
 from studio.families.parts.names import LANGUAGE, is_a, presets
 from studio.families.parts.native import square
+from studio.families.parts.renames import in_blocks, renamed
 from studio.families.parts.schedule import flow_shift
 from studio.families.parts.texts import check_chat
 from studio.families.process import Flow
@@ -99,6 +101,30 @@ def _silent(component: str, module: nn.Module) -> tuple[Silent, ...]:
     )
 
 
+_ATTENTION_NAMES = {
+    "attention.qkv": ("attention.to_q", "attention.to_k", "attention.to_v"),
+    "attention.out": ("attention.to_out.0",),
+}
+_names = renamed(
+    in_blocks("layers.{}.", "layers.{}.", _ATTENTION_NAMES)
+    | in_blocks("noise_refiner.{}.", "noise_refiner.{}.", _ATTENTION_NAMES)
+    | in_blocks("context_refiner.{}.", "context_refiner.{}.", _ATTENTION_NAMES)
+    | {
+        "x_embedder": ("all_x_embedder.2-1",),
+        "final_layer.linear": ("all_final_layer.2-1.linear",),
+        "final_layer.adaLN_modulation.1": ("all_final_layer.2-1.adaLN_modulation.1",),
+    },
+    others=True,
+)
+
+
+def marks(clues: Clues) -> bool:
+    """Tells files of Z-Image by its attention's names, or by its width."""
+    block = r"(^|_)(layers|refiner)_\d+_"
+    named = clues.has(block + "attention_to_[qkv]") or clues.has(r"layers_\d+_adaLN_modulation_0$")
+    return named or clues.ratio(block + "attention_qkv$") == 3 or clues.width(block + "feed_forward_w[13]$") == 3840
+
+
 def _recognise(parts: Mapping[str, nn.Module]) -> bool:
     return is_a(parts.get("transformer", parts.get("")), "ZImageTransformer2DModel")
 
@@ -113,6 +139,7 @@ Z_IMAGE = FAMILIES.add(
         encoders=(Encoder(component="text_encoder", trained=False),),
         downscale=8,
         multiple=16,
+        largest=lambda pipe: 16 * min(pipe.transformer.config.axes_lens[1:]),
         process=Flow,
         native=square(1024),
         channels=kl_channels,
@@ -125,6 +152,9 @@ Z_IMAGE = FAMILIES.add(
         recipes={"dreambooth": _RECIPE, "style": dataclasses.replace(_RECIPE, steps=1500)},
         presets=presets("transformer", _ATTENTION, _FEEDFORWARD, {"text_encoder": LANGUAGE}, tools=_ATTENTION),
         kohya="lora_unet",
+        names=_names,
+        names_in=(),  # trainers write diffusers' in all of them; ComfyUI's converter fused layers
+        marks=marks,
         single=SingleFile(
             tells=lambda shapes: "layers.0.adaLN_modulation.0.weight" in shapes and "cap_embedder.0.weight" in shapes,
             configs=lambda shapes: "Tongyi-MAI/Z-Image-Turbo",

@@ -164,7 +164,8 @@ def _not_here(asked: HubId, lacking: BadFile | None) -> UsageError:
     if lacking is not None:
         return BadFile(f"{asked}: what is in the hub's cache {lacking}; {way}")
     return UnknownName(
-        f"there is no folder {str(asked)!r}, and no {_named(asked)} in the hub's cache {_cache()}{_close(asked)}; {way}"
+        f"there is no file or folder {str(asked)!r}, and no {_named(asked)} in the hub's cache {_cache()}"
+        f"{_close(asked)}; {way}"
     )
 
 
@@ -218,7 +219,7 @@ def _answered(asked: HubId, problem: Any) -> UsageError:
         ),
         (
             isinstance(problem, (RepositoryNotFoundError,)) or code == 401, UnknownName,
-            f"there is no folder {str(asked)!r}, and the hub shows no repository {asked.repo}{_close(asked)}; "
+            f"there is no file or folder {str(asked)!r}, and the hub shows no repository {asked.repo}{_close(asked)}; "
             f"if it is a private one, {login}",
         ),
         (isinstance(problem, EntryNotFoundError) or code == 404, BadFile, f"{asked} is not on the hub: look at {page}"),

@@ -147,16 +147,14 @@ def weight_files(own: Sequence[str], *, half: bool, of: str) -> list[str]:
 
 def _without(own: Sequence[str], found: dict[str, list[str]], of: str) -> str:
     """Says what a component has in place of weights."""
-    where = f"its {of}" if of else "it"
+    whose = f"the weights of its {of}" if of else "its weights"
     some = found[""] or found[".fp16"]
     if some:
-        return f"is not whole: of the weights of {where} some files are missing; copy or download them again"
+        return f"is not whole: of {whose} some files are missing; copy or download them again"
     pickles = [file for file in own if file.endswith(_PICKLES)]
     if pickles:
-        return f"has the weights of {where} as {_listed(pickles)} alone, and {_CONVERT}"
-    return (
-        f"is not whole: the weights of {where} are missing (model.safetensors or diffusion_pytorch_model.safetensors)"
-    )
+        return f"has {whose} as {_listed(pickles)} alone, and {_CONVERT}"
+    return f"is not whole: {whose} are missing (model.safetensors or diffusion_pytorch_model.safetensors)"
 
 
 def variant_of(files: Collection[str]) -> str | None:

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
+from studio.families.offloading import offloaded
+
 __all__ = ["device_of"]
 
 
 def device_of(pipe: Any, module: Any) -> torch.device:
     """Returns where a module computes: an offloaded one rests elsewhere, or nowhere (meta)."""
-    return pipe._execution_device if "_hf_hook" in vars(module) else module.device
+    return pipe._execution_device if offloaded(module) else module.device
