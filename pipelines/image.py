@@ -172,8 +172,7 @@ class ImagePipeline(Pipeline):
         seeds = _seeds(seeds)
         if not prompts or not seeds:
             raise BadConfig(f"{len(prompts)} prompts and {len(seeds)} seeds make no picture; give at least one of each")
-        tagged = {text: self._read_tags(text) for text in prompts}
-        away = self._read_negative("" if negative is None else negative)
+        tagged, away = {text: self._read_tags(text) for text in prompts}, self._read_negative(negative)
         own, given = self.base.defaults, given_picture(self.base, image, mask, strength, (width, height))
         guidance = own.guidance if guidance is None else own_number(guidance)
         for remark in remarks(prompts, negative=negative, guidance=guidance):
@@ -190,7 +189,7 @@ class ImagePipeline(Pipeline):
             for (text, seed), acting in zip(written, blends, strict=True)
         ]
         rows = own_number(_or(batch_size, 1))
-        base = self.base if attention is None else self.base.sparing(attention=attention)
+        base = self.base.sparing(**({} if attention is None else {"attention": attention}))
         images: dict[int, Drawing] = {}
         for made in sample(base, requests, rows=rows, on_step=on_step):
             texts = describe(
@@ -226,8 +225,8 @@ class ImagePipeline(Pipeline):
                 "load it on the base that it was trained on"
             )
 
-    def _read_negative(self, negative: str) -> str:
-        away = self._read_tags(negative)
+    def _read_negative(self, negative: str | None) -> str:
+        away = self._read_tags("" if negative is None else negative)
         if away.blend is not None:
             raise BadConfig(f"the negative prompt {negative!r} has a tag, and tags belong into the prompt; take it out")
         return away.text

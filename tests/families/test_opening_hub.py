@@ -106,7 +106,7 @@ def refused(error, words, name, **settings):
     assert "\n" not in str(caught.value)
 
 
-def test_one_sentence_for_each_thing_that_goes_wrong(hub, folder, monkeypatch):
+def test_one_sentence_for_each_thing_that_goes_wrong(hub, folder):
     files = files_of(folder)
     hub.repositories["owner/gated"] = Repository({"main": files}, gated=True)
     hub.repositories["owner/hidden"] = Repository({"main": files}, hidden=True)
@@ -124,6 +124,10 @@ def test_one_sentence_for_each_thing_that_goes_wrong(hub, folder, monkeypatch):
     refused(
         BadFile, "owner/pickled on the hub has the weights of its unet as .*bin alone, and pickles", "owner/pickled"
     )
+
+
+def test_one_sentence_for_each_thing_that_is_not_in_the_cache(hub, monkeypatch):
+    open_base("owner/tiny")
     asked = list(hub.asked)
     refused(
         UnknownName,
