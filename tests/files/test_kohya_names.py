@@ -47,19 +47,43 @@ def _xl_pipeline() -> Any:
     )  # fmt: skip
 
 
-def _flux() -> Any:
-    from diffusers import FluxTransformer2DModel
+def _aura() -> Any:
+    from diffusers import AuraFlowTransformer2DModel
 
-    return FluxTransformer2DModel(
-        in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
-        joint_attention_dim=8, pooled_projection_dim=8, axes_dims_rope=(2, 2, 4),
+    return AuraFlowTransformer2DModel(
+        sample_size=4, in_channels=4, out_channels=4, num_mmdit_layers=1, num_single_dit_layers=1,
+        attention_head_dim=8, num_attention_heads=2, joint_attention_dim=8, caption_projection_dim=16,
+        pos_embed_max_size=4,
     )  # fmt: skip
 
 
+def _aura_pipeline() -> Any:
+    from diffusers import AuraFlowPipeline, FlowMatchEulerDiscreteScheduler
+
+    return AuraFlowPipeline(
+        tokenizer=None, text_encoder=None, vae=None, transformer=_aura(), scheduler=FlowMatchEulerDiscreteScheduler()
+    )
+
+
+KNOWN: dict[str, tuple[Callable[[], Any], str]] = {
+    "StableDiffusionXLPipeline": (_xl_pipeline, "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"),
+    "UNet2DConditionModel": (_xl_unet, "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_family_has_the_names_that_kohyas_tools_give_it(tmp_path: Path, name: str) -> None:
+    made, layer = KNOWN[name]
+    model = made()
+    studio.attach(model, studio.LoRA(rank=2, targets="attention"))
+    keys = load_file(studio.save(model, tmp_path / "a.safetensors", format="kohya"))
+    assert {f"{layer}.{part}" for part in ("alpha", "lora_down.weight", "lora_up.weight")} <= set(keys)
+    assert all(key.startswith("lora_unet_") for key in keys)
+
+
 UNKNOWN: dict[str, Callable[[], Any]] = {
-    "StableDiffusionXLPipeline": _xl_pipeline,
-    "UNet2DConditionModel": _xl_unet,
-    "FluxTransformer2DModel": _flux,
+    "AuraFlowPipeline": _aura_pipeline,
+    "AuraFlowTransformer2DModel": _aura,
     "LlamaForCausalLM": llama,
     "T5ForConditionalGeneration": t5,
 }
