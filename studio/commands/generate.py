@@ -130,9 +130,9 @@ def generate(
     images: list[Image] = []
     made: list[dict[str, Any]] = []
     with _progress(show, len(files)) as advance:
-        for prompt, drawn, one in _drawn(draw, prompts, seeds, max(batch_size, 1)):
-            made.append({"file": save_png(drawn, files[len(made)]), "prompt": prompt, "seed": one})
-            images += [drawn] if grid else []
+        for prompt, picture, one in _drawn(draw, prompts, seeds, max(batch_size, 1)):
+            made.append({"file": save_png(picture, files[len(made)]), "prompt": prompt, "seed": one})
+            images += [picture] if grid else []
             advance()
     if grid:
         labels = [f"{entry['prompt']} · {entry['seed']}" for entry in made]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Final, cast
 
 from torch import nn
 
 from studio.adapters import trainable
+from studio.adapters.tokens.wiring import with_virtual
 from studio.atomic import together
 from studio.files.soft import HEADS
 from studio.peft.configs.checks import check_convertible, note_name, note_starts
@@ -60,6 +62,9 @@ class PeftModel(nn.Module):
 
     task: ClassVar[str] = ""
     """What this kind of model is for; the heads of that task are trained whole, where the model has them."""
+
+    whole: ClassVar[bool] = False
+    """Whether outputs have the columns of virtual tokens too, as PEFT's have for that kind of model."""
 
     def __init__(
         self,
@@ -190,7 +195,8 @@ class PeftModel(nn.Module):
                 several tasks and no task_ids.
         """
         check_tasks(self._state, kwargs)
-        with by_sample(self._state, adapter_names, batch_of(args, kwargs)):
+        columns = with_virtual(self.get_base_model()) if self.whole else nullcontext()
+        with by_sample(self._state, adapter_names, batch_of(args, kwargs)), columns:
             return self.base_model(*args, **kwargs)
 
     def generate(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
@@ -433,16 +439,20 @@ class PeftModelForTokenClassification(PeftModel):
     """A classifier of tokens with adapters; its head is trained whole."""
 
     task = "TOKEN_CLS"
+    whole = True
 
 
 class PeftModelForQuestionAnswering(PeftModel):
     """An extractive answerer with adapters; its head is trained whole."""
 
     task = "QUESTION_ANS"
+    whole = True
 
 
 class PeftModelForCausalLM(PeftModel):
     """A causal language model with adapters."""
+
+    whole = True
 
 
 class PeftModelForSeq2SeqLM(PeftModel):
@@ -451,6 +461,8 @@ class PeftModelForSeq2SeqLM(PeftModel):
 
 class PeftModelForFeatureExtraction(PeftModel):
     """An encoder with adapters."""
+
+    whole = True
 
 
 class PeftMixedModel(PeftModel):

@@ -41,7 +41,20 @@ def check_known(model: Any, name: str) -> None:
     if name not in known:
         close = nearest(name, known, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise UnknownName(f"no adapter is named {name!r}{hint} (attached: {', '.join(known) or 'none'})")
+        raise UnknownName(
+            f"no adapter is named {name!r}{hint} (attached: {', '.join(known) or 'none'}){_inside(model)}"
+        )
+
+
+def _inside(model: Any) -> str:
+    """Says on which module inside a model adapters are, where the model is something that stands around it."""
+    for component, module in components(model).items():
+        for path, inner in module.named_modules():
+            if path and assembly_at(inner) is not None:
+                names = ", ".join(known_names(inner))
+                place = "model.get_base_model()" if hasattr(model, "get_base_model") else whole_path(component, path)
+                return f"; the {type(inner).__name__} inside it carries {names}: give that one, {place}"
+    return ""
 
 
 def check_unbaked(model: Any, doing: str) -> None:

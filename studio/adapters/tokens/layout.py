@@ -13,6 +13,9 @@ from torch import Tensor
 
 __all__ = ["Layout"]
 
+_IGNORED = -100
+"""The label of a column that does not count."""
+
 
 class Layout:
     """The places of ``M`` virtual tokens and ``L`` tokens of text in each row.
@@ -41,14 +44,14 @@ class Layout:
         self.everywhere = bool(on.all()) if everywhere is None else everywhere  # asking a GPU would make it wait
         self.off = 0 if counted else 3
         self.virtual = on.shape[1]
-        self.order = self._order()
+        self.order = self._order(self.off)
 
-    def _order(self) -> Tensor | None:
+    def _order(self, off: int) -> Tensor | None:
         """Which column ``(B, M + L)`` stands where; None where prompts simply come first."""
         padding = None if self.given is None else self.given.to(torch.bool).logical_not().cumprod(1).bool()
         if (padding is None or not bool(padding.any())) and self.everywhere:
             return None
-        prompts = torch.where(self.on, 1, self.off)
+        prompts = torch.where(self.on, 1, off)
         text = self.on.new_zeros((self.on.shape[0], self.length), dtype=torch.long) + 2
         if padding is not None:
             text = torch.where(padding, 0, text)
@@ -64,6 +67,35 @@ class Layout:
         if self.order is None:
             return whole[:, self.virtual :]
         return _gather(whole, self.order.argsort(dim=1)[:, self.virtual :])
+
+    def shown(self, whole: Tensor) -> Tensor:
+        """Puts the columns of ``whole`` ``(B, M + L, ...)`` so that each row ends with its text, as :meth:`labels`."""
+        order = self._order(0)
+        if self.order is None or order is None or self.off == 0 or self.everywhere:
+            return whole
+        return _gather(_gather(whole, self.order.argsort(dim=1)), order)
+
+    def labels(self, given: Tensor, *, shifted: bool) -> Tensor:
+        """Puts labels ``(B, L)`` beside the columns of :meth:`shown` ``(B, M + L)``; virtual tokens have none.
+
+        Args:
+            given: the labels of the text.
+            shifted: whether a label is compared with what the column before says: then the first token of a row counts
+                where a virtual one stands before it, and does not where none acts.
+
+        Example:
+            >>> both = Layout(torch.tensor([[True], [False]]), 2, None, counted=True)
+            >>> both.labels(torch.tensor([[7, 8], [7, 8]]), shifted=True)
+            tensor([[-100,    7,    8],
+                    [-100, -100,    8]])
+        """
+        if shifted and not self.everywhere:
+            read = torch.ones_like(given) if self.given is None else self.given.to(given.device).long()
+            first = (read.cumsum(1) == 1) & (read == 1)
+            given = given.masked_fill(first & ~self.on.any(1, keepdim=True).to(given.device), _IGNORED)
+        whole = torch.cat([given.new_full((len(given), self.virtual), _IGNORED), given], dim=1)
+        order = self._order(0)
+        return whole if order is None else _gather(whole, order.to(given.device))
 
     @property
     def mask(self) -> Tensor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias, cast
 
 import torch
@@ -15,7 +15,7 @@ from studio.adapters.tokens.layout import Layout, counted
 from studio.adapters.tokens.state import Coefficient, TokenState
 from studio.errors import DoesNotFit
 
-__all__ = ["StackWire"]
+__all__ = ["StackWire", "named"]
 
 Prompts: TypeAlias = Sequence[tuple[str, PromptAdapter, Coefficient]]
 """Name, adapter and strength of soft prompts."""
@@ -38,7 +38,7 @@ _ONE_LENGTH: Final = (
 
 
 def named(names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """All arguments of a call by name."""
+    """Returns all arguments of a call by name."""
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
@@ -117,6 +117,27 @@ class StackWire:
         _check_known(given, batch, length)
         self._begin(given, Layout(on, length, mask, **how), prompts, text)
         return True
+
+    def labelled(self, given: Mapping[str, Any], *, shifted: bool) -> Tensor | None:
+        """Returns the labels for all columns that come out, where they are more than came in; None where they are not.
+
+        Args:
+            given: the call of the model. shifted: as in :meth:`Layout.labels`.
+        """
+        prompts, past, labels = self.state.prompts(self.stack.role), given.get(CACHE), given.get("labels")
+        text = given.get("input_ids") if given.get("inputs_embeds") is None else given["inputs_embeds"]
+        if not (prompts and self.whole and isinstance(labels, Tensor) and isinstance(text, Tensor)):
+            return None
+        if labels.shape != text.shape[:2] or (past is not None and past.get_seq_length()):
+            return None
+        on, mask = self._on(prompts, len(text), text.device), _flat_mask(given.get("attention_mask"))
+        layout = Layout(on, text.shape[1], mask, everywhere=self._everywhere(prompts))
+        return layout.labels(labels, shifted=shifted)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the columns of virtual tokens come out: never to a classifier, which reads one place of the text."""
+        return self.state.whole and self.stack.alone and not self._pools_outside()
 
     def _begin(
         self,
@@ -231,7 +252,7 @@ class StackWire:
     # -- what comes out ----------------------------------------------------------------------------------------------
 
     def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        """Gives the caller back as many tokens as came in, and a cache that knows its prompts."""
+        """Gives the caller back as many tokens as came in (or all columns), and a cache that knows its prompts."""
         layout, tag, cache = self.layout, self.tag, self.cache
         self.layout, self.tag, self.cache = None, None, None
         if cache is not None:
@@ -240,7 +261,7 @@ class StackWire:
             _tag(output, tag)
         if layout is None or (self.stack.role == "encoder" and (not self.stack.alone or self._pools_outside())):
             return output
-        return _replaced(output, functools.partial(_cut, layout))
+        return _replaced(output, functools.partial(_taken, layout, layout.shown if self.whole else layout.text))
 
     def _pools_outside(self) -> bool:
         """A classifier on an encoder reads the first position, which is the first virtual token's, as in PEFT."""
@@ -296,13 +317,13 @@ def _replaced(output: Any, change: Any) -> Any:
     return change(output)
 
 
-def _cut(layout: Layout, value: Any) -> Any:
-    """The columns of the text, out of states ``(B, M + L, ...)`` or attention weights ``(B, heads, M + L, keys)``."""
+def _taken(layout: Layout, take: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """What ``take`` takes out of states ``(B, M + L, ...)`` or attention weights ``(B, heads, M + L, keys)``."""
     if isinstance(value, (tuple, list)):
-        return type(value)(_cut(layout, entry) for entry in value)
+        return type(value)(_taken(layout, take, entry) for entry in value)
     whole = layout.virtual + layout.length
     if isinstance(value, Tensor) and value.dim() == 3 and value.shape[1] == whole:
-        return layout.text(value)
+        return take(value)
     if isinstance(value, Tensor) and value.dim() == 4 and value.shape[2] == whole:
-        return layout.text(value.transpose(1, 2)).transpose(1, 2)
+        return take(value.transpose(1, 2)).transpose(1, 2)
     return value

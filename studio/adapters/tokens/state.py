@@ -28,13 +28,14 @@ class TokenState:
     Attributes:
         chosen_tasks: the tasks of the samples, as a context around the calls names them; tasks: those of this call.
         generating: whether ``generate`` runs, in which a sample's rows are its beams.
+        whole: whether what comes out has the columns of the virtual tokens too, as PEFT gives it.
     """
 
     def __init__(self, mount: Mount) -> None:
         self.mount, self.site = mount, cast(ModelSite, mount.site)
         self.tasks: Tensor | None = None
         self.chosen_tasks: Tensor | None = None
-        self.generating = False
+        self.generating = self.whole = False
         self._kept: dict[tuple[Any, ...], tuple[Tensor, tuple[Any, ...]]] = {}
 
     def forget(self) -> None:

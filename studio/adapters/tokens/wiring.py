@@ -8,6 +8,7 @@ runs. So generation, beam search, padding and gradient checkpointing (which runs
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import MethodType
@@ -16,15 +17,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from studio.adapters.hosting.assembly import assembly_at
 from studio.adapters.hosting.attached import assemblies
 from studio.adapters.hosting.host import HOOKS
 from studio.adapters.hosting.mount import Mount
 from studio.adapters.tokens.prefixing import AttentionWire
-from studio.adapters.tokens.prompting import StackWire
+from studio.adapters.tokens.prompting import StackWire, named
 from studio.adapters.tokens.state import TokenState
 from studio.errors import DoesNotFit
 
-__all__ = ["Wiring", "for_tasks"]
+__all__ = ["Wiring", "for_tasks", "with_virtual"]
 
 
 class Wiring:
@@ -38,8 +40,8 @@ class Wiring:
         self.state = state = TokenState(mount)
         root = state.site.module
         self.handles = [root.register_forward_pre_hook(self._begin, with_kwargs=True)]
-        for stack in state.site.stacks:
-            wire = StackWire(state, stack)
+        self.wires = [StackWire(state, stack) for stack in state.site.stacks]
+        for stack, wire in zip(state.site.stacks, self.wires, strict=True):
             self.handles.append(stack.module.register_forward_pre_hook(wire.before, with_kwargs=True))
             self.handles.append(stack.module.register_forward_hook(wire.after, with_kwargs=True))
         for attention in state.site.found_attentions():
@@ -64,9 +66,20 @@ class Wiring:
         state.forget()
         if not state.generating:
             state.tasks = state.chosen_tasks if given is None else torch.as_tensor(given)
-        if "task_ids" in kwargs:
-            return args, {name: value for name, value in kwargs.items() if name != "task_ids"}
-        return None
+        kept = {name: value for name, value in kwargs.items() if name != "task_ids"}
+        if state.whole:
+            args, kept = self._labelled(module, args, kept)
+        return (args, kept) if len(kept) < len(kwargs) or state.whole else None
+
+    def _labelled(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The call, with labels for all columns that will come out."""
+        known = inspect.signature(module.forward).parameters.values()
+        given = named([one.name for one in known if one.kind is one.POSITIONAL_OR_KEYWORD], args, kwargs)
+        shifted = getattr(module, "loss_type", None) in (None, "ForCausalLM")  # None: transformers takes the latter
+        labels = self.wires[0].labelled(given, shifted=shifted)
+        if labels is None:
+            return args, kwargs
+        return (args, {**kwargs, "labels": labels}) if "labels" in kwargs else ((), {**given, "labels": labels})
 
 
 HOOKS["hooks"] = Wiring
@@ -80,6 +93,30 @@ def _generate(state: TokenState, original: Any, *args: Any, task_ids: Any = None
         return original(*args, **kwargs)
     finally:
         state.generating, state.tasks = False, before
+
+
+@contextmanager
+def with_virtual(model: Any) -> Iterator[None]:
+    """Lets calls give the columns of virtual tokens too, while the context lasts, with labels of the text beside them.
+
+    Each row ends with its text, as without: padding on its left, virtual tokens, text. PEFT gives such logits; the
+    loss then counts the first token of a text as well, which the last virtual token predicts. A classifier of whole
+    texts and a model with an encoder and a decoder give what they always do.
+
+    Args:
+        model: the model; one without virtual tokens is left as it is.
+    """
+    assembly = assembly_at(model)
+    mount = None if assembly is None else assembly.mounts.get("")
+    state = mount.hooks.state if mount is not None and isinstance(mount.hooks, Wiring) else None
+    if state is None:
+        yield
+        return
+    before, state.whole = state.whole, True
+    try:
+        yield
+    finally:
+        state.whole = before
 
 
 @contextmanager

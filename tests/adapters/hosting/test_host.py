@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import studio
+from studio import peft
 from studio.adapters.hosting.host import is_hosted
 from studio.errors import BadConfig, DoesNotFit, NoEffect, NoTargets, UnknownName, UnsupportedLayer
 from tiny import llama, shaken, unet
@@ -566,3 +567,25 @@ def test_dropout_acts_only_on_an_adapter_in_training(method: type) -> None:
     model.requires_grad_(False)
     studio.blend(model, "default")
     assert torch.allclose(layer(hidden), expected, atol=1e-6)  # frozen, although in training mode
+
+
+@pytest.mark.parametrize(
+    "around, place",
+    [
+        (lambda inner: nn.Sequential(inner), "0"),
+        (lambda inner: nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Sequential(inner)}), "b.0"),
+        (lambda inner: peft.PeftModel(inner, peft.LoraConfig(r=2, target_modules=["2"])), "model.get_base_model()"),
+    ],
+    ids=["a module around it", "two around it", "a PEFT model"],
+)
+def test_an_unknown_name_says_which_module_inside_carries_adapters(around, place, tmp_path):
+    inner = net()
+    if place != "model.get_base_model()":
+        studio.attach(inner, LORA, name="default")
+    outer = around(inner)
+    with pytest.raises(UnknownName) as caught:
+        studio.save(outer, tmp_path / "a.safetensors")
+    ending = f"; the Sequential inside it carries default: give that one, {place}"
+    assert str(caught.value) == f"no adapter is named 'default' (attached: none){ending}"
+    assert list(tmp_path.iterdir()) == []
+    studio.save(inner, tmp_path / "a.safetensors")

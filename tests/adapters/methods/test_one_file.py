@@ -16,7 +16,7 @@ from studio.adapters import METHODS
 from studio.files import elsewhere, spelling
 
 NAMED: dict[str, tuple[set[str], str]] = {
-    "trainers/recipes.py": ({"lora"}, "the method of the recipes, whose rates all others are multiples of"),
+    "studio/families/recipe.py": ({"lora"}, "the method of the recipes, whose rates all others are multiples of"),
     "pipelines/prompt.py": ({"lora"}, "A1111's tag, <lora:name:weight>"),
     "studio/peft/files/card.py": ({"lora"}, "a tag of model cards"),
     "studio/peft/files/folder.py": ({"ADALORA"}, "ranks that went while it was trained are those of its folder"),
