@@ -269,6 +269,11 @@ def _notes(found: Contents, read: Sequence[Match], grades: Mapping[str, Grade]) 
     for difference, paths in differing.items():
         others = f" and {len(paths) - 1} more layers" if len(paths) > 1 else ""
         yield f"{difference} ({paths[0]}{others}); here it acts as the layer does"
+    if any("split_qkv" in match.metadata.get("ss_network_args", "") for match in read):
+        yield (
+            "it was trained with split_qkv: sd-scripts saves the parts of such a layer together and their alpha as it "
+            "was, so that it acts 3 or 4 times weaker than in training"
+        )
     if any("base_layer.out_proj" in module for module in found.layers):
         yield "PEFT 0.21 adds the change of an attention's out_proj twice; here it acts once, as saved"
 
