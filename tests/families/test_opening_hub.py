@@ -106,38 +106,38 @@ def refused(error, words, name, **settings):
     assert "\n" not in str(caught.value)
 
 
-def test_one_sentence_for_each_thing_that_goes_wrong(hub, folder, monkeypatch):
+ANSWERS = {
+    "owner/gated": (
+        BadFile,
+        "gives owner/gated only to those who have accepted its terms: do so at http.*hf auth login",
+    ),
+    "owner/hidden": (UnknownName, "shows no repository owner/hidden.*a private one, log in"),
+    "owner/tinny": (UnknownName, "no repository owner/tinny; did you mean 'owner/tiny', which is there"),
+    "owner/tiny@v9": (UnknownName, "owner/tiny has no revision 'v9'"),
+    "owner/pickled": (BadFile, "on the hub has the weights of its unet as .*bin alone, and pickles"),
+}
+AWAY = {
+    "owner/tinny": "no repository owner/tinny in the hub's cache .*did you mean 'owner/tiny'",
+    "owner/tiny@v9": "no revision 'v9' of owner/tiny in the hub's cache",
+    "owner/absent": "no file or folder 'owner/absent', and no repository .*leave out --offline and HF_HUB_OFF",
+}
+
+
+def test_one_sentence_for_each_answer_of_the_hub(hub, folder, monkeypatch):
     files = files_of(folder)
     hub.repositories["owner/gated"] = Repository({"main": files}, gated=True)
     hub.repositories["owner/hidden"] = Repository({"main": files}, hidden=True)
     plain = {name: data for name, data in files.items() if name != "unet/diffusion_pytorch_model.safetensors"}
     hub.repositories["owner/pickled"] = Repository({"main": plain})
     open_base("owner/tiny")
-    refused(
-        BadFile,
-        "gives owner/gated only to those who have accepted its terms: do so at http.*hf auth login",
-        "owner/gated",
-    )
-    refused(UnknownName, "shows no repository owner/hidden.*a private one, log in", "owner/hidden")
-    refused(UnknownName, "no repository owner/tinny; did you mean 'owner/tiny', which is there", "owner/tinny")
-    refused(UnknownName, "owner/tiny has no revision 'v9'", "owner/tiny@v9")
-    refused(
-        BadFile, "owner/pickled on the hub has the weights of its unet as .*bin alone, and pickles", "owner/pickled"
-    )
+    for name, (error, words) in ANSWERS.items():
+        refused(error, words, name)
     asked = list(hub.asked)
-    refused(
-        UnknownName,
-        "no repository owner/tinny in the hub's cache .*did you mean 'owner/tiny'",
-        "owner/tinny",
-        offline=True,
-    )
-    refused(UnknownName, "no revision 'v9' of owner/tiny in the hub's cache", "owner/tiny@v9", offline=True)
+    for name, words in AWAY.items():
+        refused(UnknownName, words, name, offline=True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    refused(
-        UnknownName,
-        "no file or folder 'owner/absent', and no repository .*leave out --offline and HF_HUB_OFF",
-        "owner/absent",
-    )
+    for name, words in AWAY.items():
+        refused(UnknownName, words, name)
     assert hub.asked == asked
 
 
