@@ -16,10 +16,11 @@ from studio.errors import BadConfig, BadFile, DoesNotFit, UnsupportedLayer
 from studio.families.native import Native
 from studio.files.components import component_of
 from studio.files.detect import Contents, Layer
+from studio.files.endings import shortest_endings
 from studio.files.format import Settings, Source
 from studio.files.fused import split_rows
 from studio.files.metadata import Entry, changed
-from studio.files.names import Names, shortest_endings
+from studio.files.names import Names
 from studio.files.peft_parameters import names_of_parameters
 from studio.files.scale import Grade, settle
 from studio.files.sound import check_finite, check_product, fitting
