@@ -7,7 +7,9 @@ import socket
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors.torch import save_file
 
+import original_names
 import studio
 from hub_server import Repository, files_of, serving
 from studio.errors import BadFile, UnknownName
@@ -240,3 +242,27 @@ def test_a_training_says_the_id_and_starts_from_one(hub, photos, tmp_path):
     hub.repositories["owner/dog"] = Repository({"main": {"dog.safetensors": run.adapter.read_bytes()}})
     again = train(task, adapter="owner/dog", output=tmp_path / "second", **settings)
     assert again.adapter.is_file()
+
+
+def written(state, file):
+    save_file({name: tensor.detach().clone().contiguous() for name, tensor in state.items()}, file)
+    return file
+
+
+def test_a_checkpoint_of_one_file_takes_its_configs_from_an_id_and_no_weights(hub, folder, tmp_path):
+    file = written(original_names.sdxl(build("sdxl")), tmp_path / "model.safetensors")
+    base = open_base(file, config_of="owner/tiny")
+    assert (base.family.name, hub.given()) == ("sdxl", [])
+    hub.repositories["owner/one"] = Repository({"main": {"model.safetensors": file.read_bytes()}})
+    assert open_base("owner/one/model.safetensors", config_of="owner/tiny", offline=False).hash == base.hash
+    with pytest.raises(BadFile, match="no model_index.json .*named with its file: .../model.safetensors"):
+        open_base("owner/one")
+
+
+def test_a_denoiser_alone_takes_what_it_lacks_from_an_id(hub, tmp_path):
+    unet = dict(original_names.under("model.diffusion_model.", original_names.ldm_unet(build("sdxl").unet)))
+    file = written(unet, tmp_path / "unet.safetensors")
+    base = open_base(file, config_of="owner/tiny")
+    asked = [line for line in hub.asked if line.startswith("GET") and line.endswith(".safetensors")]
+    assert sorted(line.split("/")[-2] for line in asked) == ["text_encoder", "text_encoder_2", "vae"]
+    assert set(base.weights) == {"", "text_encoder", "text_encoder_2", "vae"}
