@@ -13,6 +13,7 @@ from studio.config import check, plain
 from studio.datasets.trigger import Trigger, missing_words
 from studio.errors import BadConfig, DoesNotFit
 from studio.families import BASES, Base, open_base
+from studio.families.attention import ATTENTIONS
 from studio.families.family import Defaults
 from studio.limits import limit
 from studio.trainers.image.diffusion import Diffusion, Previews
@@ -75,12 +76,16 @@ class ImageTask(ABC):
         preview_prompts: what previews show; None: a prompt or two with the trigger; empty: no previews.
         preview_seeds: every prompt is shown with each of these.
         preview_steps, preview_guidance: sampling of the previews; None: the base's own.
+        preview_attention: by what previews compute attention (:data:`studio.families.attention.ATTENTIONS`); None: as
+            the base was opened.
+        preview_vae_tiling: the autoencoder takes previews in overlapping tiles.
         caption_encoding: what caption files without a mark are read as: ``"utf-8"``, or ``"windows-1252"``.
         licence: what the adapter file says about its licence.
         config_of: for a base in one file, the folder or the hub id of its configs, and of what the file lacks.
 
     Raises:
         BadConfig: a field with an impossible value, or two that contradict each other.
+        UnknownName: no attention is called so.
     """
 
     task_name: ClassVar[str]
@@ -99,6 +104,8 @@ class ImageTask(ABC):
     preview_seeds: tuple[int, ...] = (0,)
     preview_steps: int | None = None
     preview_guidance: float | None = None
+    preview_attention: str | None = None
+    preview_vae_tiling: bool = False
     caption_encoding: Literal["utf-8", "windows-1252"] = "utf-8"
     licence: str | None = None
     config_of: str | None = None
@@ -108,6 +115,7 @@ class ImageTask(ABC):
         if self.resolution is not None:
             sides_of(self.resolution)
         self._check_numbers()
+        _ = ATTENTIONS[self.preview_attention or "sdpa"]
         rate = self.text_encoder_learning_rate
         if rate is not None and not 0 < rate < math.inf:
             raise BadConfig(f"text_encoder_learning_rate={rate!r} must be above 0; text_encoder=False trains none")
@@ -226,7 +234,9 @@ class ImageTask(ABC):
         prompts = self.answers_to.previews(captions) if self.preview_prompts is None else self.preview_prompts
         guidance = own.guidance if self.preview_guidance is None else self.preview_guidance
         steps = own.steps if self.preview_steps is None else self.preview_steps
-        return Previews(prompts, self.preview_seeds, size, steps, guidance)
+        return Previews(
+            prompts, self.preview_seeds, size, steps, guidance, self.preview_attention, self.preview_vae_tiling
+        )  # fmt: skip
 
     def _check_previews(self) -> None:
         """Checks that each preview prompt calls up what is learned.

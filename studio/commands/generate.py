@@ -13,7 +13,14 @@ import click
 
 from studio.commands.loading import load_adapter, open_pipeline
 from studio.commands.numbered import check_numbers, places
-from studio.commands.options import adapter_option, config_option, example, output_options, pipeline_options
+from studio.commands.options import (
+    adapter_option,
+    config_option,
+    example,
+    memory_options,
+    output_options,
+    pipeline_options,
+)
 from studio.commands.show import Show
 from studio.commands.words import SEEDS, SIZE, AdapterWord
 
@@ -49,6 +56,12 @@ __all__ = ["generate"]
 @click.option("--steps", type=int, metavar="N", help="Denoising steps; else the base's own.")
 @click.option("--sampling-steps", "steps", type=int, hidden=True, help="The same as --steps.")
 @click.option("--guidance", type=float, metavar="X", help="Guidance scale, else the base's own; 1: the prompt alone.")
+@click.option(
+    "--embedded-guidance",
+    type=float,
+    metavar="X",
+    help="Guidance that a distilled base (Flux dev) takes as a number instead; else the base's own.",
+)
 @click.option("--negative", metavar="TEXT", help="What guidance leads away from.")
 @click.option("--resolution", type=SIZE, metavar="WxH", help="Size in pixels, 512x768 or 512; else the base's own.")
 @click.option(
@@ -67,6 +80,7 @@ __all__ = ["generate"]
 @click.option("--grid", type=click.Path(path_type=Path), metavar="FILE.png", help="Also write one sheet with them all.")
 @config_option
 @pipeline_options
+@memory_options
 @click.option(
     "-o",
     "--output",
@@ -86,6 +100,7 @@ def generate(
     seed: tuple[int, ...] | None,
     steps: int | None,
     guidance: float | None,
+    embedded_guidance: float | None,
     negative: str | None,
     resolution: tuple[int, int] | None,
     image: Path | None,
@@ -119,13 +134,17 @@ def generate(
     check_numbers(1 if steps is None else steps, guidance, resolution, batch_size)
     grid = None if grid is None else grid.expanduser()
     files = places(output.expanduser(), len(prompts) * len(seeds), grid, overwrite=overwrite)
-    pipe = open_pipeline(ImagePipeline, base, device=device, dtype=dtype, show=show, config_of=config_of)
+    saving = click.get_current_context().obj
+    pipe = open_pipeline(
+        ImagePipeline, base, device=device, dtype=dtype, show=show, config_of=config_of, saving=saving
+    )  # fmt: skip
     used = [load_adapter(pipe, word, show, allow_partial=allow_partial, pickled=pickled) for word in adapters]
     _look_at(pipe, prompts, negative, guidance, show)
     width, height = resolution or (None, None)
     draw = partial(
-        pipe.generate, steps=steps, guidance=guidance, negative=negative, width=width, height=height,
-        batch_size=batch_size, scheduler=scheduler, image=image, strength=strength, mask=mask,
+        pipe.generate, steps=steps, guidance=guidance, embedded_guidance=embedded_guidance, negative=negative,
+        width=width, height=height, batch_size=batch_size, scheduler=scheduler, image=image, strength=strength,
+        mask=mask,
     )  # fmt: skip
     images: list[Image] = []
     made: list[dict[str, Any]] = []

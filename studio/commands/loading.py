@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from studio.commands.show import Show
@@ -24,6 +25,7 @@ def open_pipeline(
     dtype: str | None,
     show: Show,
     config_of: str | None = None,
+    saving: Mapping[str, Any] | None = None,
 ) -> AnyPipeline:
     """Opens a base where and as the options say.
 
@@ -34,6 +36,7 @@ def open_pipeline(
         dtype: number format; None takes that of the base's files, or the device's usual one.
         show: takes a line where another format is used than asked for.
         config_of: the folder or the hub id whose configs a checkpoint of one file is opened with.
+        saving: what saves memory, as arguments of its ``open``.
 
     Raises:
         UsageError: the base, the device or the format is not there.
@@ -41,7 +44,7 @@ def open_pipeline(
     from studio.device import choose_device, choose_dtype
 
     place = choose_device(device)
-    own: dict[str, Any] = {} if config_of is None else {"config_of": config_of}
+    own: dict[str, Any] = {**(saving or {}), **({} if config_of is None else {"config_of": config_of})}
     if dtype in (None, "auto"):
         return pipeline.open(base, dtype="auto", device=place, **own)
     numbers = choose_dtype(dtype, place)

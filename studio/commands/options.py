@@ -16,6 +16,7 @@ __all__ = [
     "adapter_option",
     "config_option",
     "example",
+    "memory_options",
     "offline_option",
     "output_options",
     "pipeline_options",
@@ -50,6 +51,7 @@ _OFFLINE = click.option(
     "--offline", is_flag=True, expose_value=False, callback=_environment("HF_HUB_OFFLINE"), is_eager=True,
     help="Never ask the hub: take what is in its cache on this machine.",
 )  # fmt: skip
+_ATTENTION = click.Choice(["sdpa", "sliced", "flash", "xformers"])
 _CONFIG_OF = "For a base in one file: the folder, or the hub id, of its configs, and of what the file lacks."
 
 _ADAPTER = (
@@ -117,6 +119,11 @@ _PICTURES = _training(
     setting("--config-of", field="config_of", metavar="BASE", help=_CONFIG_OF),
     setting("--sampling-steps", field="preview_steps", type=int, metavar="N", help="Denoising steps of previews."),
     setting("--guidance", field="preview_guidance", type=float, metavar="X", help="Guidance of previews."),
+    setting("--attention", field="preview_attention", type=_ATTENTION, help="What previews compute attention by."),
+    setting(
+        "--vae-tiling", field="preview_vae_tiling", is_flag=True, default=None,
+        help="Previews' autoencoder takes a picture in overlapping tiles: less memory for large ones.",
+    ),
 )  # fmt: skip
 _TEXTS = _training(
     "Samples",
@@ -137,6 +144,27 @@ _PIPELINE = (
         "--dtype", metavar="NAME", help="Number format of the base: fp32, bf16, fp16; else that of its files."
     ),
 )
+
+_MEMORY = (
+    setting(
+        "--offload", field="offload", type=click.Choice(["none", "model", "group", "sequential"]),
+        help="Where weights rest while they do not compute: all but none keep them in the CPU's memory, a component, a "
+        "block or a layer at a time on the accelerator; each takes less of it and is slower than the one before.",
+    ),
+    setting(
+        "--attention", field="attention", type=_ATTENTION,
+        help="What computes the denoiser's attention: sdpa (torch's own, the default), sliced (least memory), "
+        "flash, or xformers (an extra).",
+    ),
+    setting(
+        "--vae-tiling", field="vae_tiling", is_flag=True, default=None,
+        help="The autoencoder takes a picture in overlapping tiles, which changes large ones a little.",
+    ),
+    setting(
+        "--vae-slicing", field="vae_slicing", is_flag=True, default=None,
+        help="The autoencoder takes the pictures of a batch one by one.",
+    ),
+)  # fmt: skip
 
 _OUTPUT = (
     click.option(
@@ -190,6 +218,11 @@ def pipeline_options(command: F) -> F:
 def offline_option(command: F) -> F:
     """Adds ``--offline``, which the options of pipelines and of training hold."""
     return _OFFLINE(command)
+
+
+def memory_options(command: F) -> F:
+    """Adds what saves memory, as settings of the context that are arguments of ``ImagePipeline.open``."""
+    return _add(_MEMORY, command)
 
 
 def config_option(command: F) -> F:

@@ -13,6 +13,7 @@ from studio.device import choose_device
 from studio.errors import BadConfig, DoesNotFit, UnknownName, nearest
 from studio.families.family import FAMILIES, Defaults, Family, family_of, is_pipeline
 from studio.families.nature import nature_of
+from studio.families.offloading import check_resident
 from studio.families.offloading import offload as put_away
 from studio.families.opening import hub
 from studio.families.opening.dtype import named
@@ -176,11 +177,15 @@ def _put(pipe: Any, dtype: torch.dtype | None, device: torch.device | str | None
         DoesNotFit: the device cannot do it.
     """
     if offload is None:
+        if dtype is not None or device is not None:
+            check_resident(pipe)
         move(pipe, dtype, device)
         return
-    own = pipe._execution_device if device is None and (offload == "none" or pipe.device.type != "cpu") else device
+    own = pipe._execution_device if device is None and offload == "none" else device
+    if dtype is not None:
+        put_away(pipe, "none", torch.device("cpu"))
+        move(pipe, dtype, None)
     put_away(pipe, offload, choose_device(own))
-    move(pipe, dtype, None)
 
 
 def _place(base: str | Path, offline: bool, half: bool) -> tuple[str, Path]:

@@ -74,7 +74,7 @@ def offloaded(module: nn.Module) -> bool:
 
 
 def check_resident(pipe: Any) -> None:
-    """Checks that no component of a pipeline is offloaded.
+    """Checks that no component of a pipeline is offloaded, before it is moved, which training does too.
 
     Raises:
         DoesNotFit: one is.
@@ -82,8 +82,8 @@ def check_resident(pipe: Any) -> None:
     for name, part in _parts(pipe):
         if offloaded(part):
             raise DoesNotFit(
-                f"{name} is offloaded, and a backward pass wants the weights where they compute: open the base with "
-                "offload='none' to train on it"
+                f"{name} is offloaded: it is neither moved nor trained so (a backward pass wants the weights where "
+                "they compute); open the base with offload='none' first"
             )
 
 

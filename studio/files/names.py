@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, cast
 
 from torch import nn
@@ -19,7 +18,10 @@ from studio.families import components, family_of, named_parts
 from studio.families.native import Native
 from studio.files.components import ANY_FLAT, NATIVE, component_words, flat_prefix, meant_by
 
-__all__ = ["Names", "shortest_endings"]
+__all__ = ["Names"]
+
+
+_ENCODERS, _LEVEL = "text_encoders.", "transformer."
 
 
 class Names:
@@ -111,7 +113,7 @@ class Names:
         if self.family is None and (self.untold or len(self.modules) > 1):
             return ""
         if self.family is not None and label != self.family.denoiser:
-            return ""
+            return f"{self._beside[label]}{_LEVEL}{self._with_level(label, name)}" if label in self._beside else ""
         if self.translates(path, "native"):
             name = self.native[path].name if path in self.native else ""
         return NATIVE[0] + name if name else ""
@@ -146,6 +148,14 @@ class Names:
         """Native name, dotted and flattened -> the layer."""
         return {spelled: one for one in self.native.values() for spelled in (one.name, one.name.replace(".", "_"))}
 
+    @functools.cached_property
+    def _beside(self) -> dict[str, str]:
+        """Text encoder -> what its names begin with where they stand beside native names."""
+        single = None if self.family is None else self.family.single
+        parts = {} if single is None else single.parts
+        found = ((one, head) for one, heads in parts.items() for head in heads if head.startswith(_ENCODERS))
+        return {component: head for component, head in found if component in self.labels.values()}
+
     # -- finding -----------------------------------------------------------------------------------------------------
 
     def find_dotted(self, text: str) -> str | None:
@@ -162,6 +172,9 @@ class Names:
         native = next((text.removeprefix(one) for one in NATIVE if text.startswith(one)), None)
         if native is not None:
             return self._within(self.family.denoiser if self.family else "", native)
+        beside = next((one for one in self._beside if text.startswith(self._beside[one])), None)
+        if beside is not None:
+            return self._within(beside, text.removeprefix(self._beside[beside]).removeprefix(_LEVEL))
         found = self._anywhere(text)
         return self._anywhere(rest) if found is None and known else found
 
@@ -254,31 +267,3 @@ def _library_class(models: Iterable[Any]) -> str:
     kinds = (type(model) for model in models)
     library = ("diffusers.", "transformers.")
     return next((kind.__name__ for kind in kinds if any(c.__module__.startswith(library) for c in kind.__mro__)), "")
-
-
-def shortest_endings(chosen: Iterable[str], among: Iterable[str]) -> list[str] | None:
-    """Finds the shortest endings (whole words) that name exactly ``chosen`` and nothing else of ``among``.
-
-    Returns:
-        The endings, sorted; None if no set of endings can do it, because a chosen name ends another one.
-
-    Example:
-        >>> shortest_endings(["a.to_q", "b.to_q", "b.proj"], ["a.to_q", "b.to_q", "b.proj", "a.proj"])
-        ['b.proj', 'to_q']
-    """
-    wanted = list(chosen)
-    all_of, of_wanted = (Counter(ending for name in names for ending in _endings(name)) for names in (among, wanted))
-    found: set[str] = set()
-    for name in wanted:
-        ending = next((ending for ending in _endings(name) if all_of[ending] <= of_wanted[ending]), None)
-        if ending is None:
-            return None
-        found.add(ending)
-    return sorted(found)
-
-
-def _endings(name: str) -> Iterator[str]:
-    """The endings of a dotted name, the shortest first."""
-    words: Sequence[str] = name.split(".")
-    for count in range(1, len(words) + 1):
-        yield ".".join(words[-count:])

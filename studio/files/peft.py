@@ -23,9 +23,10 @@ from studio.adapters.sites.site import is_attention_output
 from studio.atomic import atomic_folder, atomic_write, together
 from studio.errors import DoesNotFit
 from studio.families import named_parameters
+from studio.files.endings import shortest_endings
 from studio.files.format import FORMATS, Draft, Format, Source
 from studio.files.header import write_tensors
-from studio.files.names import Names, shortest_endings
+from studio.files.names import Names
 from studio.files.peft_parameters import wrapped
 from studio.files.peft_settings import PeftSettings
 from studio.files.spelling import part_of

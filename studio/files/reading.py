@@ -17,10 +17,11 @@ from studio.errors import BadConfig, BadFile, DoesNotFit, Refused, UnsupportedLa
 from studio.families.native import Native
 from studio.files.components import component_of
 from studio.files.detect import Contents, Layer
+from studio.files.endings import shortest_endings
 from studio.files.format import Settings, Source
 from studio.files.fused import split_rows
 from studio.files.metadata import Entry, doubts
-from studio.files.names import Names, shortest_endings
+from studio.files.names import Names
 from studio.files.peft_parameters import names_of_parameters
 from studio.files.scale import Grade, settle
 from studio.files.sound import check_size, fitting, norms
@@ -288,6 +289,11 @@ def _notes(found: Contents, read: Sequence[Match], grades: Mapping[str, Grade]) 
     for difference, paths in differing.items():
         others = f" and {len(paths) - 1} more layers" if len(paths) > 1 else ""
         yield f"{difference} ({paths[0]}{others}); here it acts as the layer does"
+    if any("split_qkv" in match.metadata.get("ss_network_args", "") for match in read):
+        yield (
+            "it was trained with split_qkv: sd-scripts saves the parts of such a layer together and their alpha as it "
+            "was, so that it acts 3 or 4 times weaker than in training"
+        )
     if any("base_layer.out_proj" in module for module in found.layers):
         yield "PEFT 0.21 adds the change of an attention's out_proj twice; here it acts once, as saved"
 

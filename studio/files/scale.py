@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from studio.adapters import AdapterConfig
 from studio.adapters.contract.ranked import FactorConfig, RankedConfig
-from studio.files.names import shortest_endings
+from studio.files.endings import shortest_endings
 
 __all__ = ["Grade", "root_or_rank", "settle"]
 

@@ -13,7 +13,7 @@ import studio
 from studio.errors import DoesNotFit, UnknownName
 from studio.families import components, open_base
 from studio.families.attention import ATTENTIONS, attending
-from studio.families.offloading import OFFLOADS, check_resident, offload, offloaded
+from studio.families.offloading import OFFLOADS, offload, offloaded
 from studio.families.tiling import in_parts
 from studio.pipelines import ImagePipeline
 from studio.pipelines.sample import Request, draw
@@ -204,8 +204,10 @@ def test_offloading_that_cannot_be_had_is_refused():
     with pytest.raises(UnknownName, match="did you mean 'group'"):
         ImagePipeline.open("emoji", offload="groups", device="cpu")
     base = open_base(build("sd1"), offload="group", device="cpu")
-    with pytest.raises(DoesNotFit, match="is offloaded, and a backward pass"):
-        check_resident(base.pipe)
+    with pytest.raises(DoesNotFit, match="is offloaded: it is neither moved nor trained so"):
+        open_base(base, device="cpu")
+    assert open_base(base, dtype="bf16", offload="group", device="cpu").pipe.unet.dtype is torch.bfloat16
+    assert open_base(base, offload="none").pipe.unet.dtype is torch.bfloat16
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -81,8 +81,8 @@ WHOLE = {"sd1": original_names.sd1, "sdxl": original_names.sdxl, "flux1": origin
 ALONE = {
     "flux1": lambda pipe: original_names.flux_denoiser(pipe.transformer),
     "sdxl": lambda pipe: dict(original_names.under("model.diffusion_model.", original_names.ldm_unet(pipe.unet))),
-    "qwen-image": lambda pipe: pipe.transformer.state_dict(),
-    "z-image": lambda pipe: dict(original_names.under("model.diffusion_model.", pipe.transformer.state_dict())),
+    "qwen-image": lambda pipe: dict(original_names.under("model.diffusion_model.", pipe.transformer.state_dict())),
+    "z-image": lambda pipe: original_names.z_image_denoiser(pipe.transformer),
 }
 
 
@@ -163,7 +163,9 @@ def test_a_checkpoint_with_tensors_too_many_or_too_few_is_refused(folders, tmp_p
     with pytest.raises(BadFile, match="less.safetensors lacks tensors that the configs of .*sdxl describe"):
         open_base(written(less, tmp_path / "less.safetensors"), config_of=folders("sdxl"))
     alone = {
-        name: tensor for name, tensor in ALONE["qwen-image"](build("qwen-image")).items() if name != "proj_out.bias"
+        name: tensor
+        for name, tensor in ALONE["qwen-image"](build("qwen-image")).items()
+        if not name.endswith("proj_out.bias")
     }
     with pytest.raises(BadFile, match="alone.safetensors lacks tensors that the configs of .*qwen-image describe"):
         open_base(written(alone, tmp_path / "alone.safetensors"), config_of=folders("qwen-image"))

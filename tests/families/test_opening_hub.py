@@ -7,7 +7,9 @@ import socket
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors.torch import save_file
 
+import original_names
 import studio
 from hub_server import Repository, files_of, serving
 from studio.errors import BadFile, UnknownName
@@ -106,42 +108,38 @@ def refused(error, words, name, **settings):
     assert "\n" not in str(caught.value)
 
 
-def test_one_sentence_for_each_thing_that_goes_wrong(hub, folder):
+ANSWERS = {
+    "owner/gated": (
+        BadFile,
+        "gives owner/gated only to those who have accepted its terms: do so at http.*hf auth login",
+    ),
+    "owner/hidden": (UnknownName, "shows no repository owner/hidden.*a private one, log in"),
+    "owner/tinny": (UnknownName, "no repository owner/tinny; did you mean 'owner/tiny', which is there"),
+    "owner/tiny@v9": (UnknownName, "owner/tiny has no revision 'v9'"),
+    "owner/pickled": (BadFile, "on the hub has the weights of its unet as .*bin alone, and pickles"),
+}
+AWAY = {
+    "owner/tinny": "no repository owner/tinny in the hub's cache .*did you mean 'owner/tiny'",
+    "owner/tiny@v9": "no revision 'v9' of owner/tiny in the hub's cache",
+    "owner/absent": "no file or folder 'owner/absent', and no repository .*leave out --offline and HF_HUB_OFF",
+}
+
+
+def test_one_sentence_for_each_answer_of_the_hub(hub, folder, monkeypatch):
     files = files_of(folder)
     hub.repositories["owner/gated"] = Repository({"main": files}, gated=True)
     hub.repositories["owner/hidden"] = Repository({"main": files}, hidden=True)
     plain = {name: data for name, data in files.items() if name != "unet/diffusion_pytorch_model.safetensors"}
     hub.repositories["owner/pickled"] = Repository({"main": plain})
     open_base("owner/tiny")
-    refused(
-        BadFile,
-        "gives owner/gated only to those who have accepted its terms: do so at http.*hf auth login",
-        "owner/gated",
-    )
-    refused(UnknownName, "shows no repository owner/hidden.*a private one, log in", "owner/hidden")
-    refused(UnknownName, "no repository owner/tinny; did you mean 'owner/tiny', which is there", "owner/tinny")
-    refused(UnknownName, "owner/tiny has no revision 'v9'", "owner/tiny@v9")
-    refused(
-        BadFile, "owner/pickled on the hub has the weights of its unet as .*bin alone, and pickles", "owner/pickled"
-    )
-
-
-def test_one_sentence_for_each_thing_that_is_not_in_the_cache(hub, monkeypatch):
-    open_base("owner/tiny")
+    for name, (error, words) in ANSWERS.items():
+        refused(error, words, name)
     asked = list(hub.asked)
-    refused(
-        UnknownName,
-        "no repository owner/tinny in the hub's cache .*did you mean 'owner/tiny'",
-        "owner/tinny",
-        offline=True,
-    )
-    refused(UnknownName, "no revision 'v9' of owner/tiny in the hub's cache", "owner/tiny@v9", offline=True)
+    for name, words in AWAY.items():
+        refused(UnknownName, words, name, offline=True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    refused(
-        UnknownName,
-        "no file or folder 'owner/absent', and no repository .*leave out --offline and HF_HUB_OFF",
-        "owner/absent",
-    )
+    for name, words in AWAY.items():
+        refused(UnknownName, words, name)
     assert hub.asked == asked
 
 
@@ -244,3 +242,27 @@ def test_a_training_says_the_id_and_starts_from_one(hub, photos, tmp_path):
     hub.repositories["owner/dog"] = Repository({"main": {"dog.safetensors": run.adapter.read_bytes()}})
     again = train(task, adapter="owner/dog", output=tmp_path / "second", **settings)
     assert again.adapter.is_file()
+
+
+def written(state, file):
+    save_file({name: tensor.detach().clone().contiguous() for name, tensor in state.items()}, file)
+    return file
+
+
+def test_a_checkpoint_of_one_file_takes_its_configs_from_an_id_and_no_weights(hub, folder, tmp_path):
+    file = written(original_names.sdxl(build("sdxl")), tmp_path / "model.safetensors")
+    base = open_base(file, config_of="owner/tiny")
+    assert (base.family.name, hub.given()) == ("sdxl", [])
+    hub.repositories["owner/one"] = Repository({"main": {"model.safetensors": file.read_bytes()}})
+    assert open_base("owner/one/model.safetensors", config_of="owner/tiny", offline=False).hash == base.hash
+    with pytest.raises(BadFile, match="no model_index.json .*named with its file: .../model.safetensors"):
+        open_base("owner/one")
+
+
+def test_a_denoiser_alone_takes_what_it_lacks_from_an_id(hub, tmp_path):
+    unet = dict(original_names.under("model.diffusion_model.", original_names.ldm_unet(build("sdxl").unet)))
+    file = written(unet, tmp_path / "unet.safetensors")
+    base = open_base(file, config_of="owner/tiny")
+    asked = [line for line in hub.asked if line.startswith("GET") and line.endswith(".safetensors")]
+    assert sorted(line.split("/")[-2] for line in asked) == ["text_encoder", "text_encoder_2", "vae"]
+    assert set(base.weights) == {"", "text_encoder", "text_encoder_2", "vae"}

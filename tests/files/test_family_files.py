@@ -21,6 +21,8 @@ def adapted(kind, format="diffusers", **fields):
     pipe = build(kind)
     family = family_of(pipe)
     components = {"diffusers": (family.denoiser, *family.readers), "kohya": tuple(family.flat), "native": None}[format]
+    if format == "native" and kind in ("flux1", "sd3", "chroma"):
+        components = (family.denoiser, *family.readers)
     studio.attach(pipe, studio.LoRA(**{"rank": 2, "targets": "all-linear"} | fields), components=components)
     draw = torch.Generator().manual_seed(3)
     with torch.no_grad():

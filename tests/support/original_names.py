@@ -192,3 +192,21 @@ def flux(pipe: Any) -> dict[str, Tensor]:
         *under("text_encoders.clip_l.transformer.", clip(pipe.text_encoder)),
         *under("text_encoders.t5xxl.transformer.", pipe.text_encoder_2.state_dict()),
     ])  # fmt: skip
+
+
+def z_image_denoiser(transformer: Any) -> dict[str, Tensor]:
+    """A Z-Image denoiser as ComfyUI names it: queries, keys and values are one, and one norm is read by nobody."""
+    steps = {
+        "all_final_layer.2-1.": "final_layer.", "all_x_embedder.2-1.": "x_embedder.", ".to_out.0.": ".out.",
+        ".norm_k.": ".k_norm.", ".norm_q.": ".q_norm.",
+    }  # fmt: skip
+    state = dict(transformer.state_dict())
+    for name in [name for name in state if name.endswith(".to_q.weight")]:
+        parts = [state.pop(name.replace("to_q", f"to_{which}")) for which in "qkv"]
+        state[name.replace("to_q", "qkv")] = torch.cat(parts)
+    named = {"norm_final.weight": torch.ones(transformer.config.dim)}
+    for name, tensor in state.items():
+        for old, new in steps.items():
+            name = name.replace(old, new)
+        named[name] = tensor
+    return named

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from studio.adapters import blended
 from studio.families import Base, Conditioning, Shot
+from studio.trainers.image.idle import Idle
 from studio.trainers.image.latents import Latents
 from studio.trainers.image.objective import Objective
 from studio.trainers.image.prior import Prior
@@ -36,6 +37,8 @@ class Previews:
         size: width and height in pixels.
         steps: sampling steps.
         guidance: guidance scale.
+        attention: by what attention is computed; None: as the base was opened.
+        vae_tiling: the autoencoder takes a picture in overlapping tiles.
     """
 
     prompts: tuple[str, ...]
@@ -43,6 +46,8 @@ class Previews:
     size: tuple[int, int]
     steps: int
     guidance: float
+    attention: str | None = None
+    vae_tiling: bool = False
 
 
 @dataclass(kw_only=True)
@@ -84,6 +89,9 @@ class Diffusion(Lesson):
         self._dtype = next(self.denoiser.parameters()).dtype  # diffusers' own .dtype walks all modules
         self.draws, self._shown = Draws(self.plan.seed), list[Any]()
         self.trains_text = any(encoder in self.rates for encoder in self.base.family.readers)
+        idle = [] if self.trains_text else list(self.base.family.readers)
+        idle += ["vae"] if self.latents.crop == "center" else []  # else each draw is encoded
+        self._idle = Idle([self.model.components[name] for name in idle], self.denoiser.device)
 
     @property
     def model(self) -> Any:
@@ -100,6 +108,7 @@ class Diffusion(Lesson):
             texts += self.prior.prompts
         self.prompts.prepare(texts)
         super().prepare(say)
+        self._idle.put_away()
 
     def loss(self, numbers: Sequence[int]) -> Loss:
         """Returns the loss of the drawn samples ``numbers``, with its parts by name where there is a prior."""
@@ -126,10 +135,11 @@ class Diffusion(Lesson):
         if not self.previews.prompts:
             return []
         width, height = self.previews.size
-        with evaluating(self.base.pipe.components[name] for name in self.rates):
-            self._shown = ImagePipeline.open(self.base).generate(
+        with self._idle.at_hand(), evaluating(self.base.pipe.components[name] for name in self.rates):
+            shown = ImagePipeline.open(self.base, vae_tiling=self.previews.vae_tiling)
+            self._shown = shown.generate(
                 list(self.previews.prompts), seeds=list(self.previews.seeds), steps=self.previews.steps,
-                guidance=self.previews.guidance, width=width, height=height,
+                guidance=self.previews.guidance, width=width, height=height, attention=self.previews.attention,
             )  # fmt: skip
         return self._shown
 
@@ -142,6 +152,11 @@ class Diffusion(Lesson):
             return {}
         subject = known_subject(item.digest for item in self.latents.items)
         return {} if subject is None else {"likeness": likeness(self._shown, subject)}
+
+    def close(self) -> None:
+        """Gives the base back as it was."""
+        self._idle.fetch()
+        super().close()
 
     def captions(self) -> list[str]:
         """Returns the prompt of each picture of :meth:`preview`, with its seed where there are several."""

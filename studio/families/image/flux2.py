@@ -58,7 +58,7 @@ def empirical_mu(tokens: int, steps: int) -> float:
 
     Example:
         >>> round(empirical_mu(4096, 50), 3)
-        2.021
+        2.023
     """
     late = 0.00016927 * tokens + 0.45666666
     if tokens > 4300:
