@@ -22,6 +22,7 @@ theirs = pytest.importorskip("peft")
 M = 4
 SIZES = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
          "max_position_embeddings": 64, "pad_token_id": 0, "num_labels": 3}  # fmt: skip
+BUILT = ("Llama", "Bert", "Bloom")
 METHODS = {
     "prompt": lambda lib, task: lib.PromptTuningConfig(task_type=task, num_virtual_tokens=M),
     "network": lambda lib, task: lib.PromptEncoderConfig(task_type=task, num_virtual_tokens=M, encoder_hidden_size=6),
@@ -34,9 +35,9 @@ METHODS = {
 
 def made(kind: str) -> nn.Module:
     """One of the tiny models, or a class of transformers with random weights."""
-    if not kind.startswith(("Llama", "Bert", "Bloom")):
+    if not kind.startswith(BUILT):
         return language(kind)
-    config = next(name for name in ("Llama", "Bert", "Bloom") if kind.startswith(name)) + "Config"
+    config = next(name for name in BUILT if kind.startswith(name)) + "Config"
     with torch.random.fork_rng():
         torch.manual_seed(0)
         sizes = {**SIZES, "num_labels": 2} if "QuestionAnswering" in kind else SIZES
@@ -198,9 +199,7 @@ def test_features_are_pefts(tmp_path: Path, kind: str) -> None:
         close(found.pooler_output, wanted.pooler_output)
 
 
-@pytest.mark.parametrize(
-    "kind", ["BertForSequenceClassification", "LlamaForSequenceClassification", "BloomForSequenceClassification"]
-)
+@pytest.mark.parametrize("kind", [f"{model}ForSequenceClassification" for model in BUILT])
 def test_a_classifier_of_texts_reads_the_text(tmp_path: Path, kind: str) -> None:
     """Three labels for three rows of five: none of them is a label of a token."""
     their, mine = pair(tmp_path, kind, "prompt", "SEQ_CLS")

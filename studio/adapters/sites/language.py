@@ -206,11 +206,15 @@ def _stacks(root: Any) -> tuple[Stack, ...]:
         return _stack(root, root.get_encoder(), "encoder", False), _stack(root, root.get_decoder(), "decoder", False)
     for body in (root.get_decoder(), root.base_model):
         if isinstance(body, nn.Module) and "inputs_embeds" in parameters_of(body):
-            causal = any(getattr(module, "is_causal", False) is True for module in body.modules())
-            return (_stack(root, body, "decoder" if causal else "encoder", True),)
+            return (_stack(root, body, "decoder" if any(map(_causal, body.modules())) else "encoder", True),)
     raise UnsupportedLayer(
         f"{type(root).__name__} takes token ids only, no inputs_embeds, so that virtual tokens cannot join them"
     )
+
+
+def _causal(module: nn.Module) -> bool:
+    """Whether an attention reads only what stands before: it says so, or takes a decoder's cache (BLOOM, MPT)."""
+    return getattr(module, "is_causal", False) is True or "layer_past" in parameters_of(module)
 
 
 def _stack(root: nn.Module, module: nn.Module, role: str, alone: bool) -> Stack:
