@@ -28,7 +28,7 @@ from studio.adapters import Strength, blended
 from studio.adapters.hosting.turns import turn
 from studio.config import finite, own_number
 from studio.errors import BadConfig, DoesNotFit, StudioError
-from studio.families import Base, Conditioning, Family, Shot
+from studio.families import Base, Conditioning, Shot
 from studio.families.attention import attending
 from studio.families.offloading import resting
 from studio.families.tiling import in_parts
@@ -334,7 +334,7 @@ def _check_base(base: Base) -> None:
 
 
 def _check(base: Base, request: Request) -> None:
-    _check_size(base.family, request)
+    _check_size(base, request)
     seed = request.seed
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= LARGEST_SEED:
         raise BadConfig(f"seed={seed!r}: a seed must be a whole number from 0 to {LARGEST_SEED}")
@@ -344,7 +344,9 @@ def _check(base: Base, request: Request) -> None:
     _check_guidance(base, request)
 
 
-def _check_size(family: Family, request: Request) -> None:
+def _check_size(base: Base, request: Request) -> None:
+    family = base.family
+    largest = None if family.largest is None else family.largest(base.pipe)
     for name in ("width", "height"):
         side = getattr(request, name)
         if not _is_count(side):
@@ -356,6 +358,10 @@ def _check_size(family: Family, request: Request) -> None:
             fitting = " or ".join(str(fit) for fit in (lower, lower + family.multiple) if fit)
             raise BadConfig(
                 f"{name}={side}: sides of {family.title} are divisible by {family.multiple}; ask for {fitting}"
+            )
+        if largest is not None and side > largest:
+            raise BadConfig(
+                f"{name}={side}: {base.id} has no positions beyond {largest} pixels; ask for a smaller side"
             )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from studio.errors import BadConfig, DoesNotFit
@@ -258,7 +259,10 @@ def _set_steps(scheduler: Any, steps: int, device: torch.device | str, name: str
     if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= most:
         raise BadConfig(f"steps={steps!r}: the number of steps must be a whole number from 1 to {most}")
     try:
-        course.set_steps(scheduler, steps, device)
+        with np.errstate(all="ignore"):
+            course.set_steps(scheduler, steps, device)
     except (ValueError, IndexError) as problem:
         sentence = str(problem).strip().splitlines()[0]
         raise BadConfig(f"the scheduler {name} cannot make {steps} steps: {sentence}") from problem
+    if not torch.isfinite(torch.as_tensor(scheduler.timesteps)).all():  # Qwen-Image's, of one step
+        raise BadConfig(f"the scheduler {name} cannot make {steps} steps: their times are not finite; give more")

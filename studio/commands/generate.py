@@ -156,9 +156,14 @@ def generate(
     if grid:
         labels = [f"{entry['prompt']} · {entry['seed']}" for entry in made]
         save_png(contact_sheet(images, columns=_columns(len(images), len(seeds)), labels=labels), grid)
+    _say_where(show, files, grid)
+    show.result({"pictures": made, "sheet": grid, "adapters": used})
+
+
+def _say_where(show: Show, files: Sequence[Path], grid: Path | None) -> None:
+    """Says what was written."""
     span = f"{files[0]} to {files[-1].name}" if len(files) > 1 else str(files[0])
     show.say(f"{len(files)} picture{'s' if len(files) > 1 else ''}: {span}" + (f"; sheet: {grid}" if grid else ""))
-    show.result({"pictures": made, "sheet": grid, "adapters": used})
 
 
 def _drawn(

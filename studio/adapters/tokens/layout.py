@@ -79,7 +79,7 @@ class Layout:
         """Puts labels ``(B, L)`` beside the columns of :meth:`shown` ``(B, M + L)``; virtual tokens have none.
 
         Args:
-            given: the labels of the text.
+            given: the labels of the text, ``(B, L)``.
             shifted: whether a label is compared with what the column before says: then the first token of a row counts
                 where a virtual one stands before it, and does not where none acts.
 
