@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -127,16 +127,16 @@ def generate(
     from which it can be made again. A tag in a prompt, <robot:0.8>, says which adapters act on its pictures; without
     one, all act at the strength that --adapter gives them.
     """
-    from studio.pipelines import ImagePipeline, contact_sheet, save_png
+    from studio.pipelines import ImagePipeline, save_png
 
     show = Show(as_json, quiet)
     seeds = seed if seed is not None else seeds
     check_numbers(1 if steps is None else steps, guidance, resolution, batch_size)
     grid = None if grid is None else grid.expanduser()
     files = places(output.expanduser(), len(prompts) * len(seeds), grid, overwrite=overwrite)
-    saving = click.get_current_context().obj
     pipe = open_pipeline(
-        ImagePipeline, base, device=device, dtype=dtype, show=show, config_of=config_of, saving=saving
+        ImagePipeline, base, device=device, dtype=dtype, show=show, config_of=config_of,
+        saving=click.get_current_context().obj,
     )  # fmt: skip
     used = [load_adapter(pipe, word, show, allow_partial=allow_partial, pickled=pickled) for word in adapters]
     _look_at(pipe, prompts, negative, guidance, show)
@@ -154,10 +154,17 @@ def generate(
             images += [picture] if grid else []
             advance()
     if grid:
-        labels = [f"{entry['prompt']} · {entry['seed']}" for entry in made]
-        save_png(contact_sheet(images, columns=_columns(len(images), len(seeds)), labels=labels), grid)
+        save_png(_sheet(images, made, len(seeds)), grid)
     _say_where(show, files, grid)
     show.result({"pictures": made, "sheet": grid, "adapters": used})
+
+
+def _sheet(images: Sequence[Image], made: Sequence[Mapping[str, Any]], seeds: int) -> Image:
+    """One sheet of them all, each with its prompt and seed."""
+    from studio.pipelines import contact_sheet
+
+    labels = [f"{entry['prompt']} · {entry['seed']}" for entry in made]
+    return contact_sheet(images, columns=_columns(len(images), seeds), labels=labels)
 
 
 def _say_where(show: Show, files: Sequence[Path], grid: Path | None) -> None:
