@@ -119,6 +119,7 @@ def open_with_recipe(
     name = _name(base, embedded)
     say(f"opening the base {name}")
     opened = open_base(base, device=device)
+    _widen(opened, device, say)
     recipe = recipe_for(task_name, opened)
     config = adapter(recipe) if callable(adapter) else adapter
     if start is not None:
@@ -133,6 +134,23 @@ def open_with_recipe(
         preview_every=recipe.preview_every(steps),
     )  # fmt: skip
     return Opening(opened, name, device, recipe, adapter, factor, plan, say, start=start)
+
+
+def _widen(base: Base | LanguageBase, device: torch.device, say: Say) -> None:
+    """Gives what was read from fp16 files a type in which gradients do not underflow; objects stay as they are."""
+    parts = base.pipe.components.values() if isinstance(base, Base) else (base.model,)
+    halves = [part for part in parts if isinstance(part, torch.nn.Module) and _is_half(part)]
+    if base.folder is None or not halves:
+        return
+    _ = base.hash  # of what was read
+    choice = choose_dtype(torch.bfloat16, device, training=True)
+    for part in halves:
+        part.to(choice.dtype)
+    say(f"its files are fp16, whose gradients underflow: training in {choice.name} instead")
+
+
+def _is_half(module: torch.nn.Module) -> bool:
+    return any(parameter.dtype == torch.float16 for parameter in module.parameters())
 
 
 def adapter_file(given: str | Path) -> Path:

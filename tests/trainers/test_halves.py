@@ -1,0 +1,36 @@
+"""A base whose files are fp16 is trained in a type with enough range, and is known by what was read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from studio.adapters import LoRA
+from studio.families import open_base
+from studio.families.opening import dtype as types
+from studio.trainers import DreamBooth, Plan
+from tiny_pipelines import build
+
+
+def lesson_of(base, photos, said):
+    task = DreamBooth(base=base, instance_images=photos, instance_prompt="a photo of sks dog", resolution=64)
+    return task.open(LoRA(rank=2), Plan(device="cpu"), said.append)
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl", "flux1"])
+def test_files_of_fp16_are_trained_in_bf16(kind, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(types, "SMALL", 0)  # as a base that is too large to be read in fp32
+    build(kind).to(torch.float16).save_pretrained(tmp_path / "base")
+    said = []
+    lesson = lesson_of(tmp_path / "base", photos, said)
+    denoiser = lesson.denoiser
+    assert {p.dtype for p in denoiser.parameters()} <= {torch.bfloat16, torch.float32}
+    assert torch.bfloat16 in {p.dtype for p in denoiser.parameters()}
+    assert any("training in bf16 instead" in line for line in said)
+    assert lesson.base.hash == open_base(tmp_path / "base").hash
+
+
+def test_an_object_stays_as_it_is(photos):
+    said = []
+    lesson = lesson_of(build("flux1").to(torch.float16), photos, said)
+    assert {p.dtype for p in lesson.denoiser.parameters()} == {torch.float16} and not any("bf16" in x for x in said)
