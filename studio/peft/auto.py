@@ -64,7 +64,7 @@ class AutoPeftModel:
         """
         with refusals():
             where: dict[str, Any] = {"revision": revision} if revision is not None else {}
-            found = PeftConfig.from_pretrained(pretrained_model_name_or_path, **where) if config is None else config
+            found = PeftConfig.strictly_from(pretrained_model_name_or_path, **where) if config is None else config
             base = found.base_model_name_or_path
             if not base:
                 raise Wrong(f"the config of {pretrained_model_name_or_path} names no base (base_model_name_or_path)")

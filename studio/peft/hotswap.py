@@ -64,7 +64,7 @@ def hotswap_adapter(
         Wrong: an adapter that cannot take the other's place. Unknown: no adapter has that name.
     """
     subfolder = kwargs.pop("subfolder", None)
-    config = kwargs.pop("config", None) or PeftConfig.from_pretrained(model_name_or_path, subfolder, **kwargs)
+    config = kwargs.pop("config", None) or PeftConfig.strictly_from(model_name_or_path, subfolder, **kwargs)
     state = state_of(base_of(model))
     state.check(adapter_name)
     check_hotswap_configs_compatible(state.configs[adapter_name], config)

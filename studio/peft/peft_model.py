@@ -289,7 +289,7 @@ class PeftModel(nn.Module):
         subfolder = kwargs.pop("subfolder", None)
         _refuse(kwargs, ("device_map", "max_memory", "offload_dir", "offload_index", "use_safetensors"))
         with refusals():
-            config = PeftConfig.from_pretrained(model_id, subfolder, **hub) if config is None else config
+            config = PeftConfig.strictly_from(model_id, subfolder, **hub) if config is None else config
             if key_mapping is None and not config.is_prompt_learning:  # the names that the model's layers once had
                 key_mapping = getattr(self.get_base_model(), "_checkpoint_conversion_mapping", None)
             tensors = load_peft_weights(model_id, subfolder=subfolder, key_mapping=key_mapping, **hub)
@@ -335,7 +335,7 @@ class PeftModel(nn.Module):
         hub = {name: kwargs[name] for name in ("revision", "cache_dir", "token") if name in kwargs}
         with refusals():
             if config is None:
-                config = PeftConfig.from_pretrained(model_id, kwargs.get("subfolder"), **hub)
+                config = PeftConfig.strictly_from(model_id, kwargs.get("subfolder"), **hub)
             elif not isinstance(config, PeftConfig):
                 raise Wrong(f"The input config must be a PeftConfig, got {type(config).__name__}")
         if isinstance(model, PeftModel):

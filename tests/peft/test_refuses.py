@@ -200,3 +200,18 @@ def test_a_folder_that_names_a_class_of_another_library_opens_nothing(kind, libr
     config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"wants to import '{library}' which is not in the import allowlist"):
         kind.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["LoraConfig", "IA3Config", "PromptTuningConfig", "VeraConfig"])
+def test_a_field_of_a_later_peft_is_left_out_of_a_config_and_refused_by_a_model(kind, tmp_path):
+    """PEFT drops it with this warning; here a model that may compute something else is not loaded."""
+    own = {"num_virtual_tokens": 2, "task_type": "CAUSAL_LM"} if kind == "PromptTuningConfig" else {}
+    config = getattr(peft, kind)(**own)
+    config.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"foobar": "baz", "spam": 123, "later": None}))
+    with pytest.warns(UserWarning, match=rf"Unexpected keyword arguments \['foobar', 'spam'\] for class {kind}"):
+        read = peft.PeftConfig.from_pretrained(tmp_path)
+    assert read.to_dict() == config.to_dict() and type(read) is type(config)
+    with pytest.raises(ValueError, match="the field (foobar|spam)="):
+        peft.PeftModel.from_pretrained(torch.nn.Sequential(torch.nn.Linear(2, 2)), tmp_path)

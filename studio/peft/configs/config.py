@@ -181,18 +181,45 @@ class PeftConfig:
     ) -> PeftConfig:
         """Reads ``adapter_config.json`` from a folder, or from the Hub for a name that is no local path.
 
+        A field that is not known is left out with a warning, as PEFT does; a model that is loaded from that folder
+        refuses it, because it may change what the adapter computes.
+
+        Raises:
+            BadFile: there is none. Wrong: a method that the studio does not have.
+        """
+        fields = cls._fields_at(pretrained_model_name_or_path, subfolder, kwargs)
+        made = config_for(fields.get("peft_type") or cls.word)
+        known = {one.name for one in dataclasses.fields(made) if one.init} | {"peft_type"}
+        stray = sorted(name for name, value in fields.items() if name not in known and value not in _OFF)
+        if stray:
+            warnings.warn(
+                f"Unexpected keyword arguments {stray} for class {made.__name__}, these are ignored. A model that is "
+                "loaded from this folder refuses them.",
+                stacklevel=2,
+            )
+        return cls.from_peft_type(**{name: value for name, value in fields.items() if name not in stray})
+
+    @classmethod
+    def strictly_from(cls, folder: str | Path, subfolder: str | None = None, **kwargs: Any) -> PeftConfig:
+        """As :meth:`from_pretrained`, for a model that is loaded: every field must be known.
+
         Raises:
             BadFile: there is none. Wrong: a method or a field that the studio does not have.
         """
+        return cls.from_peft_type(**cls._fields_at(folder, subfolder, kwargs))
+
+    @classmethod
+    def _fields_at(cls, folder_or_id: str | Path, subfolder: str | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a folder's config, with those that were given besides."""
         places = {name: kwargs.pop(name) for name in ("revision", "cache_dir", "token") if name in kwargs}
-        folder = folder_of(pretrained_model_name_or_path, subfolder, (CONFIG_FILE,), **places)
+        folder = folder_of(folder_or_id, subfolder, (CONFIG_FILE,), **places)
         fields = cls.from_json_file(folder / CONFIG_FILE)
         if "peft_type" not in fields:
             raise NoConfig(
                 f"The {cls.__name__} config that is trying to be loaded is missing required keys: {{'peft_type'}}. "
                 f"({folder / CONFIG_FILE} is no config of an adapter)"
             )
-        return cls.from_peft_type(**{"peft_version": "", **fields, **kwargs})  # "": older than PEFT's note of it
+        return {"peft_version": "", **fields, **kwargs}  # "": older than PEFT's note of it
 
 
 @dataclass(kw_only=True)
