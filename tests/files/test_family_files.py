@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers.loaders import single_file_utils
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import studio
 from studio.adapters import adapters
@@ -208,6 +210,40 @@ def test_the_last_norms_halves_stand_the_other_way_round(tmp_path, kind, flat):
     again = studio.save(pipe, tmp_path / "b.safetensors", format="kohya" if flat else "native")
     first, second = load_file(file), load_file(again)
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+# diffusers' own conversion of single files; those of the others have the real sizes in their code
+CONVERTERS = {
+    "sd3": "convert_sd3_transformer_checkpoint_to_diffusers",
+    "flux2": "convert_flux2_transformer_checkpoint_to_diffusers",
+    "z-image": "convert_z_image_transformer_checkpoint_to_diffusers",
+}
+
+
+class Whole(dict):
+    """A checkpoint: a tensor that it lacks is there all the same."""
+
+    def pop(self, key, *default):
+        return dict.pop(self, key, *(default or (torch.zeros(6),)))
+
+
+@pytest.mark.parametrize("kind", CONVERTERS)
+def test_every_native_layer_is_where_diffusers_converts_it_to(tmp_path, kind):
+    pipe, file = build(kind), tmp_path / "a.safetensors"
+    names = Names(pipe)
+    layers = {
+        one.name: [path.removeprefix("transformer.") for path in one.paths]
+        for path, one in names.native.items() if isinstance(names.module(path), (nn.Linear, nn.Conv2d))
+    }  # fmt: skip
+    wanted = native_file(file, pipe, layers, flat=False)
+    assert studio.load(pipe, file).ignored == {}
+    convert = getattr(single_file_utils, CONVERTERS[kind])
+    converted = convert(Whole({f"{name}.weight": change for name, change in wanted.items()}), config=None)
+    found = changes(pipe)
+    assert len(found) == sum(map(len, layers.values())) > 30
+    for path, change in found.items():
+        weight = converted[f"{path.removeprefix('transformer.')}.weight"]
+        assert (change - weight).norm() <= 1e-6 * change.norm(), path
 
 
 def test_a_model_that_was_fused_has_the_native_layer_itself(tmp_path):
