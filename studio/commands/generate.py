@@ -115,16 +115,16 @@ def generate(
     from which it can be made again. A tag in a prompt, <robot:0.8>, says which adapters act on its pictures; without
     one, all act at the strength that --adapter gives them.
     """
-    from studio.pipelines import ImagePipeline, contact_sheet, save_png
+    from studio.pipelines import ImagePipeline, save_png
 
     show = Show(as_json, quiet)
     seeds = seed if seed is not None else seeds
     check_numbers(1 if steps is None else steps, guidance, resolution, batch_size)
     grid = None if grid is None else grid.expanduser()
     files = places(output.expanduser(), len(prompts) * len(seeds), grid, overwrite=overwrite)
-    saving = click.get_current_context().obj
     pipe = open_pipeline(
-        ImagePipeline, base, device=device, dtype=dtype, show=show, config_of=config_of, saving=saving
+        ImagePipeline, base, device=device, dtype=dtype, show=show, config_of=config_of,
+        saving=click.get_current_context().obj,
     )  # fmt: skip
     used = [load_adapter(pipe, word, show, allow_partial=allow_partial, pickled=pickled) for word in adapters]
     _look_at(pipe, prompts, negative, guidance, show)
@@ -141,8 +141,7 @@ def generate(
             images += [image] if grid else []
             advance()
     if grid:
-        labels = [f"{entry['prompt']} · {entry['seed']}" for entry in made]
-        save_png(contact_sheet(images, columns=_columns(len(images), len(seeds)), labels=labels), grid)
+        _write_sheet(grid, images, made, len(seeds))
     span = f"{files[0]} to {files[-1].name}" if len(files) > 1 else str(files[0])
     show.say(f"{len(files)} picture{'s' if len(files) > 1 else ''}: {span}" + (f"; sheet: {grid}" if grid else ""))
     show.result({"pictures": made, "sheet": grid, "adapters": used})
@@ -188,6 +187,14 @@ def _note_triggers(pipe: ImagePipeline, prompts: Sequence[str], show: Show) -> N
         if without:
             more = f" and {len(without) - 1} more" if len(without) > 1 else ""
             show.note(f"{name} answers to {trigger!r}, which {without[0]!r}{more} does not say in full")
+
+
+def _write_sheet(grid: Path, images: Sequence[Image], made: Sequence[dict[str, Any]], seeds: int) -> None:
+    """Writes all pictures in one, each over its prompt and its seed."""
+    from studio.pipelines import contact_sheet, save_png
+
+    labels = [f"{entry['prompt']} · {entry['seed']}" for entry in made]
+    save_png(contact_sheet(images, columns=_columns(len(images), seeds), labels=labels), grid)
 
 
 def _columns(count: int, seeds: int) -> int:
