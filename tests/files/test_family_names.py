@@ -91,6 +91,7 @@ FILES = {
     "chroma1": (flux(19, 38, False), 228),
     "CLIP-L": (clip("lora_te", 12), 72),
 }
+SLOW = dict.fromkeys(("sd2 unet", "sd3-medium", "sd3.5-large", "flux.1-schnell", "flux.2-klein-9b"), pytest.mark.slow)
 FAMILY = {
     "sd1 unet": "sd1", "sd2 unet": "sd2", "sdxl unet": "sdxl", "lumina-image-2": "lumina2", "chroma1": "chroma",
     "CLIP-L": "sd1", "sd3-medium": "sd3", "sd3.5-medium": "sd3", "sd3.5-large": "sd3", "flux.1-dev": "flux1",
@@ -133,7 +134,7 @@ def check(names, modules, parts=("lora_down", "lora_up")):
     return guess_family(found, source.infos)[0]
 
 
-@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=SLOW.get(kind, ())) for kind in FILES])
 def test_every_layer_of_a_tools_file_is_found(kind):
     modules, count = FILES[kind]
     assert len(set(modules)) == count
@@ -173,6 +174,7 @@ def test_a_unets_native_names_are_those_that_diffusers_reads(kind):
     assert all(found[ours] is tensor for ours, tensor in native.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in REAL if kind.split()[-1] == "unet" or "-" in kind and kind in FILES])
 def test_no_native_name_is_another_layers_in_diffusers(kind):
     names = Names(real(kind))
