@@ -59,6 +59,7 @@ def describe(
             **({} if request.embedded is None else {"embedded_guidance": float(request.embedded)}),
             "width": request.width,
             "height": request.height,
+            **base.saving.changes,
         },
         scheduler=sampler.record,
         rows=rows,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from studio.errors import BadFile, DoesNotFit, UnknownName
 from studio.families import BASES
+from studio.families.saving import Saving
 from studio.pipelines.image import ImagePipeline
 from studio.pipelines.metadata import read_metadata, strength_from_json, strength_to_json
 from studio.pipelines.naming import adapter_file
@@ -55,10 +57,11 @@ def regenerate(
     _check(pipe, content)
     blend = {use["name"]: strength_from_json(use["strength"]) for use in content["adapters"]}
     bakes = any(use.get("baked") for use in content["adapters"])
-    standing = any(info.baked for info in pipe.adapters.values())
+    standing, own = any(info.baked for info in pipe.adapters.values()), pipe.base
     if bakes and not standing:
         pipe.bake(blend)
     try:
+        pipe.base = own.sparing(**{field.name: content.get(field.name) or field.default for field in fields(Saving)})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Remark)  # was said when it was made
             (image,) = pipe.generate(
@@ -69,6 +72,7 @@ def regenerate(
                 scheduler=sampler_from_record(content["scheduler"]),
             )  # fmt: skip
     finally:
+        pipe.base = own
         if bakes and not standing:
             pipe.unbake()
     return image
