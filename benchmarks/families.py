@@ -172,11 +172,11 @@ def main() -> None:
     for kind in options.kinds or DENOISERS:
         rows.append(measured(kind, options.rounds))
         gc.collect()
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=2))  # as they come: the whole takes a while
     table("adapters in each family: rank 8 on attention, one picture; ratios", rows)
     for line in missed(rows):  # told, not asserted: a busy machine moves them
         print(line)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2))
 
 
 if __name__ == "__main__":

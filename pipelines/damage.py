@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from studio.families.attention import ATTENTIONS
 from studio.limits import limit
 
 __all__ = ["damage"]
@@ -76,6 +77,9 @@ PICTURE: Final[dict[str, Callable[[Any], bool]]] = {
     "prompt": _text, "negative": _text_or_none, "guidance": _number, "width": _count("side"), "height": _count("side"),
     "embedded_guidance": lambda value: value is None or _number(value),
     "start": lambda value: value is None or _start(value),
+    "attention": lambda value: value is None or (isinstance(value, str) and value in ATTENTIONS),
+    "vae_tiling": lambda value: value is None or isinstance(value, bool),
+    "vae_slicing": lambda value: value is None or isinstance(value, bool),
     "seed": lambda value: type(value) is int and 0 <= value < 2**63, "steps": _count("steps"), "rows": _count("rows"),
     "scheduler": _scheduler, "adapters": lambda value: isinstance(value, list),
 }  # fmt: skip

@@ -61,6 +61,7 @@ def describe(
             **({} if request.given is None else {"start": picture_facts(request.given)}),
             "width": request.width,
             "height": request.height,
+            **base.saving.changes,
         },
         scheduler=sampler.record,
         rows=rows,

@@ -193,7 +193,7 @@ class ImagePipeline(Pipeline):
         images: dict[int, Drawing] = {}
         for made in sample(base, requests, rows=rows, on_step=on_step):
             texts = describe(
-                self.base, self.sources, requests[made.index], made.sampler, rows=rows, prompt=written[made.index][0],
+                base, self.sources, requests[made.index], made.sampler, rows=rows, prompt=written[made.index][0],
                 negative=negative or "",
             )  # fmt: skip
             images[made.index] = Drawing.of(made.image, texts)

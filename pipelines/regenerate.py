@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from studio.errors import BadFile, DoesNotFit, UnknownName
 from studio.families import BASES
+from studio.families.saving import Saving
 from studio.given import given_path
 from studio.pipelines.image import ImagePipeline
 from studio.pipelines.metadata import read_metadata, strength_from_json, strength_to_json
@@ -62,10 +64,11 @@ def regenerate(
     start = _start(pipe, content, image, mask)
     blend = {use["name"]: strength_from_json(use["strength"]) for use in content["adapters"]}
     bakes = any(use.get("baked") for use in content["adapters"])
-    standing = any(info.baked for info in pipe.adapters.values())
+    standing, own = any(info.baked for info in pipe.adapters.values()), pipe.base
     if bakes and not standing:
         pipe.bake(blend)
     try:
+        pipe.base = own.sparing(**{field.name: content.get(field.name) or field.default for field in fields(Saving)})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Remark)  # was said when it was made
             (image,) = pipe.generate(
@@ -76,6 +79,7 @@ def regenerate(
                 scheduler=sampler_from_record(content["scheduler"]), **start,
             )  # fmt: skip
     finally:
+        pipe.base = own
         if bakes and not standing:
             pipe.unbake()
     return image

@@ -20,7 +20,7 @@ from studio.families.opening.dtype import named
 from studio.families.opening.folder import read_folder
 from studio.families.opening.hashing import files_hash, modules_hash, weights_hash
 from studio.families.opening.ids import hub_id
-from studio.families.opening.selection import one_file, pipeline_files
+from studio.families.opening.selection import Selection, one_file, pipeline_files
 from studio.families.opening.single_file import read_single_file
 from studio.families.opening.weights import Weights
 from studio.families.saving import Saving
@@ -207,9 +207,9 @@ def _place(base: str | Path, offline: bool, half: bool) -> tuple[str, Path]:
             f"no base or folder is called {_short(str(base))}; did you mean {close!r}? "
             f"(embedded bases: {', '.join(BASES)})"
         )
-    return str(asked), hub.fetch(
-        asked, partial(one_file, name=asked.inside) if asked.is_file else pipeline_files, away=offline
-    )
+    whole = partial(pipeline_files, half=half)
+    select: Selection = partial(one_file, name=asked.inside) if asked.is_file else whole
+    return str(asked), hub.fetch(asked, select, away=offline)
 
 
 def _standing(base: str | Path) -> Path | None:

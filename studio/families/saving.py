@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from studio.families.attention import ATTENTIONS
 
@@ -28,3 +28,17 @@ class Saving:
 
     def __post_init__(self) -> None:
         _ = ATTENTIONS[self.attention]
+
+    @property
+    def changes(self) -> dict[str, str | bool]:
+        """What differs from how a base draws by itself; all of it may move a picture's last bits.
+
+        Example:
+            >>> Saving(vae_tiling=True).changes
+            {'vae_tiling': True}
+        """
+        return {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if getattr(self, field.name) != field.default
+        }

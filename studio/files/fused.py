@@ -87,7 +87,8 @@ def _ranks(ups: Sequence[Tensor]) -> list[tuple[int, int]]:
     places = [(max(ends[:index], default=0), end) if end else (0, 0) for index, end in enumerate(ends)]
     last = max(range(count), key=lambda index: ends[index])
     places[last] = (places[last][0], rank)
-    return places if all(_inside(own, place) for own, place in zip(used, places, strict=True)) else whole
+    apart = bool(used.any()) and all(_inside(own, place) for own, place in zip(used, places, strict=True))
+    return places if apart else whole
 
 
 def _inside(used: Tensor, place: tuple[int, int]) -> bool:

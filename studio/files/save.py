@@ -49,8 +49,9 @@ def save(
         model: any module, or a diffusers pipeline, that carries the adapter.
         file: where to; with ``format="peft"`` a folder.
         name: which adapter.
-        format: "diffusers", "kohya" (also read by A1111 and ComfyUI) or "peft". None: "peft" for a path without an
-            ending, else "diffusers".
+        format: "diffusers", "kohya" (also read by A1111 and ComfyUI), "native" (the names of those who trained the
+            base, which ComfyUI and ai-toolkit write) or "peft". Layers that are one there are put together, exactly.
+            None: "peft" for a path without an ending, else "diffusers".
         dtype: what the tensors are stored in, or its name (``"bf16"``); None: as they are, or as they were in the file
             that they came from.
         metadata: facts that go with it, texts by name: base, base_hash, trigger, seed, steps, dataset, licence,

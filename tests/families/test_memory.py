@@ -15,7 +15,7 @@ from studio.families import components, open_base
 from studio.families.attention import ATTENTIONS, attending
 from studio.families.offloading import OFFLOADS, offload, offloaded
 from studio.families.tiling import in_parts
-from studio.pipelines import ImagePipeline
+from studio.pipelines import ImagePipeline, regenerate
 from studio.pipelines.sample import Request, draw
 from tiny_pipelines import BUILDERS, PROMPT, build, modules
 
@@ -125,7 +125,11 @@ def test_attention_of_one_call_is_that_of_the_call_alone():
     (own,) = pipe.generate(PROMPT, attention="sdpa", **asked)
     assert pipe.base.saving.attention == "sliced"
     assert max(abs(a - b) for a, b in zip(sliced.tobytes(), own.tobytes(), strict=True)) <= 1
-    assert sliced.info["studio"] == own.info["studio"]
+    assert '"attention"' in sliced.info["studio"] and '"attention"' not in own.info["studio"]
+    for picture in (sliced, own):
+        again = regenerate(picture, pipe=pipe)
+        assert again.tobytes() == picture.tobytes() and again.info == picture.info
+    assert pipe.base.saving.attention == "sliced"
 
 
 def test_attention_that_cannot_be_had_is_refused():

@@ -7,7 +7,7 @@ import socket
 import pytest
 import torch
 from huggingface_hub import constants
-from safetensors.torch import save_file
+from safetensors.torch import load, save, save_file
 
 import original_names
 import studio
@@ -266,3 +266,18 @@ def test_a_denoiser_alone_takes_what_it_lacks_from_an_id(hub, tmp_path):
     asked = [line for line in hub.asked if line.startswith("GET") and line.endswith(".safetensors")]
     assert sorted(line.split("/")[-2] for line in asked) == ["text_encoder", "text_encoder_2", "vae"]
     assert set(base.weights) == {"", "text_encoder", "text_encoder_2", "vae"}
+
+
+def test_a_cached_variant_does_not_stand_for_the_whole_weights(hub, folder):
+    """The fp16 variant serves who asked for it; whoever asks for more gets more."""
+    files = files_of(folder)
+    for name in [name for name in files if name.endswith("model.safetensors")]:
+        half = {key: part.half() for key, part in load(files[name]).items()}
+        files[name.replace("model.safetensors", "model.fp16.safetensors")] = save(half)
+    hub.repositories["owner/both"] = Repository({"main": files})
+    half = open_base("owner/both", dtype="fp16")
+    assert all(".fp16." in file.name for own in half.weights.values() for file in own)
+    assert open_base("owner/both", dtype="fp16", offline=True).hash == half.hash
+    with pytest.raises(BadFile, match="holds its fp16 variant alone, which --dtype fp16 takes; leave out --offline"):
+        open_base("owner/both", offline=True)
+    assert not any(".fp16." in file.name for own in open_base("owner/both").weights.values() for file in own)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+from diffusers.loaders import single_file_utils
 
 from studio.files.detect import guess_family, sort_keys
 from studio.files.format import Source
@@ -90,6 +91,7 @@ FILES = {
     "chroma1": (flux(19, 38, False), 228),
     "CLIP-L": (clip("lora_te", 12), 72),
 }
+SLOW = dict.fromkeys(("sd2 unet", "sd3-medium", "sd3.5-large", "flux.1-schnell", "flux.2-klein-9b"), pytest.mark.slow)
 FAMILY = {
     "sd1 unet": "sd1", "sd2 unet": "sd2", "sdxl unet": "sdxl", "lumina-image-2": "lumina2", "chroma1": "chroma",
     "CLIP-L": "sd1", "sd3-medium": "sd3", "sd3.5-medium": "sd3", "sd3.5-large": "sd3", "flux.1-dev": "flux1",
@@ -132,7 +134,7 @@ def check(names, modules, parts=("lora_down", "lora_up")):
     return guess_family(found, source.infos)[0]
 
 
-@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=SLOW.get(kind, ())) for kind in FILES])
 def test_every_layer_of_a_tools_file_is_found(kind):
     modules, count = FILES[kind]
     assert len(set(modules)) == count
@@ -157,6 +159,22 @@ def test_a_whole_file_of_sdxl_is_found():
     assert check(Names(pipe), older) == "sdxl"
 
 
+@pytest.mark.parametrize("kind", ["sd1 unet", "sd2 unet", "sdxl unet"])
+def test_a_unets_native_names_are_those_that_diffusers_reads(kind):
+    """diffusers' conversion of single files moves every tensor to where the table says, itself and not a copy."""
+    model = real(kind)
+    names = Names(model)
+    native = {
+        f"model.diffusion_model.{names.native[path].name}.{end}": (f"{path}.{end}", torch.empty(1, 1, device="meta"))
+        for path, _, end in (key.rpartition(".") for key in model.state_dict())
+    }
+    given = {key: tensor for key, (_, tensor) in native.items()}
+    found = single_file_utils.convert_ldm_unet_checkpoint(dict(given), dict(model.config))
+    assert found.keys() == model.state_dict().keys()
+    assert all(found[ours] is tensor for ours, tensor in native.values())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in REAL if kind.split()[-1] == "unet" or "-" in kind and kind in FILES])
 def test_no_native_name_is_another_layers_in_diffusers(kind):
     names = Names(real(kind))
@@ -188,7 +206,10 @@ NATIVE = {
     "sd3": {"lora_unet_joint_blocks_0_x_block_attn_qkv": (1536, 4608),
             "lora_te2_text_model_encoder_layers_0_self_attn_q_proj": (1280, 1280)},
     "flux2": {"diffusion_model.single_blocks.0.linear1": (3072, 27648)},
-    "flux1": {"lora_unet_single_blocks_0_linear1": (3072, 21504)},
+    "flux1": {
+        "lora_unet_single_blocks_0_linear1": (3072, 21504),
+        "lora_te1_text_model_encoder_layers_0_mlp_fc1": (768, 3072),
+    },
     "z-image": {"diffusion_model.layers.0.attention.qkv": (3840, 11520)},
     "lumina2": {"lora_unet_layers_0_attention_qkv": (2304, 3840)},
     "hunyuan-video": {"lora_unet_double_blocks_0_img_mlp_fc1": (3072, 12288)},

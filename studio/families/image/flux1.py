@@ -166,9 +166,12 @@ def unmodulated(clues: Clues) -> bool:
     return clues.has("distilled_guidance_layer") or (whole and not clues.has("_mod(ulation)?_lin"))
 
 
+_HUNYUAN = r"double_blocks_\d+_(img|txt)_(mlp_fc\d|mod_linear)$|individual_token_refiner"  # of the same blocks
+
+
 def marks(clues: Clues) -> bool:
     """Tells files of Flux.1 by its blocks, and nothing of what was built like it."""
-    others = like_flux2(clues) or unmodulated(clues) or clues.has("_mlp_fc1$|_mod_linear$|individual_token_refiner")
+    others = like_flux2(clues) or unmodulated(clues) or clues.has(_HUNYUAN)
     return clues.has(FLUX) and not others
 
 

@@ -101,7 +101,8 @@ def marks(clues: Clues) -> bool:
     if clues.has(UNET):
         return False
     narrow = clues.width(crossed) == 1152 and not clues.has("to_out_0$|ff_net|adaln_single")
-    return clues.has("ff_conv_(inverted|depth|point)$") or clues.width(crossed) == 2240 or narrow
+    own = clues.has("ff_conv_(inverted|depth|point)$|(^|_)time_embed_(linear$|emb_)")
+    return own or narrow or clues.width(crossed) == 2240
 
 
 def _recognise(parts: Mapping[str, nn.Module]) -> bool:

@@ -16,7 +16,7 @@ from studio.families.conditioning import Conditioning
 from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, Shapes, Silent, SingleFile
 from studio.families.native import Clues, Native
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
-from studio.families.parts.marks import in_streams
+from studio.families.parts.marks import FLUX, STREAMS, in_streams
 from studio.families.parts.names import CLIP, T5, is_a, presets
 from studio.families.parts.native import by_config
 from studio.families.parts.renames import QKV, in_blocks, renamed
@@ -151,7 +151,8 @@ def native(layers: Collection[str]) -> tuple[Native, ...]:
 
 def marks(clues: Clues) -> bool:
     """Tells files of SD3 by Stability's names, or by the widths of its three sizes."""
-    return clues.has(r"joint_blocks_\d") or in_streams(clues, 1536, 2432)
+    own = clues.has(r"joint_blocks_\d") or in_streams(clues, 1536, 2432)
+    return own or (clues.has(STREAMS) and not clues.has(FLUX) and clues.has("_norm1_context_|_attn2_to_"))
 
 
 def _recognise(parts: Mapping[str, nn.Module]) -> bool:

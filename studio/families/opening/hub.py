@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from studio.errors import BadFile, UnknownName, UsageError, nearest
 from studio.families.opening.ids import HubId
-from studio.families.opening.selection import Selection, inside
+from studio.families.opening.selection import Selection, inside, variant_of
 from studio.given import read_given
 
 __all__ = ["cached_ids", "fetch", "offline", "repository_of"]
@@ -99,13 +99,19 @@ def _check_cached(asked: HubId, folder: Path, select: Selection, listed: bool) -
     Raises:
         BadFile: it is not.
     """
-    there = _files(folder)
-    names = _list_of(asked) if listed else there
-    if names is None:
+
+    def read(name: str) -> bytes:
+        return read_given(folder / name, "config-bytes")
+
+    there, names = _files(folder), _list_of(asked)
+    if listed and names is None:
         raise BadFile("is known in part only")
-    missing = set(select(names, lambda name: read_given(folder / name, "config-bytes"))) - set(there)
+    needed = select(names if listed and names is not None else there, read)
+    missing = set(needed) - set(there)
     if missing:
         raise BadFile(f"lacks {min(missing)}")
+    if names is not None and variant_of(needed) and not variant_of(select(names, read)):
+        raise BadFile("holds its fp16 variant alone, which --dtype fp16 takes")
 
 
 def _list_of(asked: HubId) -> list[str] | None:

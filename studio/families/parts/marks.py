@@ -40,7 +40,7 @@ def xl_marks(clues: Clues) -> bool:
     if clues.has(UNET):
         wide = clues.width(_CROSS)
         told = "(in|out)put_blocks|middle_block|attentions_\\d_transformer_blocks_[2-9]|add_embedding|" + _SEVERAL
-        return wide == 2048 if wide else clues.has(told)
+        return wide == 2048 or (wide not in (768, 1024) and clues.has(told))
     two = clues.has("^lora_te2_|^text_encoder_2_") and not clues.has("SelfAttention|DenseReluDense")
     return not clues.has(_DENOISER) and (two or clues.width(_TEXT) == 1280)
 
