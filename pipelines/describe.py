@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from studio.adapters import adapters
 from studio.adapters.contract.strength import as_strength
@@ -57,10 +58,9 @@ def describe(
             "seed": request.seed,
             "steps": request.steps,
             "guidance": float(request.guidance),
-            **({} if request.embedded is None else {"embedded_guidance": float(request.embedded)}),
-            **({} if request.given is None else {"start": picture_facts(request.given)}),
             "width": request.width,
             "height": request.height,
+            **_where_told(request),
             **base.saving.changes,
         },
         scheduler=sampler.record,
@@ -69,6 +69,12 @@ def describe(
         adapters=uses,
     )
     return {"parameters": parameters, "studio": content}
+
+
+def _where_told(request: Request) -> dict[str, Any]:
+    """What only some pictures have: an embedded guidance, a picture that they started from."""
+    embedded = {} if request.embedded is None else {"embedded_guidance": float(request.embedded)}
+    return embedded | ({} if request.given is None else {"start": picture_facts(request.given)})
 
 
 def _fields(base: Base, digest: str | None, request: Request, sampler: Sampler) -> dict[str, str | int | float]:
@@ -82,10 +88,10 @@ def _fields(base: Base, digest: str | None, request: Request, sampler: Sampler) 
         "CFG scale": request.guidance,
         **({} if request.embedded is None else {"Distilled CFG Scale": request.embedded}),
         "Seed": request.seed,
-        **({} if request.given is None else {"Denoising strength": request.given.strength}),
         "Size": f"{request.width}x{request.height}",
         **model,
         "Model": base.id,
+        **({} if request.given is None else {"Denoising strength": request.given.strength}),
         "Version": f"adapter-studio {__version__}",
     }
 

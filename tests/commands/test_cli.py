@@ -29,7 +29,7 @@ PROMPT = "a photo of sks robot"
 
 def studio(*words: object, code: int = 0) -> Result:
     """Runs the command line in this process and checks the exit code."""
-    result = CliRunner().invoke(main, [str(word) for word in words], prog_name="studio")
+    result = CliRunner(env={"COLUMNS": "300"}).invoke(main, [str(word) for word in words], prog_name="studio")
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == code, f"exit code {result.exit_code}\n{result.stdout}\n{result.stderr}"
@@ -611,7 +611,7 @@ def test_check_finds_what_would_spoil_a_training(shots):
 
 
 def test_doctor():
-    result = CliRunner().invoke(main, ["doctor", "--fast", "--json"])
+    result = CliRunner(env={"COLUMNS": "300"}).invoke(main, ["doctor", "--fast", "--json"])
     told = json.loads(result.stdout)
     assert result.exit_code == (1 if told["problems"] else 0)
     assert {"system", "packages", "devices", "extras", "disk"} <= {row["group"] for row in told["rows"]}
@@ -622,7 +622,7 @@ def test_what_nobody_expected_shows_its_traceback(monkeypatch):
     import studio.doctor
 
     monkeypatch.setattr(studio.doctor, "diagnose", lambda *words, **more: 1 / 0)
-    result = CliRunner().invoke(main, ["doctor"])
+    result = CliRunner(env={"COLUMNS": "300"}).invoke(main, ["doctor"])
     assert isinstance(result.exception, ZeroDivisionError) and result.exit_code == 1
 
 
