@@ -714,8 +714,8 @@ def sayable(method: str, config: str, layer: str, format: str) -> bool:
     adapter = METHODS[method].adapter
     if layer in UNSAYABLE.get((method, config, format), ()):
         return False
-    if format == "kohya":
-        return bool(adapter.lycoris.tensors or adapter.lycoris.form)
+    if format in ("kohya", "native"):
+        return bool(adapter.lycoris.tensors or (format == "kohya" and adapter.lycoris.form))
     site = site_at(tower(layer), "0", adapter.kinds)
     peft = adapter.peft
     return format != "peft" or bool(peft.type and not peft.refusal(site) and not peft.differs(site))
