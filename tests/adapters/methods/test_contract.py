@@ -712,10 +712,11 @@ def test_strengths_per_sample_are_those_of_each_sample_alone(method: str, config
 def sayable(method: str, config: str, layer: str, format: str) -> bool:
     """Whether a format can hold a method on a kind of layer, as the method's own file says."""
     adapter = METHODS[method].adapter
+    format = "kohya" if format == "native" else format  # the native names have kohya's tensors
     if layer in UNSAYABLE.get((method, config, format), ()):
         return False
-    if format in ("kohya", "native"):
-        return bool(adapter.lycoris.tensors or (format == "kohya" and adapter.lycoris.form))
+    if format == "kohya":
+        return bool(adapter.lycoris.tensors or adapter.lycoris.form)
     site = site_at(tower(layer), "0", adapter.kinds)
     peft = adapter.peft
     return format != "peft" or bool(peft.type and not peft.refusal(site) and not peft.differs(site))
