@@ -88,11 +88,13 @@ def train(record: Record, model: Any, config: Any) -> None:
     record.say("parameters", model.get_nb_trainable_parameters())
     record.say("trained", [name for name, parameter in model.named_parameters() if parameter.requires_grad])
     record.keep("start", peft.get_peft_model_state_dict(model))
+    tasks = torch.zeros(len(IDS), dtype=torch.long)
+    told = {"task_ids": tasks} if isinstance(config, peft.MultitaskPromptTuningConfig) else {}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     model.train()
     torch.manual_seed(7)
     for step in range(3):
-        loss = model(input_ids=IDS, attention_mask=MASK, labels=IDS).loss
+        loss = model(input_ids=IDS, attention_mask=MASK, labels=IDS, **told).loss
         loss.backward()
         optimizer.step()
         if isinstance(config, peft.AdaLoraConfig):
