@@ -51,7 +51,7 @@ EQUAL: Final[dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
 WRONG: Final[dict[str, list[Any]]] = {
     "prompt": [None, 3, 2.5, True, [], [None], ["a", 3], b"tiger", {"a": 1}, {}, ["tiger", ["cat"]], object(), numpy.array([1, 2]), torch.tensor([1]), numpy.array(["tiger"]), "x " * 10_000, "tiger\ud800", ["tiger", "\udcff"], "<cat>"],
     "seeds": [None, "3", "12", b"12", -1, 2**63, 2**64, 10**30, 1.0, 1.5, NAN, INF, True, [], [None], ["3"], [1.0], [[1]], [True], {"a": 1}, object(), numpy.array([0.5]), torch.tensor([[1]]), numpy.float64(1), [-1], 3j, range(0)],
-    "steps": [None, "4", 4.0, 0, -1, 1001, NAN, INF, 10**30, True, [4], numpy.float64(4), torch.tensor([4, 5]), object(), 3j],
+    "steps": ["4", 4.0, 0, -1, 1001, NAN, INF, 10**30, True, [4], numpy.float64(4), torch.tensor([4, 5]), object(), 3j],
     "guidance": ["5", NAN, INF, -INF, -1, -0.001, True, [5], 3j, object(), numpy.float32("nan"), torch.tensor([1.0, 2.0]), b"5", 10**400],
     "width": ["64", 64.0, 0, -8, 63, 1, 8200, 10**9, 10**30, True, NAN, [64], object(), numpy.float64(64)],
     "height": ["64", 64.0, 0, -8, 65, 10**9, True, INF, (64,), torch.tensor([64, 64])],
