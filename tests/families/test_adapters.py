@@ -79,7 +79,9 @@ def test_live_is_saved_is_baked_and_the_base_comes_back(method, kind, tmp_path):
     again = open_base(build(kind))
     report = studio.load(again.pipe, file, trainable=True)
     assert not report.ignored
-    assert torch.equal(pixels(again), live)
+    # QA-LoRA's groups are written as a LoRA's columns: means over 3 or 5 of them are rounded
+    rounded = method == "qalora"
+    torch.testing.assert_close(pixels(again), live, rtol=0, atol=2e-5 if rounded else 0)
     frozen = open_base(build(kind))  # its factors are stacked, which changes the order of sums
     studio.load(frozen.pipe, file)
     torch.testing.assert_close(pixels(frozen), live, rtol=0, atol=2e-4)
