@@ -10,9 +10,9 @@ import numpy
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from studio.datasets.formats import opened, several_frames, what_else
-from studio.datasets.rgb import to_rgb
 from studio.errors import BadConfig, BadFile
 from studio.given import read_given
+from studio.rgb import to_rgb
 
 if TYPE_CHECKING:
     import torch

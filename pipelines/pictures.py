@@ -9,10 +9,13 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from studio.errors import BadConfig
+from studio.config import own_number
+from studio.errors import BadConfig, BadFile
 from studio.families import Base
+from studio.limits import limit, too_many
 from studio.pipelines.metadata import open_picture
 from studio.pipelines.start import Given
+from studio.rgb import to_rgb
 
 __all__ = ["STRENGTH", "given_picture", "picture_facts"]
 
@@ -54,7 +57,7 @@ def given_picture(
     width, height = _size(base, picture, size)
     fitted = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
     covered = None if masked is None else ImageOps.fit(masked, (width, height), Image.Resampling.NEAREST)
-    return Given(image=fitted, strength=STRENGTH if strength is None else strength, mask=covered)
+    return Given(image=fitted, strength=STRENGTH if strength is None else own_number(strength), mask=covered)
 
 
 def picture_facts(given: Given) -> dict[str, Any]:
@@ -68,8 +71,13 @@ def _digest(image: Image.Image) -> str:
 
 
 def _upright(image: str | Path | Image.Image, mode: str) -> Image.Image:
+    """In 8 bits, as a viewer shows it; what is transparent is white in a picture, and black in a mask."""
     opened = image if isinstance(image, Image.Image) else open_picture(image)
-    return ImageOps.exif_transpose(opened).convert(mode)
+    try:
+        plain = to_rgb(ImageOps.exif_transpose(opened), (255, 255, 255) if mode == "RGB" else (0, 0, 0))
+    except BadFile as problem:
+        raise BadFile(f"the picture to start from, or its mask, {problem}") from None
+    return plain.convert(mode)
 
 
 def _size(base: Base, picture: Image.Image, size: tuple[int | None, int | None]) -> tuple[int, int]:
@@ -77,10 +85,12 @@ def _size(base: Base, picture: Image.Image, size: tuple[int | None, int | None])
     unit, (native_width, native_height) = base.family.multiple, base.native
     scale = math.sqrt(native_width * native_height / (picture.width * picture.height))
     own = [max(unit, round(side * scale / unit) * unit) for side in picture.size]
-    width, height = (mine if asked is None else asked for asked, mine in zip(size, own, strict=True))
-    for side in (width, height):
+    width, height = (mine if asked is None else own_number(asked) for asked, mine in zip(size, own, strict=True))
+    for side in (width, height):  # before the picture is made as large as that
         if not isinstance(side, int) or isinstance(side, bool) or side < 1:
             raise BadConfig(
                 f"a picture of {width!r} x {height!r} pixels cannot be drawn; give whole numbers from {unit} on"
             )
+        if side > limit("side"):
+            raise BadConfig(f"a picture of {width} x {height} pixels: {too_many('side')}")
     return width, height

@@ -104,3 +104,23 @@ def test_from_the_command_line(tmp_path):
         assert json.loads(drawn.text["studio"])["start"]["strength"] == 0.5
     refused = CliRunner().invoke(main, ["generate", "emoji", "pizza", "--strength", "0.5", "-o", str(tmp_path / "out")])
     assert refused.exit_code == 2 and "give image too" in refused.output
+
+
+def test_sixteen_bits_and_transparency_are_seen_as_a_viewer_shows_them(pipe, tmp_path):
+    """Pillow's own conversion makes the first white and shows what lies under the second."""
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    plain = Image.fromarray(np.round(ramp / 257).astype(np.uint8)).convert("RGB")
+    made = [pipe.generate("rocket", image=start, **FAST)[0] for start in (tmp_path / "deep.png", plain)]
+    assert made[0].tobytes() == made[1].tobytes()
+    hidden = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
+    made = [pipe.generate("rocket", image=start, **FAST)[0] for start in (hidden, Image.new("RGB", (64, 64), "white"))]
+    assert made[0].tobytes() == made[1].tobytes()
+
+
+def test_numbers_of_numpy_and_sides_beyond_the_limit(pipe):
+    rocket = composite("rocket", "blue")
+    one = pipe.generate("rocket", image=rocket, strength=np.float32(0.5), width=np.int64(64), height=64, **FAST)[0]
+    assert one.tobytes() == pipe.generate("rocket", image=rocket, strength=0.5, **FAST)[0].tobytes()
+    with pytest.raises(BadConfig, match="side"):  # and no picture of that size is made first
+        pipe.generate("rocket", image=rocket, width=10**9, height=64, **FAST)

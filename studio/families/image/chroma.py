@@ -7,7 +7,7 @@ References:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from studio.families.image.flux1 import (
     unmodulated,
 )
 from studio.families.parts.latents import grid, kl_channels, kl_decode, kl_encode, pack, same_channels, unpack
-from studio.families.parts.names import T5, is_a, presets
+from studio.families.parts.names import T5, of_class, presets
 from studio.families.parts.native import square
 from studio.families.parts.renames import flux_names
 from studio.families.parts.schedule import flow_shift
@@ -45,15 +45,6 @@ _DEFAULTS = Defaults(steps=35, guidance=5.0, length=LENGTH)
 _RECIPE = ImageRecipe(rank=16, learning_rate=1e-4, text_encoder_learning_rate=5e-6, steps=1000, batch_size=1)
 
 
-def check_text(pipe: Any, prompts: Sequence[str]) -> None:
-    """Checks that T5 reads prompts whole.
-
-    Raises:
-        DoesNotFit: it does not; what would have been cut off is named.
-    """
-    check_tokens(pipe.tokenizer, prompts, LENGTH)
-
-
 def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioning:
     """Returns T5's states and the mask of the prompt and one token of padding.
 
@@ -65,7 +56,7 @@ def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioni
     Raises:
         DoesNotFit: a prompt is longer than T5 reads.
     """
-    check_text(pipe, prompts)
+    check_tokens(pipe.tokenizer, prompts, LENGTH)
     tokens, _, mask, *_ = pipe.encode_prompt(
         list(prompts), do_classifier_free_guidance=False, max_sequence_length=LENGTH
     )
@@ -112,10 +103,6 @@ _GUIDANCE = {
 }
 
 
-def _recognise(parts: Mapping[str, nn.Module]) -> bool:
-    return is_a(parts.get("transformer", parts.get("")), "ChromaTransformer2DModel")
-
-
 CHROMA = FAMILIES.add(
     "chroma",
     Family(
@@ -143,8 +130,8 @@ CHROMA = FAMILIES.add(
             parts={"text_encoder": ("text_encoders.t5xxl.",), "vae": ("first_stage_model.", "vae.")},
         ),
         identity=lambda parts: Identity("chroma", "chroma"),
-        recognise=_recognise,
-        check_text=check_text,
+        recognise=of_class("transformer", "ChromaTransformer2DModel"),
+        check_text=lambda pipe, prompts: check_tokens(pipe.tokenizer, prompts, LENGTH),
         encode_text=encode_text,
         encode_image=kl_encode,
         decode=kl_decode,

@@ -21,7 +21,7 @@ from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity
 from studio.families.native import Clues
 from studio.families.parts.latents import grid, kl_channels, kl_decode, kl_encode, pack, same_channels, unpack
 from studio.families.parts.marks import FLUX
-from studio.families.parts.names import CLIP, T5, is_a, presets
+from studio.families.parts.names import CLIP, T5, of_class, presets
 from studio.families.parts.native import square
 from studio.families.parts.renames import flux_names
 from studio.families.parts.schedule import evenly, flow_shift, linear_mu
@@ -175,10 +175,6 @@ def marks(clues: Clues) -> bool:
     return clues.has(FLUX) and not others
 
 
-def _recognise(parts: Mapping[str, nn.Module]) -> bool:
-    return is_a(parts.get("transformer", parts.get("")), "FluxTransformer2DModel")
-
-
 FLUX1 = FAMILIES.add(
     "flux1",
     Family(
@@ -218,7 +214,7 @@ FLUX1 = FAMILIES.add(
             },
         ),
         identity=_identity,
-        recognise=_recognise,
+        recognise=of_class("transformer", "FluxTransformer2DModel"),
         check_text=check_text,
         encode_text=encode_text,
         condition=embed_guidance,

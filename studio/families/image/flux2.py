@@ -22,7 +22,7 @@ from studio.families.conditioning import Conditioning
 from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, Shapes, Silent, SingleFile
 from studio.families.image.flux1 import embed_guidance, like_flux2
 from studio.families.parts.latents import grid, kl_channels, same_channels
-from studio.families.parts.names import LANGUAGE, is_a, presets
+from studio.families.parts.names import LANGUAGE, is_a, of_class, presets
 from studio.families.parts.native import square
 from studio.families.parts.place import device_of
 from studio.families.parts.renames import flux_names
@@ -204,10 +204,6 @@ _ENDS = {f"{name}.lin": (f"{name}.linear",) for name in _STREAMS} | {
 }
 
 
-def _recognise(parts: Mapping[str, nn.Module]) -> bool:
-    return is_a(parts.get("transformer", parts.get("")), "Flux2Transformer2DModel")
-
-
 FLUX2 = FAMILIES.add(
     "flux2",
     Family(
@@ -239,7 +235,7 @@ FLUX2 = FAMILIES.add(
         ),
         identity=_identity,
         silent=_silent,
-        recognise=_recognise,
+        recognise=of_class("transformer", "Flux2Transformer2DModel"),
         check_text=check_text,
         encode_text=encode_text,
         condition=embed_guidance,

@@ -7,21 +7,22 @@ References:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from studio.families.conditioning import Conditioning
-from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, Silent, SingleFile
+from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, SingleFile
 from studio.families.image.flux1 import flux_schedule
 from studio.families.native import Clues
 from studio.families.parts.guide import renormed, width_norm
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
-from studio.families.parts.names import LANGUAGE, is_a, presets
+from studio.families.parts.names import LANGUAGE, of_class, presets
 from studio.families.parts.native import by_config
 from studio.families.parts.renames import QKV, in_blocks, renamed
 from studio.families.parts.schedule import flow_shift
+from studio.families.parts.silent import last_layer_unread
 from studio.families.parts.texts import check_tokens
 from studio.families.process import Flow
 from studio.families.recipe import ImageRecipe
@@ -84,15 +85,6 @@ def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Condition
     ).sample  # fmt: skip
 
 
-def _silent(component: str, module: nn.Module) -> tuple[Silent, ...]:
-    if component != "text_encoder":
-        return ()
-    config: Any = module.config
-    return (
-        Silent((f"layers.{config.num_hidden_layers - 1}.*",), "the prompt's states are those before the last layer"),
-    )
-
-
 _BLOCK_NAMES = {
     "attention.qkv": QKV,
     "attention.out": ("attn.to_out.0",),
@@ -124,10 +116,6 @@ def marks(clues: Clues) -> bool:
     return clues.has(block + named) or fused or clues.width(block + "feed_forward_w[13]$") == 2304
 
 
-def _recognise(parts: Mapping[str, nn.Module]) -> bool:
-    return is_a(parts.get("transformer", parts.get("")), "Lumina2Transformer2DModel")
-
-
 LUMINA2 = FAMILIES.add(
     "lumina2",
     Family(
@@ -156,8 +144,8 @@ LUMINA2 = FAMILIES.add(
             unread=("norm_final.weight",),
         ),
         identity=lambda parts: Identity("lumina-2", "lumina2"),
-        silent=_silent,
-        recognise=_recognise,
+        silent=last_layer_unread("text_encoder", "layers", "the prompt's states are those before the last layer"),
+        recognise=of_class("transformer", "Lumina2Transformer2DModel"),
         check_text=check_text,
         row_length=row_length,
         roles=True,

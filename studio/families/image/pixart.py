@@ -8,17 +8,17 @@ References:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from studio.families.conditioning import Conditioning
 from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model
 from studio.families.native import Clues
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
 from studio.families.parts.marks import UNET
-from studio.families.parts.names import T5, is_a, presets
+from studio.families.parts.names import T5, of_class, presets
 from studio.families.parts.native import by_config
 from studio.families.parts.texts import check_tokens
 from studio.families.process import Diffusion
@@ -42,15 +42,6 @@ _ATTENTION = (
 _FEEDFORWARD = ("ff.net.0.proj", "ff.net.2")
 
 
-def check_text(pipe: Any, prompts: Sequence[str]) -> None:
-    """Checks that T5 reads prompts whole.
-
-    Raises:
-        DoesNotFit: it does not; what would have been cut off is named.
-    """
-    check_tokens(pipe.tokenizer, prompts, LENGTH)
-
-
 def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioning:
     """Returns T5's states of a prompt in lower case, and its mask.
 
@@ -62,7 +53,7 @@ def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioni
     Raises:
         DoesNotFit: a prompt is longer than T5 reads.
     """
-    check_text(pipe, prompts)
+    check_tokens(pipe.tokenizer, prompts, LENGTH)
     tokens, mask, *_ = pipe.encode_prompt(list(prompts), False, max_sequence_length=LENGTH)
     return Conditioning(tokens, mask=mask.bool())
 
@@ -81,10 +72,6 @@ def marks(clues: Clues) -> bool:
     other = clues.has(UNET) or clues.has("ff_conv_(inverted|depth|point)$")
     crossed = r"(^|_)transformer_blocks_\d+_attn[12]_to_[qkv]$"
     return not other and (clues.width(crossed) == 1152 and clues.has("to_out_0$|ff_net") or clues.has("adaln_single"))
-
-
-def _recognise(parts: Mapping[str, nn.Module]) -> bool:
-    return is_a(parts.get("transformer", parts.get("")), "PixArtTransformer2DModel")
 
 
 PIXART = FAMILIES.add(
@@ -109,8 +96,8 @@ PIXART = FAMILIES.add(
         kohya="lora_transformer",
         marks=marks,
         identity=lambda parts: Identity("pixart-sigma", "pixart_sigma"),
-        recognise=_recognise,
-        check_text=check_text,
+        recognise=of_class("transformer", "PixArtTransformer2DModel"),
+        check_text=lambda pipe, prompts: check_tokens(pipe.tokenizer, prompts, LENGTH),
         encode_text=encode_text,
         encode_image=kl_encode,
         decode=kl_decode,

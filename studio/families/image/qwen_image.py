@@ -7,7 +7,7 @@ References:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from studio.families.native import Clues
 from studio.families.parts.guide import patch_norm, renormed
 from studio.families.parts.latents import pack, same_channels, unpack
 from studio.families.parts.marks import in_streams
-from studio.families.parts.names import LANGUAGE, is_a, presets
+from studio.families.parts.names import LANGUAGE, of_class, presets
 from studio.families.parts.native import square
 from studio.families.parts.place import device_of
 from studio.families.parts.schedule import flow_shift
@@ -129,10 +129,6 @@ def marks(clues: Clues) -> bool:
     return clues.has(r"transformer_blocks_\d+_(img|txt)_(mlp|mod)_") or in_streams(clues, 3072)
 
 
-def _recognise(parts: Mapping[str, nn.Module]) -> bool:
-    return is_a(parts.get("transformer", parts.get("")), "QwenImageTransformer2DModel")
-
-
 QWEN_IMAGE = FAMILIES.add(
     "qwen-image",
     Family(
@@ -159,7 +155,7 @@ QWEN_IMAGE = FAMILIES.add(
         ),
         identity=lambda parts: Identity("Qwen-Image", "qwen_image"),
         silent=_silent,
-        recognise=_recognise,
+        recognise=of_class("transformer", "QwenImageTransformer2DModel"),
         check_text=check_text,
         row_length=row_length,
         encode_text=encode_text,

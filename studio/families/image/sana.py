@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from studio.families.conditioning import Conditioning
 from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, SingleFile
 from studio.families.native import Clues
 from studio.families.parts.latents import kl_channels, same_channels
 from studio.families.parts.marks import UNET
-from studio.families.parts.names import LANGUAGE, is_a, presets
+from studio.families.parts.names import LANGUAGE, of_class, presets
 from studio.families.parts.native import by_config
 from studio.families.parts.place import device_of
 from studio.families.parts.schedule import flow_shift
@@ -47,15 +47,6 @@ def _instruction(pipe: Any) -> list[str]:
     return list(inspect.signature(pipe.__call__).parameters["complex_human_instruction"].default or ())
 
 
-def check_text(pipe: Any, prompts: Sequence[str]) -> None:
-    """Checks that Gemma reads prompts whole.
-
-    Raises:
-        DoesNotFit: it does not; what would have been cut off is named.
-    """
-    check_tokens(pipe.tokenizer, prompts, LENGTH)
-
-
 def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioning:
     """Returns Gemma's last states of a prompt in lower case, behind the instruction unless it is a negative one.
 
@@ -67,7 +58,7 @@ def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioni
     Raises:
         DoesNotFit: a prompt is longer than Gemma reads.
     """
-    check_text(pipe, prompts)
+    check_tokens(pipe.tokenizer, prompts, LENGTH)
     told = None if negative else _instruction(pipe)
     tokens, mask, *_ = pipe.encode_prompt(
         list(prompts), False, max_sequence_length=LENGTH, complex_human_instruction=told
@@ -105,10 +96,6 @@ def marks(clues: Clues) -> bool:
     return own or narrow or clues.width(crossed) == 2240
 
 
-def _recognise(parts: Mapping[str, nn.Module]) -> bool:
-    return is_a(parts.get("transformer", parts.get("")), "SanaTransformer2DModel")
-
-
 SANA = FAMILIES.add(
     "sana",
     Family(
@@ -141,8 +128,8 @@ SANA = FAMILIES.add(
             unread=("pos_embed",),
         ),
         identity=lambda parts: Identity("sana", "sana"),
-        recognise=_recognise,
-        check_text=check_text,
+        recognise=of_class("transformer", "SanaTransformer2DModel"),
+        check_text=lambda pipe, prompts: check_tokens(pipe.tokenizer, prompts, LENGTH),
         roles=True,
         encode_text=encode_text,
         encode_image=encode_image,

@@ -17,7 +17,7 @@ from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity
 from studio.families.native import Clues, Native
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
 from studio.families.parts.marks import FLUX, STREAMS, in_streams
-from studio.families.parts.names import CLIP, T5, is_a, presets
+from studio.families.parts.names import CLIP, T5, of_class, presets
 from studio.families.parts.native import by_config
 from studio.families.parts.renames import QKV, in_blocks, renamed
 from studio.families.parts.schedule import flow_shift
@@ -155,10 +155,6 @@ def marks(clues: Clues) -> bool:
     return own or (clues.has(STREAMS) and not clues.has(FLUX) and clues.has("_norm1_context_|_attn2_to_"))
 
 
-def _recognise(parts: Mapping[str, nn.Module]) -> bool:
-    return is_a(parts.get("transformer", parts.get("")), "SD3Transformer2DModel")
-
-
 SD3 = FAMILIES.add(
     "sd3",
     Family(
@@ -204,7 +200,7 @@ SD3 = FAMILIES.add(
         ),
         identity=_identity,
         silent=_silent,
-        recognise=_recognise,
+        recognise=of_class("transformer", "SD3Transformer2DModel"),
         check_text=check_text,
         encode_text=encode_text,
         encode_image=kl_encode,

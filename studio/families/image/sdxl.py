@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from studio.families.conditioning import Conditioning, Shot
-from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, Silent, SingleFile
+from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, SingleFile
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
 from studio.families.parts.marks import xl_marks
 from studio.families.parts.names import is_a
 from studio.families.parts.native import by_config
 from studio.families.parts.sgm import sgm_names
+from studio.families.parts.silent import last_layer_unread
 from studio.families.parts.texts import check_tokens
 from studio.families.parts.unet import unet_presets
 from studio.families.process import Diffusion
@@ -102,14 +103,6 @@ def _statistics(pipe: Any, like: Tensor) -> tuple[Tensor, Tensor] | None:
     return like.new_tensor(mean).view(1, -1, 1, 1), like.new_tensor(std).view(1, -1, 1, 1)
 
 
-def _silent(component: str, module: nn.Module) -> tuple[Silent, ...]:
-    if component != "text_encoder":
-        return ()
-    config: Any = module.config
-    last = config.num_hidden_layers - 1
-    return (Silent((f"encoder.layers.{last}.*",), "its last layer is not read: SDXL takes the state before it"),)
-
-
 def _recognise(parts: Mapping[str, nn.Module]) -> bool:
     unet = parts.get("unet", parts.get(""))
     if unet is None or not is_a(unet, "UNet2DConditionModel"):
@@ -154,7 +147,9 @@ SDXL = FAMILIES.add(
             level="model.diffusion_model.",
         ),
         identity=lambda parts: Identity("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
-        silent=_silent,
+        silent=last_layer_unread(
+            "text_encoder", "encoder.layers", "its last layer is not read: SDXL takes the state before it"
+        ),
         recognise=_recognise,
         check_text=check_text,
         roles=True,

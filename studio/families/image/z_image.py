@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from studio.families.conditioning import Conditioning
-from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, Silent, SingleFile
+from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, SingleFile
 from studio.families.image.flux1 import flux_schedule
 from studio.families.native import Clues
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
-from studio.families.parts.names import LANGUAGE, is_a, presets
+from studio.families.parts.names import LANGUAGE, of_class, presets
 from studio.families.parts.native import square
 from studio.families.parts.renames import in_blocks, renamed
 from studio.families.parts.schedule import flow_shift
+from studio.families.parts.silent import last_layer_unread
 from studio.families.parts.texts import check_chat
 from studio.families.process import Flow
 from studio.families.recipe import ImageRecipe
@@ -92,15 +93,6 @@ def _defaults(pipe: Any) -> Defaults:
     return _BASE
 
 
-def _silent(component: str, module: nn.Module) -> tuple[Silent, ...]:
-    if component != "text_encoder":
-        return ()
-    config: Any = module.config
-    return (
-        Silent((f"layers.{config.num_hidden_layers - 1}.*",), "the prompt's states are those before the last layer"),
-    )
-
-
 _ATTENTION_NAMES = {
     "attention.qkv": ("attention.to_q", "attention.to_k", "attention.to_v"),
     "attention.out": ("attention.to_out.0",),
@@ -123,10 +115,6 @@ def marks(clues: Clues) -> bool:
     block = r"(^|_)(layers|refiner)_\d+_"
     named = clues.has(block + "attention_to_[qkv]") or clues.has(r"layers_\d+_adaLN_modulation_0$")
     return named or clues.ratio(block + "attention_qkv$") == 3 or clues.width(block + "feed_forward_w[13]$") == 3840
-
-
-def _recognise(parts: Mapping[str, nn.Module]) -> bool:
-    return is_a(parts.get("transformer", parts.get("")), "ZImageTransformer2DModel")
 
 
 Z_IMAGE = FAMILIES.add(
@@ -162,8 +150,8 @@ Z_IMAGE = FAMILIES.add(
             unread=("norm_final.weight",),
         ),
         identity=lambda parts: Identity("Z-Image", "z_image"),
-        silent=_silent,
-        recognise=_recognise,
+        silent=last_layer_unread("text_encoder", "layers", "the prompt's states are those before the last layer"),
+        recognise=of_class("transformer", "ZImageTransformer2DModel"),
         check_text=check_text,
         row_length=row_length,
         encode_text=encode_text,

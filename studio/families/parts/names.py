@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from torch import nn
 
-__all__ = ["CLIP", "LANGUAGE", "T5", "TextNames", "is_a", "presets"]
+__all__ = ["CLIP", "LANGUAGE", "T5", "TextNames", "is_a", "of_class", "presets"]
 
 TextNames = tuple[tuple[str, ...], tuple[str, ...]]
 """The attention's and the feed-forward's projections of a text encoder."""
@@ -54,6 +54,11 @@ def presets(
         "subject": {denoiser: tools},
         "style": {denoiser: tools},
     }
+
+
+def of_class(component: str, name: str) -> Callable[[Mapping[str, nn.Module]], bool]:
+    """Returns a family's ``recognise``: whether a component, or a module by itself, is of a class of this name."""
+    return lambda parts: is_a(parts.get(component, parts.get("")), name)
 
 
 def is_a(module: nn.Module | None, name: str) -> bool:
