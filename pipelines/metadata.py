@@ -147,22 +147,24 @@ def strength_from_json(content: Any) -> float | Strength:
     return float(content)
 
 
-def save_png(image: Image.Image, file: str | Path) -> Path:
+def save_png(image: Image.Image, file: str | Path, *, fresh: bool = False) -> Path:
     """Writes a picture with its texts, all of it or nothing; equal pictures give equal bytes.
 
     Args:
         image: a picture of :meth:`ImagePipeline.generate`, or any other; the string entries ``parameters`` and
             ``studio`` of its ``info`` are written.
         file: where to; missing folders are made.
+        fresh: nothing may be there yet.
 
     Returns:
         The file.
 
     Raises:
         BadFile: nothing can be written there.
+        Taken: something is there, and ``fresh`` says that nothing may be.
     """
     file = given_path(file)
-    with atomic_path(file) as temporary:
+    with atomic_path(file, fresh=fresh) as temporary:
         # everything that Pillow may take from image.info by itself (ICC profile, resolution) is left out
         plain = Image.frombytes(image.mode, image.size, image.tobytes())
         plain.save(temporary, format="PNG", pnginfo=texts_of(image))

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 
-from studio.errors import BadFile
+from studio.errors import BadFile, Taken
 from studio.temporary import beside, held, locked, remove, remove_dead
 
 __all__ = ["atomic_folder", "atomic_path", "atomic_write", "sentences", "together"]
@@ -33,7 +33,7 @@ _REASONS = {
 
 
 @contextlib.contextmanager
-def atomic_path(file: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(file: str | os.PathLike[str], *, fresh: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside ``file`` to write to, and renames it to ``file`` when the block ends well.
 
     The temporary file is there and empty; its name ends in ``.tmp``, so a writer that guesses a format from the name
@@ -42,9 +42,11 @@ def atomic_path(file: str | os.PathLike[str]) -> Iterator[Path]:
 
     Args:
         file: where the content shall be; missing parent folders are made.
+        fresh: nothing may be there, not even what another process has written meanwhile.
 
     Raises:
         BadFile: nothing can be written there (no space, no permission, a folder in the way, ...).
+        Taken: something is there, and ``fresh`` says that nothing may be.
 
     Example:
         >>> import tempfile
@@ -66,9 +68,21 @@ def atomic_path(file: str | os.PathLike[str]) -> Iterator[Path]:
             if group is not None:
                 group.files.append((temporary, file))
                 return
-            temporary.replace(file)
+            (_put_new if fresh else Path.replace)(temporary, file)
             _sync(file.parent)
         remove_dead(file)
+
+
+def _put_new(temporary: Path, file: Path) -> None:
+    """Gives a temporary file its name unless something has it; of two processes one wins."""
+    try:
+        os.link(temporary, file)
+    except FileExistsError:
+        raise Taken(f"{file} is there already") from None
+    except OSError:  # a file system without second names
+        if os.path.lexists(file):
+            raise Taken(f"{file} is there already") from None
+        temporary.replace(file)
 
 
 def _check_place(file: Path) -> None:

@@ -69,6 +69,10 @@ class BadFile(UsageError):
     """A file that is missing, truncated, hostile, or not what its name says."""
 
 
+class Taken(BadFile):
+    """A file that must be new has a name that is taken."""
+
+
 class BadConfig(UsageError):
     """A field whose value is impossible."""
 

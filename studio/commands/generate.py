@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from studio.commands.loading import load_adapter, open_pipeline
-from studio.commands.numbered import check_numbers, places
+from studio.commands.numbered import check_numbers, places, save_next
 from studio.commands.options import (
     adapter_option,
     config_option,
@@ -146,16 +146,16 @@ def generate(
         width=width, height=height, batch_size=batch_size, scheduler=scheduler, image=image, strength=strength,
         mask=mask,
     )  # fmt: skip
-    images: list[Image] = []
-    made: list[dict[str, Any]] = []
+    images, made = list[Any](), list[dict[str, Any]]()
     with _progress(show, len(files)) as advance:
         for prompt, picture, one in _drawn(draw, prompts, seeds, max(batch_size, 1)):
-            made.append({"file": save_png(picture, files[len(made)]), "prompt": prompt, "seed": one})
+            place = save_next(picture, files[len(made)], overwrite=overwrite)
+            made.append({"file": place, "prompt": prompt, "seed": one})
             images += [picture] if grid else []
             advance()
     if grid:
         save_png(_sheet(images, made, len(seeds)), grid)
-    _say_where(show, files, grid)
+    _say_where(show, [entry["file"] for entry in made], grid)
     show.result({"pictures": made, "sheet": grid, "adapters": used})
 
 

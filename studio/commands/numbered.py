@@ -7,12 +7,16 @@ import math
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from studio.errors import BadConfig, BadFile
+from studio.errors import BadConfig, BadFile, Taken
 from studio.limits import limit, too_many
 from studio.temporary import remove
 
-__all__ = ["check_numbers", "places"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["check_numbers", "places", "save_next"]
 
 DIGITS = 4  # of a picture's number, at least
 
@@ -57,6 +61,29 @@ def places(folder: Path, count: int, grid: Path | None, *, overwrite: bool) -> l
     if grid and os.path.lexists(grid) and not overwrite:  # a link that leads nowhere is there too
         raise BadFile(f"{grid} is there already: choose another name, or --overwrite")
     return files
+
+
+def save_next(picture: Image, file: Path, *, overwrite: bool) -> Path:
+    """Writes a picture; where another command has written its number meanwhile, under the next that is free.
+
+    Args:
+        picture: the picture.
+        file: where it was to go, of :func:`places`.
+        overwrite: write over what is there.
+
+    Returns:
+        The file.
+
+    Raises:
+        BadFile: nothing can be written there.
+    """
+    from studio.pipelines import save_png
+
+    while True:
+        try:
+            return save_png(picture, file, fresh=not overwrite)
+        except Taken:
+            file = file.with_stem(f"{int(file.stem) + 1:0{len(file.stem)}d}")
 
 
 def _files(folder: Path, count: int, *, overwrite: bool) -> list[Path]:
