@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         trainable,
         unbake,
     )
+    from studio.adapters.interference import BlendReport, blend_report
     from studio.adapters.methods import *  # noqa: F403  (the configs: LoRA, DoRA, ...)
     from studio.errors import StudioError
     from studio.files import inspect, load, save
@@ -45,6 +46,7 @@ _HOMES = {
         "attach", "detach", "blend", "blended", "grow", "trainable", "state", "bake", "unbake", "sample_rows",
         "quantize", "Strength", "METHODS",
     ),
+    "studio.adapters.interference": ("blend_report", "BlendReport"),
     "studio.files": ("save", "load", "inspect"),
     "studio.errors": ("StudioError",),
 }  # fmt: skip
@@ -54,12 +56,14 @@ _MODULES = ("adapters", "families", "files", "trainers", "pipelines", "datasets"
 
 __all__ = [
     "METHODS",
+    "BlendReport",
     "StudioError",
     "Strength",
     "adapters",
     "attach",
     "bake",
     "blend",
+    "blend_report",
     "blended",
     "detach",
     "grow",
