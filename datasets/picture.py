@@ -11,6 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from studio.datasets.formats import opened, several_frames, what_else
 from studio.errors import BadConfig, BadFile
+from studio.exif import exif_texts
 from studio.given import read_given
 from studio.rgb import to_rgb
 
@@ -73,7 +74,7 @@ def probe_image(data: bytes) -> Probe:
             image.draft(None, (width // 8, height // 8))  # type: ignore[arg-type]
             mode = image.mode
             thumbnail = _thumbnail(_upright(image))
-            made = str(image.info.get("studio", ""))
+            made = str(image.info.get("studio") or exif_texts(image).get("studio", ""))
             made_here = '"tool": "adapter-studio"' in made
             if made_here and '"kind": "sheet"' in made[:60]:
                 raise BadFile("is a sheet of several pictures that the studio put together: it is no data")

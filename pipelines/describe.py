@@ -8,9 +8,10 @@ from typing import Any
 from studio.adapters import adapters
 from studio.adapters.contract.strength import as_strength
 from studio.families import Base
-from studio.pipelines.metadata import AdapterUse, parameters_text, strength_to_json, to_json
+from studio.pipelines.metadata import AdapterUse, strength_to_json, to_json
+from studio.pipelines.parameters import parameters_text
 from studio.pipelines.pictures import picture_facts
-from studio.pipelines.sample import Request
+from studio.pipelines.request import Request
 from studio.pipelines.schedulers import Sampler
 from studio.pipelines.sources import Source, state_hash
 from studio.version import __version__

@@ -1,6 +1,7 @@
-"""What a picture says about itself: A1111's ``parameters`` text, and the JSON from which it is made again.
+"""What a picture says about itself: the JSON from which it is made again, and the files that keep it.
 
-Neither holds a clock time, a folder or a machine's name: equal pictures are equal files.
+It holds no clock time, folder or machine's name: equal pictures are equal files. A1111's text, which other programs
+read, is in :mod:`studio.pipelines.parameters`.
 """
 
 from __future__ import annotations
@@ -16,25 +17,31 @@ from PIL import Image, UnidentifiedImageError
 
 from studio.adapters import Strength
 from studio.atomic import atomic_path
-from studio.errors import BadFile
+from studio.errors import BadConfig, BadFile
+from studio.exif import exif_texts
 from studio.given import given_path, parse_json, read_given
 from studio.limits import within
 from studio.pipelines.damage import damage
-from studio.pipelines.drawing import SHEET, texts_of
-from studio.pipelines.naming import SILENT
+from studio.pipelines.drawing import SHEET, save_options, texts_of
 
 __all__ = [
     "AdapterUse",
     "open_picture",
-    "parameters_text",
     "read_metadata",
+    "save_picture",
     "save_png",
     "strength_from_json",
     "strength_to_json",
 ]
 
 FORMAT = 1
-FORMATS: Final = ("PNG", "JPEG", "WEBP")  # of which the first alone is written here
+FORMATS: Final = ("PNG", "JPEG", "WEBP")
+ENDINGS: Final = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "PNG": {},
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,46 +92,6 @@ def to_json(
     return json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
-def parameters_text(
-    *,
-    text: str,
-    negative: str,
-    fields: Mapping[str, str | int | float],
-    adapters: Sequence[AdapterUse],
-    encoders: Sequence[str],
-    denoiser: str,
-) -> str:
-    """Returns the text that A1111 writes under ``parameters`` and that it, its forks and the picture sites read.
-
-    Args:
-        text: the prompt without tags; every adapter is written behind it as ``<lora:file:strength>``.
-        negative: the negative prompt, may be empty.
-        fields: what stands in the last line, in order.
-        adapters: the adapters that acted.
-        encoders: names of the text encoders.
-        denoiser: name of the denoiser.
-
-    Example:
-        >>> print(parameters_text(text="a dog", negative="", fields={"Steps": 20, "Model": "a, b"}, adapters=[],
-        ...     encoders=["text_encoder"], denoiser="unet"))
-        a dog
-        Steps: 20, Model: "a, b"
-    """
-    tags = " ".join(_tag(use, encoders, denoiser) for use in adapters)
-    lines = [f"{text} {tags}".strip()]
-    if negative:
-        lines.append(f"Negative prompt: {negative}")
-    hashes = [f"{_stem(use)}: {use.lora_hash[:12]}" for use in adapters if use.lora_hash]
-    last = dict(fields)
-    version = last.pop("Version", None)
-    if hashes:
-        last["Lora hashes"] = ", ".join(hashes)
-    if version is not None:
-        last["Version"] = version
-    lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in last.items()))
-    return "\n".join(lines)
-
-
 def strength_to_json(strength: float | Strength) -> Any:
     """Returns a number, or an object with ``value``, ``components`` and ``blocks`` where there are such.
 
@@ -147,12 +114,38 @@ def strength_from_json(content: Any) -> float | Strength:
     return float(content)
 
 
-def save_png(image: Image.Image, file: str | Path, *, fresh: bool = False) -> Path:
-    """Writes a picture with its texts, all of it or nothing; equal pictures give equal bytes.
+def save_picture(image: Image.Image, file: str | Path, *, fresh: bool = False) -> Path:
+    """Writes a picture with its texts in the format that its name ends in, all of it or nothing.
+
+    PNG and WebP keep every pixel; JPEG is written with quality 95 and its colours in full. Equal pictures give equal
+    bytes.
 
     Args:
         image: a picture of :meth:`ImagePipeline.generate`, or any other; the string entries ``parameters`` and
             ``studio`` of its ``info`` are written.
+        file: where to, ending in ``.png``, ``.jpg``, ``.jpeg`` or ``.webp``; missing folders are made.
+        fresh: nothing may be there yet.
+
+    Returns:
+        The file.
+
+    Raises:
+        BadConfig: another ending.
+        BadFile: nothing can be written there, or a JPEG cannot hold texts that long.
+        Taken: something is there, and ``fresh`` says that nothing may be.
+    """
+    file = given_path(file)
+    kind = ENDINGS.get(file.suffix.lower())
+    if kind is None:
+        raise BadConfig(f"{file} ends in {file.suffix!r}; pictures are written as {', '.join(ENDINGS)}")
+    return _write(image, file, kind, fresh)
+
+
+def save_png(image: Image.Image, file: str | Path, *, fresh: bool = False) -> Path:
+    """Writes a picture with its texts as a PNG, whatever its name; as :func:`save_picture`.
+
+    Args:
+        image: the picture.
         file: where to; missing folders are made.
         fresh: nothing may be there yet.
 
@@ -163,11 +156,16 @@ def save_png(image: Image.Image, file: str | Path, *, fresh: bool = False) -> Pa
         BadFile: nothing can be written there.
         Taken: something is there, and ``fresh`` says that nothing may be.
     """
-    file = given_path(file)
+    return _write(image, given_path(file), "PNG", fresh)
+
+
+def _write(image: Image.Image, file: Path, kind: str, fresh: bool) -> Path:
+    options = {**OPTIONS[kind], **save_options(image, kind)}
+    # everything that Pillow may take from image.info by itself (ICC profile, resolution) is left out
+    plain = Image.frombytes(image.mode, image.size, image.tobytes())
+    plain = plain.convert("RGB") if kind == "JPEG" else plain
     with atomic_path(file, fresh=fresh) as temporary:
-        # everything that Pillow may take from image.info by itself (ICC profile, resolution) is left out
-        plain = Image.frombytes(image.mode, image.size, image.tobytes())
-        plain.save(temporary, format="PNG", pnginfo=texts_of(image))
+        plain.save(temporary, format=kind, **options)
     return file
 
 
@@ -179,9 +177,10 @@ def read_metadata(picture: str | Path | Image.Image) -> dict[str, Any]:
     """
     image = picture if isinstance(picture, Image.Image) else open_picture(picture)
     what = "the picture" if isinstance(picture, Image.Image) else str(picture)
-    text = image.info.get("studio")
-    if not isinstance(text, str):
-        found = ", ".join(sorted(str(key) for key in image.info)) or "none"
+    texts = texts_of(image)
+    text = texts.get("studio")
+    if text is None:
+        found = ", ".join(sorted(texts)) or "none"
         raise BadFile(
             f"{what} has no 'studio' text (texts found: {found}), so it was not made here or was saved by a program "
             "that drops texts; it cannot be made again from itself"
@@ -217,7 +216,9 @@ def open_picture(picture: str | Path) -> Image.Image:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             within("picture-pixels", image.width * image.height, "has")
             image.load()  # texts behind the pixels are read with them
-            return image.copy()
+            copy = image.copy()
+            copy.info.update(exif_texts(image))
+            return copy
     except FileNotFoundError:
         raise BadFile(f"there is no picture {file}") from None
     except BadFile as problem:
@@ -227,22 +228,3 @@ def open_picture(picture: str | Path) -> Image.Image:
     except Exception as problem:  # a decoder raises anything on hostile bytes; whatever it is, the file is named
         reason = str(problem).splitlines()[0][:200] if str(problem) else type(problem).__name__
         raise BadFile(f"{file} cannot be read as a picture ({reason})") from None
-
-
-def _tag(use: AdapterUse, encoders: Sequence[str], denoiser: str) -> str:
-    strength = strength_from_json(use.strength)
-    if not isinstance(strength, Strength):
-        return f"<lora:{_stem(use)}:{strength:g}>"
-    text = strength.at(encoders[0], "") if encoders else strength.value
-    return f"<lora:{_stem(use)}:{text:g}:{strength.at(denoiser, ''):g}>"
-
-
-def _stem(use: AdapterUse) -> str:
-    """What A1111 finds an adapter by: its file's name, and where that says nothing, the adapter's."""
-    stem = Path(use.file).stem if use.file else use.name
-    return use.name if stem in SILENT else stem
-
-
-def _quoted(value: str | int | float) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return json.dumps(text, ensure_ascii=False) if any(character in text for character in ",:\n") else text

@@ -15,7 +15,8 @@ from PIL import Image, PngImagePlugin
 import studio
 from studio.errors import BadFile, DoesNotFit, UnknownName
 from studio.pipelines import ImagePipeline, read_metadata, regenerate, save_png
-from studio.pipelines.metadata import AdapterUse, parameters_text, strength_from_json, strength_to_json
+from studio.pipelines.metadata import AdapterUse, strength_from_json, strength_to_json
+from studio.pipelines.parameters import parameters_text
 
 FAST = {"steps": 3}
 # A1111's own expression for the last line of the text (modules/infotext_utils.py)
