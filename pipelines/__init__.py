@@ -10,11 +10,14 @@ Example:
 
 from __future__ import annotations
 
+from studio.pipelines.asking import Wanted
 from studio.pipelines.image import ImagePipeline
-from studio.pipelines.metadata import read_metadata, save_png
+from studio.pipelines.making import Made
+from studio.pipelines.metadata import read_metadata, save_picture, save_png
 from studio.pipelines.prompt import TaggedPrompt, parse_prompt
 from studio.pipelines.regenerate import regenerate
-from studio.pipelines.sample import Request, sample
+from studio.pipelines.request import Request
+from studio.pipelines.sample import sample
 from studio.pipelines.schedulers import SCHEDULERS
 from studio.pipelines.sheet import before_after, contact_sheet
 from studio.pipelines.text import Completion, TextPipeline
@@ -23,14 +26,17 @@ __all__ = [
     "SCHEDULERS",
     "Completion",
     "ImagePipeline",
+    "Made",
     "Request",
     "TaggedPrompt",
     "TextPipeline",
+    "Wanted",
     "before_after",
     "contact_sheet",
     "parse_prompt",
     "read_metadata",
     "regenerate",
     "sample",
+    "save_picture",
     "save_png",
 ]

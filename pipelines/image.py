@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-import re
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from PIL import Image
 
 import studio.adapters as core
-from studio.config import listed, own_number
-from studio.errors import BadConfig, DoesNotFit
-from studio.families import FAMILIES, Base, open_base
+from studio.errors import BadConfig
+from studio.families import Base, open_base
+from studio.pipelines.asking import Wanted, one_per_prompt, seeds_of
 from studio.pipelines.blends import BlendLike, deal_blend
-from studio.pipelines.describe import describe
-from studio.pipelines.drawing import Drawing
-from studio.pipelines.pictures import given_picture
+from studio.pipelines.fit import check_fit
+from studio.pipelines.making import Made, make, read_tags
 from studio.pipelines.pipeline import Pipeline
-from studio.pipelines.prompt import TaggedPrompt, parse_prompt
-from studio.pipelines.remarks import Remark, remarks
-from studio.pipelines.sample import Request, sample
-from studio.pipelines.start import Given
 
 if TYPE_CHECKING:
     from studio.files import AdapterFile
 
-__all__ = ["ImagePipeline"]
+__all__ = ["ImagePipeline", "Made"]
 
 AnyImagePipeline = TypeVar("AnyImagePipeline", bound="ImagePipeline")
-
-# the factor of a pair that reads the text: keys of diffusers, PEFT and kohya files
-_READS_TEXT: Final = re.compile(r"attn2[._]to_[kv]\.(lora_down|lora_A|lora\.down)(\.\w+)?\.weight$")
 
 
 class ImagePipeline(Pipeline):
@@ -115,11 +105,11 @@ class ImagePipeline(Pipeline):
         prompt: str | Sequence[str],
         *,
         blend: BlendLike | str | Sequence[BlendLike] | None = None,
-        seeds: int | Sequence[int] = (0,),
+        seeds: int | Sequence[int | None] | None = (0,),
         steps: int | None = None,
         guidance: float | None = None,
         embedded_guidance: float | None = None,
-        negative: str | None = None,
+        negative: str | Sequence[str | None] | None = None,
         width: int | None = None,
         height: int | None = None,
         batch_size: int | None = None,
@@ -137,12 +127,12 @@ class ImagePipeline(Pipeline):
                 ``blend`` (:mod:`studio.pipelines.prompt` has the forms).
             blend: ``None``: the current blend; a dict; the name of one adapter; or one dict per picture. A list of
                 numbers as a strength has one entry per picture.
-            seeds: whole numbers from 0 on.
+            seeds: whole numbers from 0 on; None or -1 draws one, which the picture's texts say.
             steps: denoising steps; ``None``: the base's own.
             guidance: scale of classifier-free guidance; 1 is the prompt alone. ``None``: the base's own.
             embedded_guidance: the guidance that some distilled bases (Flux dev) take as a number instead; ``None``: the
                 base's own.
-            negative: what guidance leads away from.
+            negative: what guidance leads away from; one for all prompts, or one per prompt.
             width: pixels; ``None``: the base's own.
             height: pixels; ``None``: the base's own.
             batch_size: images that are computed together, recorded as ``rows``; ``None``: 1. Pictures made with equal
@@ -168,90 +158,90 @@ class ImagePipeline(Pipeline):
             DoesNotFit: a prompt that is too long, or a scheduler or base that cannot do this.
             StudioError: the model gave no finite numbers.
         """
-        prompts: list[Any] = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
-        seeds = _seeds(seeds)
-        if not prompts or not seeds:
-            raise BadConfig(f"{len(prompts)} prompts and {len(seeds)} seeds make no picture; give at least one of each")
-        tagged, away = {text: self._read_tags(text) for text in prompts}, self._read_negative(negative)
-        own, given = self.base.defaults, given_picture(self.base, image, mask, strength, (width, height))
-        guidance = own.guidance if guidance is None else own_number(guidance)
-        for remark in remarks(prompts, negative=negative, guidance=guidance):
-            warnings.warn(remark, Remark, stacklevel=2)
-        written = [(text, seed) for text in prompts for seed in seeds]
-        blends = deal_blend(blend, [tagged[text].blend for text, _ in written], core.current_blend(self.pipe))
-        common: dict[str, Any] = {
-            "negative": away, "steps": _or(steps, own.steps), "guidance": guidance, "scheduler": scheduler,
-            "embedded": _or(embedded_guidance, own.embedded), "given": given,
-            **self._size(given, width, height),
-        }  # fmt: skip
-        requests = [
-            Request(prompt=tagged[text].text, seed=seed, blend=acting, **common)
-            for (text, seed), acting in zip(written, blends, strict=True)
-        ]
-        rows = own_number(_or(batch_size, 1))
-        base = self.base.sparing(**({} if attention is None else {"attention": attention}))
-        images: dict[int, Drawing] = {}
-        for made in sample(base, requests, rows=rows, on_step=on_step):
-            texts = describe(
-                base, self.sources, requests[made.index], made.sampler, rows=rows, prompt=written[made.index][0],
-                negative=negative or "",
-            )  # fmt: skip
-            images[made.index] = Drawing.of(made.image, texts)
-        return [images[index] for index in range(len(requests))]
+        made = self.generate_iter(
+            prompt, blend=blend, seeds=seeds, steps=steps, guidance=guidance, embedded_guidance=embedded_guidance,
+            negative=negative, width=width, height=height, batch_size=batch_size, scheduler=scheduler, image=image,
+            strength=strength, mask=mask, attention=attention, on_step=on_step,
+        )  # fmt: skip
+        return [one.image for one in sorted(made, key=lambda one: one.index)]
 
-    def _size(self, given: Given | None, width: int | None, height: int | None) -> dict[str, Any]:
-        """Width and height: of the given picture, as asked, or the base's own."""
-        own = self.base.native if given is None else given.image.size
-        return {"width": _or(width, own[0]), "height": _or(height, own[1])}
+    def generate_iter(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        blend: BlendLike | str | Sequence[BlendLike] | None = None,
+        seeds: int | Sequence[int | None] | None = (0,),
+        steps: int | None = None,
+        guidance: float | None = None,
+        embedded_guidance: float | None = None,
+        negative: str | Sequence[str | None] | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        batch_size: int | None = None,
+        scheduler: str | Any | None = None,
+        image: str | Path | Image.Image | None = None,
+        strength: float | None = None,
+        mask: str | Path | Image.Image | None = None,
+        attention: str | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Iterator[Made]:
+        """As :meth:`generate`, but yields every picture as soon as it is there; all is checked before the first.
 
-    def _check_fit(self, found: AdapterFile) -> None:
-        """Checks that an adapter is for pictures, and was made for text vectors as wide as this base's.
+        Yields:
+            The pictures, each with its place in the list that :meth:`generate` returns.
 
         Raises:
-            DoesNotFit: it is for a language model, or it was not.
+            UnknownName: see :meth:`generate`. BadConfig: see there. BadFile: see there. DoesNotFit: see there.
+            StudioError: see there.
+
+        Example:
+            >>> pipe = ImagePipeline.open("emoji")
+            >>> [made.index for made in pipe.generate_iter("tiger", seeds=[0, 1], steps=2)]
+            [0, 1]
         """
-        if found.family == "llm" or "tokenizer" in found.facts:
-            raise DoesNotFit(
-                f"{found.file} is an adapter for a language model, and {self.base.id} draws pictures: write with it on "
-                "the base that it was trained on (studio complete)"
+        prompts: list[Any] = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
+        each = seeds_of(seeds)
+        if not prompts or not each:
+            raise BadConfig(f"{len(prompts)} prompts and {len(each)} seeds make no picture; give at least one of each")
+        away = one_per_prompt(negative, len(prompts))
+        written = [(text, other, seed) for text, other in zip(prompts, away, strict=True) for seed in each]
+        tags = [read_tags(self.base, text).blend for text, _, _ in written]
+        blends = deal_blend(blend, tags, core.current_blend(self.pipe))
+        wanted = [
+            Wanted(
+                prompt=text, seed=seed, blend=acting, negative=other, steps=steps, guidance=guidance, width=width,
+                embedded_guidance=embedded_guidance, height=height, scheduler=scheduler, image=image,
+                strength=strength, mask=mask,
             )
-        here = getattr(self.pipe.components[self.base.family.denoiser].config, "cross_attention_dim", None)
-        wide = {shape[1] for key, (_, shape) in found.tensors.items() if _READS_TEXT.search(key) and len(shape) == 2}
-        if isinstance(here, int) and len(wide) == 1 and here not in wide:
-            title = FAMILIES[found.family].title if found.family in FAMILIES else found.family_title
-            family = f", as {title} has it" if title else ""
-            raise DoesNotFit(
-                f"{found.file} was made for text of width {wide.pop()}{family}, and {self.base.id} has width {here}: "
-                "load it on the base that it was trained on"
-            )
+            for (text, other, seed), acting in zip(written, blends, strict=True)
+        ]  # fmt: skip
+        return self.make(wanted, batch_size=batch_size, attention=attention, on_step=on_step)
 
-    def _read_negative(self, negative: str | None) -> str:
-        away = self._read_tags("" if negative is None else negative)
-        if away.blend is not None:
-            raise BadConfig(f"the negative prompt {negative!r} has a tag, and tags belong into the prompt; take it out")
-        return away.text
+    def make(
+        self,
+        wanted: Sequence[Wanted],
+        *,
+        batch_size: int | None = None,
+        attention: str | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Iterator[Made]:
+        """Makes pictures that may differ in everything; those that can be computed together are.
 
-    def _read_tags(self, prompt: Any) -> TaggedPrompt:
-        family, here = self.base.family, self.adapters
-        sites = [site for info in here.values() for site in info.sites]
-        encoders = [name for name in family.readers if any(site.startswith(f"{name}.") for site in sites)]
-        return parse_prompt(prompt, here, denoiser=family.denoiser, encoders=encoders)
+        Args:
+            wanted: the pictures.
+            batch_size: images that are computed together; see :meth:`generate`.
+            attention: see :meth:`generate`. on_step: see there.
 
+        Yields:
+            The pictures as they come, each with its place in ``wanted``; all is checked before the first.
 
-def _seeds(seeds: Any) -> list[Any]:
-    """Returns seeds as a list, numbers of numpy and torch as Python's own; what they are is checked with the rest.
+        Raises:
+            UnknownName: see :meth:`generate`. BadConfig: see there. BadFile: see there. DoesNotFit: see there.
+            StudioError: see there.
+        """
+        return make(
+            self.base, self.sources, wanted, batch_size=batch_size, attention=attention, on_step=on_step
+        )  # fmt: skip
 
-    Raises:
-        BadConfig: neither a number nor several.
-    """
-    seeds = listed(own_number(seeds))
-    if isinstance(seeds, (int, float)):
-        return [seeds]
-    if isinstance(seeds, (str, bytes, Mapping)) or not isinstance(seeds, Iterable):
-        raise BadConfig(f"seeds={seeds!r}: give a whole number from 0 on, or several in a list")
-    return [own_number(seed) for seed in seeds]
-
-
-def _or(given: Any, own: Any) -> Any:
-    """What was given, or else the base's own."""
-    return own if given is None else given
+    def _check_fit(self, found: AdapterFile) -> None:
+        check_fit(self.base, found)

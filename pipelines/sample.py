@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,56 +24,22 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from studio.adapters import Strength, blended
+from studio.adapters import blended
 from studio.adapters.hosting.turns import turn
-from studio.config import finite, own_number
 from studio.errors import BadConfig, DoesNotFit, StudioError
-from studio.families import Base, Conditioning, Shot
+from studio.families import Base, Conditioning
 from studio.families.attention import attending
 from studio.families.offloading import resting
 from studio.families.tiling import in_parts
 from studio.limits import limit, too_many
+from studio.pipelines.batching import batches
+from studio.pipelines.moment import moments
+from studio.pipelines.reading import Reading, read
+from studio.pipelines.request import Request, check_request, is_count
 from studio.pipelines.schedulers import Course, Sampler, make_sampler
-from studio.pipelines.start import Given, Start, first_step, started
+from studio.pipelines.start import Start, first_step, started
 
-__all__ = ["Picture", "Request", "draw", "sample"]
-
-LARGEST_SEED = 2**63 - 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """One picture that is asked for.
-
-    Args:
-        prompt: what the text encoder reads (tags are taken out already).
-        negative: the prompt that guidance leads away from.
-        seed: from 0 to 2⁶³ − 1.
-        width: pixels, a multiple of ``Family.multiple``.
-        height: pixels, a multiple of ``Family.multiple``.
-        steps: denoising steps.
-        guidance: scale g of classifier-free guidance, ``u + g (c − u)``; 1 is the prompt alone.
-        embedded: the guidance that the denoiser embeds, for bases that embed one.
-        scheduler: a name, a diffusers scheduler, or ``None`` for the base's own.
-        blend: the adapters that act; ``None``: the current blend.
-        given: a picture to start from; ``None``: noise alone.
-    """
-
-    prompt: str
-    negative: str = ""
-    seed: int = 0
-    width: int
-    height: int
-    steps: int = 20
-    guidance: float = 5.0
-    embedded: float | None = None
-    scheduler: Any = None
-    blend: Mapping[str, float | Strength] | None = None
-    given: Given | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("seed", "width", "height", "steps", "guidance", "embedded"):  # numbers of numpy and torch too
-            object.__setattr__(self, name, own_number(getattr(self, name)))
+__all__ = ["Picture", "draw", "sample"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +54,7 @@ class Picture:
 def sample(
     base: Base, requests: Sequence[Request], *, rows: int = 1, on_step: Callable[[int, int], None] | None = None
 ) -> Iterator[Picture]:
-    """Makes one picture per request, batch by batch, in an order of its own.
+    """Makes one picture per request, batch by batch, in an order of its own; all is checked before the first.
 
     Args:
         base: what denoises; adapters may be attached to its modules.
@@ -106,7 +72,7 @@ def sample(
             or a way to save memory that this base or device does not know.
         StudioError: the model gave no finite numbers.
     """
-    if not _is_count(rows):
+    if not is_count(rows):
         raise BadConfig(f"batch_size={rows!r}: the number of images per batch must be a whole number from 1 on")
     if rows > limit("rows"):
         raise BadConfig(f"batch_size={rows}: {too_many('rows')}")
@@ -114,10 +80,19 @@ def sample(
         raise BadConfig(f"on_step={on_step!r} is called as on_step(done, total), and cannot be called")
     _check_base(base)
     for request in requests:
-        _check(base, request)
-    batches = list(_batches(base, requests, rows))
-    total, before = sum(requests[batch[0]].steps for batch in batches), 0
-    for batch in batches:
+        check_request(base, request)
+    return _drawn(base, requests, rows, list(batches(base, requests, rows)), on_step)
+
+
+def _drawn(
+    base: Base,
+    requests: Sequence[Request],
+    rows: int,
+    groups: Sequence[Sequence[int]],
+    on_step: Callable[[int, int], None] | None,
+) -> Iterator[Picture]:
+    total, before = sum(requests[batch[0]].steps for batch in groups), 0
+    for batch in groups:
         chosen = [requests[index] for index in batch]
         for index, (image, sampler) in zip(batch, _make(base, chosen, rows, before, total, on_step), strict=True):
             yield Picture(index, image, sampler)
@@ -171,12 +146,12 @@ def draw(
     generators = [torch.Generator("cpu").manual_seed(request.seed) for request in padded]
     acting = contextlib.nullcontext() if common.blend is None else blended(pipe, dict(common.blend))
     with torch.no_grad(), turn(pipe), _evaluating(pipe), _one_thread_per_batch(device, rows), _sparing(base), acting:
-        conditioning = _conditioning(base, padded)
+        reading = read(base, padded)
         scheduler = sampler.scheduler
         times = _times(scheduler, first_step(base, common.given, common.steps))
         start = started(base, [one.given for one in padded], scheduler, times[0], generators, cells, device)
         with attending(base.saving.attention, device):
-            latents = _denoised(base, start, conditioning, scheduler, times, generators, common.guidance, on_progress)
+            latents = _denoised(base, start, reading, scheduler, times, generators, common.guidance, on_progress)
         pixels = _decoded(base, latents)
     if not torch.isfinite(latents).all() or not torch.isfinite(pixels).all():
         dtype = str(pipe.components[family.denoiser].dtype).removeprefix("torch.")
@@ -190,7 +165,7 @@ def draw(
 def _denoised(
     base: Base,
     start: Start,
-    conditioning: Conditioning,
+    reading: Reading,
     scheduler: Any,
     times: Tensor,
     generators: Sequence[torch.Generator],
@@ -201,12 +176,13 @@ def _denoised(
     dtype, latents = base.pipe.components[base.family.denoiser].dtype, start.latents
     scaled = getattr(scheduler, "scale_model_input", None)  # flows have none
     noise = {"generator": list(generators)} if "generator" in _arguments(scheduler.step) else {}
-    for number, timestep in enumerate(times):
+    for moment, timestep in moments(base, times):
         noisy = (latents if scaled is None else scaled(latents, timestep)).to(dtype)
-        output = _guided(base, noisy, timestep.to(latents.device), conditioning, guidance)
+        output = _guided(base, noisy, timestep.to(latents.device), reading.at(moment), guidance)
         latents = scheduler.step(output, timestep, latents, **noise, return_dict=False)[0]
-        latents = start.kept(scheduler, latents, times[number + 1] if number + 1 < len(times) else None)
-        on_progress(number + 1, len(times))
+        done = moment.number + 1
+        latents = start.kept(scheduler, latents, times[done] if done < moment.of else None)
+        on_progress(done, moment.of)
     return latents
 
 
@@ -216,18 +192,6 @@ def _times(scheduler: Any, first: int) -> Tensor:
     if first and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first * order)
     return scheduler.timesteps[first * order :]
-
-
-def _conditioning(base: Base, requests: Sequence[Request]) -> Conditioning:
-    """What the prompts say; under guidance the negative prompts' rows stand first."""
-    family, pipe, common = base.family, base.pipe, requests[0]
-    conditioning = family.encode_text(pipe, [request.prompt for request in requests], False)
-    if common.guidance != 1:
-        without = family.encode_text(pipe, [request.negative for request in requests], True)
-        conditioning = without.cat(conditioning)
-    shot = Shot(size=(common.height, common.width), embedded=common.embedded)
-    conditioning = conditioning.to(dtype=pipe.components[family.denoiser].dtype)
-    return family.condition(pipe, conditioning, [shot] * len(conditioning.tokens))
 
 
 def _guided(base: Base, noisy: Tensor, timestep: Tensor, conditioning: Conditioning, guidance: float) -> Tensor:
@@ -251,27 +215,6 @@ def _decoded(base: Base, latents: Tensor) -> Tensor:
         return base.family.decode(pipe, latents).float()
     finally:
         vae.to(torch.float16)  # fp32 holds every fp16 exactly
-
-
-def _batches(base: Base, requests: Sequence[Request], rows: int) -> Iterator[list[int]]:
-    """Indices of requests that may share a batch, at most ``rows`` at a time, in order of first appearance."""
-
-    def lengths(request: Request) -> tuple[int, int]:
-        length, pipe = base.family.row_length, base.pipe
-        return length(pipe, request.prompt, False), length(pipe, request.negative, True) * (request.guidance != 1)
-
-    groups: dict[tuple[object, ...], list[int]] = {}
-    for index, request in enumerate(requests):
-        scheduler = request.scheduler if isinstance(request.scheduler, str) else id(request.scheduler)
-        blend = None if request.blend is None else tuple(sorted((name, repr(s)) for name, s in request.blend.items()))
-        sizes = (request.width, request.height, request.steps, request.guidance, request.embedded)
-        given = request.given
-        start = None if given is None else (given.strength, given.mask is None)
-        key = (blend, *sizes, scheduler, start, *lengths(request))
-        groups.setdefault(key, []).append(index)
-    for members in groups.values():
-        for first in range(0, len(members), rows):
-            yield members[first : first + rows]
 
 
 def _to_images(pixels: Tensor) -> list[Image.Image]:
@@ -320,10 +263,6 @@ def _arguments(function: Callable[..., object]) -> set[str]:
     return set(inspect.signature(function).parameters)
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
 def _check_base(base: Base) -> None:
     pipe = base.pipe
     if not base.family.draws(pipe):
@@ -331,51 +270,3 @@ def _check_base(base: Base) -> None:
             f"a {type(pipe).__name__} does not draw from text alone; call it yourself: adapters act on it all the same "
             "(studio.load(pipe, file), studio.blended(pipe, {...}))"
         )
-
-
-def _check(base: Base, request: Request) -> None:
-    _check_size(base, request)
-    seed = request.seed
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= LARGEST_SEED:
-        raise BadConfig(f"seed={seed!r}: a seed must be a whole number from 0 to {LARGEST_SEED}")
-    if not _is_count(request.steps):
-        raise BadConfig(f"steps={request.steps!r}: the number of steps must be a whole number from 1 on")
-    first_step(base, request.given, request.steps)
-    _check_guidance(base, request)
-
-
-def _check_size(base: Base, request: Request) -> None:
-    family = base.family
-    largest = None if family.largest is None else family.largest(base.pipe)
-    for name in ("width", "height"):
-        side = getattr(request, name)
-        if not _is_count(side):
-            raise BadConfig(f"{name}={side!r}: a side must be a whole number of pixels from {family.multiple} on")
-        if side > limit("side"):
-            raise BadConfig(f"{name}={side}: {too_many('side')}")
-        if side % family.multiple:
-            lower = side // family.multiple * family.multiple
-            fitting = " or ".join(str(fit) for fit in (lower, lower + family.multiple) if fit)
-            raise BadConfig(
-                f"{name}={side}: sides of {family.title} are divisible by {family.multiple}; ask for {fitting}"
-            )
-        if largest is not None and side > largest:
-            raise BadConfig(
-                f"{name}={side}: {base.id} has no positions beyond {largest} pixels; ask for a smaller side"
-            )
-
-
-def _check_guidance(base: Base, request: Request) -> None:
-    if not finite(request.guidance) or request.guidance < 0:
-        raise BadConfig(f"guidance={request.guidance!r}: guidance must be a finite number from 0 on (1: prompt alone)")
-    if request.guidance != 1 and not base.defaults.negative:
-        raise BadConfig(
-            f"guidance={request.guidance!r}: {base.id} was distilled to draw without it, in one pass; leave it out"
-            + ("" if base.defaults.embedded is None else " (embedded_guidance is what it takes)")
-        )
-    if request.embedded is not None and base.defaults.embedded is None:
-        raise BadConfig(
-            f"embedded_guidance={request.embedded!r}: {base.id} embeds no guidance; guidance is what it takes"
-        )
-    if request.embedded is not None and (not finite(request.embedded) or request.embedded < 0):
-        raise BadConfig(f"embedded_guidance={request.embedded!r}: it must be a finite number from 0 on")

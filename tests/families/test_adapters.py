@@ -9,7 +9,8 @@ import studio
 from studio.adapters import METHODS
 from studio.families import Shot, components, open_base
 from studio.pipelines import ImagePipeline
-from studio.pipelines.sample import Request, draw
+from studio.pipelines.request import Request
+from studio.pipelines.sample import draw
 from tiny_pipelines import BUILDERS, PROMPT, build
 
 LAYERED = [name for name, config in METHODS.items() if "linear" in getattr(config.adapter, "kinds", ())]

@@ -11,7 +11,8 @@ import torch
 
 from studio.families import FAMILIES, Family, Shot, open_base
 from studio.pipelines import ImagePipeline
-from studio.pipelines.sample import Request, draw
+from studio.pipelines.request import Request
+from studio.pipelines.sample import draw
 from tiny_pipelines import BUILDERS, FAMILY, NEGATIVE, PROMPT, build, run
 
 SIZE = {"width": 96, "height": 64}

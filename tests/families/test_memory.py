@@ -16,7 +16,8 @@ from studio.families.attention import ATTENTIONS, attending
 from studio.families.offloading import OFFLOADS, offload, offloaded
 from studio.families.tiling import in_parts
 from studio.pipelines import ImagePipeline, regenerate
-from studio.pipelines.sample import Request, draw
+from studio.pipelines.request import Request
+from studio.pipelines.sample import draw
 from tiny_pipelines import BUILDERS, PROMPT, build, modules
 
 CPU = torch.device("cpu")

@@ -17,7 +17,8 @@ from studio.families.opening.dtype import SMALL, usual_dtype
 from studio.families.opening.hashing import files_hash, weights_hash
 from studio.families.opening.ids import hub_id
 from studio.families.opening.selection import weight_files
-from studio.pipelines.sample import Request, draw
+from studio.pipelines.request import Request
+from studio.pipelines.sample import draw
 from tiny_pipelines import BUILDERS, FAMILY, PROMPT, build
 
 CPU = torch.device("cpu")

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 import original_names
 from studio.errors import BadFile, DoesNotFit, UnknownName
 from studio.families import FAMILIES, open_base
-from studio.pipelines.sample import Request, draw
+from studio.pipelines.request import Request
+from studio.pipelines.sample import draw
 from tiny_pipelines import PROMPT, build
 
 PUBLIC, TINY = 3072, 32  # widths of Flux.1

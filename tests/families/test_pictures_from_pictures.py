@@ -12,7 +12,8 @@ from PIL import Image
 
 from studio.errors import BadConfig
 from studio.families import FAMILIES, open_base
-from studio.pipelines.sample import Request, draw
+from studio.pipelines.request import Request
+from studio.pipelines.sample import draw
 from studio.pipelines.start import Given
 from tiny_pipelines import BUILDERS, FAMILY, NEGATIVE, PROMPT, build
 

@@ -8,7 +8,8 @@ import torch
 from studio.errors import BadConfig, DoesNotFit
 from studio.families import FAMILIES, open_base
 from studio.pipelines import SCHEDULERS, ImagePipeline
-from studio.pipelines.sample import Request, draw
+from studio.pipelines.request import Request
+from studio.pipelines.sample import draw
 from tiny_pipelines import BUILDERS, FAMILY, PROMPT, build
 
 FLOWS = [kind for kind in BUILDERS if FAMILIES[FAMILY[kind]].process.word == "flow"]

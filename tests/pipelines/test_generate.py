@@ -181,7 +181,7 @@ def test_progress_counts_to_its_end(plain):
         ({"width": 100}, BadConfig, "width=100: sides of .* divisible by 8; ask for 96 or 104"),
         ({"height": 0}, BadConfig, "height=0"),
         ({"height": 4}, BadConfig, "ask for 8"),
-        ({"seeds": -1}, BadConfig, "seed=-1"),
+        ({"seeds": -2}, BadConfig, "seed=-2"),
         ({"seeds": [1.5]}, BadConfig, r"seed=1\.5"),
         ({"seeds": [2**63]}, BadConfig, "from 0 to"),
         ({"seeds": []}, BadConfig, "1 prompts and 0 seeds"),

@@ -65,9 +65,9 @@ def test_names_that_nobody_gave(clean, dog, tmp_path):
         clean.load(dog)
     assert clean.load(dog, name="hound").name == "hound"
     # a tag may say the file's own name, dots and all
-    assert clean._read_tags("x <my.cat-v2:0.5>").blend == {"my-cat-v2": 0.5}
+    assert read_tags(clean.base, "x <my.cat-v2:0.5>").blend == {"my-cat-v2": 0.5}
     with pytest.raises(UnknownName, match="did you mean 'dog'"):
-        clean._read_tags("x <dag.v3>")
+        read_tags(clean.base, "x <dag.v3>")
 
 
 def test_home_is_found(clean, dog, tmp_path, monkeypatch):

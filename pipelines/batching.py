@@ -1,0 +1,35 @@
+"""Which requests are computed together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from studio.families import Base
+from studio.pipelines.request import Request
+
+__all__ = ["batches"]
+
+
+def batches(base: Base, requests: Sequence[Request], rows: int) -> Iterator[list[int]]:
+    """Yields indices of requests that may share a batch, at most ``rows`` at a time, in order of first appearance.
+
+    Args:
+        base: which draws them. requests: the pictures. rows: images per batch.
+    """
+
+    def lengths(request: Request) -> tuple[int, int]:
+        length, pipe = base.family.row_length, base.pipe
+        return length(pipe, request.prompt, False), length(pipe, request.negative, True) * (request.guidance != 1)
+
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for index, request in enumerate(requests):
+        scheduler = request.scheduler if isinstance(request.scheduler, str) else id(request.scheduler)
+        blend = None if request.blend is None else tuple(sorted((name, repr(s)) for name, s in request.blend.items()))
+        sizes = (request.width, request.height, request.steps, request.guidance, request.embedded)
+        given = request.given
+        start = None if given is None else (given.strength, given.mask is None)
+        key = (blend, *sizes, scheduler, start, *lengths(request))
+        groups.setdefault(key, []).append(index)
+    for members in groups.values():
+        for first in range(0, len(members), rows):
+            yield members[first : first + rows]
