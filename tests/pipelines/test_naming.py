@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 import studio
 from studio.errors import BadFile, DoesNotFit, UnknownName
 from studio.pipelines import ImagePipeline
+from studio.pipelines.making import read_tags
 from studio.pipelines.remarks import Remark, remarks
 
 
