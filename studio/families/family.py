@@ -197,10 +197,13 @@ class Family:
         silent: ``(component, module) -> layers`` that no picture depends on.
         recognise: whether a set of components (name -> module) is one of this family; a bare module comes as
             ``{"": module}``.
-        check_text: ``(pipe, prompts)``; raises ``DoesNotFit`` for one that the encoders do not read whole.
+        check_text: ``(pipe, prompts)``; raises ``DoesNotFit`` for one that the encoders do not read whole, in one piece
+            if it is a caption.
         row_length: ``(pipe, prompt, negative) -> tokens`` of its row; pictures share a batch where they are equal.
         roles: whether a negative prompt is encoded otherwise than a prompt.
         encode_text: ``(pipe, prompts, negative) -> Conditioning``; differentiable, the caller decides about
+        emphasis: whether words of a prompt may count more or less than others.
+        chunks: whether a prompt that is longer than its encoders read at once is read in chunks.
             ``no_grad``. ``negative`` says whether guidance leads away from these prompts.
         condition: ``(pipe, conditioning, shots) -> Conditioning`` with what depends on the picture, not on the prompt.
         encode_image: ``(pipe, pixels (B, 3, H, W) in [-1, 1], generator) -> latents (B, C, h, w)``, scaled; without a
@@ -242,10 +245,12 @@ class Family:
     identity: Callable[[Parts], Identity]
     silent: Callable[[str, nn.Module], tuple[Silent, ...]] = lambda component, module: ()
     recognise: Callable[[Parts], bool]
-    check_text: Callable[[Pipe, Sequence[str]], None]
-    row_length: Callable[[Pipe, str, bool], int] = lambda pipe, prompt, negative: 0
+    check_text: Callable[[Pipe, Prompts], None]
+    row_length: Callable[[Pipe, str | Words, bool], int] = lambda pipe, prompt, negative: 0
+    emphasis: bool = False
+    chunks: bool = False
     roles: bool = False
-    encode_text: Callable[[Pipe, Sequence[str], bool], Conditioning]
+    encode_text: Callable[[Pipe, Prompts, bool], Conditioning]
     condition: Callable[[Pipe, Conditioning, Sequence[Shot]], Conditioning] = _as_it_is
     encode_image: Callable[[Pipe, Tensor, torch.Generator | None], Tensor]
     decode: Callable[[Pipe, Tensor], Tensor]

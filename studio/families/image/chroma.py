@@ -7,7 +7,7 @@ References:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from studio.families.image.flux1 import (
     like_flux2,
     unmodulated,
 )
+from studio.families.parts.emphasis import token_weights, weighed
 from studio.families.parts.latents import grid, kl_channels, kl_decode, kl_encode, pack, same_channels, unpack
 from studio.families.parts.names import T5, of_class, presets
 from studio.families.parts.native import square
@@ -35,6 +36,7 @@ from studio.families.parts.texts import check_tokens
 from studio.families.process import Flow
 from studio.families.recipe import ImageRecipe
 
+from studio.families.words import Prompts, texts
 __all__ = ["CHROMA"]
 
 LENGTH = 512
@@ -45,7 +47,7 @@ _DEFAULTS = Defaults(steps=35, guidance=5.0, length=LENGTH)
 _RECIPE = ImageRecipe(rank=16, learning_rate=1e-4, text_encoder_learning_rate=5e-6, steps=1000, batch_size=1)
 
 
-def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioning:
+def encode_text(pipe: Any, prompts: Prompts, negative: bool) -> Conditioning:
     """Returns T5's states and the mask of the prompt and one token of padding.
 
     Args:
@@ -58,9 +60,10 @@ def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioni
     """
     check_tokens(pipe.tokenizer, prompts, LENGTH)
     tokens, _, mask, *_ = pipe.encode_prompt(
-        list(prompts), do_classifier_free_guidance=False, max_sequence_length=LENGTH
+        texts(prompts), do_classifier_free_guidance=False, max_sequence_length=LENGTH
     )
-    return Conditioning(tokens, mask=mask.bool())
+    weights = token_weights(pipe.tokenizer, prompts, LENGTH)
+    return weighed(Conditioning(tokens, mask=mask.bool()), weights)
 
 
 def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
@@ -133,6 +136,7 @@ CHROMA = FAMILIES.add(
         recognise=of_class("transformer", "ChromaTransformer2DModel"),
         check_text=lambda pipe, prompts: check_tokens(pipe.tokenizer, prompts, LENGTH),
         encode_text=encode_text,
+        emphasis=True,
         encode_image=kl_encode,
         decode=kl_decode,
         predict=predict,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from studio.families.conditioning import Conditioning, Shot
 from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, Shapes, SingleFile
 from studio.families.native import Clues
+from studio.families.parts.emphasis import token_weights, weighed
 from studio.families.parts.latents import grid, kl_channels, kl_decode, kl_encode, pack, same_channels, unpack
 from studio.families.parts.marks import FLUX
 from studio.families.parts.names import CLIP, T5, of_class, presets
@@ -29,6 +30,7 @@ from studio.families.parts.texts import check_tokens
 from studio.families.process import Flow
 from studio.families.recipe import ImageRecipe
 
+from studio.families.words import Prompts, texts
 __all__ = [
     "ATTENTION",
     "DOUBLE_NAMES",
@@ -80,7 +82,7 @@ def _length(pipe: Any) -> int:
     return _defaults(pipe).length or 0
 
 
-def check_text(pipe: Any, prompts: Sequence[str]) -> None:
+def check_text(pipe: Any, prompts: Prompts) -> None:
     """Checks that T5 reads prompts whole.
 
     Raises:
@@ -89,7 +91,7 @@ def check_text(pipe: Any, prompts: Sequence[str]) -> None:
     check_tokens(pipe.tokenizer_2, prompts, _length(pipe))
 
 
-def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioning:
+def encode_text(pipe: Any, prompts: Prompts, negative: bool) -> Conditioning:
     """Returns T5's states, and CLIP's pooled vector.
 
     Args:
@@ -101,8 +103,8 @@ def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioni
         DoesNotFit: a prompt is longer than T5 reads; CLIP reads the beginning of a long one.
     """
     check_text(pipe, prompts)
-    tokens, pooled, _ = pipe.encode_prompt(list(prompts), max_sequence_length=_length(pipe))
-    return Conditioning(tokens, pooled)
+    tokens, pooled, _ = pipe.encode_prompt(texts(prompts), max_sequence_length=_length(pipe))
+    return weighed(Conditioning(tokens, pooled), token_weights(pipe.tokenizer_2, prompts, _length(pipe)))
 
 
 def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
@@ -217,6 +219,7 @@ FLUX1 = FAMILIES.add(
         recognise=of_class("transformer", "FluxTransformer2DModel"),
         check_text=check_text,
         encode_text=encode_text,
+        emphasis=True,
         condition=embed_guidance,
         encode_image=kl_encode,
         decode=kl_decode,

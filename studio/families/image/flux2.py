@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from studio.families.process import Flow
 from studio.families.recipe import ImageRecipe
 
 __all__ = ["FLUX2", "empirical_mu"]
+from studio.families.words import Prompts, texts
 
 LENGTH = 512
 
@@ -68,15 +69,15 @@ def empirical_mu(tokens: int, steps: int) -> float:
     return slope * steps + late - 200 * slope
 
 
-def check_text(pipe: Any, prompts: Sequence[str]) -> None:
+def check_text(pipe: Any, prompts: Prompts) -> None:
     """Checks that the language model reads prompts whole.
 
     Raises:
         DoesNotFit: it does not.
     """
     # the system message of dev is part of what is read
-    texts = [pipe.tokenizer.apply_chat_template(_messages(pipe, prompt), **_template(pipe)) for prompt in prompts]
-    check_chat(pipe.tokenizer, prompts, texts, LENGTH)
+    written = [pipe.tokenizer.apply_chat_template(_messages(pipe, text), **_template(pipe)) for text in texts(prompts)]
+    check_chat(pipe.tokenizer, prompts, written, LENGTH)
 
 
 def _messages(pipe: Any, prompt: str) -> list[dict[str, Any]]:
@@ -93,7 +94,7 @@ def _template(pipe: Any) -> dict[str, Any]:
     return {"tokenize": False, "add_generation_prompt": False}
 
 
-def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioning:
+def encode_text(pipe: Any, prompts: Prompts, negative: bool) -> Conditioning:
     """Returns the states of three layers of the language model side by side.
 
     Args:
@@ -105,7 +106,7 @@ def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioni
         DoesNotFit: a prompt is longer than the language model reads.
     """
     check_text(pipe, prompts)
-    return Conditioning(pipe.encode_prompt(list(prompts), max_sequence_length=LENGTH)[0])
+    return Conditioning(pipe.encode_prompt(texts(prompts), max_sequence_length=LENGTH)[0])
 
 
 def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:

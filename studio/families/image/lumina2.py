@@ -7,7 +7,6 @@ References:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +15,7 @@ from studio.families.conditioning import Conditioning
 from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, SingleFile
 from studio.families.image.flux1 import flux_schedule
 from studio.families.native import Clues
+from studio.families.parts.emphasis import token_weights, weighed
 from studio.families.parts.guide import renormed, width_norm
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
 from studio.families.parts.names import LANGUAGE, of_class, presets
@@ -27,6 +27,7 @@ from studio.families.parts.texts import check_tokens
 from studio.families.process import Flow
 from studio.families.recipe import ImageRecipe
 
+from studio.families.words import Prompts, Words, texts
 __all__ = ["LUMINA2"]
 
 LENGTH = 256
@@ -41,7 +42,7 @@ _ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
 _FEEDFORWARD = ("feed_forward.linear_1", "feed_forward.linear_2", "feed_forward.linear_3")
 
 
-def check_text(pipe: Any, prompts: Sequence[str]) -> None:
+def check_text(pipe: Any, prompts: Prompts) -> None:
     """Checks that Gemma reads prompts whole, behind what it is told.
 
     Raises:
@@ -51,16 +52,20 @@ def check_text(pipe: Any, prompts: Sequence[str]) -> None:
     check_tokens(pipe.tokenizer, prompts, LENGTH - told)
 
 
-def row_length(pipe: Any, prompt: str, negative: bool) -> int:
+def row_length(pipe: Any, prompt: str | Words, negative: bool) -> int:
     """Returns the tokens that count: the denoiser takes the others off."""
     return len(pipe.tokenizer(_written(pipe, prompt, negative)).input_ids)
 
 
-def _written(pipe: Any, prompt: str, negative: bool) -> str:
-    return prompt if negative else f"{pipe.system_prompt} <Prompt Start> {prompt}"
+def _written(pipe: Any, prompt: str | Words, negative: bool) -> str:
+    return f"{_before(pipe, negative)}{prompt}"
 
 
-def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioning:
+def _before(pipe: Any, negative: bool) -> str:
+    return "" if negative else f"{pipe.system_prompt} <Prompt Start> "
+
+
+def encode_text(pipe: Any, prompts: Prompts, negative: bool) -> Conditioning:
     """Returns Gemma's last but one states of a prompt, behind what it is told unless it is a negative one.
 
     Args:
@@ -72,9 +77,10 @@ def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioni
         DoesNotFit: a prompt is longer than Gemma reads.
     """
     check_text(pipe, prompts)
-    written = [_written(pipe, prompt, negative) for prompt in prompts]
+    written = [_written(pipe, prompt, negative) for prompt in texts(prompts)]
     tokens, mask = pipe._get_gemma_prompt_embeds(written, max_sequence_length=LENGTH)
-    return Conditioning(tokens, mask=mask.bool())
+    weights = token_weights(pipe.tokenizer, prompts, LENGTH, before=_before(pipe, negative))
+    return weighed(Conditioning(tokens, mask=mask.bool()), weights)
 
 
 def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
@@ -150,6 +156,7 @@ LUMINA2 = FAMILIES.add(
         row_length=row_length,
         roles=True,
         encode_text=encode_text,
+        emphasis=True,
         encode_image=kl_encode,
         decode=kl_decode,
         predict=predict,

@@ -8,7 +8,6 @@ References:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch import Tensor
 from studio.families.conditioning import Conditioning
 from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model
 from studio.families.native import Clues
+from studio.families.parts.emphasis import token_weights, weighed
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
 from studio.families.parts.marks import UNET
 from studio.families.parts.names import T5, of_class, presets
@@ -24,6 +24,7 @@ from studio.families.parts.texts import check_tokens
 from studio.families.process import Diffusion
 from studio.families.recipe import ImageRecipe
 
+from studio.families.words import Prompts, texts
 __all__ = ["PIXART"]
 
 LENGTH = 300
@@ -42,7 +43,7 @@ _ATTENTION = (
 _FEEDFORWARD = ("ff.net.0.proj", "ff.net.2")
 
 
-def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioning:
+def encode_text(pipe: Any, prompts: Prompts, negative: bool) -> Conditioning:
     """Returns T5's states of a prompt in lower case, and its mask.
 
     Args:
@@ -54,8 +55,9 @@ def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioni
         DoesNotFit: a prompt is longer than T5 reads.
     """
     check_tokens(pipe.tokenizer, prompts, LENGTH)
-    tokens, mask, *_ = pipe.encode_prompt(list(prompts), False, max_sequence_length=LENGTH)
-    return Conditioning(tokens, mask=mask.bool())
+    tokens, mask, *_ = pipe.encode_prompt(texts(prompts), False, max_sequence_length=LENGTH)
+    weights = token_weights(pipe.tokenizer, prompts, LENGTH, lower=True)
+    return weighed(Conditioning(tokens, mask=mask.bool()), weights)
 
 
 def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
@@ -99,6 +101,7 @@ PIXART = FAMILIES.add(
         recognise=of_class("transformer", "PixArtTransformer2DModel"),
         check_text=lambda pipe, prompts: check_tokens(pipe.tokenizer, prompts, LENGTH),
         encode_text=encode_text,
+        emphasis=True,
         encode_image=kl_encode,
         decode=kl_decode,
         predict=predict,

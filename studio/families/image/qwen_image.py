@@ -7,7 +7,6 @@ References:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from studio.families.process import Flow
 from studio.families.recipe import ImageRecipe
 
 __all__ = ["QWEN_IMAGE"]
+from studio.families.words import Prompts, Words, texts
 
 LENGTH = 512
 
@@ -42,7 +42,7 @@ _ATTENTION = (*_IMAGE, "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", 
 _FEEDFORWARD = ("img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2")
 
 
-def check_text(pipe: Any, prompts: Sequence[str]) -> None:
+def check_text(pipe: Any, prompts: Prompts) -> None:
     """Checks that the denoiser reads prompts whole.
 
     Raises:
@@ -51,12 +51,12 @@ def check_text(pipe: Any, prompts: Sequence[str]) -> None:
     check_tokens(pipe.tokenizer, prompts, LENGTH - 5)  # the turn's end stands behind a prompt
 
 
-def row_length(pipe: Any, prompt: str, negative: bool) -> int:
+def row_length(pipe: Any, prompt: str | Words, negative: bool) -> int:
     """Returns the tokens of a prompt, which no padding fills up to a common number."""
-    return len(pipe.tokenizer(prompt or " ").input_ids)
+    return len(pipe.tokenizer(str(prompt) or " ").input_ids)
 
 
-def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioning:
+def encode_text(pipe: Any, prompts: Prompts, negative: bool) -> Conditioning:
     """Returns the language model's last states of the prompt in its template; nothing is a blank, as is usual.
 
     Args:
@@ -68,7 +68,7 @@ def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioni
         DoesNotFit: a prompt is longer than the denoiser reads.
     """
     check_text(pipe, prompts)
-    tokens, mask = pipe.encode_prompt([prompt or " " for prompt in prompts], max_sequence_length=LENGTH)
+    tokens, mask = pipe.encode_prompt([prompt or " " for prompt in texts(prompts)], max_sequence_length=LENGTH)
     return Conditioning(tokens, mask=None if mask is None else mask.bool())
 
 

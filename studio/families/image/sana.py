@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from studio.families.parts.texts import check_tokens
 from studio.families.process import Flow
 from studio.families.recipe import ImageRecipe
 
+from studio.families.words import Prompts, texts
 __all__ = ["SANA"]
 
 LENGTH = 300
@@ -47,7 +47,7 @@ def _instruction(pipe: Any) -> list[str]:
     return list(inspect.signature(pipe.__call__).parameters["complex_human_instruction"].default or ())
 
 
-def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioning:
+def encode_text(pipe: Any, prompts: Prompts, negative: bool) -> Conditioning:
     """Returns Gemma's last states of a prompt in lower case, behind the instruction unless it is a negative one.
 
     Args:
@@ -61,7 +61,7 @@ def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioni
     check_tokens(pipe.tokenizer, prompts, LENGTH)
     told = None if negative else _instruction(pipe)
     tokens, mask, *_ = pipe.encode_prompt(
-        list(prompts), False, max_sequence_length=LENGTH, complex_human_instruction=told
+        texts(prompts), False, max_sequence_length=LENGTH, complex_human_instruction=told
     )
     return Conditioning(tokens, mask=mask.bool())
 

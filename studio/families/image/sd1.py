@@ -11,23 +11,24 @@ References:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 from torch import nn
 
 from studio.families.conditioning import Conditioning
 from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, Shapes, SingleFile
+from studio.families.parts.clip import check_clip, read_chunks, row_length
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
 from studio.families.parts.marks import unet_marks
 from studio.families.parts.names import is_a
 from studio.families.parts.native import by_config
-from studio.families.parts.place import device_of
 from studio.families.parts.sgm import sgm_names
 from studio.families.parts.texts import check_tokens
 from studio.families.parts.unet import unet_predict, unet_presets
 from studio.families.process import Diffusion
 from studio.families.recipe import ImageRecipe
+from studio.families.words import Prompts
 
 _DEFAULTS = Defaults(steps=20, guidance=5.0)
 
@@ -63,8 +64,8 @@ _FULL = ImageRecipe(
 )
 
 
-def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioning:
-    """Returns the last hidden state of the CLIP text encoder, ``(B, L, D)``, L being the tokenizer's length.
+def encode_text(pipe: Any, prompts: Prompts, negative: bool) -> Conditioning:
+    """Returns the last hidden state of the CLIP text encoder, ``(B, L, D)``, L being the tokenizer's length per chunk.
 
     Args:
         pipe: the pipeline with ``tokenizer`` and ``text_encoder``.
@@ -72,13 +73,10 @@ def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioni
         negative: makes no difference here.
 
     Raises:
-        DoesNotFit: a prompt is longer than the encoder reads.
+        DoesNotFit: a caption is longer than a chunk.
     """
-    tokenizer, encoder = pipe.tokenizer, pipe.text_encoder
-    check_tokens(tokenizer, prompts)
-    length = tokenizer.model_max_length
-    ids = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    return Conditioning(encoder(ids.input_ids.to(device_of(pipe, encoder)))[0])
+    tokens, _ = read_chunks(pipe, pipe.tokenizer, pipe.text_encoder, prompts, lambda out: out[0])
+    return Conditioning(tokens)
 
 
 def _is_unet(module: nn.Module | None, linear: bool) -> bool:
@@ -149,7 +147,10 @@ SD1 = FAMILIES.add(
         hashes_files=False,
         identity=lambda parts: Identity("stable-diffusion-v1", "sd_v1"),
         recognise=_recognise_sd1,
-        check_text=lambda pipe, prompts: check_tokens(pipe.tokenizer, prompts),
+        check_text=lambda pipe, prompts: check_clip(pipe.tokenizer, prompts),
+        row_length=lambda pipe, prompt, negative: row_length(pipe.tokenizer, prompt),
+        emphasis=True,
+        chunks=True,
         encode_text=encode_text,
         encode_image=kl_encode,
         decode=kl_decode,

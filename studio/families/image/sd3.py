@@ -7,7 +7,7 @@ References:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from studio.families.conditioning import Conditioning
 from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, Shapes, Silent, SingleFile
 from studio.families.native import Clues, Native
+from studio.families.parts.emphasis import emphasised, token_weights
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
 from studio.families.parts.marks import FLUX, STREAMS, in_streams
 from studio.families.parts.names import CLIP, T5, of_class, presets
@@ -25,6 +26,7 @@ from studio.families.parts.texts import check_tokens
 from studio.families.process import Flow
 from studio.families.recipe import ImageRecipe
 
+from studio.families.words import Prompts, texts
 __all__ = ["SD3"]
 
 LENGTH = 256  # tokens of T5; CLIP's vectors stand in front of them
@@ -45,7 +47,7 @@ _SECOND = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 _FEEDFORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
 
 
-def check_text(pipe: Any, prompts: Sequence[str]) -> None:
+def check_text(pipe: Any, prompts: Prompts) -> None:
     """Checks that T5 reads prompts whole, or CLIP where there is no T5.
 
     Raises:
@@ -57,7 +59,7 @@ def check_text(pipe: Any, prompts: Sequence[str]) -> None:
         check_tokens(pipe.tokenizer, prompts)
 
 
-def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioning:
+def encode_text(pipe: Any, prompts: Prompts, negative: bool) -> Conditioning:
     """Returns CLIP's and T5's states one behind the other, and both CLIPs' pooled vectors.
 
     Args:
@@ -70,9 +72,22 @@ def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioni
     """
     check_text(pipe, prompts)
     tokens, _, pooled, _ = pipe.encode_prompt(
-        list(prompts), None, None, do_classifier_free_guidance=False, max_sequence_length=LENGTH
+        texts(prompts), None, None, do_classifier_free_guidance=False, max_sequence_length=LENGTH
     )
-    return Conditioning(tokens, pooled)
+    return Conditioning(_weighed(pipe, tokens, prompts), pooled)
+
+
+def _weighed(pipe: Any, tokens: Tensor, prompts: Prompts) -> Tensor:
+    """The states of each encoder weighed by themselves: CLIP's side by side, T5's behind them ``(B, L, D)``."""
+    places, tokens = pipe.tokenizer.model_max_length, tokens.clone()
+    start = 0
+    for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
+        mine = (slice(None), slice(places), slice(start, start + encoder.config.hidden_size))
+        tokens[mine] = emphasised(tokens[mine], token_weights(tokenizer, prompts, places))
+        start += encoder.config.hidden_size
+    if pipe.text_encoder_3 is not None:
+        tokens[:, places:] = emphasised(tokens[:, places:], token_weights(pipe.tokenizer_3, prompts, LENGTH))
+    return tokens
 
 
 def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
@@ -203,6 +218,7 @@ SD3 = FAMILIES.add(
         recognise=of_class("transformer", "SD3Transformer2DModel"),
         check_text=check_text,
         encode_text=encode_text,
+        emphasis=True,
         encode_image=kl_encode,
         decode=kl_decode,
         predict=predict,

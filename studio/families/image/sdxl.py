@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from studio.families.conditioning import Conditioning, Shot
 from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, SingleFile
+from studio.families.parts.clip import check_clip, read_chunks
+from studio.families.parts.clip import row_length as clip_length
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
 from studio.families.parts.marks import xl_marks
 from studio.families.parts.names import is_a
@@ -26,6 +28,7 @@ from studio.families.parts.texts import check_tokens
 from studio.families.parts.unet import unet_presets
 from studio.families.process import Diffusion
 from studio.families.recipe import ImageRecipe
+from studio.families.words import Prompts, Words, texts
 
 __all__ = ["SDXL"]
 
@@ -37,18 +40,28 @@ _RECIPE = ImageRecipe(
 )
 
 
-def check_text(pipe: Any, prompts: Sequence[str]) -> None:
-    """Checks that both text encoders read prompts whole.
+def check_text(pipe: Any, prompts: Prompts) -> None:
+    """Checks that both text encoders read captions whole.
 
     Raises:
         DoesNotFit: one does not; what would have been cut off is named.
     """
-    for tokenizer in (pipe.tokenizer, pipe.tokenizer_2):
-        if tokenizer is not None:
-            check_tokens(tokenizer, prompts)
+    for tokenizer, _ in _readers(pipe):
+        check_clip(tokenizer, prompts)
 
 
-def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioning:
+def row_length(pipe: Any, prompt: str | Words, negative: bool) -> int:
+    """Returns the tokens of all chunks of a prompt, by the encoder that needs more of them."""
+    return max(clip_length(tokenizer, prompt) for tokenizer, _ in _readers(pipe))
+
+
+def _readers(pipe: Any) -> list[tuple[Any, Any]]:
+    """Tokenizers and text encoders; a refiner has the second alone."""
+    both = (pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)
+    return [(tokenizer, encoder) for tokenizer, encoder in both if encoder is not None]
+
+
+def encode_text(pipe: Any, prompts: Prompts, negative: bool) -> Conditioning:
     """Returns the last but one hidden states of both encoders side by side, and the second one's pooled vector.
 
     Guidance away from nothing leads away from zeros, where the base was trained so.
@@ -59,12 +72,18 @@ def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioni
         negative: whether guidance leads away from them.
 
     Raises:
-        DoesNotFit: a prompt is longer than an encoder reads.
+        DoesNotFit: a caption is longer than a chunk.
     """
-    check_text(pipe, prompts)
-    tokens, _, pooled, _ = pipe.encode_prompt(list(prompts), do_classifier_free_guidance=False)
-    if negative and pipe.config.force_zeros_for_empty_prompt and not all(prompts):
-        said = torch.tensor([bool(prompt) for prompt in prompts], device=tokens.device)
+    states, pooled = list[Tensor](), torch.empty(0)
+    for tokenizer, encoder in _readers(pipe):
+        state, first = read_chunks(
+            pipe, tokenizer, encoder, prompts, lambda out: out.hidden_states[-2], output_hidden_states=True
+        )
+        states.append(state)
+        pooled = first[0]  # the last encoder's
+    tokens = torch.cat(states, -1)
+    if negative and pipe.config.force_zeros_for_empty_prompt and not all(texts(prompts)):
+        said = torch.tensor([bool(text) for text in texts(prompts)], device=tokens.device)
         tokens, pooled = tokens * said[:, None, None], pooled * said[:, None]
     return Conditioning(tokens, pooled)
 
@@ -152,7 +171,10 @@ SDXL = FAMILIES.add(
         ),
         recognise=_recognise,
         check_text=check_text,
+        row_length=row_length,
         roles=True,
+        emphasis=True,
+        chunks=True,
         encode_text=encode_text,
         condition=condition,
         encode_image=encode_image,

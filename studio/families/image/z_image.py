@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from studio.families.parts.texts import check_chat
 from studio.families.process import Flow
 from studio.families.recipe import ImageRecipe
 
+from studio.families.words import Prompts, Words, texts
 __all__ = ["Z_IMAGE"]
 
 LENGTH = 512
@@ -40,12 +40,12 @@ _ATTENTION = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.t
 _FEEDFORWARD = ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
 
 
-def _written(pipe: Any, prompt: str) -> str:
-    message = [{"role": "user", "content": prompt}]
+def _written(pipe: Any, prompt: str | Words) -> str:
+    message = [{"role": "user", "content": str(prompt)}]
     return pipe.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=True)
 
 
-def check_text(pipe: Any, prompts: Sequence[str]) -> None:
+def check_text(pipe: Any, prompts: Prompts) -> None:
     """Checks that the language model reads prompts whole.
 
     Raises:
@@ -54,12 +54,12 @@ def check_text(pipe: Any, prompts: Sequence[str]) -> None:
     check_chat(pipe.tokenizer, prompts, [_written(pipe, prompt) for prompt in prompts], LENGTH)
 
 
-def row_length(pipe: Any, prompt: str, negative: bool) -> int:
+def row_length(pipe: Any, prompt: str | Words, negative: bool) -> int:
     """Returns the tokens of a prompt in its template, which no padding fills up to a common number."""
     return len(pipe.tokenizer(_written(pipe, prompt)).input_ids)
 
 
-def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioning:
+def encode_text(pipe: Any, prompts: Prompts, negative: bool) -> Conditioning:
     """Returns the language model's last but one states of each prompt, without padding.
 
     Args:
@@ -71,7 +71,7 @@ def encode_text(pipe: Any, prompts: Sequence[str], negative: bool) -> Conditioni
         DoesNotFit: a prompt is longer than the language model reads.
     """
     check_text(pipe, prompts)
-    rows, _ = pipe.encode_prompt(list(prompts), do_classifier_free_guidance=False, max_sequence_length=LENGTH)
+    rows, _ = pipe.encode_prompt(texts(prompts), do_classifier_free_guidance=False, max_sequence_length=LENGTH)
     return functools.reduce(Conditioning.cat, [Conditioning(row[None]) for row in rows])
 
 

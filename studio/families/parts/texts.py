@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from studio.errors import DoesNotFit
+from studio.families.words import Prompts, texts
 
 __all__ = ["check_chat", "check_tokens"]
 
 
-def check_tokens(tokenizer: Any, prompts: Sequence[str], length: int | None = None) -> None:
+def check_tokens(tokenizer: Any, prompts: Prompts, length: int | None = None) -> None:
     """Checks that a text encoder reads prompts whole; nothing is encoded.
 
     Args:
@@ -22,7 +23,7 @@ def check_tokens(tokenizer: Any, prompts: Sequence[str], length: int | None = No
         DoesNotFit: a prompt is longer; what would have been cut off is named.
     """
     length = tokenizer.model_max_length if length is None else length
-    for prompt in prompts:
+    for prompt in texts(prompts):
         ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
         if len(ids) > length:
             rest = tokenizer.decode(ids[length - 1 : -1]).strip()
@@ -32,7 +33,7 @@ def check_tokens(tokenizer: Any, prompts: Sequence[str], length: int | None = No
             )
 
 
-def check_chat(tokenizer: Any, prompts: Sequence[str], written: Sequence[str], length: int) -> None:
+def check_chat(tokenizer: Any, prompts: Prompts, written: Sequence[str], length: int) -> None:
     """As :func:`check_tokens`, of prompts that are read inside a chat template.
 
     Args:
@@ -44,7 +45,7 @@ def check_chat(tokenizer: Any, prompts: Sequence[str], written: Sequence[str], l
     Raises:
         DoesNotFit: a prompt is longer.
     """
-    for prompt, text in zip(prompts, written, strict=True):
+    for prompt, text in zip(texts(prompts), written, strict=True):
         size = len(tokenizer(text, truncation=False, verbose=False).input_ids)
         if size > length:
             raise DoesNotFit(
