@@ -38,6 +38,8 @@ class Conditioning:
         pooled: one vector per prompt, ``(B, P)``, for the families that have one.
         extra: further tensors with B rows by name (size ids, embedded guidance).
         mask: which tokens count, bool ``(B, L)``; None: all of them.
+        parts: how many contexts of equal length stand behind each other in a row, where regions of a picture read
+            words of their own.
 
     Example:
         >>> both = Conditioning(torch.zeros(1, 4, 8)).cat(Conditioning(torch.ones(2, 4, 8)))
@@ -51,6 +53,7 @@ class Conditioning:
     pooled: Tensor | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     mask: Tensor | None = None
+    parts: int = 1
 
     def rows(self, index: Sequence[int] | Tensor | slice) -> Conditioning:
         """Returns the rows of ``index`` (with repetition where it repeats), in its order."""
@@ -102,6 +105,5 @@ class Conditioning:
     def _map(self, change: Callable[..., Tensor], *others: Conditioning) -> Conditioning:
         """Changes every tensor, together with those of the same name of ``others``."""
         beside = [other.tensors() for other in others]
-        return Conditioning.of(
-            {name: change(tensor, *(other[name] for other in beside)) for name, tensor in self.tensors().items()}
-        )
+        changed = {name: change(tensor, *(other[name] for other in beside)) for name, tensor in self.tensors().items()}
+        return replace(Conditioning.of(changed), parts=self.parts)

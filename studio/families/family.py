@@ -19,6 +19,8 @@ from studio.families.conditioning import Conditioning, Shot
 from studio.families.native import Clues, Native
 from studio.families.process import Process
 from studio.families.recipe import ImageRecipe
+from studio.families.streams import Streams
+from studio.families.words import Prompts, Words
 from studio.families.wrapper import unwrapped
 from studio.registry import Registry
 
@@ -200,10 +202,10 @@ class Family:
         check_text: ``(pipe, prompts)``; raises ``DoesNotFit`` for one that the encoders do not read whole, in one piece
             if it is a caption.
         row_length: ``(pipe, prompt, negative) -> tokens`` of its row; pictures share a batch where they are equal.
-        roles: whether a negative prompt is encoded otherwise than a prompt.
-        encode_text: ``(pipe, prompts, negative) -> Conditioning``; differentiable, the caller decides about
         emphasis: whether words of a prompt may count more or less than others.
         chunks: whether a prompt that is longer than its encoders read at once is read in chunks.
+        roles: whether a negative prompt is encoded otherwise than a prompt.
+        encode_text: ``(pipe, prompts, negative) -> Conditioning``; differentiable, the caller decides about
             ``no_grad``. ``negative`` says whether guidance leads away from these prompts.
         condition: ``(pipe, conditioning, shots) -> Conditioning`` with what depends on the picture, not on the prompt.
         encode_image: ``(pipe, pixels (B, 3, H, W) in [-1, 1], generator) -> latents (B, C, h, w)``, scaled; without a
@@ -211,6 +213,7 @@ class Family:
         decode: ``(pipe, latents (B, C, h, w)) -> pixels (B, 3, H, W) in [-1, 1]``.
         predict: ``(pipe, noisy (B, C, h, w), timesteps (B,), conditioning) -> (B, C, h, w)``: ε, v, or noise - picture
             of a flow; times count from 0 to 1000 and rise with the noise.
+        streams: which of the denoiser's layers compute on the picture, on the words, or on both.
         guide: ``(without, within, g) -> prediction``; u + g (c − u), or the family's own rule.
         schedule: ``(pipe, scheduler, steps, (h, w), device)``; sets the scheduler's times.
         checkpointed: makes what runs a block of the denoiser so that the backward pass runs it again, called as
@@ -255,6 +258,7 @@ class Family:
     encode_image: Callable[[Pipe, Tensor, torch.Generator | None], Tensor]
     decode: Callable[[Pipe, Tensor], Tensor]
     predict: Callable[[Pipe, Tensor, Tensor, Conditioning], Tensor]
+    streams: Streams
     guide: Callable[[Tensor, Tensor, float], Tensor] = _plain
     schedule: Callable[[Pipe, Any, int, tuple[int, int], Any], None] = _steps_only
     checkpointed: Callable[[], Callable[..., Any]] | None = None

@@ -32,11 +32,12 @@ from studio.families.parts.names import T5, of_class, presets
 from studio.families.parts.native import square
 from studio.families.parts.renames import flux_names
 from studio.families.parts.schedule import flow_shift
+from studio.families.parts.streams import CHROMA_STREAMS
 from studio.families.parts.texts import check_tokens
 from studio.families.process import Flow
 from studio.families.recipe import ImageRecipe
-
 from studio.families.words import Prompts, texts
+
 __all__ = ["CHROMA"]
 
 LENGTH = 512
@@ -135,11 +136,12 @@ CHROMA = FAMILIES.add(
         identity=lambda parts: Identity("chroma", "chroma"),
         recognise=of_class("transformer", "ChromaTransformer2DModel"),
         check_text=lambda pipe, prompts: check_tokens(pipe.tokenizer, prompts, LENGTH),
-        encode_text=encode_text,
         emphasis=True,
+        encode_text=encode_text,
         encode_image=kl_encode,
         decode=kl_decode,
         predict=predict,
+        streams=CHROMA_STREAMS,
         schedule=flux_schedule,
         checkpointed=checkpointed,
         shift=flow_shift(patch=2),

@@ -26,11 +26,12 @@ from studio.families.parts.names import CLIP, T5, of_class, presets
 from studio.families.parts.native import square
 from studio.families.parts.renames import flux_names
 from studio.families.parts.schedule import evenly, flow_shift, linear_mu
+from studio.families.parts.streams import FLUX1_STREAMS
 from studio.families.parts.texts import check_tokens
 from studio.families.process import Flow
 from studio.families.recipe import ImageRecipe
-
 from studio.families.words import Prompts, texts
+
 __all__ = [
     "ATTENTION",
     "DOUBLE_NAMES",
@@ -218,12 +219,13 @@ FLUX1 = FAMILIES.add(
         identity=_identity,
         recognise=of_class("transformer", "FluxTransformer2DModel"),
         check_text=check_text,
-        encode_text=encode_text,
         emphasis=True,
+        encode_text=encode_text,
         condition=embed_guidance,
         encode_image=kl_encode,
         decode=kl_decode,
         predict=predict,
+        streams=FLUX1_STREAMS,
         schedule=flux_schedule,
         shift=flow_shift(patch=2),
     ),

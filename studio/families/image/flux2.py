@@ -21,18 +21,20 @@ from torch import Tensor, nn
 from studio.families.conditioning import Conditioning
 from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, Shapes, Silent, SingleFile
 from studio.families.image.flux1 import embed_guidance, like_flux2
+from studio.families.parts.contexts import places
 from studio.families.parts.latents import grid, kl_channels, same_channels
 from studio.families.parts.names import LANGUAGE, is_a, of_class, presets
 from studio.families.parts.native import square
 from studio.families.parts.place import device_of
 from studio.families.parts.renames import flux_names
 from studio.families.parts.schedule import evenly, linear_mu
+from studio.families.parts.streams import FLUX2_STREAMS
 from studio.families.parts.texts import check_chat
 from studio.families.process import Flow
 from studio.families.recipe import ImageRecipe
+from studio.families.words import Prompts, texts
 
 __all__ = ["FLUX2", "empirical_mu"]
-from studio.families.words import Prompts, texts
 
 LENGTH = 512
 
@@ -113,7 +115,7 @@ def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Condition
     """Returns noise - picture, ``(B, C, h, w)``."""
     tokens, (height, width) = conditioning.tokens, noisy.shape[2:]
     words = torch.zeros(tokens.shape[1], 4, device=noisy.device)
-    words[:, 3] = torch.arange(len(words), device=noisy.device)
+    words[:, 3] = places(len(words), conditioning.parts, noisy.device)
     out = pipe.transformer(
         hidden_states=noisy.flatten(2).transpose(1, 2), timestep=timesteps / 1000, encoder_hidden_states=tokens,
         guidance=conditioning.extra.get("guidance"), txt_ids=words,
@@ -243,6 +245,7 @@ FLUX2 = FAMILIES.add(
         encode_image=encode_image,
         decode=decode,
         predict=predict,
+        streams=FLUX2_STREAMS,
         schedule=evenly(lambda config, cells, steps: empirical_mu(cells[0] * cells[1], steps)),
         # trained with Flux.1's shift, although it draws with a larger one
         shift=lambda pipe, cells: math.exp(linear_mu({}, cells[0] * cells[1])),

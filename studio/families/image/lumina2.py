@@ -7,14 +7,19 @@ References:
 from __future__ import annotations
 
 import dataclasses
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from studio.families.conditioning import Conditioning
 from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, SingleFile
 from studio.families.image.flux1 import flux_schedule
 from studio.families.native import Clues
+from studio.families.parts.contexts import moved_up, places, replaced
 from studio.families.parts.emphasis import token_weights, weighed
 from studio.families.parts.guide import renormed, width_norm
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
@@ -23,11 +28,12 @@ from studio.families.parts.native import by_config
 from studio.families.parts.renames import QKV, in_blocks, renamed
 from studio.families.parts.schedule import flow_shift
 from studio.families.parts.silent import last_layer_unread
+from studio.families.parts.streams import LUMINA2_STREAMS
 from studio.families.parts.texts import check_tokens
 from studio.families.process import Flow
 from studio.families.recipe import ImageRecipe
-
 from studio.families.words import Prompts, Words, texts
+
 __all__ = ["LUMINA2"]
 
 LENGTH = 256
@@ -85,10 +91,31 @@ def encode_text(pipe: Any, prompts: Prompts, negative: bool) -> Conditioning:
 
 def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
     """Returns noise - picture, ``(B, C, h, w)``; the module itself counts towards the picture."""
-    return -pipe.transformer(
-        hidden_states=noisy, timestep=1 - timesteps / 1000, encoder_hidden_states=conditioning.tokens,
-        encoder_attention_mask=conditioning.mask,
-    ).sample  # fmt: skip
+    tokens, mask, parts = conditioning.tokens, conditioning.mask, conditioning.parts
+    if parts > 1:
+        tokens, mask = moved_up(conditioning)
+    with _each_alone(pipe.transformer, parts):
+        return -pipe.transformer(
+            hidden_states=noisy, timestep=1 - timesteps / 1000, encoder_hidden_states=tokens,
+            encoder_attention_mask=mask,
+        ).sample  # fmt: skip
+
+
+def _each_alone(transformer: Any, parts: int) -> AbstractContextManager[None]:
+    """Contexts that stand behind each other have the places that each would have alone, and so has the picture."""
+    if parts == 1:
+        return nullcontext()
+
+    def placed(own: Any, latents: Tensor, mask: Tensor) -> tuple[Any, ...]:
+        counts = mask.sum(1)
+        one = torch.arange(mask.shape[1], device=mask.device) < (counts // parts)[:, None]
+        patches, words, picture, *_ = own(latents, one)
+        rows = [row[places(count, parts, row.device)] for row, count in zip(words, counts.tolist(), strict=True)]
+        joint = [torch.cat([row, place]) for row, place in zip(rows, picture, strict=True)]
+        filled = F.pad(pad_sequence(rows, batch_first=True), (0, 0, 0, mask.shape[1] - int(counts.max())))
+        return patches, filled, picture, pad_sequence(joint, batch_first=True), counts.tolist(), [*map(len, joint)]
+
+    return replaced(transformer.rope_embedder, "forward", placed)
 
 
 _BLOCK_NAMES = {
@@ -155,11 +182,12 @@ LUMINA2 = FAMILIES.add(
         check_text=check_text,
         row_length=row_length,
         roles=True,
-        encode_text=encode_text,
         emphasis=True,
+        encode_text=encode_text,
         encode_image=kl_encode,
         decode=kl_decode,
         predict=predict,
+        streams=LUMINA2_STREAMS,
         guide=renormed(width_norm),
         schedule=flux_schedule,
         shift=flow_shift(patch=2),

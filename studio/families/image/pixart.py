@@ -20,11 +20,12 @@ from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, sam
 from studio.families.parts.marks import UNET
 from studio.families.parts.names import T5, of_class, presets
 from studio.families.parts.native import by_config
+from studio.families.parts.streams import PIXART_STREAMS
 from studio.families.parts.texts import check_tokens
 from studio.families.process import Diffusion
 from studio.families.recipe import ImageRecipe
-
 from studio.families.words import Prompts, texts
+
 __all__ = ["PIXART"]
 
 LENGTH = 300
@@ -100,10 +101,11 @@ PIXART = FAMILIES.add(
         identity=lambda parts: Identity("pixart-sigma", "pixart_sigma"),
         recognise=of_class("transformer", "PixArtTransformer2DModel"),
         check_text=lambda pipe, prompts: check_tokens(pipe.tokenizer, prompts, LENGTH),
-        encode_text=encode_text,
         emphasis=True,
+        encode_text=encode_text,
         encode_image=kl_encode,
         decode=kl_decode,
         predict=predict,
+        streams=PIXART_STREAMS,
     ),
 )

@@ -7,6 +7,7 @@ References:
 from __future__ import annotations
 
 import dataclasses
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from studio.families.conditioning import Conditioning
 from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, Silent, SingleFile
 from studio.families.image.flux1 import flux_schedule
 from studio.families.native import Clues
+from studio.families.parts.contexts import places, replaced
 from studio.families.parts.guide import patch_norm, renormed
 from studio.families.parts.latents import pack, same_channels, unpack
 from studio.families.parts.marks import in_streams
@@ -23,12 +25,13 @@ from studio.families.parts.names import LANGUAGE, of_class, presets
 from studio.families.parts.native import square
 from studio.families.parts.place import device_of
 from studio.families.parts.schedule import flow_shift
+from studio.families.parts.streams import QWEN_STREAMS
 from studio.families.parts.texts import check_tokens
 from studio.families.process import Flow
 from studio.families.recipe import ImageRecipe
+from studio.families.words import Prompts, Words, texts
 
 __all__ = ["QWEN_IMAGE"]
-from studio.families.words import Prompts, Words, texts
 
 LENGTH = 512
 
@@ -75,11 +78,24 @@ def encode_text(pipe: Any, prompts: Prompts, negative: bool) -> Conditioning:
 def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
     """Returns noise - picture, ``(B, C, h, w)``."""
     height, width = noisy.shape[2:]
-    out = pipe.transformer(
-        hidden_states=pack(noisy), timestep=timesteps / 1000, encoder_hidden_states=conditioning.tokens,
-        encoder_hidden_states_mask=conditioning.mask, img_shapes=[[(1, height // 2, width // 2)]] * len(noisy),
-    ).sample  # fmt: skip
+    with _each_alone(pipe.transformer, conditioning):
+        out = pipe.transformer(
+            hidden_states=pack(noisy), timestep=timesteps / 1000, encoder_hidden_states=conditioning.tokens,
+            encoder_hidden_states_mask=conditioning.mask, img_shapes=[[(1, height // 2, width // 2)]] * len(noisy),
+        ).sample  # fmt: skip
     return unpack(out, height, width)
+
+
+def _each_alone(transformer: Any, conditioning: Conditioning) -> AbstractContextManager[None]:
+    """Contexts that stand behind each other have the places that each would have alone."""
+    if conditioning.parts == 1:
+        return nullcontext()
+
+    def placed(own: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        picture, words = own(*args, **kwargs)
+        return picture, words[places(len(words), conditioning.parts, words.device)]
+
+    return replaced(transformer.pos_embed, "forward", placed)
 
 
 def channels(pipe: Any) -> int:
@@ -162,6 +178,7 @@ QWEN_IMAGE = FAMILIES.add(
         encode_image=encode_image,
         decode=decode,
         predict=predict,
+        streams=QWEN_STREAMS,
         guide=renormed(patch_norm),
         schedule=flux_schedule,
         shift=flow_shift(patch=2),

@@ -23,11 +23,12 @@ from studio.families.parts.names import LANGUAGE, of_class, presets
 from studio.families.parts.native import by_config
 from studio.families.parts.place import device_of
 from studio.families.parts.schedule import flow_shift
+from studio.families.parts.streams import SANA_STREAMS
 from studio.families.parts.texts import check_tokens
 from studio.families.process import Flow
 from studio.families.recipe import ImageRecipe
-
 from studio.families.words import Prompts, texts
+
 __all__ = ["SANA"]
 
 LENGTH = 300
@@ -135,6 +136,7 @@ SANA = FAMILIES.add(
         encode_image=encode_image,
         decode=decode,
         predict=predict,
+        streams=SANA_STREAMS,
         shift=flow_shift(patch=1),
     ),
 )  # fmt: skip

@@ -24,7 +24,7 @@ from studio.families.parts.marks import unet_marks
 from studio.families.parts.names import is_a
 from studio.families.parts.native import by_config
 from studio.families.parts.sgm import sgm_names
-from studio.families.parts.texts import check_tokens
+from studio.families.parts.streams import UNET_STREAMS
 from studio.families.parts.unet import unet_predict, unet_presets
 from studio.families.process import Diffusion
 from studio.families.recipe import ImageRecipe
@@ -155,6 +155,7 @@ SD1 = FAMILIES.add(
         encode_image=kl_encode,
         decode=kl_decode,
         predict=unet_predict,
+        streams=UNET_STREAMS,
     ),
 )
 

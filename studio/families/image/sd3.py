@@ -22,11 +22,12 @@ from studio.families.parts.names import CLIP, T5, of_class, presets
 from studio.families.parts.native import by_config
 from studio.families.parts.renames import QKV, in_blocks, renamed
 from studio.families.parts.schedule import flow_shift
+from studio.families.parts.streams import SD3_STREAMS
 from studio.families.parts.texts import check_tokens
 from studio.families.process import Flow
 from studio.families.recipe import ImageRecipe
-
 from studio.families.words import Prompts, texts
+
 __all__ = ["SD3"]
 
 LENGTH = 256  # tokens of T5; CLIP's vectors stand in front of them
@@ -217,11 +218,12 @@ SD3 = FAMILIES.add(
         silent=_silent,
         recognise=of_class("transformer", "SD3Transformer2DModel"),
         check_text=check_text,
-        encode_text=encode_text,
         emphasis=True,
+        encode_text=encode_text,
         encode_image=kl_encode,
         decode=kl_decode,
         predict=predict,
+        streams=SD3_STREAMS,
         # diffusers' pipeline sets the steps alone, by which the scheduler shifts twice; its pictures are drawn so
         shift=flow_shift(patch=2),
     ),

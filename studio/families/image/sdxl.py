@@ -24,7 +24,7 @@ from studio.families.parts.names import is_a
 from studio.families.parts.native import by_config
 from studio.families.parts.sgm import sgm_names
 from studio.families.parts.silent import last_layer_unread
-from studio.families.parts.texts import check_tokens
+from studio.families.parts.streams import UNET_STREAMS
 from studio.families.parts.unet import unet_presets
 from studio.families.process import Diffusion
 from studio.families.recipe import ImageRecipe
@@ -180,5 +180,6 @@ SDXL = FAMILIES.add(
         encode_image=encode_image,
         decode=decode,
         predict=predict,
+        streams=UNET_STREAMS,
     ),
 )

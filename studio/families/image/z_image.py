@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,20 +18,23 @@ from studio.families.conditioning import Conditioning
 from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, SingleFile
 from studio.families.image.flux1 import flux_schedule
 from studio.families.native import Clues
+from studio.families.parts.contexts import places, replaced
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
 from studio.families.parts.names import LANGUAGE, of_class, presets
 from studio.families.parts.native import square
 from studio.families.parts.renames import in_blocks, renamed
 from studio.families.parts.schedule import flow_shift
 from studio.families.parts.silent import last_layer_unread
+from studio.families.parts.streams import Z_IMAGE_STREAMS
 from studio.families.parts.texts import check_chat
 from studio.families.process import Flow
 from studio.families.recipe import ImageRecipe
-
 from studio.families.words import Prompts, Words, texts
+
 __all__ = ["Z_IMAGE"]
 
 LENGTH = 512
+FILLED = Z_IMAGE_STREAMS.multiple  # tokens of words and picture are filled up to a multiple of it
 TURBO = 4.0  # Turbo's scheduler shifts by 3, the base's by 6; nothing else in its folder tells them apart
 
 # diffusers' script: uniform times, no weighting, 1e-4; not measured here
@@ -79,8 +83,27 @@ def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Condition
     """Returns noise - picture, ``(B, C, h, w)``; the module itself counts towards the picture."""
     tokens, mask = conditioning.tokens, conditioning.mask
     captions = list(tokens) if mask is None else [row[kept] for row, kept in zip(tokens, mask, strict=True)]
-    out = pipe.transformer(list(noisy.unsqueeze(2)), (1000 - timesteps) / 1000, captions).sample
+    with _each_alone(pipe.transformer, conditioning.parts):
+        out = pipe.transformer(list(noisy.unsqueeze(2)), (1000 - timesteps) / 1000, captions).sample
     return -torch.stack(list(out)).squeeze(2)
+
+
+def _each_alone(transformer: Any, parts: int) -> AbstractContextManager[None]:
+    """Contexts that stand behind each other have the places that each would have alone, and so has the picture."""
+    if parts == 1:
+        return nullcontext()
+
+    def placed(own: Any, images: Any, captions: list[Tensor], *sizes: Any) -> Any:
+        made = own(images, captions, *sizes)
+        for caption, words, picture in zip(captions, made[4], made[3], strict=True):  # words count from 1 on
+            alone = len(caption) // parts
+            words[: len(caption), 0] = places(len(caption), parts, words.device) + 1
+            behind, first = words[len(caption) :, 0], picture[:, 0]
+            behind[behind > 0] -= len(caption) - alone  # what fills up a row stands at 0
+            first[first > 0] = alone + -alone % FILLED + 1
+        return made
+
+    return replaced(transformer, "patchify_and_embed", placed)
 
 
 _TURBO = Defaults(steps=9, length=LENGTH)
@@ -158,6 +181,7 @@ Z_IMAGE = FAMILIES.add(
         encode_image=kl_encode,
         decode=kl_decode,
         predict=predict,
+        streams=Z_IMAGE_STREAMS,
         schedule=flux_schedule,
         shift=flow_shift(patch=2),
     ),
