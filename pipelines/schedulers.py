@@ -21,7 +21,15 @@ from studio.families import Base
 from studio.families.process import Diffusion, Flow, Process
 from studio.registry import Registry
 
-__all__ = ["SCHEDULERS", "Course", "Sampler", "SchedulerChoice", "make_sampler", "sampler_from_record"]
+__all__ = [
+    "SCHEDULERS",
+    "Course",
+    "Sampler",
+    "SchedulerChoice",
+    "make_sampler",
+    "sampler_from_record",
+    "scheduler_named",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +60,20 @@ def _slug(name: str) -> str:
     slug = " ".join(name.lower().replace("_", " ").replace("-", " ").split())
     slug = slug.replace("dpmpp", "dpm++").replace("dpm++2", "dpm++ 2").replace("dpm++3", "dpm++ 3")
     return slug.replace("ancestral", "a").removeprefix("k ").replace(" ", "-")
+
+
+def scheduler_named(name: str) -> str | None:
+    """Returns the table's name of what another program calls a sampler; None: it is not in the table.
+
+    Args:
+        name: as A1111, ComfyUI or InvokeAI write it.
+
+    Example:
+        >>> [scheduler_named(name) for name in ("DPM++ 2M Karras", "dpmpp_2m", "euler_ancestral", "uni_pc", "lms")]
+        ['dpm++-2m-karras', 'dpm++-2m', 'euler-a', 'unipc', None]
+    """
+    slug = _slug(name[:100])
+    return next((known for known in SCHEDULERS if known.replace("-", "") == slug.replace("-", "")), None)
 
 
 def _add(
