@@ -19,6 +19,7 @@ from studio.pipelines.blends import BlendLike
 from studio.pipelines.pictures import given_picture
 from studio.pipelines.request import Request
 from studio.pipelines.start import Given
+from studio.pipelines.upscale import upscale_of
 
 __all__ = ["StartingPictures", "Wanted", "one_per_prompt", "request_of", "seeds_of"]
 
@@ -43,6 +44,9 @@ class Wanted:
         image: a picture to start from.
         strength: which part of the denoising a given picture goes through, above 0 and at most 1.
         mask: where a given picture is drawn anew.
+        upscale: how much larger it is drawn again in a second pass, above 1; None: it is not.
+        upscale_strength: which part of the denoising the second pass goes through; None: 0.5.
+        upscale_steps: denoising steps of the second pass; None: as many as the first has.
     """
 
     prompt: str
@@ -58,6 +62,9 @@ class Wanted:
     image: Picture | None = None
     strength: float | None = None
     mask: Picture | None = None
+    upscale: float | None = None
+    upscale_strength: float | None = None
+    upscale_steps: int | None = None
 
     def seeded(self) -> Wanted:
         """Returns the same with a seed."""
@@ -107,6 +114,7 @@ def request_of(
         prompt=text, negative=negative, seed=wanted.seed, blend=blend, given=given, scheduler=wanted.scheduler,
         width=_or(wanted.width, width), height=_or(wanted.height, height), steps=_or(wanted.steps, own.steps),
         guidance=_or(wanted.guidance, own.guidance), embedded=_or(wanted.embedded_guidance, own.embedded),
+        upscale=upscale_of(wanted.upscale, wanted.upscale_strength, wanted.upscale_steps),
     )  # fmt: skip
 
 

@@ -73,10 +73,18 @@ def _start(value: Any) -> bool:
     return _number(value.get("strength")) and 0 < value["strength"] <= 1
 
 
+def _upscale(value: Any) -> bool:
+    if not isinstance(value, Mapping) or not _number(value.get("factor")) or not _number(value.get("strength")):
+        return False
+    whole = value.get("steps") is None or _count("steps")(value["steps"])
+    return whole and 1 < value["factor"] <= 16 and 0 < value["strength"] <= 1
+
+
 PICTURE: Final[dict[str, Callable[[Any], bool]]] = {
     "prompt": _text, "negative": _text_or_none, "guidance": _number, "width": _count("side"), "height": _count("side"),
     "embedded_guidance": lambda value: value is None or _number(value),
     "start": lambda value: value is None or _start(value),
+    "upscale": lambda value: value is None or _upscale(value),
     "attention": lambda value: value is None or (isinstance(value, str) and value in ATTENTIONS),
     "vae_tiling": lambda value: value is None or isinstance(value, bool),
     "vae_slicing": lambda value: value is None or isinstance(value, bool),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from studio.adapters import adapters
@@ -73,9 +74,10 @@ def describe(
 
 
 def _where_told(request: Request) -> dict[str, Any]:
-    """What only some pictures have: an embedded guidance, a picture that they started from."""
+    """What only some pictures have: an embedded guidance, a picture that they started from, a second pass."""
     embedded = {} if request.embedded is None else {"embedded_guidance": float(request.embedded)}
-    return embedded | ({} if request.given is None else {"start": picture_facts(request.given)})
+    start = {} if request.given is None else {"start": picture_facts(request.given)}
+    return embedded | start | ({} if request.upscale is None else {"upscale": asdict(request.upscale)})
 
 
 def _fields(base: Base, digest: str | None, request: Request, sampler: Sampler) -> dict[str, str | int | float]:
@@ -92,9 +94,19 @@ def _fields(base: Base, digest: str | None, request: Request, sampler: Sampler) 
         "Size": f"{request.width}x{request.height}",
         **model,
         "Model": base.id,
-        **({} if request.given is None else {"Denoising strength": request.given.strength}),
+        **_strengths(request),
         "Version": f"adapter-studio {__version__}",
     }
+
+
+def _strengths(request: Request) -> dict[str, str | int | float]:
+    """How much is drawn anew, of a given picture or in a second pass: A1111 has one field for both."""
+    upscale, given = request.upscale, request.given
+    if upscale is None:
+        return {} if given is None else {"Denoising strength": given.strength}
+    steps = {} if upscale.steps is None else {"Hires steps": upscale.steps}
+    twice = {"Denoising strength": upscale.strength, "Hires upscale": upscale.factor, **steps}
+    return {**twice, "Hires upscaler": "Lanczos"}
 
 
 def _base_hash(base: Base) -> str | None:

@@ -76,7 +76,7 @@ def regenerate(
                 guidance=content["guidance"], embedded_guidance=content.get("embedded_guidance"),
                 negative=content["negative"] or None, width=content["width"],
                 height=content["height"], batch_size=content["rows"],
-                scheduler=sampler_from_record(content["scheduler"]), **start,
+                scheduler=sampler_from_record(content["scheduler"]), **start, **_again(content),
             )  # fmt: skip
     finally:
         pipe.base = own
@@ -98,6 +98,16 @@ def _start(pipe: ImagePipeline, content: dict[str, Any], image: Any, mask: Any) 
     if picture_facts(given) != {key: value for key, value in wanted.items() if value is not None}:
         raise DoesNotFit("the picture was made from another picture or mask than those given; give the right ones")
     return {"image": image, "mask": mask, "strength": wanted["strength"]}
+
+
+def _again(content: dict[str, Any]) -> dict[str, Any]:
+    """Its second pass, as arguments of generate."""
+    upscale = content.get("upscale")
+    if upscale is None:
+        return {}
+    return {
+        "upscale": upscale["factor"], "upscale_strength": upscale["strength"], "upscale_steps": upscale.get("steps")
+    }  # fmt: skip
 
 
 def _open(content: dict[str, Any], base: Any | None, device: torch.device | str | None) -> ImagePipeline:

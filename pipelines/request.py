@@ -12,6 +12,7 @@ from studio.errors import BadConfig
 from studio.families import Base
 from studio.limits import limit, too_many
 from studio.pipelines.start import Given, first_step
+from studio.pipelines.upscale import Upscale
 
 __all__ = ["LARGEST_SEED", "Request", "check_request", "is_count"]
 
@@ -34,6 +35,7 @@ class Request:
         scheduler: a name, a diffusers scheduler, or ``None`` for the base's own.
         blend: the adapters that act; ``None``: the current blend.
         given: a picture to start from; ``None``: noise alone.
+        upscale: how it is drawn again in a second pass; ``None``: it is not.
     """
 
     prompt: str
@@ -47,6 +49,7 @@ class Request:
     scheduler: Any = None
     blend: Mapping[str, float | Strength] | None = None
     given: Given | None = None
+    upscale: Upscale | None = None
 
     def __post_init__(self) -> None:
         for name in ("seed", "width", "height", "steps", "guidance", "embedded"):  # numbers of numpy and torch too

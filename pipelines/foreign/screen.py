@@ -44,18 +44,22 @@ def graph_of_screen(screen: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         {'6': {'class_type': 'CLIPTextEncode', 'inputs': {'text': 'a dog'}}}
     """
     links = {}
-    for link in screen.get("links") if isinstance(screen.get("links"), list) else ():
+    for link in _list(screen.get("links")):
         if isinstance(link, list) and len(link) >= 3 and isinstance(link[0], (int, str)):
             links[link[0]] = [str(link[1]), link[2]]
     graph = {}
-    for node in screen.get("nodes") if isinstance(screen.get("nodes"), list) else ():
+    for node in _list(screen.get("nodes")):
         if not isinstance(node, Mapping) or node.get("mode", 0) in (2, 4):  # muted, bypassed
             continue
         kind, values, inputs = str(node.get("type", "")), node.get("widgets_values"), dict[str, Any]()
         if isinstance(values, list):
             inputs |= {name: value for name, value in zip(WIDGETS.get(kind, ()), values, strict=False) if name}
-        for slot in node.get("inputs") if isinstance(node.get("inputs"), list) else ():
+        for slot in _list(node.get("inputs")):
             if isinstance(slot, Mapping) and isinstance(slot.get("link"), (int, str)) and slot["link"] in links:
                 inputs[str(slot.get("name"))] = links[slot["link"]]
         graph[str(node.get("id"))] = {"class_type": kind, "inputs": inputs}
     return graph
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

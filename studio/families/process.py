@@ -18,6 +18,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -41,17 +42,25 @@ class Prediction:
     Args:
         target: ``(x, n, α, σ) -> target``.
         factor: ``snr -> squared error of the prediction per squared error of the picture``.
+        picture: ``(x_t, prediction, α, σ) -> x``, the picture that a prediction implies.
     """
 
     target: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     factor: Callable[[Tensor], Tensor]
+    picture: Callable[[Tensor, Tensor, float, float], Tensor]
 
 
 PREDICTIONS: Final[Mapping[str, Prediction]] = {
-    "epsilon": Prediction(lambda x, n, a, s: n, lambda snr: snr.clamp_min(SMALLEST_SNR)),
-    "v_prediction": Prediction(lambda x, n, a, s: a * n - s * x, lambda snr: snr + 1),
-    "sample": Prediction(lambda x, n, a, s: x, torch.ones_like),
-    "flow_prediction": Prediction(lambda x, n, a, s: n - x, lambda snr: (snr.sqrt() + 1).square()),
+    "epsilon": Prediction(
+        lambda x, n, a, s: n,
+        lambda snr: snr.clamp_min(SMALLEST_SNR),
+        lambda x, p, a, s: (x - s * p) / max(a, SMALLEST_SNR**0.5),
+    ),
+    "v_prediction": Prediction(lambda x, n, a, s: a * n - s * x, lambda snr: snr + 1, lambda x, p, a, s: a * x - s * p),
+    "sample": Prediction(lambda x, n, a, s: x, torch.ones_like, lambda x, p, a, s: p),
+    "flow_prediction": Prediction(
+        lambda x, n, a, s: n - x, lambda snr: (snr.sqrt() + 1).square(), lambda x, p, a, s: x - s * p
+    ),
 }
 """diffusers' ``prediction_type`` -> target and factor. The last is the flow's: with α + σ = 1 its factor is 1/σ²."""
 
@@ -109,6 +118,18 @@ class Process(ABC):
     @abstractmethod
     def snr(self, timesteps: Tensor) -> Tensor:
         """Returns the signal-to-noise ratio ``α²/σ²``, float64 ``(B,)``, of timesteps ``(B,)``."""
+
+    def picture(self, noisy: Tensor, output: Tensor, noise: float) -> Tensor:
+        """Returns the picture x that a prediction implies.
+
+        Args:
+            noisy: x_t, ``(B, C, h, w)``.
+            output: the prediction, ``(B, C, h, w)``.
+            noise: ``σ / (α + σ)``, from 0 to 1.
+        """
+        signal = 1 - noise
+        whole = 1.0 if self.prediction == FLOW else math.hypot(signal, noise)  # α + σ = 1, or α² + σ² = 1
+        return PREDICTIONS[self.prediction].picture(noisy, output, signal / whole, noise / whole)
 
 
 @dataclass(frozen=True)
