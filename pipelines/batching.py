@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from studio.families import Base
+from studio.pipelines.prompting.spoken import spoken
 from studio.pipelines.request import Request
 
 __all__ = ["batches"]
@@ -15,11 +16,10 @@ def batches(base: Base, requests: Sequence[Request], rows: int) -> Iterator[list
 
     Args:
         base: which draws them. requests: the pictures. rows: images per batch.
-    """
 
-    def lengths(request: Request) -> tuple[int, int]:
-        length, pipe = base.family.row_length, base.pipe
-        return length(pipe, request.prompt, False), length(pipe, request.negative, True) * (request.guidance != 1)
+    Raises:
+        BadConfig: brackets in a prompt that cannot be read. DoesNotFit: a prompt that the base cannot read whole.
+    """
 
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, request in enumerate(requests):
@@ -28,7 +28,7 @@ def batches(base: Base, requests: Sequence[Request], rows: int) -> Iterator[list
         sizes = (request.width, request.height, request.steps, request.guidance, request.embedded)
         given = request.given
         start = None if given is None else (given.strength, given.mask is None)
-        key = (blend, *sizes, scheduler, start, *lengths(request))
+        key = (blend, *sizes, scheduler, start, spoken(base, request).lengths)
         groups.setdefault(key, []).append(index)
     for members in groups.values():
         for first in range(0, len(members), rows):

@@ -39,6 +39,7 @@ LIMITS: Final[dict[str, Limit]] = {
     "number-digits": Limit(19, "digits of a whole number in a file"),
     "name-characters": Limit(1_000, "characters of a tensor's name"),
     "spare-numbers": Limit(1 << 26, "numbers of an adapter beyond eight times those of its model"),
+    "cached-adapter-bytes": Limit(512 << 20, "bytes of adapter files that are kept in memory"),
     "pattern-characters": Limit(2_000, "characters of regular expressions in a file"),
     # text that programs write
     "json-depth": Limit(100, "levels of JSON in one another"),
