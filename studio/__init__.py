@@ -23,11 +23,14 @@ if TYPE_CHECKING:
     from studio import adapters as adapters  # a module that one can call: adapters(model)
     from studio.adapters import (
         METHODS,
+        Schedule,
         Strength,
+        at_progress,
         attach,
         bake,
         blend,
         blended,
+        block_weights,
         detach,
         grow,
         quantize,
@@ -38,15 +41,17 @@ if TYPE_CHECKING:
     )
     from studio.adapters.interference import BlendReport, blend_report
     from studio.adapters.methods import *  # noqa: F403  (the configs: LoRA, DoRA, ...)
+    from studio.adapters.normalized import normalized
     from studio.errors import StudioError
     from studio.files import inspect, load, save
 
 _HOMES = {
     "studio.adapters": (
         "attach", "detach", "blend", "blended", "grow", "trainable", "state", "bake", "unbake", "sample_rows",
-        "quantize", "Strength", "METHODS",
+        "quantize", "Strength", "Schedule", "METHODS", "at_progress", "block_weights",
     ),
     "studio.adapters.interference": ("blend_report", "BlendReport"),
+    "studio.adapters.normalized": ("normalized",),
     "studio.files": ("save", "load", "inspect"),
     "studio.errors": ("StudioError",),
 }  # fmt: skip
@@ -57,18 +62,22 @@ _MODULES = ("adapters", "families", "files", "trainers", "pipelines", "datasets"
 __all__ = [
     "METHODS",
     "BlendReport",
+    "Schedule",
     "StudioError",
     "Strength",
     "adapters",
+    "at_progress",
     "attach",
     "bake",
     "blend",
     "blend_report",
     "blended",
+    "block_weights",
     "detach",
     "grow",
     "inspect",
     "load",
+    "normalized",
     "quantize",
     "sample_rows",
     "save",

@@ -10,8 +10,20 @@ from typing import Any
 
 from studio.adapters.attach import AttachReport, attach, detach, install
 from studio.adapters.bake import bake, unbake
-from studio.adapters.blend import blend, blended, current_blend, sample_rows
+from studio.adapters.blend import (
+    at_progress,
+    blend,
+    blended,
+    block_weights,
+    current_blend,
+    move,
+    moving,
+    read_strength,
+    sample_rows,
+    scheduled,
+)
 from studio.adapters.contract.adapter import METHODS, Adapter, AdapterConfig, Delta, Factors
+from studio.adapters.contract.schedule import Schedule, When
 from studio.adapters.contract.strength import Strength
 from studio.adapters.grow import grow
 from studio.adapters.info import AdapterInfo, TrainableReport, adapters, site_of, state, trainable
@@ -31,21 +43,29 @@ __all__ = [
     "Factors",
     "GroupQuantizedLinear",
     "QuantizeReport",
+    "Schedule",
     "Site",
     "Strength",
     "TrainableReport",
+    "When",
     "adapters",
+    "at_progress",
     "attach",
     "bake",
     "blend",
     "blended",
+    "block_weights",
     "current_blend",
     "detach",
     "for_tasks",
     "grow",
     "install",
     "quantize",
+    "move",
+    "moving",
+    "read_strength",
     "sample_rows",
+    "scheduled",
     "site_of",
     "state",
     "trainable",

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from studio.adapters.blend import current_blend, read_blend
+from studio.adapters.blend import check_constant, current_blend, read_blend
 from studio.adapters.contract.adapter import Adapter
 from studio.adapters.contract.strength import Strength, StrengthLike
 from studio.adapters.hosting.assembly import Assembly
@@ -51,8 +51,7 @@ def bake(model: Any, blend: Mapping[str, StrengthLike] | str | None = None) -> N
     check_unbaked(model, "bake")
     strengths = current_blend(model) if blend is None else read_blend(model, blend)
     for name, strength in strengths.items():
-        if strength.samples is not None:
-            raise DoesNotFit(f"the strength of {name!r} differs by sample; weights can hold one strength for all")
+        check_constant(name, strength, "weights can hold one strength for all")
     present = list(assemblies(model).values())
     try:
         for assembly in present:
