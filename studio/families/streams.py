@@ -42,7 +42,7 @@ class Streams:
         refined: attentions in which words ask words alone.
         patch: latent cells per token along one side; 0: 1, 2, 4, … from block to block.
         packed: whether words that do not count are taken out of the row, so that what follows them moves up.
-        multiple: what the numbers of tokens of picture and words are each filled up to.
+        multiple: what the numbers of tokens of a picture and of a context of words are each filled up to.
         flat: layers that are given the tokens of all rows as one row.
 
     Example:

@@ -18,7 +18,7 @@ from studio.families.conditioning import Conditioning
 from studio.families.family import FAMILIES, Defaults, Encoder, Family, Identity, Model, SingleFile
 from studio.families.image.flux1 import flux_schedule
 from studio.families.native import Clues
-from studio.families.parts.contexts import places, replaced
+from studio.families.parts.contexts import replaced
 from studio.families.parts.latents import kl_channels, kl_decode, kl_encode, same_channels
 from studio.families.parts.names import LANGUAGE, of_class, presets
 from studio.families.parts.native import square
@@ -34,7 +34,6 @@ from studio.families.words import Prompts, Words, texts
 __all__ = ["Z_IMAGE"]
 
 LENGTH = 512
-FILLED = Z_IMAGE_STREAMS.multiple  # tokens of words and picture are filled up to a multiple of it
 TURBO = 4.0  # Turbo's scheduler shifts by 3, the base's by 6; nothing else in its folder tells them apart
 
 # diffusers' script: uniform times, no weighting, 1e-4; not measured here
@@ -94,14 +93,15 @@ def _each_alone(transformer: Any, parts: int) -> AbstractContextManager[None]:
         return nullcontext()
 
     def placed(own: Any, images: Any, captions: list[Tensor], *sizes: Any) -> Any:
-        made = own(images, captions, *sizes)
-        for caption, words, picture in zip(captions, made[4], made[3], strict=True):  # words count from 1 on
-            alone = len(caption) // parts
-            words[: len(caption), 0] = places(len(caption), parts, words.device) + 1
-            behind, first = words[len(caption) :, 0], picture[:, 0]
-            behind[behind > 0] -= len(caption) - alone  # what fills up a row stands at 0
-            first[first > 0] = alone + -alone % FILLED + 1
-        return made
+        contexts = [own(images, alone, *sizes) for alone in zip(*(one.chunk(parts) for one in captions), strict=True)]
+        made = list(contexts[0])
+        for kind in (1, 4, 6):  # the words, their places, and which of them fill up; there are more places than words
+            rows = zip(
+                *([row[: len(words)] for row, words in zip(one[kind], one[1], strict=True)] for one in contexts),
+                strict=True,
+            )
+            made[kind] = [torch.cat(row) for row in rows]
+        return tuple(made)
 
     return replaced(transformer, "patchify_and_embed", placed)
 
