@@ -28,9 +28,10 @@ from studio.signals import hear
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS: Final = (
-    "demo", "dreambooth", "style", "tune", "generate", "complete", "inspect", "check", "families", "methods", "doctor",
+    "demo", "dreambooth", "style", "tune", "generate", "render", "complete", "blend-check", "inspect", "check", "families",
+    "methods", "doctor",
 )  # fmt: skip
-"""The commands in the order of the help: module names in :mod:`studio.commands`."""
+"""The commands in the order of the help: modules of :mod:`studio.commands`, with ``_`` for ``-``."""
 
 INTERRUPTED: Final = 130
 LONGEST: Final = 1_200  # characters of a sentence
@@ -61,7 +62,8 @@ class Commands(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        return getattr(importlib.import_module(f"studio.commands.{name}"), name)
+        module = name.replace("-", "_")
+        return getattr(importlib.import_module(f"studio.commands.{module}"), module)
 
     def resolve_command(
         self, context: click.Context, arguments: list[str]

@@ -12,11 +12,11 @@ from studio.adapters.hosting.turns import turn
 from studio.adapters.overlap import Overlap, block_of, joined, one_blend, overlaps, without_change
 from studio.errors import NoEffect
 
-__all__ = ["BURNS", "FIGHTS", "BlendReport", "blend_report", "warnings_of"]
+__all__ = ["BURNS", "FIGHTS", "BlendReport", "blend_report", "cells", "heading", "warnings_of"]
 
 BURNS: Final = 1.3
 """Growth (:attr:`Overlap.growth`) from which a place is said to burn: the blend moves it that much further than the
-strongest of its adapters by itself, which is as far as any of them was trained to."""
+strongest of its adapters does by itself."""
 FIGHTS: Final = -0.35
 """Cosine from which two adapters are said to undo each other: of two that are as strong, a fifth of what each does."""
 _HEAVY: Final = 0.5  # change, as a part of the base's weights, from which one adapter by itself is said to be heavy
@@ -73,9 +73,9 @@ class BlendReport:
         }
 
     def __str__(self) -> str:
-        rows = [heading(self.whole), *(row(place, self.whole) for place in (*self.blocks, self.whole))]
+        rows = [heading(self.whole), *(cells(place, self.whole) for place in (*self.blocks, self.whole))]
         wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(cells, wide, strict=True)) for cells in rows]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, wide, strict=True)) for row in rows]
         return "\n".join([*(line.rstrip() for line in lines), "", *self.advice])
 
 
@@ -88,7 +88,8 @@ def blend_report(model: Any, blend: Mapping[str, StrengthLike] | str | None = No
 
     Raises:
         UnknownName: an adapter that is not attached. BadConfig: an impossible strength.
-        DoesNotFit: strengths differ by sample, a blend is baked, or weights that are needed are offloaded.
+        DoesNotFit: strengths differ by sample, moment or place, a blend is baked, or weights that are needed are
+            offloaded.
         NoEffect: no adapter of the blend changes any weight.
 
     Example:
@@ -136,20 +137,19 @@ def warnings_of(whole: Overlap, blocks: tuple[Overlap, ...]) -> list[str]:
 
 
 def heading(whole: Overlap) -> tuple[str, ...]:
-    """Returns what stands above the columns of :func:`row`."""
+    """Returns what stands above the columns of :func:`cells`."""
     pairs = (f"{first}·{second}" for first, second in whole.cosines)
     return ("block", "layers", *whole.norms, *pairs, "together", "growth", "kept")
 
 
-def row(place: Overlap, whole: Overlap | None = None) -> tuple[str, ...]:
+def cells(place: Overlap, whole: Overlap) -> tuple[str, ...]:
     """Returns a place as cells of a table: changes as parts of the base's norm, cosines, growth, and what is kept.
 
     Args:
-        place: the place. whole: the whole model, whose adapters have a column each; None: ``place`` has them all.
+        place: the place. whole: the whole model, whose adapters and pairs have a column each.
     """
-    columns = whole or place
-    norms = (_share(place, place.norms.get(name)) for name in columns.norms)
-    cosines = (_signed(place.cosines.get(pair)) for pair in columns.cosines)
+    norms = (_share(place, place.norms.get(name)) for name in whole.norms)
+    cosines = (_signed(place.cosines.get(pair)) for pair in whole.cosines)
     figures = (_share(place, place.total), f"{place.growth:.2f}", f"{place.kept:.2f}")
     return (place.place or "all", str(place.sites), *norms, *cosines, *figures)
 
@@ -190,8 +190,8 @@ def _quiet(whole: Overlap) -> str:
     largest = max(whole.cosines.items(), key=lambda item: abs(item[1]))
     (first, second), cosine = largest
     return (
-        f"they hardly meet (of all, {first} and {second} the most: cosine {cosine:+.2f}), and together move the weights "
-        f"{whole.growth:.2f} times as far as the strongest by itself: the strengths can stay"
+        f"they hardly meet (of all, {first} and {second} the most: cosine {cosine:+.2f}), and together move the "
+        f"weights {whole.growth:.2f} times as far as the strongest by itself: the strengths can stay"
     )
 
 

@@ -4,9 +4,6 @@ All that is told about a blend follows from the Gram matrix ``G_ij = ⟨Δ_i, Δ
 change ``(ΔW_i, Δb_i)`` of adapter ``i`` at strength 1 as one long vector: with strengths ``s`` its norm is
 ``s_i √G_ii``, the cosine of two is ``G_ij / √(G_ii G_jj)``, and the norm of the sum is ``√(sᵀ G s)``. Blocks and the
 whole model are sums of such matrices.
-
-A factor pair is never multiplied out: ``⟨U_1 D_1, U_2 D_2⟩ = tr(U_1ᵀ U_2 · D_2 D_1ᵀ)``, from products as small as the
-ranks. Other methods give their delta, one layer at a time.
 """
 
 from __future__ import annotations
@@ -18,13 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studio.adapters.blend import current_blend, read_blend
-from studio.adapters.contract.adapter import Adapter, Delta, Factors
+from studio.adapters.blend import check_constant, current_blend, read_blend
 from studio.adapters.contract.strength import Strength, StrengthLike
+from studio.adapters.gram import Carried, grams
 from studio.adapters.hosting.attached import assemblies, check_unbaked, whole_path
 from studio.adapters.hosting.mount import Mount
-from studio.device import has_dtype
-from studio.errors import DoesNotFit
 
 __all__ = ["Overlap", "block_of", "joined", "one_blend", "overlaps", "without_change"]
 
@@ -78,8 +73,12 @@ class Overlap:
 
     @property
     def growth(self) -> float:
-        """``‖Σ s_i Δ_i‖ / max ‖s_i Δ_i‖``: how much further they go together than the strongest by itself."""
-        strongest = float(self._norms().max()) if self.names else 0.0
+        """``‖Σ s_i Δ_i‖ / max_i max(1, s_i) ‖Δ_i‖``: how far they go together, of what the strongest does by itself.
+
+        An adapter was trained at strength 1, so what it moves there is what the model is known to bear.
+        """
+        norms, own = self._norms(), self.own.diagonal().clamp(min=0).sqrt()
+        strongest = float(torch.where(norms > 0, torch.maximum(norms, own), 0.0).max()) if self.names else 0.0
         return self.total / strongest if strongest else 1.0
 
     def relative(self, norm: float) -> float | None:
@@ -108,18 +107,33 @@ def overlaps(model: Any, strengths: Mapping[str, Strength], *, base: bool = True
     check_unbaked(model, "look at a blend")
     silent = without_change(model, strengths)
     names = tuple(name for name in strengths if name not in silent)
+    places, layers, levels = _acting(model, strengths, names)
+    if not layers:
+        return
+    own, each = grams(layers, len(names)), torch.tensor(levels, dtype=torch.float64)
+    acting = own * each[:, :, None] * each[:, None, :]
+    for place, (mount, _), one, moved in zip(places, layers, own, acting, strict=True):
+        yield Overlap(place, 1, names, one, moved, _base_norm(mount) if base else None)
+
+
+def _acting(
+    model: Any, strengths: Mapping[str, Strength], names: Sequence[str]
+) -> tuple[list[str], list[Carried], list[list[float]]]:
+    """The layers where any of these adapters acts: paths, layers with those that act, and the strength of each."""
+    places: list[str] = []
+    layers: list[Carried] = []
+    levels: list[list[float]] = []
     for component, assembly in assemblies(model).items():
         for path, mount in assembly.mounts.items():
-            here = [name for name in names if name in mount.adapters.names()]
-            numbers = [assembly.levels.number(name, strengths[name], path) for name in here]
-            if not any(numbers):
-                continue
-            own, place = torch.zeros(len(names), len(names), dtype=torch.float64), [names.index(one) for one in here]
-            own[torch.tensor(place)[:, None], torch.tensor(place)] = _gram(mount, here)
-            levels = torch.zeros(len(names), dtype=torch.float64)
-            levels[place] = torch.tensor(numbers, dtype=torch.float64)
-            acting = own * levels[:, None] * levels
-            yield Overlap(whole_path(component, path), 1, names, own, acting, _base_norm(mount) if base else None)
+            own = {i: mount.adapters.get(name) for i, name in enumerate(names)}
+            here = {i: one for i, one in own.items() if one is not None}
+            numbers = {i: assembly.levels.number(names[i], strengths[names[i]], path) for i in here}
+            here = {i: one for i, one in here.items() if numbers[i]}
+            if here:
+                places.append(whole_path(component, path))
+                layers.append((mount, here))
+                levels.append([numbers.get(i, 0.0) for i in range(len(names))])
+    return places, layers, levels
 
 
 def joined(places: Iterable[Overlap], place: str) -> Overlap:
@@ -149,8 +163,7 @@ def one_blend(model: Any, blend: Mapping[str, StrengthLike] | str | None) -> dic
     """
     strengths = current_blend(model) if blend is None else read_blend(model, blend)
     for name, strength in strengths.items():
-        if strength.samples is not None:
-            raise DoesNotFit(f"the strength of {name!r} differs by sample; give the blend of one sample at a time")
+        check_constant(name, strength, "give the blend of one sample, moment and place at a time")
     return strengths
 
 
@@ -184,61 +197,3 @@ def _base_norm(mount: Mount) -> float | None:
     if any(tensor.device.type == "meta" for tensor in held):
         return None
     return float(sum(float(torch.linalg.vector_norm(tensor.detach().float())) ** 2 for tensor in held)) ** 0.5
-
-
-@torch.no_grad()
-def _gram(mount: Mount, names: Sequence[str]) -> Tensor:
-    """``⟨Δ_i, Δ_j⟩`` of these adapters at one layer, ``(names, names)`` in fp64 on the CPU."""
-    adapters = [mount.adapters.get(name) for name in names]
-    pairs = {i: _exact(one(type(one).factors)) for i, one in enumerate(adapters) if one is not None and one.fused}
-    dense = {i: _delta(mount, one) for i, one in enumerate(adapters) if one is not None and not one.fused}
-    gram = torch.zeros(len(names), len(names), dtype=torch.float64)
-    if pairs:
-        _add(gram, list(pairs), list(pairs), _of_pairs(mount, list(pairs.values())))
-    weights = {i: mount.site.matrix(delta.weight) for i, delta in dense.items() if delta.weight is not None}
-    if weights:
-        flat = torch.stack([weight.flatten() for weight in weights.values()])
-        _add(gram, list(weights), list(weights), flat @ flat.t())
-    for i, weight in weights.items():
-        for j, (down, up, _, _) in pairs.items():
-            product = ((up.mT @ weight) * down).sum()
-            _add(gram, [i, j], [i, j], torch.stack([product * 0, product, product, product * 0]).reshape(2, 2))
-    biases = {i: part.bias for i, part in {**pairs, **dense}.items() if part.bias is not None}
-    if biases:
-        flat = torch.stack([bias.flatten() for bias in biases.values()])
-        _add(gram, list(biases), list(biases), flat @ flat.t())
-    return gram
-
-
-def _add(gram: Tensor, rows: list[int], columns: list[int], part: Tensor) -> None:
-    gram[torch.tensor(rows)[:, None], torch.tensor(columns)] += part.to("cpu", torch.float64)
-
-
-def _of_pairs(mount: Mount, pairs: list[Factors]) -> Tensor:
-    """``tr(U_iᵀ U_j · D_j D_iᵀ)``, ``(pairs, pairs)``: all at once, from the stacked factors."""
-    up, down = torch.cat([pair.up for pair in pairs], dim=-1), torch.cat([pair.down for pair in pairs], dim=-2)
-    products = (up.mT @ up) * (down @ down.mT)
-    products = products.flatten(0, -3).sum(0) if products.dim() > 2 else products
-    ranks = torch.tensor([pair.up.shape[-1] for pair in pairs], device=up.device)
-    owner = torch.eye(len(pairs), dtype=up.dtype, device=up.device).repeat_interleave(ranks, dim=0)
-    return owner.t() @ products @ owner
-
-
-def _exact(factors: Factors) -> Factors:
-    """The pair as matrices ``(..., r, cols)`` and ``(..., rows, r)``, the scale in ``up``, in the widest type."""
-    down, up, scale, bias = factors
-    lead = up.dim() - 2
-    return Factors(_wide(down.flatten(1 + lead)), _wide(up) * scale, 1.0, None if bias is None else _wide(bias) * scale)
-
-
-def _delta(mount: Mount, adapter: Adapter) -> Delta:
-    weight, bias = mount.site.weight, mount.site.bias
-    if weight.device.type == "meta":
-        raise DoesNotFit(f"the weight of {mount.site.path} is offloaded or on the meta device; stop offloading first")
-    exact = torch.promote_types(weight.dtype, torch.float32)
-    delta = adapter(type(adapter).delta, weight.to(exact), None if bias is None else bias.to(exact))
-    return Delta(*(None if tensor is None else _wide(tensor) for tensor in delta))
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.float64 if has_dtype(torch.float64, tensor.device) else torch.float32)

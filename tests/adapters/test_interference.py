@@ -89,7 +89,8 @@ def test_norms_and_cosines_are_those_of_the_deltas(method):
         assert site.total == pytest.approx(float(change(model, strengths, path).norm()), rel=1e-9)
         assert site.base == pytest.approx(float(values(model, path).norm()), rel=1e-6)
         assert site.kept == pytest.approx(float((dog + ink).norm() / (dog.norm() + ink.norm())), rel=1e-9)
-        assert site.growth == pytest.approx(float((dog + ink).norm() / max(dog.norm(), ink.norm())), rel=1e-9)
+        strongest = max(dog.norm() / 0.8, ink.norm() / 0.5)  # at strength 1
+        assert site.growth == pytest.approx(float((dog + ink).norm() / strongest), rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -209,6 +210,37 @@ def test_what_is_refused():
     studio.bake(model)
     with pytest.raises(DoesNotFit, match="call unbake first"):
         studio.blend_report(model)
+
+
+@pytest.mark.parametrize("method", CHANGING)
+def test_normalized_goes_as_far_as_the_strongest(method):
+    model = net()
+    put(model, method, "dog", 1)
+    put(model, method, "ink", 1)
+    raw = studio.blend_report(model, {"dog": 1.0, "ink": 0.8})
+    assert all(block.growth > 1.3 for block in raw.blocks)
+    blend = studio.normalized(model, {"dog": 1.0, "ink": 0.8})
+    lowered = studio.blend_report(model, blend)
+    for before, after in zip(raw.blocks, lowered.blocks, strict=True):
+        assert after.total == pytest.approx(max(before.norms.values()))
+        assert after.norms["ink"] / after.norms["dog"] == pytest.approx(before.norms["ink"] / before.norms["dog"])
+    assert studio.normalized(model, blend) == blend
+
+
+def test_normalized_leaves_alone_what_does_not_add_up():
+    model = net()
+    put(model, "lora", "dog", 1, "line")
+    put(model, "lora", "ink", 2, "conv")
+    put(model, "lora", "sun", 2, "conv")
+    blend = studio.normalized(model, {"dog": 1.5, "ink": studio.Strength(0.5, blocks={"conv": 2.0}), "sun": 1.0})
+    assert blend["dog"] == studio.Strength(1.5)
+    assert blend["ink"].at("", "conv") == pytest.approx(0.5) and blend["sun"].at("", "conv") == pytest.approx(0.5)
+    apart = {"ink": studio.Strength(), "sun": studio.Strength(-1.0)}
+    assert studio.normalized(model, apart) == apart
+    assert studio.normalized(model, {"ink": 0.5, "sun": 0.5})["sun"].at("", "conv") == 0.5
+    assert studio.normalized(model, {"ink": 2.0, "sun": 1.0})["ink"].at("", "conv") == pytest.approx(4 / 3)
+    studio.blend(model, blend)  # the factors are of blocks that each is in
+    assert studio.normalized(model) == blend
 
 
 def test_the_limits_mean_what_they_say():
