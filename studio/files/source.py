@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from studio.errors import BadFile
+from studio.files.cache import CACHE, Kept, now, stamp_of
 from studio.files.format import Source
 from studio.files.header import DTYPES, Header, TensorInfo, read_header, read_tensors
 from studio.files.metadata import stated_hash
@@ -61,18 +63,48 @@ def open_source(
 def _open_whole(
     named: Path, file: Path, peft: dict[str, Any] | None, check: Callable[[Mapping[str, TensorInfo]], None] | None
 ) -> Source:
-    payload = Payload()
+    stamp, read_at = stamp_of(file), now()
+    kept = CACHE.get(stamp, "tensors")
+    if kept is None:
+        source, data = _read_whole(named, file, peft, check, keep=stamp is not None and CACHE.takes(stamp.size))
+        if data is not None and stamp == stamp_of(file):
+            CACHE.put(stamp, "tensors", Kept(replace(source, tensors={}), data), read_at=read_at)
+        return source
+    held: Source = kept.value
+    if check is not None:
+        check(held.infos)
+    return replace(
+        held, file=named, peft=peft, infos=dict(held.infos), metadata=dict(held.metadata),
+        tensors=kept.tensors(held.infos),
+    )  # fmt: skip
+
+
+def _read_whole(
+    named: Path,
+    file: Path,
+    peft: dict[str, Any] | None,
+    check: Callable[[Mapping[str, TensorInfo]], None] | None,
+    *,
+    keep: bool,
+) -> tuple[Source, bytearray | None]:
+    """What is in a file, and its bytes behind the header if they are to be kept."""
+    payload, data = Payload(), bytearray()
 
     def look(header: Header) -> None:
         if check is not None:
             check(header.tensors)
         payload.expect(stated_hash(header.metadata))
 
+    def add(part: memoryview) -> None:
+        payload.add(part)
+        if keep:
+            data.extend(part)
+
     try:
-        header, loaded = read_tensors(file, look, payload.add)
+        header, loaded = read_tensors(file, look, add)
     finally:
         payload.end()
-    return Source(named, header.tensors, loaded, header.metadata, peft, payload)
+    return Source(named, header.tensors, loaded, header.metadata, peft, payload), data if keep else None
 
 
 def _tensor_file(file: Path, pickled: bool) -> Path:
