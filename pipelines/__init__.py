@@ -16,6 +16,7 @@ from studio.pipelines.making import Made
 from studio.pipelines.metadata import read_metadata, save_picture, save_png
 from studio.pipelines.prompt import TaggedPrompt, parse_prompt
 from studio.pipelines.regenerate import regenerate
+from studio.pipelines.rendering.render import render
 from studio.pipelines.request import Request
 from studio.pipelines.sample import sample
 from studio.pipelines.schedulers import SCHEDULERS
@@ -36,6 +37,7 @@ __all__ = [
     "parse_prompt",
     "read_metadata",
     "regenerate",
+    "render",
     "sample",
     "save_picture",
     "save_png",

@@ -14,7 +14,8 @@
     └── Refused                       exit code 3   would be silently wrong: partial load, nothing trained, no effect
         ├── PartialLoad
         ├── NothingTrained
-        └── NoEffect
+        ├── NoEffect
+        └── NotAllDone
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ __all__ = [
     "MissingPackage",
     "NoEffect",
     "NoTargets",
+    "NotAllDone",
     "NothingTrained",
     "PartialLoad",
     "Refused",
@@ -101,6 +103,10 @@ class NothingTrained(Refused):
 
 class NoEffect(Refused):
     """An adapter that is active and changes nothing."""
+
+
+class NotAllDone(Refused):
+    """A list of which some jobs are not done."""
 
 
 def nearest(asked: str, known: Iterable[str], count: int = 5) -> list[str]:

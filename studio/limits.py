@@ -55,6 +55,7 @@ LIMITS: Final[dict[str, Limit]] = {
     "rows": Limit(1_024, "pictures that are computed together"),
     "steps": Limit(100_000, "steps or noise levels of a sampler"),
     "seeds": Limit(100_000, "seeds of one call"),
+    "jobs": Limit(1_000_000, "pictures of one list of jobs"),
     "metadata-bytes": Limit(1 << 20, "bytes of the text in a picture that makes it again"),
 }
 """Every limit, by the name that ``STUDIO_LIMITS`` calls it."""

@@ -42,6 +42,7 @@ EXTRAS: dict[str, Extra] = {
     "llm": Extra(("datasets", "trl"), "Hugging Face's data sets and TRL's trainers, for scripts with studio.peft"),
     "metrics": Extra(("tensorboard",), "TensorBoard curves of a run"),
     "heic": Extra(("pillow-heif",), "HEIC pictures, as phones make them"),
+    "ray": Extra(("ray", "pyarrow", "pandas"), "lists of pictures that are drawn on a Ray cluster"),
     "bench": Extra(("peft", "psutil"), "side-by-side measurements against PEFT"),
     "test": Extra(
         ("pytest", "pytest-xdist", "hypothesis", "peft", "tensorboard", "scikit-image"), "the studio's own tests"

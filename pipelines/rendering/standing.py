@@ -1,0 +1,74 @@
+"""The adapters on a base while a list is drawn: loaded where they are needed, taken off when there are too many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from studio.adapters.effect import has_effect
+from studio.errors import NoEffect
+from studio.pipelines.image import ImagePipeline
+
+__all__ = ["Standing"]
+
+MOST: Final = 16
+"""Adapters that stay where they are not needed at the moment."""
+
+
+class Standing:
+    """The adapters on a pipeline, by the order of their names, which decides the last bits of a sum.
+
+    Args:
+        pipe: a pipeline without adapters.
+        allow_partial: load what fits of a file. pickled: read ``.pt`` and ``.bin`` files too.
+    """
+
+    def __init__(self, pipe: ImagePipeline, *, allow_partial: bool = False, pickled: bool = False) -> None:
+        self.pipe = pipe
+        self.allow_partial = allow_partial
+        self.pickled = pickled
+        self._files: dict[str, str] = {}
+        self._bad: dict[tuple[str, str], Exception] = {}
+
+    def need(self, wanted: Mapping[str, str]) -> dict[str, Exception]:
+        """Sees to it that adapters stand on the base.
+
+        Args:
+            wanted: their files, by name.
+
+        Returns:
+            Those that cannot, and why; none of them is tried again before :meth:`forget`.
+        """
+        bad = {name: self._bad[name, file] for name, file in wanted.items() if (name, file) in self._bad}
+        wanted = {name: file for name, file in wanted.items() if name not in bad}
+        crowded = len({*self._files, *wanted}) > MOST
+        for name, file in list(self._files.items()):
+            if wanted.get(name, file) != file or (crowded and name not in wanted):
+                self._unload(name)
+        missing = sorted(set(wanted) - set(self._files))
+        for name in [name for name in self._files if missing and name > missing[0]]:
+            self._unload(name)
+        for name in sorted(set(wanted) - set(self._files)):
+            try:
+                self._load(name, wanted[name])
+            except Exception as error:
+                bad[name] = self._bad[name, wanted[name]] = error.with_traceback(None)
+        return bad
+
+    def forget(self) -> None:
+        """Lets files that could not be loaded be tried again."""
+        self._bad.clear()
+
+    def _load(self, name: str, file: str) -> None:
+        self.pipe.load(file, name=name, allow_partial=self.allow_partial, pickled=self.pickled)
+        self._files[name] = file
+        if not has_effect(self.pipe.carrier, name):
+            self._unload(name)
+            raise NoEffect(
+                f"{file} changes nothing: the change is zero in each of its layers, so what is made would be the "
+                "base's own; it was saved before it was trained, or its tensors were lost"
+            )
+
+    def _unload(self, name: str) -> None:
+        self.pipe.unload(name)
+        del self._files[name]
