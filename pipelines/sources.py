@@ -11,6 +11,7 @@ import torch
 
 from studio.adapters import AdapterInfo, state
 from studio.errors import BadFile
+from studio.files.cache import CACHE, Kept, now, stamp_of
 from studio.given import check_regular
 from studio.limits import limit
 
@@ -42,10 +43,22 @@ class Source:
 def source_of(file: Path) -> Source:
     """Hashes an adapter's file; of a folder in PEFT's or diffusers' format, the tensors' file in it.
 
+    The hashes of a file that has not changed are remembered (:mod:`studio.files.cache`).
+
     Raises:
         BadFile: it cannot be read.
     """
     inner = next((file / name for name in IN_FOLDERS if (file / name).is_file()), file) if file.is_dir() else file
+    stamp, read_at = stamp_of(inner), now()
+    kept = CACHE.get(stamp, "hashes")
+    if kept is None:
+        kept = Kept(_hashed(inner))
+        if stamp == stamp_of(inner):
+            CACHE.put(stamp, "hashes", kept, read_at=read_at)
+    return Source(file.name, *kept.value)
+
+
+def _hashed(inner: Path) -> tuple[str, str]:
     whole, behind = hashlib.sha256(), hashlib.sha256()
     try:
         check_regular(inner)
@@ -60,7 +73,7 @@ def source_of(file: Path) -> Source:
         raise BadFile(f"{inner} cannot be read: {problem.strerror}") from None
     except BadFile as problem:
         raise BadFile(f"{inner} {problem}") from None
-    return Source(file.name, whole.hexdigest(), behind.hexdigest())
+    return whole.hexdigest(), behind.hexdigest()
 
 
 def state_hash(pipe: Any, info: AdapterInfo) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import time
@@ -16,6 +17,7 @@ from studio.errors import DoesNotFit
 from studio.files import cache, source
 from studio.files.cache import CACHE, Cache, Kept, Stamp, stamp_of
 from studio.files.source import open_source
+from studio.pipelines import ImagePipeline, sources
 
 
 @pytest.fixture(autouse=True)
@@ -138,6 +140,34 @@ def test_the_config_beside_is_read_every_time(tmp_path, reads):
     config = folder / "adapter_config.json"
     config.write_text(config.read_text().replace('"lora_alpha": 2', '"lora_alpha": 4'))
     assert open_source(folder).peft["lora_alpha"] == 4 and len(reads) == 1
+
+
+def test_the_hashes_of_a_file_are_remembered(tmp_path, monkeypatch):
+    file, other = written(tmp_path), written(tmp_path, "ink", seed=1)
+    first, hashed = sources.source_of(file), []
+    assert first.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    made = sources._hashed
+    monkeypatch.setattr(sources, "_hashed", lambda inner: hashed.append(inner) or made(inner))
+    assert sources.source_of(file) == first and hashed == []
+    other.replace(file)
+    assert sources.source_of(file).sha256 == hashlib.sha256(file.read_bytes()).hexdigest() != first.sha256
+
+
+def test_an_adapter_that_is_loaded_again_acts_the_same(tiny_base, tmp_path, reads):
+    pipe = ImagePipeline.open(tiny_base)
+    studio.attach(pipe.pipe, studio.LoRA(rank=2, init="gaussian"), name="dog")
+    for tensor in studio.state(pipe.pipe, "dog").values():
+        tensor.data.normal_(generator=torch.Generator().manual_seed(1))
+    file = studio.save(pipe.pipe, tmp_path / "dog.safetensors", name="dog")
+    studio.detach(pipe.pipe, "dog")
+    pictures, states = [], []
+    for _ in range(3):
+        pipe.load(file)
+        states.append({key: tensor.clone() for key, tensor in studio.state(pipe.pipe, "dog").items()})
+        pictures.append(pipe.generate("a dog", steps=2)[0].tobytes())
+        pipe.unload("dog")
+    assert len(reads) == 1 and len(set(pictures)) == 1
+    assert all(torch.equal(states[0][key], state[key]) for state in states for key in states[0])
 
 
 def test_the_least_recently_used_goes_first(monkeypatch):
