@@ -442,7 +442,14 @@ class Adapter(nn.Module, ABC, Generic[Config]):
 
     def change(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Computes ``f(x) − y``: ``f`` is the layer under this adapter at strength 1, ``y`` the base's output."""
-        delta = self.delta(weight, bias)
+        return self.applied(self.delta(weight, bias), x, y)
+
+    def applied(self, delta: Delta, x: Tensor, y: Tensor) -> Tensor:
+        """Computes the change of the output ``y`` that a change of weight and bias makes.
+
+        Args:
+            delta: the change. x: the layer's input ``(batch, ..., in)``. y: the base's output ``(batch, ..., rows)``.
+        """
         change = None if delta.bias is None else delta.bias.to(y.dtype)
         if delta.weight is not None:
             return self.site.apply(x, delta.weight.to(x.dtype if x.is_floating_point() else y.dtype), change)

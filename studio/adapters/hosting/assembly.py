@@ -159,7 +159,7 @@ class Assembly:
             if names:  # an attention that only lets its output projection act has none
                 device = mount.site.weight.device
                 carriers[path] = names, torch.device("cpu") if device.type == "meta" else device
-        self.levels.index(carriers)
+        self.levels.index(carriers, tuple(self.records))
 
     def _sweep(self, name: str, paths: Iterable[str]) -> None:
         for path in paths:

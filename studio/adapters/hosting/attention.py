@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from studio.adapters.hosting.apart import other_rows
 from studio.adapters.hosting.mount import MOUNT, Mount, Pair
 
 __all__ = ["attend"]
@@ -55,7 +56,9 @@ def attend(
     if rows is None or not batched:
         result, weights = _attention(layer, own, out, 0, query, key, value, key_padding_mask, attn_mask, options)
     else:
-        count = own.checked(rows, query.transpose(0, 1)).shape[0]
+        count = query.shape[1]
+        if count != rows:
+            raise other_rows(own.site.path, rows, count)
         parts = []
         for row in range(count):
             one = slice(row, row + 1)

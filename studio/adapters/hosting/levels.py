@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from studio.adapters.contract.schedule import When
 from studio.adapters.contract.strength import Strength
+from studio.adapters.hosting.groups import Group, blends_of, grouped
 from studio.errors import DoesNotFit
 
 __all__ = ["Levels"]
@@ -23,7 +26,11 @@ class Levels:
     Attributes:
         strengths: adapter name -> strength, of those that are on.
         baked: the blend that is folded into the weights, or None; while there is one, nothing acts live.
+        samples: the blend of each sample of a batch, in place of ``strengths``; None where all have the same.
+        when: where in the denoising the model stands; None: nobody has said.
         rows: which sample every row of a batch belongs to; None where every row is a sample of its own.
+        flat: says of a path whether the layer there is called with the tokens of all rows as one row.
+        acting: the names of all that are on for some sample, in the order of the model.
         factors: adapter -> path -> a factor of that layer's own, beside the strength; 1 where there is none.
         muted: adapter -> the layers where it does not act, whatever its strength.
         silent: the layers where no adapter acts.
@@ -36,7 +43,11 @@ class Levels:
         self.component = component
         self.strengths: dict[str, Strength] = {}
         self.baked: dict[str, Strength] | None = None
+        self.samples: tuple[Mapping[str, Strength], ...] | None = None
+        self.when: When | None = None
         self.rows: tuple[int, ...] | None = None
+        self.flat: Callable[[str], bool] = _never
+        self.acting: tuple[str, ...] = ()
         self.factors: dict[str, dict[str, float]] = {}
         self.muted: dict[str, set[str]] = {}
         self.silent: set[str] = set()
@@ -46,11 +57,22 @@ class Levels:
         self._carriers: dict[str, tuple[tuple[str, ...], torch.device]] = {}
         self._shared: dict[tuple[str, ...], torch.device] = {}  # names that some layer has -> a device of such layers
         self._tensors: dict[tuple[str, ...], Tensor] = {}
+        self._order: tuple[str, ...] = ()
+        self._groups: tuple[Group, ...] | None = None
+        self._known: dict[tuple[int, str], float | Tensor] = {}  # while they are the same for all layers
 
     def set(self, strengths: Mapping[str, Strength]) -> None:
         """Sets which adapters are on, and how strongly; the others are off."""
         self.strengths = dict(strengths)
         self.touch()
+
+    def move(self, when: When | None) -> None:
+        """Says where in the denoising the model stands; where a schedule then says another number, layers plan anew."""
+        scheduled = {one for blend in self._blends() for one in blend.values() if one.schedule is not None}
+        moved = any(one.then(self.when) != one.then(when) for one in scheduled)
+        self.when = when
+        if moved:
+            self.touch()
 
     def drop(self, name: str) -> None:
         """Forgets all that is said about an adapter."""
@@ -65,26 +87,50 @@ class Levels:
         number = strength.at(self.component, path)
         return number * factors[path] if factors and path in factors else number
 
-    def coefficient(self, name: str, path: str) -> float | Tensor:
-        """Returns the strength of an adapter at a layer: a number, or one per row ``(rows,)``.
+    def groups(self) -> tuple[Group, ...] | None:
+        """Returns the rows of a batch by their blends, or None where one blend holds for the rows of any batch."""
+        return self._groups
 
-        Raises:
-            DoesNotFit: rows of samples that the strength does not have.
-        """
-        strength = None if self.baked is not None else self.strengths.get(name)
-        if strength is None:
+    def number_in(self, group: Group, name: str, path: str) -> float:
+        """Returns what the strength of an adapter comes to at a layer, for the rows of a group."""
+        key = (id(group), name)
+        number = None if self.by_path else self._known.get(key)
+        if number is None:
+            strength = group.strengths.get(name)
+            number = self._known[key] = 0.0 if strength is None else self._now(name, strength, path)
+        return float(number)
+
+    def coefficient(self, name: str, path: str) -> float | Tensor:
+        """Returns the strength of an adapter at a layer: a number, or one per row ``(rows,)``."""
+        if self.baked is not None:
             return 0.0
-        number = self.number(name, strength, path) if self.by_path else strength.at(self.component, path)
-        samples = None if strength.samples is None else strength.per_sample()
-        if samples is None or not number:
-            return number
-        if self.rows is not None:
-            if max(self.rows) >= len(samples):
-                raise DoesNotFit(
-                    f"sample_rows names sample {max(self.rows)}; the strength of {name!r} has {len(samples)} samples"
-                )
-            samples = samples[list(self.rows)]
-        return samples * number
+        key = (0, name)
+        known = None if self.by_path else self._known.get(key)
+        if known is None:
+            known = self._known[key] = self._coefficient(name, path)
+        return known
+
+    def _coefficient(self, name: str, path: str) -> float | Tensor:
+        if self._groups is None:
+            strength = self.strengths.get(name)
+            return 0.0 if strength is None else self._now(name, strength, path)
+        numbers = [self.number_in(group, name, path) for group in self._groups]
+        if self.samples is not None and all(number == numbers[0] for number in numbers):
+            return numbers[0]
+        each = torch.empty(sum(len(group.rows) for group in self._groups), device="cpu")
+        for group, number in zip(self._groups, numbers, strict=True):
+            each[list(group.rows)] = number
+        return each
+
+    def _now(self, name: str, strength: Strength, path: str) -> float:
+        """What a strength comes to at a layer at this moment of the denoising."""
+        number, factor = self.number(name, strength, path), strength.then(self.when)
+        if factor is None:
+            raise DoesNotFit(
+                f"the strength of {name!r} changes while a picture is denoised, and nobody said where in that this "
+                "pass stands: draw with ImagePipeline, or call the model inside studio.at_progress(model, 0.3)"
+            )
+        return number * factor
 
     # -- the same as tensors, which a compiled graph can read ----------------------------------------------------------
 
@@ -95,12 +141,14 @@ class Levels:
         """
         return self._tensors[(path, *names) if self.by_path else ("", *names)]
 
-    def index(self, carriers: Mapping[str, tuple[tuple[str, ...], torch.device]]) -> None:
+    def index(self, carriers: Mapping[str, tuple[tuple[str, ...], torch.device]], order: Sequence[str]) -> None:
         """Takes in which layers can ask for tensors.
 
         Args:
             carriers: path of a layer -> the names of its adapters, and the device that it computes on.
+            order: the names of all adapters, in which their changes are summed up.
         """
+        self._order = tuple(order)
         self._carriers, self._shared = dict(carriers), {}
         for names, device in carriers.values():
             self._shared.setdefault(("", *names), device)
@@ -109,9 +157,10 @@ class Levels:
 
     def touch(self) -> None:
         """Makes every layer plan anew at its next call, and brings the tensors up to date."""
-        self._count()
-        own = (self.silent, *self.factors.values(), *self.muted.values())
-        self.by_path = any(own) or any(strength.blocks for strength in self.strengths.values())
+        self._settle()
+        blends, own = self._blends(), (self.silent, *self.factors.values(), *self.muted.values())
+        self.by_path = any(own) or any(strength.blocks for one in blends for strength in one.values())
+        self._count()  # after what is read by those who then plan anew
         wanted = self._shared
         if self.by_path:
             wanted = {**wanted, **{(path, *names): device for path, (names, device) in self._carriers.items()}}
@@ -119,6 +168,17 @@ class Levels:
             del self._tensors[key]
         for key, device in wanted.items():
             self._write(key, device)
+
+    def _blends(self) -> Sequence[Mapping[str, Strength]]:
+        return (self.strengths,) if self.samples is None else self.samples
+
+    def _settle(self) -> None:
+        """Notes who acts, and which rows have which blend."""
+        blends = self._blends()
+        self.acting = tuple(name for name in self._order if any(name in one for one in blends))
+        apart = blends_of(self.strengths) if self.samples is None else self.samples
+        self._groups = None if apart is None or self.baked is not None else grouped(apart, self.rows)
+        self._known = {}
 
     def _count(self) -> None:
         self.version += 1
@@ -129,6 +189,7 @@ class Levels:
         if not self.by_path:
             self.touch()
         elif path in self._carriers:
+            self._settle()
             self._count()
             names, device = self._carriers[path]
             self._write((path, *names), device)
@@ -142,9 +203,15 @@ class Levels:
 
     def _read(self, key: tuple[str, ...]) -> Tensor:
         path, *names = key
-        found = [self.coefficient(name, path) for name in names]
+        waits = {name for blend in self._blends() for name, one in blend.items() if one.then(self.when) is None}
+        # no number is right for one that waits to be told where the denoising stands; this one cannot go unnoticed
+        found = [math.nan if name in waits else self.coefficient(name, path) for name in names]
         rows = next((level.shape[0] for level in found if isinstance(level, Tensor)), None)
         if rows is None:
             return torch.tensor(found, device="cpu")
         spread = [level if isinstance(level, Tensor) else torch.full((rows,), level, device="cpu") for level in found]
         return torch.stack(spread, dim=1)
+
+
+def _never(path: str) -> bool:
+    return False

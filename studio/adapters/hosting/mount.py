@@ -8,32 +8,42 @@ There are three places where a change can act, and a formula for each. Which one
   ``y + up · (c ⊙ (down · x))``;
 - its tensors, ``W + Σ s_i ΔW_i`` and ``b + Σ s_i Δb_i``: :meth:`Mount.adapted`, for code that reads them itself.
 
-A strength ``s_i`` is a number, or a tensor: one number per row of the batch, or, under ``torch.compile``, a value that
-the graph reads. Numbers are folded into the small factor ``up``; tensors multiply ``down · x``.
+A strength ``s_i`` is a number, or a tensor: under ``torch.compile``, or in training where the rows of a batch have
+strengths of their own. While nothing is trained, rows with blends of their own are computed one by one
+(:mod:`studio.adapters.hosting.apart`).
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable
-from typing import Any, Final, TypeAlias, cast
+from collections.abc import Collection
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
 
 from studio.adapters.contract.adapter import Adapter, Factors
+from studio.adapters.hosting.apart import changed_apart, moved_apart, other_rows
 from studio.adapters.hosting.levels import Levels
+from studio.adapters.hosting.plan import (
+    Acting,
+    Coefficient,
+    FactorStack,
+    Pair,
+    Plan,
+    Sources,
+    Stacked,
+    factors_of,
+    is_pair,
+    spread,
+    use,
+)
 from studio.adapters.sites.site import Site
-from studio.errors import DoesNotFit
 
 __all__ = ["MOUNT", "Adapters", "Mount"]
 
 MOUNT: Final = "_mount"
 """Where a hosted module keeps its mount."""
-
-Coefficient: TypeAlias = float | Tensor
-Acting: TypeAlias = list[tuple[Adapter, Coefficient]]
-Pair: TypeAlias = "tuple[Tensor, Tensor | None]"
 
 
 class Adapters(nn.ModuleDict):
@@ -58,43 +68,6 @@ class Adapters(nn.ModuleDict):
     def names(self) -> list[str]:
         """Returns the names of the adapters on this layer."""
         return list(self._modules)
-
-
-class Plan:
-    """Which adapters act on a layer, how strongly and where, and what was made of them; threads may share it.
-
-    Attributes:
-        version: of the levels that it was made from. training: of the layer. drops: whether it depends on that.
-        movers: adapters that change the input. pairs: those that are factor pairs. others: all others.
-        uniform: whether one number holds for all rows, of each.
-        stack: the factors of the pairs, made once. made: the adapted tensors, made once.
-    """
-
-    __slots__ = ("drops", "made", "movers", "others", "pairs", "stack", "training", "uniform", "version")
-
-    def __init__(self, version: int, training: bool, levels: Iterable[tuple[Adapter, Coefficient]]) -> None:
-        self.version, self.training, self.drops, self.uniform = version, training, False, True
-        self.movers: Acting = []
-        self.pairs: Acting = []
-        self.others: Acting = []
-        for one in levels:
-            adapter, coefficient = one
-            if not isinstance(coefficient, float):
-                self.uniform = False
-            elif coefficient == 0.0:
-                continue
-            self.drops = self.drops or adapter.dropout > 0
-            pair = _is_pair(adapter, training)
-            (self.movers if adapter.moves else self.pairs if pair else self.others).append(one)
-        if self.others:  # they need the output of the base for its own input
-            self.others, self.movers = [*self.movers, *self.others], []
-        self.stack: FactorStack | None = None
-        self.made: tuple[Sources, Pair] | None = None
-
-    @property
-    def acting(self) -> Acting:
-        """All of them."""
-        return [*self.pairs, *self.others, *self.movers]
 
 
 class Mount:
@@ -136,18 +109,30 @@ class Mount:
     def forget(self) -> None:
         """Drops the plan and all tensors made from it."""
         self.plan = Plan(-1, False, [])
+        self.stacks: dict[tuple[int, ...], FactorStack] = {}
 
     def prepare(self) -> Plan:
         """Returns the plan, brought up to date with the levels and with whether the layer is trained."""
         plan = self.plan
         if plan.version == self.levels.version and not (plan.drops and plan.training != self.site.module.training):
             return plan
-        version = self.levels.version  # first: what changes meanwhile makes it old
-        coefficient, path = self.levels.coefficient, self.site.path
+        levels, path, training = self.levels, self.site.path, self.site.module.training
+        version = levels.version  # first: what changes meanwhile makes it old
         adapters = cast("dict[str, Adapter]", self.adapters._modules)
-        found = [(adapter, coefficient(name, path)) for name, adapter in adapters.items()]
-        self.plan = Plan(version, self.site.module.training, found)
-        return self.plan
+        here = [(name, adapters[name]) for name in levels.acting if name in adapters]
+        plan = Plan(version, training, [(adapter, levels.coefficient(name, path)) for name, adapter in here])
+        groups = levels.groups()
+        if groups is not None:
+            plan.count, plan.apart = sum(len(group.rows) for group in groups), []
+            plan.apart = [
+                (
+                    group.rows,
+                    Plan(version, training, [(one, levels.number_in(group, name, path)) for name, one in here]),
+                )
+                for group in groups
+            ]
+        self.plan = plan
+        return plan
 
     @property
     def adapters(self) -> Adapters:
@@ -172,10 +157,9 @@ class Mount:
         """Says whether what acts here acts on one of ``weights`` (by ``id``) as a whole, wherever that is used."""
         return id(self.site.weight) in weights and all(adapter.tied for adapter, _ in self.prepare().acting)
 
-    def rows(self) -> Tensor | None:
-        """Returns coefficients that differ by row ``(rows,)``, or None where one number holds for all."""
-        plan = self.prepare()
-        return None if plan.uniform else next(number for _, number in plan.acting if isinstance(number, Tensor))
+    def rows(self) -> int | None:
+        """Returns how many rows have a blend of their own, or None where any batch has one for all its rows."""
+        return self.prepare().count or None
 
     def checked(self, coefficient: Tensor, y: Tensor) -> Tensor:
         """Returns ``coefficient`` ``(rows, ...)`` on the device and in the dtype of ``y`` ``(rows, ...)``.
@@ -184,10 +168,7 @@ class Mount:
             DoesNotFit: the blend names another number of rows.
         """
         if coefficient.shape[0] != y.shape[0]:
-            raise DoesNotFit(
-                f"the blend names {coefficient.shape[0]} rows, and {self.site.path} was called with {y.shape[0]}; "
-                "give one strength per sample, and sample_rows(...) where a sample has several rows (guidance)"
-            )
+            raise other_rows(self.site.path, coefficient.shape[0], y.shape[0])
         return coefficient.to(y.device, y.dtype)
 
     # -- the input -----------------------------------------------------------------------------------------------------
@@ -196,7 +177,10 @@ class Mount:
         """Returns ``x + Σ s_i · d_i(x)``, what the base is called with, of the input ``x`` ``(batch, ..., in)``."""
         if torch.compiler.is_compiling():  # there they act on the output, as any other adapter
             return x
-        movers, moved = self.prepare().movers, x
+        plan = self.prepare()
+        if plan.apart is not None and not torch.is_grad_enabled():
+            return moved_apart(self, x, plan)
+        movers, moved = plan.movers, x
         for adapter, coefficient in movers:
             if isinstance(coefficient, Tensor):
                 coefficient = self.site.over_batch(self.checked(coefficient, x), x)
@@ -215,20 +199,26 @@ class Mount:
         if torch.compiler.is_compiling():
             self.called = True
             pairs, others = self._in_graph(y.dtype)
-            total = self._raised_by_tensor(x, y, _read(pairs)) if pairs else y
-        else:
-            self.callers.add(threading.get_ident())
-            plan = self.prepare()
-            others = plan.others
-            total = self._raised(x, y, plan) if plan.pairs else y
-        if others:
-            weight, bias = self.site.operands(y)
-            for adapter, coefficient in others:
-                if isinstance(coefficient, Tensor):
-                    change = _use(adapter, type(adapter).change, x, y, weight, bias)
-                    total = total + change * self._over(coefficient, y)
-                else:
-                    total = _use(adapter, type(adapter).act, total, x, y, weight, bias, coefficient)
+            total = self._raised_by_tensor(x, y, factors_of(pairs)) if pairs else y
+            return self._changed_by(others, x, y, total) if others else total
+        self.callers.add(threading.get_ident())
+        plan = self.prepare()
+        # in training or by hand, y may be needed as it is; and a module may give out what is not its own
+        own = self.site.hosting == "layer" and not torch.is_grad_enabled()
+        if plan.apart is not None and not torch.is_grad_enabled():
+            return changed_apart(self, x, y, plan, own)
+        total = self.raised(x, y, plan, own=own and not plan.others) if plan.pairs else y
+        return self._changed_by(plan.others, x, y, total) if plan.others else total
+
+    def _changed_by(self, others: Acting, x: Tensor, y: Tensor, total: Tensor) -> Tensor:
+        """``total`` and what adapters that are no pairs change."""
+        weight, bias = self.site.operands(y)
+        for adapter, coefficient in others:
+            if isinstance(coefficient, Tensor):
+                change = use(adapter, type(adapter).change, x, y, weight, bias)
+                total = total + change * self._over(coefficient, y)
+            else:
+                total = use(adapter, type(adapter).act, total, x, y, weight, bias, coefficient)
         return total
 
     def _in_graph(self, dtype: torch.dtype) -> tuple[Acting, Acting]:
@@ -237,25 +227,47 @@ class Mount:
         levels = self.levels.tensor(self.site.path, tuple(self.adapters._modules)).to(dtype)
         acting = [(adapter, levels[..., index]) for index, adapter in enumerate(adapters)]
         training = self.site.module.training
-        pairs: Acting = [one for one in acting if _is_pair(one[0], training)]
-        return pairs, [one for one in acting if not _is_pair(one[0], training)]
+        pairs: Acting = [one for one in acting if is_pair(one[0], training)]
+        return pairs, [one for one in acting if not is_pair(one[0], training)]
 
     def _over(self, coefficient: Tensor, y: Tensor) -> Tensor:
         return self.site.over_batch(self.checked(coefficient, y), y) if coefficient.dim() else coefficient
 
-    def _raised(self, x: Tensor, y: Tensor, plan: Plan) -> Tensor:
-        """``y + up · (c ⊙ (down · x))`` with the factors of all pairs, one behind the other."""
-        site, stack = self.site, plan.stack
-        if stack is not None and stack.holds(y.dtype):
-            down, up, bias = stack.factors
-        elif plan.uniform:
-            down, up, bias = _stacked(site, cast("list[tuple[Adapter, float]]", plan.pairs), y.dtype)
-            if not (down.requires_grad or up.requires_grad):
-                plan.stack = FactorStack((down.detach(), up.detach(), bias), [adapter for adapter, _ in plan.pairs])
-        else:
-            return self._raised_by_tensor(x, y, _read(plan.pairs))
-        y = site.add_raised(y, site.lower(x, down), up)
-        return y if bias is None else y + bias
+    def raised(self, x: Tensor, y: Tensor, plan: Plan, *, own: bool = False) -> Tensor:
+        """Returns ``y + up · (c ⊙ (down · x))`` with the factors of all pairs of a plan, one behind the other.
+
+        Args:
+            x: the layer's input ``(batch, ..., in)``. y: the base's output ``(batch, ..., rows)``.
+            plan: of one blend. own: whether the sum may be written into ``y``.
+        """
+        site = self.site
+        if not plan.uniform:
+            return self._raised_by_tensor(x, y, factors_of(plan.pairs))
+        stack, scale, shift = self._stack(plan, y.dtype)
+        h = site.lower(x, stack.down)
+        if isinstance(scale, Tensor):  # in training too: nothing needs h itself
+            h, scale = h.mul_(site.over_rank(scale, h)), 1.0
+        y = site.add_raised(y, h, stack.up, own=own, scale=scale)
+        if shift is None:
+            return y
+        return y.add_(site.over_outputs(shift)) if own else y + site.over_outputs(shift)
+
+    def _stack(self, plan: Plan, dtype: torch.dtype) -> Stacked:
+        """The stacked factors of a plan, those of an earlier plan where they still stand, and their scales."""
+        if plan.stack is not None and plan.stack[0].holds(dtype):
+            return plan.stack
+        adapters = [adapter for adapter, _ in plan.pairs]
+        key = tuple(map(id, adapters))
+        stack = self.stacks.get(key)
+        if stack is None or stack.adapters != tuple(adapters) or not stack.holds(dtype):
+            stack = FactorStack(adapters, dtype)
+        made = (stack, *stack.scaled([cast(float, number) for _, number in plan.pairs]))
+        if not stack.trained:
+            now = [self.plan] if self.plan.apart is None else [one for _, one in self.plan.apart]
+            wanted = {tuple(id(adapter) for adapter, _ in one.pairs) for one in now}
+            self.stacks = {one: held for one, held in self.stacks.items() if one in wanted} | {key: stack}
+            plan.stack = made
+        return made
 
     def _raised_by_tensor(self, x: Tensor, y: Tensor, parts: list[tuple[Factors, Coefficient]]) -> Tensor:
         """The same with ``c`` as a tensor, ``(Σr,)`` or ``(rows, Σr)``."""
@@ -263,7 +275,7 @@ class Mount:
         scales = [coefficient * factors.scale for factors, coefficient in parts]
         down = torch.cat([factors.down.to(y.dtype) for factors, _ in parts])
         up = torch.cat([factors.up.t().to(y.dtype) for factors, _ in parts]).t()
-        c = _spread([factors.down.shape[0] for factors, _ in parts], scales)
+        c = spread([factors.down.shape[0] for factors, _ in parts], scales)
         c = self.checked(c, y) if c.dim() > 1 else c.to(y.device, y.dtype)
         h = site.lower(x, down)
         y = site.add_raised(y, h * site.over_rank(c, h), up)
@@ -285,9 +297,9 @@ class Mount:
         """
         self.note_called()
         total, shift = weight, bias
-        for adapter, coefficient in self.prepare().acting:
-            number = coefficient[row].to(weight) if isinstance(coefficient, Tensor) else coefficient
-            delta = _use(adapter, type(adapter).delta, weight, bias)
+        for adapter, coefficient in self.prepare().at(row).acting:
+            number = cast(float, coefficient)
+            delta = use(adapter, type(adapter).delta, weight, bias)
             if delta.weight is not None:
                 total = total + _times(delta.weight, number).to(weight.dtype)
             if delta.bias is not None:
@@ -298,11 +310,11 @@ class Mount:
     def kept(self) -> Pair | None:
         """Returns the adapted weight and bias, made once while nothing that they are made from is trained or written.
 
-        None where rows differ, and under ``torch.compile``.
+        None where rows have blends of their own, and under ``torch.compile``.
         """
-        if torch.compiler.is_compiling() or self.rows() is not None:
-            return None
         plan = self.prepare()
+        if torch.compiler.is_compiling() or plan.apart is not None:
+            return None
         made = plan.made
         if made is not None and made[0].hold(made[1][0]):
             self.note_called()
@@ -313,101 +325,10 @@ class Mount:
         return weight, bias
 
 
-class Sources:
-    """The tensors of frozen modules that something was made from."""
-
-    __slots__ = ("tensors",)
-
-    def __init__(self, *modules: nn.Module) -> None:
-        self.tensors = [
-            (table, name, tensor, _version(tensor))
-            for module in modules
-            for table in (module._parameters, module._buffers)
-            for name, tensor in table.items()
-            if tensor is not None
-        ]
-
-    def hold(self, made: Tensor) -> bool:
-        """Says whether they are the same tensors, unchanged and frozen, so that ``made`` still stands for them."""
-        if made.is_inference() and not torch.is_inference_mode_enabled():
-            return False
-        for table, name, tensor, version in self.tensors:
-            if table.get(name) is not tensor or tensor.requires_grad or _version(tensor) != version:
-                return False
-        return True
-
-
-class FactorStack:
-    """The factors of all frozen pairs of a layer, stacked and scaled once: ``down``, ``up``, sum of biases."""
-
-    __slots__ = ("factors", "sources")
-
-    def __init__(self, factors: tuple[Tensor, Tensor, Tensor | None], adapters: list[Adapter]) -> None:
-        self.factors, self.sources = factors, Sources(*adapters)
-
-    def holds(self, dtype: torch.dtype) -> bool:
-        """Says whether the stack still stands for its sources, in ``dtype``."""
-        up = self.factors[1]
-        return up.dtype == dtype and self.sources.hold(up)
-
-
-def _is_pair(adapter: Adapter, training: bool) -> bool:
-    """Whether it joins the product of all low-rank pairs; a mask that it draws in training is its own."""
-    return adapter.fused and not (training and adapter.dropout > 0 and adapter.trainable)
-
-
-def _use(adapter: Adapter, how: Callable[..., Any], *args: Any) -> Any:
-    """Computes with an adapter, through a call of the module where hooks of others have to see it."""
-    if adapter._forward_pre_hooks or adapter._forward_hooks or "forward" in adapter.__dict__:
-        return adapter(how, *args)
-    return how(adapter, *args)
-
-
-def _read(pairs: Acting) -> list[tuple[Factors, Coefficient]]:
-    return [(_use(adapter, type(adapter).factors), coefficient) for adapter, coefficient in pairs]
-
-
-def _times(change: Tensor, number: float | Tensor) -> Tensor:
-    return change if isinstance(number, float) and number == 1.0 else change * number
-
-
-def _stacked(
-    site: Site, pairs: list[tuple[Adapter, float]], dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """All ``down`` along the rank, all ``up`` with their scales in them, and the sum of the biases."""
-    scaled = [_scaled(_use(adapter, type(adapter).factors), number) for adapter, number in pairs]
-    down, up, shift = scaled[0]
-    if len(scaled) > 1 or not (down.requires_grad or up.requires_grad):  # a single one that is trained is not copied
-        down = torch.cat([factors[0] for factors in scaled])
-        up = torch.cat([factors[1] for factors in scaled], dim=1)
-        shifts = [factors[2] for factors in scaled if factors[2] is not None]
-        shift = torch.stack(shifts).sum(0) if shifts else None
-    if down.dtype != dtype or up.dtype != dtype:
-        down, up = down.to(dtype), up.to(dtype)
-    return down, up, None if shift is None else site.over_outputs(shift.to(dtype))
-
-
-def _scaled(factors: Factors, coefficient: float) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The pair and the bias with their scale in them: on the small factor, never on an activation."""
-    down, up, scale, bias = factors
-    scale *= coefficient
-    return (down, up, bias) if scale == 1.0 else (down, up * scale, None if bias is None else bias * scale)
-
-
-def _spread(ranks: list[int], scales: list[Coefficient]) -> Tensor:
-    """One coefficient per stacked rank, ``(Σr,)``, or per row and stacked rank, ``(rows, Σr)``."""
-    like = next(scale for scale in scales if isinstance(scale, Tensor))
-    columns = [
-        (scale if isinstance(scale, Tensor) else torch.full_like(like, scale))[..., None].expand(*like.shape, rank)
-        for scale, rank in zip(scales, ranks, strict=True)
-    ]
-    return torch.cat(columns, dim=-1)
+def _times(change: Tensor, number: float) -> Tensor:
+    return change if number == 1.0 else change * number
 
 
 def _batched(over: Tensor, y: Tensor) -> Tensor:
     """``(batch, rows, ...)`` with as many axes as ``y``."""
     return over.reshape(over.shape[0], *(1,) * (y.dim() - over.dim()), *over.shape[1:])
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version

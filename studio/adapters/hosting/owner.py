@@ -14,10 +14,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from studio.adapters.hosting.apart import SharedLayer
 from studio.adapters.hosting.levels import Levels
 from studio.adapters.hosting.mount import Mount
 from studio.adapters.sites.site import Site
-from studio.errors import DoesNotFit
 
 __all__ = ["Owner"]
 
@@ -66,7 +66,7 @@ class Owner:
         """Returns what the parameter ``name`` of ``module`` is under the current blend.
 
         Raises:
-            DoesNotFit: strengths differ by sample.
+            SharedLayer: strengths differ by sample.
         """
         parameter = cast(Tensor, module._parameters[name])
         mount = self.mounts.get(name)
@@ -88,8 +88,8 @@ class Owner:
         return found
 
     def _made(self, mount: Mount, parameter: Tensor) -> Tensor:
-        if mount.rows() is not None:
-            raise DoesNotFit(
+        if not mount.prepare().uniform:
+            raise SharedLayer(
                 f"strengths that differ by sample cannot act on {mount.site.path}: it is a bare parameter, which its "
                 "module uses for all samples at once; give one strength for all"
             )

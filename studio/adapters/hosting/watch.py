@@ -104,7 +104,7 @@ class Watch:
         if call is None:
             return
         self._check_blend(root, call)
-        if self.levels.baked is not None or not self.levels.strengths:
+        if self.levels.baked is not None or not self.levels.acting:
             return
         missed = self._missed(call)
         if missed:

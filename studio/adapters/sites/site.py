@@ -141,8 +141,8 @@ class Site(ABC):
         """
         raise UnsupportedLayer(f"{self!r} has no weight matrix that a low-rank pair could change")
 
-    def add_raised(self, y: Tensor, h: Tensor, up: Tensor, *, own: bool = False) -> Tensor:
-        """Returns ``y + up · h`` with ``up`` ``(rows, r)`` and ``h`` from :meth:`lower`.
+    def add_raised(self, y: Tensor, h: Tensor, up: Tensor, *, own: bool = False, scale: float = 1.0) -> Tensor:
+        """Returns ``y + scale · up · h`` with ``up`` ``(rows, r)`` and ``h`` from :meth:`lower`.
 
         ``own`` says that the caller made ``y`` and no one else holds it: the sum is then written into it where it can.
 
@@ -217,13 +217,13 @@ class LinearSite(Site):
     def lower(self, x: Tensor, down: Tensor) -> Tensor:
         return F.linear(x, down)
 
-    def add_raised(self, y: Tensor, h: Tensor, up: Tensor, *, own: bool = False) -> Tensor:
+    def add_raised(self, y: Tensor, h: Tensor, up: Tensor, *, own: bool = False, scale: float = 1.0) -> Tensor:
         if own and y.is_contiguous() and y.dtype == h.dtype == up.dtype:  # autocast casts for addmm alone
-            y.view(-1, self.rows).addmm_(h.reshape(-1, h.shape[-1]), up.t())
+            y.view(-1, self.rows).addmm_(h.reshape(-1, h.shape[-1]), up.t(), alpha=scale)
             return y
         if y.dim() == 2:
-            return torch.addmm(y, h, up.t())
-        flat = torch.addmm(y.reshape(-1, self.rows), h.reshape(-1, h.shape[-1]), up.t())
+            return torch.addmm(y, h, up.t(), alpha=scale)
+        flat = torch.addmm(y.reshape(-1, self.rows), h.reshape(-1, h.shape[-1]), up.t(), alpha=scale)
         return flat.view(y.shape)
 
 
@@ -334,10 +334,10 @@ class ConvSite(Site):
             down = down.repeat(self.groups, *(1,) * (down.dim() - 1))
         return self.apply(x, down, None)
 
-    def add_raised(self, y: Tensor, h: Tensor, up: Tensor, *, own: bool = False) -> Tensor:
+    def add_raised(self, y: Tensor, h: Tensor, up: Tensor, *, own: bool = False, scale: float = 1.0) -> Tensor:
         kernel = up.reshape(*up.shape, *(1,) * len(self.inner_shape[1:]))
         raised = _CONVOLUTION[kernel.dim()](h, kernel, None, groups=self.groups)
-        return y.add_(raised) if own and y.dtype == raised.dtype else y + raised
+        return y.add_(raised, alpha=scale) if own and y.dtype == raised.dtype else torch.add(y, raised, alpha=scale)
 
     def _raised_shape(self, h: Tensor) -> tuple[int, ...]:
         space = len(self.inner_shape) - 1
