@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from studio.errors import BadConfig
 from studio.families import Base
 from studio.pipelines.blends import BlendLike
 from studio.pipelines.pictures import given_picture
+from studio.pipelines.prompt import check_text
+from studio.pipelines.prompting.wildcards import Wildcards
 from studio.pipelines.request import Request
 from studio.pipelines.start import Given
 from studio.pipelines.upscale import upscale_of
@@ -47,6 +49,8 @@ class Wanted:
         upscale: how much larger it is drawn again in a second pass, above 1; None: it is not.
         upscale_strength: which part of the denoising the second pass goes through; None: 0.5.
         upscale_steps: denoising steps of the second pass; None: as many as the first has.
+        wildcards: the folder of the files that ``__name__`` in a prompt names.
+        resolved: what the prompt and the negative prompt become by their choices; None: they are drawn by the seed.
     """
 
     prompt: str
@@ -65,11 +69,28 @@ class Wanted:
     upscale: float | None = None
     upscale_strength: float | None = None
     upscale_steps: int | None = None
+    wildcards: str | Path | None = None
+    resolved: tuple[str, str] | None = None
 
-    def seeded(self) -> Wanted:
-        """Returns the same with a seed."""
+    def settled(self, wildcards: Callable[[Any], Wildcards] = Wildcards) -> Wanted:
+        """Returns the same with a seed, and with what its prompts become.
+
+        Args:
+            wildcards: opens a folder of wildcard files.
+
+        Raises:
+            BadConfig: a prompt that is no text, or choices in it that cannot be read.
+            BadFile: a folder or a file of wildcards that cannot be read. UnknownName: there is no such file.
+        """
         seed = own_number(self.seed)
-        return dataclasses.replace(self, seed=secrets.randbelow(2**32) if seed is None or seed == -1 else seed)
+        seed = secrets.randbelow(2**32) if seed is None or seed == -1 else seed
+        if self.resolved is not None:
+            return dataclasses.replace(self, seed=seed)
+        texts = self.prompt, "" if self.negative is None else self.negative
+        for text in texts:
+            check_text(text)
+        folder = wildcards(self.wildcards)
+        return dataclasses.replace(self, seed=seed, resolved=tuple(folder.resolve(text, seed) for text in texts))
 
 
 class StartingPictures:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 from studio.adapters import Strength
 from studio.adapters.contract.strength import StrengthLike, as_strength
@@ -12,6 +12,7 @@ from studio.errors import BadConfig
 __all__ = ["BlendLike", "deal_blend"]
 
 BlendLike = Mapping[str, StrengthLike]
+Reader: TypeAlias = Callable[[str, StrengthLike], Strength]
 
 
 def deal_blend(
@@ -20,6 +21,7 @@ def deal_blend(
     current: Mapping[str, Strength],
     *,
     what: str = "pictures",
+    read: Reader = lambda name, value: as_strength(value),
 ) -> list[dict[str, Strength] | None]:
     """Deals a blend out to pictures, or to whatever is made.
 
@@ -29,6 +31,7 @@ def deal_blend(
         tags: for every picture, what the tags of its prompt say; they win over ``blend``.
         current: the current blend.
         what: what the pictures are called in messages.
+        read: ``(name, value) -> strength`` of an adapter, for values that mean something on its base alone.
 
     Returns:
         One blend per picture; ``None`` where the current one acts as it is.
@@ -43,15 +46,19 @@ def deal_blend(
         >>> deal_blend(None, [None, {"dog": 0.5}], {})[1]["dog"].value
         0.5
     """
-    given = _dealt(blend, current, len(tags), what)
+    given = _dealt(blend, current, len(tags), what, read)
     return [
-        one if tagged is None else {name: as_strength(value) for name, value in tagged.items()}
+        one if tagged is None else {name: read(name, value) for name, value in tagged.items()}
         for one, tagged in zip(given, tags, strict=True)
     ]
 
 
 def _dealt(
-    blend: BlendLike | str | Sequence[BlendLike] | None, current: Mapping[str, Strength], count: int, what: str
+    blend: BlendLike | str | Sequence[BlendLike] | None,
+    current: Mapping[str, Strength],
+    count: int,
+    what: str,
+    read: Reader,
 ) -> list[dict[str, Strength] | None]:
     if blend is None:
         if all(strength.samples is None for strength in current.values()):
@@ -60,32 +67,30 @@ def _dealt(
     if isinstance(blend, str):
         blend = {blend: 1.0}
     if isinstance(blend, Mapping):
-        return [_for_picture(blend, index, count, what) for index in range(count)]
+        return [_for_picture(blend, index, count, what, read) for index in range(count)]
     if not isinstance(blend, Iterable) or isinstance(blend, bytes):
         raise BadConfig(f"a blend is a dict of adapters and strengths, or the name of one adapter, not {blend!r}")
     given = list(blend)
     if len(given) != count:
         many = " (prompts times seeds)" if what == "pictures" else ""
         raise BadConfig(f"{len(given)} blends for {count} {what}{many}; give one dict, or one per {what[:-1]}")
-    return [_for_picture(one, 0, 1, what) for one in given]
+    return [_for_picture(one, 0, 1, what, read) for one in given]
 
 
-def _for_picture(blend: BlendLike, index: int, count: int, what: str) -> dict[str, Strength]:
+def _for_picture(blend: BlendLike, index: int, count: int, what: str, read: Reader) -> dict[str, Strength]:
     if not isinstance(blend, Mapping):
         raise BadConfig(f"a blend is a dict of adapters and strengths, not {blend!r}")
     dealt = {}
     for name, value in blend.items():
         if not isinstance(name, str):
             raise BadConfig(f"a blend names adapters, and {name!r} is no name")
-        strength = as_strength(value)
+        strength = read(name, value)
         if strength.samples is not None:
             if len(strength.samples) != count:
                 raise BadConfig(
                     f"the strength of {name!r} has {len(strength.samples)} entries for {count} {what}; "
                     f"give one per {what[:-1]}"
                 )
-            factor = strength.value * strength.samples[index]
-            components: dict[str, Any] = dict(strength.components)
-            strength = Strength(factor, blocks=dict(strength.blocks), **components)
+            strength = strength.of_sample(index)
         dealt[name] = strength
     return dealt

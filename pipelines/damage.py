@@ -55,8 +55,20 @@ def _strength(value: Any) -> bool:
     if not isinstance(value, Mapping):
         return _number(value)
     parts = [value.get("components", {}), value.get("blocks", {})]
-    known = set(value) <= {"value", "components", "blocks"} and _number(value.get("value"))
-    return known and all(isinstance(part, Mapping) and all(map(_number, part.values())) for part in parts)
+    known = set(value) <= {"value", "components", "blocks", "schedule", "mask"} and _number(value.get("value"))
+    tables = all(isinstance(part, Mapping) and all(map(_number, part.values())) for part in parts)
+    return known and tables and _schedule(value.get("schedule")) and _text_or_none(value.get("mask"))
+
+
+def _schedule(value: Any) -> bool:
+    if value is None:
+        return True
+    points = value.get("points") if isinstance(value, Mapping) else None
+    if not isinstance(points, list) or value.get("over") not in ("progress", "noise"):
+        return False
+    pairs = all(isinstance(point, list) and len(point) == 2 and all(map(_number, point)) for point in points)
+    places = [point[0] if value["over"] == "progress" else 1 - point[0] for point in points] if pairs else []
+    return bool(places) and places == sorted(places) and places[0] >= 0 and places[-1] <= 1
 
 
 def _scheduler(value: Any) -> bool:
@@ -81,7 +93,8 @@ def _upscale(value: Any) -> bool:
 
 
 PICTURE: Final[dict[str, Callable[[Any], bool]]] = {
-    "prompt": _text, "negative": _text_or_none, "guidance": _number, "width": _count("side"), "height": _count("side"),
+    "prompt": _text, "negative": _text_or_none, "resolved": _text_or_none, "resolved_negative": _text_or_none,
+    "guidance": _number, "width": _count("side"), "height": _count("side"),
     "embedded_guidance": lambda value: value is None or _number(value),
     "start": lambda value: value is None or _start(value),
     "upscale": lambda value: value is None or _upscale(value),

@@ -29,6 +29,7 @@ def describe(
     rows: int,
     prompt: str,
     negative: str,
+    resolved: tuple[str, str],
 ) -> dict[str, str]:
     """Returns the texts ``parameters`` and ``studio`` of one picture.
 
@@ -40,6 +41,7 @@ def describe(
         rows: images per batch.
         prompt: the prompt as it was written, tags included.
         negative: the negative prompt as it was written.
+        resolved: what the prompt and the negative prompt became by their choices.
     """
     family, uses, digest = base.family, _uses(base, sources, request), _base_hash(base)
     parameters = parameters_text(
@@ -57,6 +59,8 @@ def describe(
         request={
             "prompt": prompt,
             "negative": negative,
+            "resolved": resolved[0],
+            "resolved_negative": resolved[1],
             "seed": request.seed,
             "steps": request.steps,
             "guidance": float(request.guidance),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,7 +16,7 @@ from studio.families import Base, open_base
 from studio.pipelines.asking import Wanted, one_per_prompt, seeds_of
 from studio.pipelines.blends import BlendLike, deal_blend
 from studio.pipelines.fit import check_fit
-from studio.pipelines.making import Made, make, read_tags
+from studio.pipelines.making import Made, make
 from studio.pipelines.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -117,14 +118,21 @@ class ImagePipeline(Pipeline):
         image: str | Path | Image.Image | None = None,
         strength: float | None = None,
         mask: str | Path | Image.Image | None = None,
+        upscale: float | None = None,
+        upscale_strength: float | None = None,
+        upscale_steps: int | None = None,
+        wildcards: str | Path | None = None,
         attention: str | None = None,
         on_step: Callable[[int, int], None] | None = None,
+        on_preview: Callable[[int, int, Image.Image], None] | None = None,
+        preview_every: int = 1,
     ) -> list[Image.Image]:
         """Makes pictures: every prompt with every seed, prompt-major.
 
         Args:
             prompt: one or several; ``<name:0.8>`` in a prompt says which adapters act on its pictures, in place of
-                ``blend`` (:mod:`studio.pipelines.prompt` has the forms).
+                ``blend``; ``(word:1.2)`` counts more, ``[a:b:0.5]`` and ``[a|b]`` change while it denoises, and
+                ``{a|b}`` and ``__file__`` are drawn for each picture (docs/prompts.md has all forms).
             blend: ``None``: the current blend; a dict; the name of one adapter; or one dict per picture. A list of
                 numbers as a strength has one entry per picture.
             seeds: whole numbers from 0 on; None or -1 draws one, which the picture's texts say.
@@ -141,27 +149,37 @@ class ImagePipeline(Pipeline):
             image: a picture to start from instead of noise alone; it is scaled until it covers the size and cropped.
             strength: which part of the denoising it goes through, above 0 and at most 1; ``None``: 0.6.
             mask: where it is drawn anew (white); elsewhere it stays as it is.
+            upscale: how much larger the picture is drawn again, above 1: it is scaled up and redrawn in a second pass.
+            upscale_strength: which part of the denoising the second pass goes through; ``None``: 0.5.
+            upscale_steps: denoising steps of the second pass; ``None``: as many as the first has.
+            wildcards: the folder of the text files that ``__name__`` in a prompt names.
             attention: by what the denoiser's attention is computed in this call, as :meth:`open` has it; ``None``: as
                 the base was opened.
             on_step: called as ``on_step(done, total)`` after every denoising step.
+            on_preview: called as ``on_preview(done, total, image)`` with what a picture looks like by now, whose place
+                in the list is ``image.info["index"]``; it changes no bit of what is drawn.
+            preview_every: steps from one preview to the next.
 
         Returns:
             The pictures, each with ``.info["parameters"]`` (A1111's text) and ``.info["studio"]`` (JSON that makes it
             again: :func:`studio.pipelines.regenerate`); both are in a PNG that ``.save("x.png")`` writes. A
-            :class:`~studio.pipelines.remarks.Remark` is a warning of what has no effect: weights in a prompt, a
-            negative prompt without guidance.
+            :class:`~studio.pipelines.remarks.Remark` is a warning of what has no effect: weights for a family that does
+            not weigh words, a negative prompt without guidance.
 
         Raises:
             UnknownName: an adapter, scheduler or attention that is not there; the nearest is named.
-            BadConfig: an impossible number, a malformed tag, or lists whose lengths do not fit.
-            BadFile: a picture to start from that cannot be read.
+            BadConfig: an impossible number, a malformed tag, brackets that nothing closes, or lists whose lengths do
+                not fit.
+            BadFile: a picture to start from or a wildcard file that cannot be read.
             DoesNotFit: a prompt that is too long, or a scheduler or base that cannot do this.
             StudioError: the model gave no finite numbers.
         """
         made = self.generate_iter(
             prompt, blend=blend, seeds=seeds, steps=steps, guidance=guidance, embedded_guidance=embedded_guidance,
             negative=negative, width=width, height=height, batch_size=batch_size, scheduler=scheduler, image=image,
-            strength=strength, mask=mask, attention=attention, on_step=on_step,
+            strength=strength, mask=mask, upscale=upscale, upscale_strength=upscale_strength,
+            upscale_steps=upscale_steps, wildcards=wildcards, attention=attention, on_step=on_step,
+            on_preview=on_preview, preview_every=preview_every,
         )  # fmt: skip
         return [one.image for one in sorted(made, key=lambda one: one.index)]
 
@@ -182,8 +200,14 @@ class ImagePipeline(Pipeline):
         image: str | Path | Image.Image | None = None,
         strength: float | None = None,
         mask: str | Path | Image.Image | None = None,
+        upscale: float | None = None,
+        upscale_strength: float | None = None,
+        upscale_steps: int | None = None,
+        wildcards: str | Path | None = None,
         attention: str | None = None,
         on_step: Callable[[int, int], None] | None = None,
+        on_preview: Callable[[int, int, Image.Image], None] | None = None,
+        preview_every: int = 1,
     ) -> Iterator[Made]:
         """As :meth:`generate`, but yields every picture as soon as it is there; all is checked before the first.
 
@@ -205,17 +229,21 @@ class ImagePipeline(Pipeline):
             raise BadConfig(f"{len(prompts)} prompts and {len(each)} seeds make no picture; give at least one of each")
         away = one_per_prompt(negative, len(prompts))
         written = [(text, other, seed) for text, other in zip(prompts, away, strict=True) for seed in each]
-        tags = [read_tags(self.base, text).blend for text, _, _ in written]
-        blends = deal_blend(blend, tags, core.current_blend(self.pipe))
+        read = functools.partial(core.read_strength, self.pipe)
+        blends = deal_blend(blend, [None] * len(written), core.current_blend(self.pipe), read=read)
         wanted = [
             Wanted(
                 prompt=text, seed=seed, blend=acting, negative=other, steps=steps, guidance=guidance, width=width,
                 embedded_guidance=embedded_guidance, height=height, scheduler=scheduler, image=image,
-                strength=strength, mask=mask,
+                strength=strength, mask=mask, upscale=upscale, upscale_strength=upscale_strength,
+                upscale_steps=upscale_steps, wildcards=wildcards,
             )
             for (text, other, seed), acting in zip(written, blends, strict=True)
         ]  # fmt: skip
-        return self.make(wanted, batch_size=batch_size, attention=attention, on_step=on_step)
+        return self.make(
+            wanted, batch_size=batch_size, attention=attention, on_step=on_step, on_preview=on_preview,
+            preview_every=preview_every,
+        )  # fmt: skip
 
     def make(
         self,
@@ -224,13 +252,15 @@ class ImagePipeline(Pipeline):
         batch_size: int | None = None,
         attention: str | None = None,
         on_step: Callable[[int, int], None] | None = None,
+        on_preview: Callable[[int, int, Image.Image], None] | None = None,
+        preview_every: int = 1,
     ) -> Iterator[Made]:
         """Makes pictures that may differ in everything; those that can be computed together are.
 
         Args:
             wanted: the pictures.
             batch_size: images that are computed together; see :meth:`generate`.
-            attention: see :meth:`generate`. on_step: see there.
+            attention: see :meth:`generate`. on_step: see there. on_preview: see there. preview_every: see there.
 
         Yields:
             The pictures as they come, each with its place in ``wanted``; all is checked before the first.
@@ -240,7 +270,8 @@ class ImagePipeline(Pipeline):
             StudioError: see there.
         """
         return make(
-            self.base, self.sources, wanted, batch_size=batch_size, attention=attention, on_step=on_step
+            self.base, self.sources, wanted, batch_size=batch_size, attention=attention, on_step=on_step,
+            on_preview=on_preview, preview_every=preview_every,
         )  # fmt: skip
 
     def _check_fit(self, found: AdapterFile) -> None:

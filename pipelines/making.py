@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from studio.adapters import adapters, current_blend
+from PIL import Image
+
+from studio.adapters import adapters, current_blend, read_strength
 from studio.config import own_number
 from studio.errors import BadConfig
 from studio.families import Base
@@ -17,10 +19,13 @@ from studio.pipelines.blends import deal_blend
 from studio.pipelines.describe import describe
 from studio.pipelines.drawing import Drawing
 from studio.pipelines.prompt import TaggedPrompt, parse_prompt
+from studio.pipelines.prompting.wildcards import Wildcards
 from studio.pipelines.remarks import Remark, remarks
 from studio.pipelines.request import Request
-from studio.pipelines.sample import Picture, sample
+from studio.pipelines.sample import Picture
+from studio.pipelines.second_pass import draw_twice
 from studio.pipelines.sources import Source
+from studio.pipelines.watching import Watch
 
 __all__ = ["Made", "make", "read_tags"]
 
@@ -41,6 +46,8 @@ def make(
     batch_size: int | None = None,
     attention: str | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    on_preview: Callable[[int, int, Image.Image], None] | None = None,
+    preview_every: int = 1,
 ) -> Iterator[Made]:
     """Makes pictures; all is checked before the first is drawn.
 
@@ -50,6 +57,8 @@ def make(
         batch_size: images that are computed together; None: 1.
         attention: by what the denoiser's attention is computed; None: as the base was opened.
         on_step: called as ``on_step(done, total)`` after every denoising step.
+        on_preview: called as ``on_preview(done, total, image)`` with what a picture looks like by now.
+        preview_every: steps from one preview to the next.
 
     Yields:
         The pictures as they come, each with its place in ``wanted``.
@@ -58,18 +67,23 @@ def make(
         UnknownName: see :meth:`ImagePipeline.generate`. BadConfig: see there. BadFile: see there.
         DoesNotFit: see there. StudioError: see there.
     """
-    wanted = [one.seeded() for one in wanted]
+    folder = functools.cache(Wildcards)
+    wanted = [one.settled(folder) for one in wanted]
     base = base.sparing(**({} if attention is None else {"attention": attention}))
     requests = _requests(base, wanted)
     said = [
         remark
-        for one, request in zip(wanted, requests, strict=True)
-        for remark in remarks([one.prompt], negative=one.negative, guidance=request.guidance)
-    ]
+        for request in requests
+        for remark in remarks(
+            [request.prompt], negative=request.negative, guidance=request.guidance, family=base.family,
+            steps=request.steps,
+        )
+    ]  # fmt: skip
     for remark in dict.fromkeys(said):
         warnings.warn(remark, Remark, stacklevel=4)
     rows = 1 if batch_size is None else own_number(batch_size)
-    made = sample(base, requests, rows=rows, on_step=on_step)
+    watch = Watch(on_step=on_step, on_preview=on_preview, preview_every=preview_every)
+    made = draw_twice(base, requests, rows=rows, watch=watch)
     return _described(base, sources, wanted, requests, rows, made)
 
 
@@ -83,18 +97,22 @@ def _described(
 ) -> Iterator[Made]:
     for picture in made:
         asked, request = wanted[picture.index], requests[picture.index]
+        assert asked.resolved is not None, "make has settled it"
         texts = describe(
-            base, sources, request, picture.sampler, rows=rows, prompt=asked.prompt, negative=asked.negative or ""
+            base, sources, request, picture.sampler, rows=rows, prompt=asked.prompt, negative=asked.negative or "",
+            resolved=asked.resolved,
         )  # fmt: skip
         yield Made(picture.index, Drawing.of(picture.image, texts))
 
 
 def _requests(base: Base, wanted: Sequence[Wanted]) -> list[Request]:
     read, current = functools.cache(functools.partial(read_tags, base)), current_blend(base.pipe)
+    strength = functools.partial(read_strength, base.pipe)
     starts, requests = StartingPictures(base), []
     for one in wanted:
-        tagged, away = read(one.prompt), _read_negative(base, one.negative)
-        (blend,) = deal_blend(one.blend, [tagged.blend], current)
+        assert one.resolved is not None, "make has settled it"
+        tagged, away = read(one.resolved[0]), _read_negative(base, one.resolved[1])
+        (blend,) = deal_blend(one.blend, [tagged.blend], current, read=strength)
         given = starts.of(one)
         requests.append(request_of(base, one, text=tagged.text, negative=away, blend=blend, given=given))
     return requests
@@ -116,8 +134,8 @@ def read_tags(base: Base, prompt: Any) -> TaggedPrompt:
     return parse_prompt(prompt, here, denoiser=family.denoiser, encoders=encoders)
 
 
-def _read_negative(base: Base, negative: str | None) -> str:
-    away = read_tags(base, "" if negative is None else negative)
+def _read_negative(base: Base, negative: str) -> str:
+    away = read_tags(base, negative)
     if away.blend is not None:
         raise BadConfig(f"the negative prompt {negative!r} has a tag, and tags belong into the prompt; take it out")
     return away.text

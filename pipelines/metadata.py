@@ -15,9 +15,10 @@ from typing import Any, Final
 
 from PIL import Image, UnidentifiedImageError
 
-from studio.adapters import Strength
+from studio.adapters import Schedule, Strength
+from studio.adapters.contract.mask import Mask
 from studio.atomic import atomic_path
-from studio.errors import BadConfig, BadFile
+from studio.errors import BadConfig, BadFile, UnknownName
 from studio.exif import exif_texts
 from studio.given import given_path, parse_json, read_given
 from studio.limits import within
@@ -93,7 +94,8 @@ def to_json(
 
 
 def strength_to_json(strength: float | Strength) -> Any:
-    """Returns a number, or an object with ``value``, ``components`` and ``blocks`` where there are such.
+    """Returns a number, or an object with ``value`` and what else there is: ``components``, ``blocks``, ``schedule``,
+    and of a mask its hash.
 
     Example:
         >>> strength_to_json(0.8), strength_to_json(Strength(1.0, unet=0.5))
@@ -101,17 +103,41 @@ def strength_to_json(strength: float | Strength) -> Any:
     """
     if not isinstance(strength, Strength):
         return float(strength)
-    if not strength.components and not strength.blocks:
-        return strength.value
-    parts = {"components": dict(strength.components), "blocks": dict(strength.blocks)}
-    return {"value": strength.value, **{name: part for name, part in parts.items() if part}}
+    schedule, mask = strength.schedule, strength.mask
+    parts = {
+        "components": dict(strength.components),
+        "blocks": dict(strength.blocks),
+        "schedule": schedule and {"over": schedule.over, "points": [list(point) for point in schedule.points]},
+        "mask": mask and mask.digest,
+    }
+    found = {name: part for name, part in parts.items() if part}
+    return {"value": strength.value, **found} if found else strength.value
 
 
-def strength_from_json(content: Any) -> float | Strength:
-    """Reads what :func:`strength_to_json` wrote."""
-    if isinstance(content, Mapping):
-        return Strength(content["value"], blocks=content.get("blocks"), **content.get("components", {}))
-    return float(content)
+def strength_from_json(content: Any, masks: Mapping[str, Mask] | None = None) -> float | Strength:
+    """Reads what :func:`strength_to_json` wrote.
+
+    Args:
+        content: the number or object. masks: hash -> mask, of those at hand; None: masks are left out.
+
+    Raises:
+        UnknownName: the strength has a mask that is not among them.
+    """
+    if not isinstance(content, Mapping):
+        return float(content)
+    schedule, digest = content.get("schedule"), content.get("mask")
+    if digest is not None and masks is not None and digest not in masks:
+        raise UnknownName(
+            f"a strength of the picture has a mask (sha256 {digest[:12]}…) that is not among those given; give its "
+            "file: masks=[...]"
+        )
+    return Strength(
+        content["value"],
+        blocks=content.get("blocks"),
+        schedule=schedule and Schedule(tuple(map(tuple, schedule["points"])), over=schedule["over"]),
+        mask=masks[digest] if digest is not None and masks is not None else None,
+        **content.get("components", {}),
+    )
 
 
 def save_picture(image: Image.Image, file: str | Path, *, fresh: bool = False) -> Path:

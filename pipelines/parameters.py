@@ -137,7 +137,15 @@ def _tag(use: AdapterUse, encoders: Sequence[str], denoiser: str) -> str:
     if not isinstance(strength, Strength):
         return f"<lora:{_stem(use)}:{strength:g}>"
     text = strength.at(encoders[0], "") if encoders else strength.value
-    return f"<lora:{_stem(use)}:{text:g}:{strength.at(denoiser, ''):g}>"
+    return f"<lora:{_stem(use)}:{_points(text, strength)}:{_points(strength.at(denoiser, ''), strength)}>"
+
+
+def _points(number: float, strength: Strength) -> str:
+    """A number, or under a schedule its points as sd-webui-loractl writes them."""
+    schedule = strength.schedule
+    if schedule is None or schedule.over != "progress":
+        return f"{number:g}"
+    return ",".join(f"{number * factor:g}@{place:g}" for place, factor in schedule.points)
 
 
 def _stem(use: AdapterUse) -> str:

@@ -3,45 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from studio.adapters import When, scheduled
 from studio.families import Base, Conditioning, Shot
+from studio.families.words import Words
+from studio.pipelines.encoding import encoded
 from studio.pipelines.moment import Moment
+from studio.pipelines.prompting.spoken import spoken
 from studio.pipelines.request import Request
 
-__all__ = ["Reading", "read"]
+__all__ = ["Reading"]
 
 
-@dataclass(frozen=True)
 class Reading:
-    """The prompts of a batch, read.
+    """What the prompts of a batch say, read under the blend that acts, and anew where that changes for the encoders.
 
     Args:
-        conditioning: ``(B, L, D)`` and what stands beside it; under guidance the negative prompts' rows stand first.
+        base: whose text encoders read.
+        requests: the pictures of the batch, which share everything but prompt, negative, seed and blend.
     """
 
-    conditioning: Conditioning
+    def __init__(self, base: Base, requests: Sequence[Request]) -> None:
+        self.base, self.requests = base, requests
+        self.spoken = [spoken(base, request) for request in requests]
+        self._held: dict[object, Conditioning] = {}
 
     def at(self, moment: Moment) -> Conditioning:
-        """Returns what holds at one call of the denoiser."""
-        return self.conditioning
+        """Returns what holds at one call of the denoiser; under guidance the negative prompts' rows stand first.
+
+        Args:
+            moment: where the pipeline stands, its strengths included.
+
+        Raises:
+            DoesNotFit: a prompt that is too long.
+        """
+        prompts = self._said(moment, negative=False)
+        away = self._said(moment, negative=True) if self.requests[0].guidance != 1 else ()
+        strengths = scheduled(self.base.pipe, self.base.family.readers, When(moment.progress, moment.noise))
+        key = (strengths, prompts, away)
+        if key not in self._held:
+            self._held[key] = _read(self.base, self.requests[0], prompts, away)
+        return self._held[key]
+
+    def _said(self, moment: Moment, *, negative: bool) -> tuple[Words, ...]:
+        """What is said then; a scheduler that calls the denoiser twice in a step says the same in both."""
+        steps = self.spoken[0].steps
+        step = min(moment.number * steps // moment.of, steps - 1)
+        return tuple(one.at(step, negative=negative) for one in self.spoken)
 
 
-def read(base: Base, requests: Sequence[Request]) -> Reading:
-    """Reads the prompts of a batch, under the blend that acts now.
-
-    Args:
-        base: whose text encoders read. requests: the pictures of the batch, which share everything but prompt,
-            negative, seed and blend.
-
-    Raises:
-        DoesNotFit: a prompt that is too long.
-    """
-    family, pipe, common = base.family, base.pipe, requests[0]
-    conditioning = family.encode_text(pipe, [request.prompt for request in requests], False)
-    if common.guidance != 1:
-        without = family.encode_text(pipe, [request.negative for request in requests], True)
-        conditioning = without.cat(conditioning)
+def _read(base: Base, common: Request, prompts: Sequence[Words], away: Sequence[Words]) -> Conditioning:
+    family, pipe = base.family, base.pipe
+    conditioning = encoded(base, prompts, False)
+    if away:
+        conditioning = encoded(base, away, True).cat(conditioning)
     shot = Shot(size=(common.height, common.width), embedded=common.embedded)
     conditioning = conditioning.to(dtype=pipe.components[family.denoiser].dtype)
-    return Reading(family.condition(pipe, conditioning, [shot] * len(conditioning.tokens)))
+    return family.condition(pipe, conditioning, [shot] * len(conditioning.tokens))

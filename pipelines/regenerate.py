@@ -11,14 +11,17 @@ from typing import Any
 import torch
 from PIL import Image
 
+from studio.adapters.contract.mask import MaskLike, as_mask
 from studio.errors import BadFile, DoesNotFit, UnknownName
 from studio.families import BASES
 from studio.families.saving import Saving
 from studio.given import given_path
+from studio.pipelines.asking import Wanted
 from studio.pipelines.image import ImagePipeline
 from studio.pipelines.metadata import read_metadata, strength_from_json, strength_to_json
 from studio.pipelines.naming import adapter_file
 from studio.pipelines.pictures import given_picture, picture_facts
+from studio.pipelines.prompting.escaping import escape_prompt
 from studio.pipelines.remarks import Remark
 from studio.pipelines.schedulers import sampler_from_record
 from studio.pipelines.sources import source_of, state_hash
@@ -34,6 +37,7 @@ def regenerate(
     adapters: Iterable[str | Path] = (),
     image: str | Path | Image.Image | None = None,
     mask: str | Path | Image.Image | None = None,
+    masks: Iterable[MaskLike] = (),
     device: torch.device | str | None = None,
 ) -> Image.Image:
     """Makes a picture again: on the same kind of machine, with equal pixels.
@@ -45,6 +49,7 @@ def regenerate(
         adapters: files of the adapters, and folders to look for them in; they are recognised by their hash, whatever
             they are called now.
         image: the picture that it started from, where it started from one. mask: the mask, likewise.
+        masks: those of the strengths that act in parts of the picture; they are recognised by their hash.
         device: where to compute.
 
     Returns:
@@ -62,7 +67,8 @@ def regenerate(
         _load(pipe, content, [given_path(file) for file in adapters])
     _check(pipe, content)
     start = _start(pipe, content, image, mask)
-    blend = {use["name"]: strength_from_json(use["strength"]) for use in content["adapters"]}
+    held = {mask.digest: mask for mask in map(as_mask, masks)}
+    blend = {use["name"]: strength_from_json(use["strength"], held) for use in content["adapters"]}
     bakes = any(use.get("baked") for use in content["adapters"])
     standing, own = any(info.baked for info in pipe.adapters.values()), pipe.base
     if bakes and not standing:
@@ -71,18 +77,26 @@ def regenerate(
         pipe.base = own.sparing(**{field.name: content.get(field.name) or field.default for field in fields(Saving)})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Remark)  # was said when it was made
-            (image,) = pipe.generate(
-                content["prompt"], blend=None if bakes else blend, seeds=[content["seed"]], steps=content["steps"],
+            wanted = Wanted(
+                prompt=content["prompt"], negative=content["negative"] or None, resolved=_resolved(content),
+                blend=None if bakes else blend, seed=content["seed"], steps=content["steps"],
                 guidance=content["guidance"], embedded_guidance=content.get("embedded_guidance"),
-                negative=content["negative"] or None, width=content["width"],
-                height=content["height"], batch_size=content["rows"],
+                width=content["width"], height=content["height"],
                 scheduler=sampler_from_record(content["scheduler"]), **start, **_again(content),
             )  # fmt: skip
+            (made,) = pipe.make([wanted], batch_size=content["rows"])
     finally:
         pipe.base = own
         if bakes and not standing:
             pipe.unbake()
-    return image
+    return made.image
+
+
+def _resolved(content: dict[str, Any]) -> tuple[str, str]:
+    """What its prompts became by their choices; older pictures were drawn from the texts as they stand."""
+    if content.get("resolved") is None:
+        return escape_prompt(content["prompt"]), escape_prompt(content["negative"] or "")
+    return content["resolved"], content.get("resolved_negative") or ""
 
 
 def _start(pipe: ImagePipeline, content: dict[str, Any], image: Any, mask: Any) -> dict[str, Any]:

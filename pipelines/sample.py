@@ -5,7 +5,8 @@ What makes a picture depend on its request alone:
 - its noise comes from its own CPU generator, at the start and in every step of a stochastic scheduler;
 - text encoder, denoiser and VAE always see the same number of ``rows``; an unfinished batch is filled up with
   repetitions of its last request;
-- requests that differ in blend, size, steps, guidance or scheduler never share a batch;
+- requests that differ in size, steps, guidance or scheduler never share a batch; those that differ in blend do, and
+  what adapters change is computed row by row (:mod:`studio.pipelines.acting`);
 - on a CPU a batch of more than one row is computed by one thread: kernels that share a batch among threads cut it in
   other places than between the rows, and the last bits then depend on an image's place in the batch. One row (the
   default) uses all threads.
@@ -24,7 +25,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from studio.adapters import blended
+from studio.adapters import When, move, moving
+from studio.adapters.hosting.apart import SharedLayer
 from studio.adapters.hosting.turns import turn
 from studio.errors import BadConfig, DoesNotFit, StudioError
 from studio.families import Base, Conditioning
@@ -32,12 +34,14 @@ from studio.families.attention import attending
 from studio.families.offloading import resting
 from studio.families.tiling import in_parts
 from studio.limits import limit, too_many
+from studio.pipelines.acting import acting, by_blend
 from studio.pipelines.batching import batches
 from studio.pipelines.moment import moments
-from studio.pipelines.reading import Reading, read
+from studio.pipelines.reading import Reading
 from studio.pipelines.request import Request, check_request, is_count
 from studio.pipelines.schedulers import Course, Sampler, make_sampler
 from studio.pipelines.start import Start, first_step, started
+from studio.pipelines.watching import Told, Watch
 
 __all__ = ["Picture", "draw", "sample"]
 
@@ -51,16 +55,14 @@ class Picture:
     sampler: Sampler
 
 
-def sample(
-    base: Base, requests: Sequence[Request], *, rows: int = 1, on_step: Callable[[int, int], None] | None = None
-) -> Iterator[Picture]:
+def sample(base: Base, requests: Sequence[Request], *, rows: int = 1, watch: Watch | None = None) -> Iterator[Picture]:
     """Makes one picture per request, batch by batch, in an order of its own; all is checked before the first.
 
     Args:
         base: what denoises; adapters may be attached to its modules.
         requests: the pictures.
         rows: images per batch, at least 1. Equal rows give equal bits; other rows agree within 1/255 per pixel.
-        on_step: called as ``on_step(done, total)`` after every denoising step of a batch, in batch-steps.
+        watch: who is told how far it is.
 
     Yields:
         The pictures of a batch as soon as it is done.
@@ -76,45 +78,29 @@ def sample(
         raise BadConfig(f"batch_size={rows!r}: the number of images per batch must be a whole number from 1 on")
     if rows > limit("rows"):
         raise BadConfig(f"batch_size={rows}: {too_many('rows')}")
-    if on_step is not None and not callable(on_step):
-        raise BadConfig(f"on_step={on_step!r} is called as on_step(done, total), and cannot be called")
     _check_base(base)
     for request in requests:
         check_request(base, request)
-    return _drawn(base, requests, rows, list(batches(base, requests, rows)), on_step)
+    return _drawn(base, requests, rows, list(batches(base, requests, rows)), watch or Watch())
 
 
 def _drawn(
-    base: Base,
-    requests: Sequence[Request],
-    rows: int,
-    groups: Sequence[Sequence[int]],
-    on_step: Callable[[int, int], None] | None,
+    base: Base, requests: Sequence[Request], rows: int, groups: Sequence[Sequence[int]], watch: Watch
 ) -> Iterator[Picture]:
-    total, before = sum(requests[batch[0]].steps for batch in groups), 0
+    total, done = sum(requests[batch[0]].steps for batch in groups), 0
     for batch in groups:
         chosen = [requests[index] for index in batch]
-        for index, (image, sampler) in zip(batch, _make(base, chosen, rows, before, total, on_step), strict=True):
-            yield Picture(index, image, sampler)
-        before += chosen[0].steps
-
-
-def _make(
-    base: Base,
-    requests: Sequence[Request],
-    rows: int,
-    before: int,
-    total: int,
-    on_step: Callable[[int, int], None] | None,
-) -> list[tuple[Image.Image, Sampler]]:
-    """Makes one batch of requests that share everything but prompt, negative and seed."""
-
-    def told(done: int, of: int) -> None:
-        if on_step is not None:
-            on_step(before + done * requests[0].steps // of, total)
-
-    pixels, sampler = draw(base, requests, rows=rows, on_progress=told)
-    return [(image, sampler) for image in _to_images(pixels[: len(requests)])]
+        try:
+            pixels, sampler = draw(base, chosen, rows=rows, told=watch.over(base, chosen, batch, done, total))
+        except SharedLayer:
+            alone = by_blend(base, chosen)
+            if len(alone) == 1:
+                raise
+            yield from _drawn(base, requests, rows, [[batch[place] for place in places] for places in alone], watch)
+        else:
+            for index, image in zip(batch, _to_images(pixels), strict=False):
+                yield Picture(index, image, sampler)
+        done += chosen[0].steps
 
 
 def draw(
@@ -122,15 +108,15 @@ def draw(
     requests: Sequence[Request],
     *,
     rows: int,
-    on_progress: Callable[[int, int], None] = lambda done, of: None,
+    told: Told = lambda moment, noisy, output: None,
 ) -> tuple[Tensor, Sampler]:
     """Draws one batch.
 
     Args:
         base: what denoises.
-        requests: at most ``rows``, which share everything but prompt, negative and seed.
+        requests: at most ``rows``, which share everything but prompt, negative, seed and blend.
         rows: images per batch; what is missing is the last one again.
-        on_progress: called as ``on_progress(done, of)`` after each of the scheduler's times.
+        told: called after each of the scheduler's times.
 
     Returns:
         Pixels ``(rows, 3, H, W)`` in [-1, 1], fp32, and the sampler.
@@ -144,14 +130,13 @@ def draw(
     cells = (common.height // family.downscale, common.width // family.downscale)
     sampler = make_sampler(pipe.scheduler, common.scheduler, common.steps, device, course=Course.of(base, cells))
     generators = [torch.Generator("cpu").manual_seed(request.seed) for request in padded]
-    acting = contextlib.nullcontext() if common.blend is None else blended(pipe, dict(common.blend))
-    with torch.no_grad(), turn(pipe), _evaluating(pipe), _one_thread_per_batch(device, rows), _sparing(base), acting:
-        reading = read(base, padded)
+    alone = _one_thread_per_batch(device, rows)
+    with torch.no_grad(), turn(pipe), _evaluating(pipe), alone, _sparing(base), acting(base, padded):
         scheduler = sampler.scheduler
         times = _times(scheduler, first_step(base, common.given, common.steps))
         start = started(base, [one.given for one in padded], scheduler, times[0], generators, cells, device)
-        with attending(base.saving.attention, device):
-            latents = _denoised(base, start, reading, scheduler, times, generators, common.guidance, on_progress)
+        with attending(base.saving.attention, device), moving(pipe):
+            latents = _denoised(base, start, Reading(base, padded), scheduler, times, generators, common.guidance, told)
         pixels = _decoded(base, latents)
     if not torch.isfinite(latents).all() or not torch.isfinite(pixels).all():
         dtype = str(pipe.components[family.denoiser].dtype).removeprefix("torch.")
@@ -170,19 +155,20 @@ def _denoised(
     times: Tensor,
     generators: Sequence[torch.Generator],
     guidance: float,
-    on_progress: Callable[[int, int], None],
+    told: Told,
 ) -> Tensor:
     """The latents of pictures, ``(B, C, h, w)``."""
     dtype, latents = base.pipe.components[base.family.denoiser].dtype, start.latents
     scaled = getattr(scheduler, "scale_model_input", None)  # flows have none
     noise = {"generator": list(generators)} if "generator" in _arguments(scheduler.step) else {}
     for moment, timestep in moments(base, times):
+        move(base.pipe, When(moment.progress, moment.noise))
         noisy = (latents if scaled is None else scaled(latents, timestep)).to(dtype)
         output = _guided(base, noisy, timestep.to(latents.device), reading.at(moment), guidance)
         latents = scheduler.step(output, timestep, latents, **noise, return_dict=False)[0]
         done = moment.number + 1
         latents = start.kept(scheduler, latents, times[done] if done < moment.of else None)
-        on_progress(done, moment.of)
+        told(moment, noisy, output)
     return latents
 
 

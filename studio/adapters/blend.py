@@ -217,7 +217,8 @@ def at_progress(model: Any, progress: float, noise: float | None = None) -> Iter
     Example:
         >>> import torch, studio
         >>> net = torch.nn.Sequential(torch.nn.Linear(8, 8))
-        >>> _ = studio.attach(net, studio.LoRA(rank=2, targets=("0",), init="orthogonal"), name="dog")
+        >>> _ = studio.attach(net, studio.LoRA(rank=2, targets=("0",)), name="dog")
+        >>> _ = studio.state(net, "dog")["0.up"].data.fill_(1.0)
         >>> studio.blend(net, {"dog": studio.Strength(schedule=[(0.5, 0), (0.5, 1)])})
         >>> x = torch.ones(1, 8)
         >>> with studio.at_progress(net, 0.2):
@@ -253,7 +254,8 @@ def scheduled(model: Any, components: Collection[str], when: When) -> tuple[floa
         model: the pipeline. components: of it. when: the moment.
     """
     found = [assembly for name, assembly in assemblies(model).items() if name in components]
-    return tuple(strength.then(when) for assembly in found for strength in assembly.levels.strengths.values())
+    blends = [blend for assembly in found for blend in assembly.levels.blends()]
+    return tuple(strength.then(when) for blend in blends for strength in blend.values())
 
 
 def move(model: Any, when: When | None) -> None:
