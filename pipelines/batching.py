@@ -24,7 +24,6 @@ def batches(base: Base, requests: Sequence[Request], rows: int) -> Iterator[list
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, request in enumerate(requests):
         scheduler = request.scheduler if isinstance(request.scheduler, str) else id(request.scheduler)
-        blend = None if request.blend is None else tuple(sorted((name, repr(s)) for name, s in request.blend.items()))
         sizes = (request.width, request.height, request.steps, request.guidance, request.embedded)
         given = request.given
         start = None if given is None else (given.strength, given.mask is None)

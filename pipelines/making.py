@@ -71,6 +71,9 @@ def make(
     wanted = [one.settled(folder) for one in wanted]
     base = base.sparing(**({} if attention is None else {"attention": attention}))
     requests = _requests(base, wanted)
+    rows = 1 if batch_size is None else own_number(batch_size)
+    watch = Watch(on_step=on_step, on_preview=on_preview, preview_every=preview_every)
+    made = draw_twice(base, requests, rows=rows, watch=watch)
     said = [
         remark
         for request in requests
@@ -81,9 +84,6 @@ def make(
     ]  # fmt: skip
     for remark in dict.fromkeys(said):
         warnings.warn(remark, Remark, stacklevel=4)
-    rows = 1 if batch_size is None else own_number(batch_size)
-    watch = Watch(on_step=on_step, on_preview=on_preview, preview_every=preview_every)
-    made = draw_twice(base, requests, rows=rows, watch=watch)
     return _described(base, sources, wanted, requests, rows, made)
 
 

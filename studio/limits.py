@@ -56,6 +56,11 @@ LIMITS: Final[dict[str, Limit]] = {
     "steps": Limit(100_000, "steps or noise levels of a sampler"),
     "seeds": Limit(100_000, "seeds of one call"),
     "jobs": Limit(1_000_000, "pictures of one list of jobs"),
+    "prompt-characters": Limit(100_000, "characters of a prompt"),
+    "prompt-depth": Limit(100, "brackets of a prompt in one another"),
+    "combinations": Limit(10_000, "prompts that one prompt makes"),
+    "wildcard-bytes": Limit(16 << 20, "bytes of a wildcard file"),
+    "cached-text-bytes": Limit(64 << 20, "bytes of encoded prompts that a pipeline keeps in memory"),
     "metadata-bytes": Limit(1 << 20, "bytes of the text in a picture that makes it again"),
 }
 """Every limit, by the name that ``STUDIO_LIMITS`` calls it."""

@@ -62,7 +62,9 @@ def spoken(base: Base, request: Request) -> Spoken:
     steps = max(request.steps - first_step(base, request.given, request.steps), 1)
     prompt = script_of(request.prompt, emphasis=family.emphasis)
     negative = script_of(request.negative, emphasis=family.emphasis) if request.guidance != 1 else None
-    said = [(one, words, away) for one, away in ((prompt, False), (negative, True)) if one for words in _all(one, steps)]
+    said = [
+        (one, words, away) for one, away in ((prompt, False), (negative, True)) if one for words in _all(one, steps)
+    ]
     family.check_text(base.pipe, [words for _, words, _ in said])
     row = functools.cache(lambda words, away: family.row_length(base.pipe, words, away))
     if family.chunks:
