@@ -73,13 +73,15 @@ def load_adapter(
         NoEffect: its tensors change nothing.
         PartialLoad: a part of the file does not fit.
     """
+    from studio.adapters import Strength
     from studio.adapters.effect import has_effect
 
+    strength = word.strength if word.schedule is None else Strength(schedule=word.schedule)
     if word.name is not None and word.name in pipe.adapters:
         raise BadConfig(f"two adapters are called {word.name!r}: name one of them, --adapter other={word.file}")
     try:
         report = pipe.load(
-            word.file, name=word.name, strength=word.strength, allow_partial=allow_partial, pickled=pickled
+            word.file, name=word.name, strength=strength, allow_partial=allow_partial, pickled=pickled
         )  # fmt: skip
     except (PartialLoad, BadFile) as error:
         raise type(error)(_in_options(str(error))) from None
@@ -89,15 +91,15 @@ def load_adapter(
             f"{word.file} changes nothing: in each of its {len(report.sites)} layers the change is zero, so what "
             "is made would be the base's own; it was saved before it was trained, or its tensors were lost"
         )
-    if word.strength == 0:
+    if strength == 0:
         show.note(f"{name} has strength 0 and does not act, but where a prompt tags it")
     for key, reason in list(report.ignored.items())[:5]:
         show.note(f"{word.file.name}: {key} is not applied: {reason}")
     if len(report.ignored) > 5:
         show.note(f"{word.file.name}: and {len(report.ignored) - 5} more keys are not applied")
-    show.tell(f"{name}: {report.method} in {len(report.sites)} layers, strength {word.strength:g}, from {word.file}")
+    show.tell(f"{name}: {report.method} in {len(report.sites)} layers, strength {word.said}, from {word.file}")
     return {
-        "name": name, "file": word.file, "strength": word.strength, "method": report.method, "format": report.format,
+        "name": name, "file": word.file, "strength": word.strength if word.schedule is None else word.said, "method": report.method, "format": report.format,
         "sites": len(report.sites), "ignored": dict(report.ignored),
     }  # fmt: skip
 

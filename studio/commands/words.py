@@ -19,11 +19,24 @@ DIGITS = 19  # of the largest seed, 2**63 - 1
 
 @dataclass(frozen=True)
 class AdapterWord:
-    """An adapter as named on the command line: file, strength, and a name where one was given."""
+    """An adapter as named on the command line: file, strength, and a name where one was given.
+
+    Args:
+        file: its file. strength: a number. name: what tags call it; None: as the file says.
+        schedule: points (progress, strength) in place of the number, where it changes while a picture is drawn.
+    """
 
     file: Path
     strength: float = 1.0
     name: str | None = None
+    schedule: tuple[tuple[float, float], ...] | None = None
+
+    @property
+    def said(self) -> str:
+        """Its strength as it is written."""
+        if self.schedule is None:
+            return f"{self.strength:g}"
+        return ",".join(f"{strength:g}@{place:g}" for place, strength in self.schedule)
 
 
 class Seeds(click.ParamType):
@@ -91,6 +104,9 @@ class Size(click.ParamType):
 class Adapter(click.ParamType):
     """An adapter file with its strength: ``dog.safetensors:0.8``, ``hound=dog.safetensors``, ``C:\\dog.safetensors``.
 
+    ``dog.safetensors:0@0,1@0.4`` is a strength that changes while a picture is drawn: none at its beginning, 1 from
+    four tenths on, linear between.
+
     What follows the last colon is a strength if it is a number and the whole word is no file. A drive letter is no
     strength, since what follows its colon is a path.
     """
@@ -120,6 +136,9 @@ class Adapter(click.ParamType):
         if _exists(text):
             return AdapterWord(Path(text).expanduser(), name=name)
         file, colon, number = text.rpartition(":")
+        points = _points(number) if colon and file else None
+        if points is not None:
+            return AdapterWord(Path(file).expanduser(), name=name, schedule=points)
         strength = _number(number) if colon and file else None
         if strength is None:
             near_number = colon and file and len(file) > 1 and not re.search(r"[\\/.]", number)
@@ -163,6 +182,13 @@ def _number(text: str) -> float | None:
         return None if "_" in text else float(text)
     except ValueError:
         return None
+
+
+def _points(text: str) -> tuple[tuple[float, float], ...] | None:
+    """Points (progress, strength) of ``0@0,1@0.4``; None where it is not of this form."""
+    pairs = [[_number(number) for number in part.split("@")] for part in text.split(",")] if "@" in text else []
+    points = [(pair[1], pair[0]) for pair in pairs if len(pair) == 2 and pair[0] is not None and pair[1] is not None]
+    return tuple(points) if points and len(points) == len(pairs) else None
 
 
 SEEDS = Seeds()

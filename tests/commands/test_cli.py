@@ -167,6 +167,18 @@ def test_adapters(word, file, strength, name):
     assert (str(read.file), read.strength, read.name) == (file, strength, name)
 
 
+@pytest.mark.parametrize(
+    ("word", "schedule", "said"),
+    [
+        ("dog.safetensors:0@0,1@0.4", ((0.0, 0.0), (0.4, 1.0)), "0@0,1@0.4"),
+        ("C:\\dog.safetensors:.5@0.5", ((0.5, 0.5),), "0.5@0.5"),
+        ("me@home/dog.safetensors", None, "1"),
+    ],
+)
+def test_a_strength_that_changes(word, schedule, said):
+    assert (ADAPTER(word).schedule, ADAPTER(word).said) == (schedule, said)
+
+
 def test_a_file_that_is_there_is_the_whole_word(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("dog:2").touch()
@@ -551,6 +563,20 @@ def test_the_adapter_and_its_strength_show_in_the_picture(run, tiny_base, tmp_pa
     studio("generate", tiny_base, PROMPT, "--steps", 1, "-o", tmp_path / "base")
     assert pixels[0] == pixels_of(tmp_path / "base/0000.png")
     assert len(set(pixels.values())) == 3
+
+
+def test_a_strength_that_changes_while_a_picture_is_drawn(run, tiny_base, tmp_path):
+    """Off in the first half, on in the second: what the tag of the same form draws, and not what either alone does."""
+    file = run / "adapter.safetensors"
+    words = ("generate", tiny_base, "--steps", 2)
+    drawn = {}
+    for schedule in ("0@0.5,1@0.5", "0", "1"):
+        studio(*words, PROMPT, "--adapter", f"{file}:{schedule}", "-o", tmp_path / schedule)
+        drawn[schedule] = pixels_of(tmp_path / schedule / "0000.png")
+    assert len(set(drawn.values())) == 3
+    with Image.open(tmp_path / "0@0.5,1@0.5/0000.png") as picture:
+        assert "0@0.5,1@0.5" in picture.info["parameters"]
+    assert "goes backwards from 0.5 to 0" in refused(*words, PROMPT, "--adapter", f"{file}:1@0.5,0@0")
 
 
 def test_pictures_go_on_counting_and_nothing_is_written_over(tiny_base, shots, tmp_path):
