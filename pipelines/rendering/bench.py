@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from studio.device import choose_device, choose_dtype, free_cache
@@ -183,12 +183,8 @@ def _wanted(pipe: ImagePipeline, job: Job) -> Wanted:
         tag = parse_prompt(f"x <{name}:{value}>", [name], denoiser=family.denoiser, encoders=family.readers)
         return (tag.blend or {})[name]
 
-    blend = {name: strength(name, value) for name, value in job.blend.items()}
-    return Wanted(
-        prompt=job.prompt, seed=job.seed, blend=blend, negative=job.negative, steps=job.steps, guidance=job.guidance,
-        embedded_guidance=job.embedded_guidance, width=job.width, height=job.height, scheduler=job.scheduler,
-        image=job.image, strength=job.strength, mask=job.mask,
-    )  # fmt: skip
+    said = {field.name: getattr(job, field.name) for field in fields(Wanted) if field.name != "blend"}
+    return Wanted(blend={name: strength(name, value) for name, value in job.blend.items()}, **said)
 
 
 def _no_memory(error: Exception) -> bool:

@@ -28,7 +28,8 @@ __all__ = ["Known", "digest_of"]
 
 FORMAT: Final = 1
 PIECE: Final = 1 << 20
-_PLACE: Final = ("index", "where", "base", "adapters", "blend", "image", "mask")  # of a job: said otherwise, or no part
+# of a job: said in other words, or no part of what decides its picture
+_APART: Final = ("index", "where", "base", "adapters", "blend", "image", "mask", "wildcards")
 
 
 class Known:
@@ -126,7 +127,7 @@ def digest_of(job: Job, base: str, known: Known, setting: Setting) -> str:
         BadFile: a file that it needs is missing, or cannot be read.
         UnknownName: an adapter is named by a hub id that is not there.
     """
-    asked = {field.name: getattr(job, field.name) for field in fields(job) if field.name not in _PLACE}
+    asked = {field.name: getattr(job, field.name) for field in fields(job) if field.name not in _APART}
     said = {name: value for name, value in asked.items() if value is not None}
     files = {name: adapter_file(file, offline=setting.offline) for name, file in job.adapters.items()}
     adapters = [[name, known.content(file)] for name, file in files.items()]

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from studio.adapters import Strength
 from studio.config import own_number
 from studio.errors import BadConfig, nearest
 from studio.families import BASES
 from studio.given import is_text
-from studio.pipelines.metadata import strength_from_json
+from studio.pipelines.rendering.strengths import as_written, made
 
 __all__ = ["FIELDS", "Job", "job_of"]
 
@@ -33,8 +32,8 @@ class Job:
         prompt: with its tags.
         base: what draws it: a name, a path, or a hub id.
         seed: from 0 on.
-        blend: how strongly which adapters act, by name: a number, a :class:`~studio.adapters.Strength`, or the text
-            that stands behind the name in a tag (``"unet=0.8:te=0.3"``).
+        blend: how strongly which adapters act, by name: a number, a :class:`~studio.adapters.Strength`, the text that
+            stands behind the name in a tag (``"unet=0.8:te=0.3"``), or diffusers' table of blocks.
         adapters: the files of the adapters that it needs, by name; paths as they were found.
         negative: what guidance leads away from.
         steps: denoising steps. guidance: guidance scale. embedded_guidance: as a distilled base takes it.
@@ -42,6 +41,10 @@ class Job:
         scheduler: a name.
         image: the file of a picture to start from. mask: that of where it is drawn anew.
         strength: which part of the denoising that picture goes through.
+        upscale: how much larger it is drawn again. upscale_strength: which part of the denoising that goes through.
+        upscale_steps: its denoising steps.
+        wildcards: the folder of the files that ``__name__`` in a prompt names.
+        resolved: what the prompt and the negative prompt become by their choices.
     """
 
     index: int
@@ -61,17 +64,27 @@ class Job:
     image: str | None = None
     strength: float | None = None
     mask: str | None = None
+    upscale: float | None = None
+    upscale_strength: float | None = None
+    upscale_steps: int | None = None
+    wildcards: str | None = None
+    resolved: tuple[str, str] | None = None
 
     def placed(self, place: Callable[[str], str]) -> Job:
         """Returns the same job with other paths.
 
         Args:
             place: makes of a path, as it was written, where it is found; names and hub ids it leaves as they are.
+
+        Raises:
+            BadConfig: a strength that cannot be. BadFile: a mask that cannot be read.
         """
-        image, mask = (None if file is None else place(file) for file in (self.image, self.mask))
+        given = (self.image, self.mask, self.wildcards)
+        image, mask, wildcards = (None if file is None else place(file) for file in given)
         files = {name: place(file) for name, file in self.adapters.items()}
         base = self.base if self.base in BASES else place(self.base)
-        return replace(self, base=base, adapters=files, image=image, mask=mask)
+        blend = {name: made(strength, place) for name, strength in self.blend.items()}
+        return replace(self, base=base, adapters=files, image=image, mask=mask, wildcards=wildcards, blend=blend)
 
 
 class _Wrong(Exception):
@@ -140,24 +153,19 @@ def _words(text: str) -> dict[str, Any]:
 
 
 def _strength(name: str, value: Any) -> Any:
-    if isinstance(value, Strength):
-        return value
     try:
-        if isinstance(value, Mapping):
-            return strength_from_json(value)
-        if isinstance(value, str) and any(mark in value for mark in "=@"):
-            return value.strip()
-        return _number(value)
+        return as_written(value, _number)
     except _Wrong as wrong:
         raise _Wrong(f"gives {name!r} the strength {value!r}, which {wrong}") from None
-    except (BadConfig, KeyError, TypeError, ValueError) as wrong:
+    except (TypeError, ValueError, RecursionError) as wrong:
         raise _Wrong(f"gives {name!r} a strength that cannot be read: {wrong}") from None
 
 
 FIELDS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "prompt": _text, "base": _path, "seed": _whole(0), "blend": _blend, "negative": _text, "steps": _whole(1),
     "guidance": _number, "embedded_guidance": _number, "width": _whole(1), "height": _whole(1), "scheduler": _text,
-    "image": _path, "strength": _number, "mask": _path,
+    "image": _path, "strength": _number, "mask": _path, "upscale": _number, "upscale_strength": _number,
+    "upscale_steps": _whole(1), "wildcards": _path,
 }  # fmt: skip
 """What a job may say, and how each value is read."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 from studio.errors import BadConfig, StudioError
 from studio.families import BASES
 from studio.limits import limit, too_many
+from studio.pipelines.asking import Wanted
+from studio.pipelines.prompting.wildcards import Wildcards
 from studio.pipelines.rendering.axes import axes_of, combinations
 from studio.pipelines.rendering.entries import Entry, Written, written
 from studio.pipelines.rendering.job import Job, job_of
@@ -64,6 +67,7 @@ def read_jobs(
         >>> [(job.prompt, job.seed) for job in found.jobs], found.bad[0].where
         ([('a dog', 0), ('a dog', 1)], 'job 1')
     """
+    _wildcards.cache_clear()  # their files may have changed since the last list
     source = written(jobs)
     if not source.entries:
         raise BadConfig("the list holds no jobs; it needs one at least")
@@ -105,10 +109,30 @@ def _add(found: Listing, entry: Entry, source: Written) -> None:
         return
     for fields in _guarded(combinations(plain, axes, entry.where), bad):
         try:
-            job = adapters_of(job_of(fields, index=found.size, where=entry.where), own)
-            found.jobs.append(_placed(job, source.folder))
+            found.jobs.append(_job(fields, found.size, entry, own, source.folder))
         except StudioError as error:
             bad(error)
+
+
+def _job(fields: Mapping[str, Any], index: int, entry: Entry, adapters: Mapping[str, str], folder: Path) -> Job:
+    """The job of a table of fields, its paths found and its choices made.
+
+    Raises:
+        StudioError: it is none; the message says where.
+    """
+    job = job_of(fields, index=index, where=entry.where)
+    try:
+        job = _placed(job, folder)
+        wanted = Wanted(prompt=job.prompt, seed=job.seed, negative=job.negative, wildcards=job.wildcards)
+        job = replace(job, resolved=wanted.settled(_wildcards).resolved)
+    except StudioError as error:
+        raise type(error)(f"{entry.where}: {error}") from None
+    return _placed(adapters_of(job, adapters), folder)
+
+
+@functools.lru_cache(maxsize=64)
+def _wildcards(folder: str | None) -> Wildcards:
+    return Wildcards(folder)
 
 
 def _guarded(made: Iterator[dict[str, Any]], bad: Callable[[object], None]) -> Iterator[dict[str, Any]]:
@@ -150,8 +174,8 @@ def _placed(job: Job, folder: Path) -> Job:
     def place(text: str) -> str:
         beside = folder / Path(text).expanduser()
         try:
-            return str(beside) if beside.exists() else text
+            return str(beside.absolute()) if beside.exists() else text
         except OSError:  # too long a name
             return text
 
-    return job if folder == Path() else job.placed(place)
+    return job.placed(str if folder == Path() else place)

@@ -38,6 +38,7 @@ FIELDS: Final[Mapping[str, Callable[[Job, str], Any]]] = {
     "height": lambda job, digest: job.height,
     "scheduler": lambda job, digest: job.scheduler,
     "strength": lambda job, digest: job.strength,
+    "upscale": lambda job, digest: job.upscale,
 }
 """What a pattern may hold."""
 

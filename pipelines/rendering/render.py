@@ -182,6 +182,4 @@ def _check_places(folder: Path, files: Sequence[str]) -> None:
     for file in files:
         place = folder / file
         if place.exists() and job_in(place, whole=False) is None:
-            raise BadFile(
-                f"{place} is there already and was not drawn by a job: choose another folder, or another name"
-            )
+            raise BadFile(f"{place} is there already and was not drawn by a job: remove it, or choose another folder")

@@ -16,7 +16,6 @@ __all__ = ["adapters_of", "check_adapters"]
 
 _NAME: Final = re.compile(r"[\w-]+", re.ASCII)
 _TAGGED: Final = re.compile(r"<\s*(?:lora\s*:)?\s*([\w.-]+)")
-_DRAWN: Final = re.compile(r"__[\w./*-]+__")  # a wildcard's file, which may hold tags
 
 
 def check_adapters(declared: Any, what: str) -> dict[str, str]:
@@ -60,9 +59,8 @@ def adapters_of(job: Job, declared: Mapping[str, str]) -> Job:
         if name in blend:
             raise BadConfig(f"{job.where}: the blend names the adapter {name!r} twice; give it one strength")
         blend[name], files[name] = strength, declared.get(key, key)
-    tagged = {plain_name(found) for found in _TAGGED.findall(job.prompt)}
-    if _DRAWN.search(job.prompt):
-        tagged |= set(declared)
+    text = job.prompt if job.resolved is None else job.resolved[0]
+    tagged = {plain_name(found) for found in _TAGGED.findall(text)}
     files.update({name: declared[name] for name in declared if name in tagged})
     return replace(job, blend=blend, adapters=dict(sorted(files.items())))
 

@@ -149,7 +149,7 @@ def _say(show: Show, done: Rendered, seconds: float) -> None:
     """
     for note in done.notes:
         show.note(note)
-    for one in done.failures[:SHOWN]:
+    for one in done.failures[1:SHOWN]:  # the first is in the last sentence
         show.note(one.error)
     manifest, lost = done.folder / "manifest.jsonl", len(done.failures)
     if done.pictures:
