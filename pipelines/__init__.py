@@ -15,6 +15,8 @@ from studio.pipelines.image import ImagePipeline
 from studio.pipelines.making import Made
 from studio.pipelines.metadata import read_metadata, save_picture, save_png
 from studio.pipelines.prompt import TaggedPrompt, parse_prompt
+from studio.pipelines.prompting.escaping import escape_prompt
+from studio.pipelines.prompting.wildcards import every_prompt
 from studio.pipelines.regenerate import regenerate
 from studio.pipelines.rendering.render import render
 from studio.pipelines.request import Request
@@ -34,6 +36,8 @@ __all__ = [
     "Wanted",
     "before_after",
     "contact_sheet",
+    "escape_prompt",
+    "every_prompt",
     "parse_prompt",
     "read_metadata",
     "regenerate",

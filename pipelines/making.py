@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from studio.adapters import adapters, current_blend, read_strength
+from studio.adapters import adapters, block_weights, current_blend, read_strength
 from studio.config import own_number
 from studio.errors import BadConfig
 from studio.families import Base
@@ -18,7 +18,7 @@ from studio.pipelines.asking import StartingPictures, Wanted, request_of
 from studio.pipelines.blends import deal_blend
 from studio.pipelines.describe import describe
 from studio.pipelines.drawing import Drawing
-from studio.pipelines.prompt import TaggedPrompt, parse_prompt
+from studio.pipelines.prompt import TaggedPrompt, check_changes, parse_prompt
 from studio.pipelines.prompting.wildcards import Wildcards
 from studio.pipelines.remarks import Remark, remarks
 from studio.pipelines.request import Request
@@ -131,7 +131,10 @@ def read_tags(base: Base, prompt: Any) -> TaggedPrompt:
     family, here = base.family, adapters(base.pipe)
     sites = [site for info in here.values() for site in info.sites]
     encoders = [name for name in family.readers if any(site.startswith(f"{name}.") for site in sites)]
-    return parse_prompt(prompt, here, denoiser=family.denoiser, encoders=encoders)
+    blocks = functools.partial(block_weights, base.pipe)
+    read = parse_prompt(prompt, here, denoiser=family.denoiser, encoders=encoders, blocks=blocks)
+    check_changes(prompt, emphasis=family.emphasis)
+    return read
 
 
 def _read_negative(base: Base, negative: str) -> str:

@@ -2,9 +2,12 @@
 
 Forms of a tag, ``name`` being an adapter that is loaded:
 
-- ``<dog>`` strength 1, ``<dog:0.8>`` strength 0.8, ``<dog:unet=0.8,text_encoder=0.3>`` per component;
+- ``<dog>`` strength 1, ``<dog:0.8>`` strength 0.8, ``<dog:unet=0.8:te=0.3>`` per component;
+- ``<dog:0@0,1@0.4>`` a strength that changes while it denoises: strength@part of the denoising, linear between; behind
+  a number it is a factor of that;
+- ``<dog:0.8:lbw=OUTALL>`` block weights: a preset, a list or blocks (:func:`studio.block_weights` has the forms);
 - A1111's ``<lora:dog>``, ``<lora:dog:0.8>``, ``<lora:dog:0.3:0.8>`` (text encoders, then denoiser),
-  ``<lora:dog:te=0.3:unet=0.8>``.
+  ``<lora:dog:te=0.3:unet=0.8>``, and the others behind ``<lora:``.
 
 ``\\<`` and ``\\>`` are the characters themselves; a ``<`` that opens nothing (``i <3 you``) is text. A tag that cannot
 be read is refused, never drawn.
@@ -14,20 +17,23 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
-from studio.adapters import Strength
+from studio.adapters import Schedule, Strength
 from studio.errors import BadConfig, UnknownName, nearest
 from studio.given import is_text
 from studio.pipelines.naming import plain_name
+from studio.pipelines.prompting.brackets import script_of
+from studio.shown import shown
 
-__all__ = ["TaggedPrompt", "check_text", "parse_prompt"]
+__all__ = ["TaggedPrompt", "check_changes", "check_text", "parse_prompt"]
 
 _TAG = re.compile(r"(?<!\\)<([^<>]*)(?<!\\)>")
 _OPENED = re.compile(r"(?<!\\)<([\w-]+:[^<>]*)")
 _NAME = re.compile(r"[\w.-]+")
+_PLACE: Final = "\0"  # where a tag stood
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,12 @@ class TaggedPrompt:
 
 
 def parse_prompt(
-    prompt: str, known: Iterable[str], *, denoiser: str = "unet", encoders: Sequence[str] = ("text_encoder",)
+    prompt: str,
+    known: Iterable[str],
+    *,
+    denoiser: str = "unet",
+    encoders: Sequence[str] = ("text_encoder",),
+    blocks: Callable[[str, str], Mapping[str, float]] | None = None,
 ) -> TaggedPrompt:
     """Takes the adapter tags out of a prompt.
 
@@ -53,6 +64,7 @@ def parse_prompt(
         known: names of the adapters that are loaded.
         denoiser: the pipeline's name of the part that denoises; the second number of A1111's form is for it.
         encoders: the pipeline's names of the text encoders; the first number of A1111's form is for them.
+        blocks: reads the block weights of an adapter, ``(name, text) -> pattern to number``; None: there are none.
 
     Raises:
         UnknownName: a tag names an adapter that is not loaded; the nearest is named.
@@ -66,20 +78,38 @@ def parse_prompt(
     """
     check_text(prompt)
     names = sorted(known)
-    reader = _Reader(prompt, names, denoiser, tuple(encoders))
+    reader = _Reader(prompt, names, denoiser, tuple(encoders), blocks)
     blend: dict[str, float | Strength] = {}
     for match in _TAG.finditer(prompt):
         name, strength = reader.read(match.group(1))
         if name in blend:
             raise BadConfig(f"the prompt {prompt!r} tags the adapter {name!r} twice; give it one strength")
         blend[name] = strength
-    bare = _TAG.sub("\0", prompt)
+    bare = _TAG.sub(_PLACE, prompt)
     opened = _OPENED.search(bare)
     if opened:
         raise reader.malformed(opened.group(1), "it is not closed by '>'", closed=False)
     # a tag takes the blank in front of it along, so that the encoder reads what stands there without it
-    text = re.sub(r"[ \t]*\0", "", bare).strip()
+    text = re.sub(rf"[ \t]*{_PLACE}", "", bare).strip()
     return TaggedPrompt(text.replace(r"\<", "<").replace(r"\>", ">"), blend or None)
+
+
+def check_changes(prompt: str, *, emphasis: bool) -> None:
+    """Checks that no tag stands where words change while it denoises: it acts in every step.
+
+    Args:
+        prompt: the prompt with its tags.
+        emphasis: whether words may count more or less.
+
+    Raises:
+        BadConfig: one does, or brackets that cannot be read.
+    """
+    script_of(_TAG.sub("", prompt), emphasis=emphasis)
+    if script_of(_TAG.sub(_PLACE, prompt), emphasis=emphasis).changes(_PLACE):
+        raise BadConfig(
+            f"the prompt {shown(repr(prompt))} has a tag in brackets that change while it denoises, and a tag acts in "
+            "every step; a strength that changes is <name:0@0,1@0.5>"
+        )
 
 
 def check_text(prompt: Any, what: str = "a prompt") -> None:
@@ -104,6 +134,7 @@ class _Reader:
     known: list[str]
     denoiser: str
     encoders: tuple[str, ...]
+    blocks: Callable[[str, str], Mapping[str, float]] | None
 
     def read(self, inside: str) -> tuple[str, float | Strength]:
         name, *values = (part.strip() for part in inside.split(":"))
@@ -115,13 +146,45 @@ class _Reader:
         name = name if name in self.known else plain_name(name)  # the file's name with its dots
         if name not in self.known:
             raise self._unknown(name)
+        schedule = self._schedule(inside, [value for value in values if "@" in value])
+        blocks = self._blocks(inside, name, [value for value in values if value.startswith("lbw=")])
+        values = [value for value in values if "@" not in value and not value.startswith("lbw=")]
         values = [part.strip() for value in values for part in value.split(",")]
         numbers = [value for value in values if "=" not in value]
         if len(numbers) > (2 if a1111 else 1):
             hint = f"<{name}:{self.denoiser}=0.8,{self.encoders[0]}=0.3>" if self.encoders else f"<{name}:0.8>"
             raise self.malformed(inside, f"it has too many numbers; per component it is {hint}")
         named = [value for value in values if "=" in value]
-        return name, self._strength([self._number(inside, n) for n in numbers], self._named(inside, named), a1111)
+        read = self._strength([self._number(inside, n) for n in numbers], self._named(inside, named), a1111)
+        if schedule is None and blocks is None:
+            return name, read
+        whole = read if isinstance(read, Strength) else Strength(read)
+        components: dict[str, Any] = dict(whole.components)
+        return name, Strength(whole.value, blocks=blocks, schedule=schedule, **components)
+
+    def _schedule(self, inside: str, said: Sequence[str]) -> Schedule | None:
+        """What ``0@0,1@0.4`` says."""
+        if not said:
+            return None
+        pairs = [part.partition("@") for part in said[0].split(",")]
+        if len(said) > 1 or not all(sign for _, sign, _ in pairs):
+            raise self.malformed(inside, "a schedule is strength@part,strength@part, once")
+        points = tuple((self._number(inside, to), self._number(inside, one)) for one, _, to in pairs)
+        try:
+            return Schedule(points)
+        except BadConfig as problem:
+            raise self.malformed(inside, str(problem)) from None
+
+    def _blocks(self, inside: str, name: str, said: Sequence[str]) -> Mapping[str, float] | None:
+        """What ``lbw=OUTALL`` says."""
+        if not said:
+            return None
+        if self.blocks is None or len(said) > 1:
+            raise self.malformed(inside, "lbw= stands there twice" if said[1:] else "this model has no blocks to weigh")
+        try:
+            return self.blocks(name, said[0].removeprefix("lbw="))
+        except BadConfig as problem:
+            raise self.malformed(inside, str(problem)) from None
 
     def _named(self, inside: str, pairs: Iterable[str]) -> dict[str, Any]:
         """Component -> number, of ``unet=0.8``, ``te=0.3``."""

@@ -110,6 +110,12 @@ class Script:
                 said.append((step, words))
         return said
 
+    def changes(self, text: str) -> bool:
+        """Says whether a text is among the words that change."""
+        changing = (node for node in _every(self.nodes) if isinstance(node, (Switch, Turns)))
+        inside = (one for node in changing for nodes in _inside(node) for one in _every(nodes))
+        return any(isinstance(one, Text) and text in one.text for one in inside)
+
     @property
     def breaks(self) -> bool:
         """Whether a new chunk is asked for."""
