@@ -50,7 +50,7 @@ def emphasised(states: Tensor, weights: Tensor, mask: Tensor | None = None) -> T
     counts = torch.ones_like(weights, dtype=exact) if mask is None else mask.to(exact)
     before, after = ((one * counts[..., None]).sum(dim=(1, 2)) for one in (plain, changed))
     ratio = torch.where(after == 0, torch.ones_like(after), before / after)
-    touched = (weights != 1).any(dim=1)[:, None, None]
+    touched = (weights != 1).any(dim=1)[:, None, None] & (counts != 0)[..., None]
     return torch.where(touched, (changed * ratio[:, None, None]).to(states.dtype), states)
 
 
