@@ -36,6 +36,7 @@ class Wanted:
         prompt: with its tags.
         seed: from 0 on; None or -1 draws one, which the picture's texts say.
         blend: the adapters that act; None: the current blend. Tags in the prompt win over it.
+        normalize: whether its strengths are lowered where its adapters add up; None: they are not.
         negative: what guidance leads away from.
         steps: denoising steps.
         guidance: scale of classifier-free guidance.
@@ -56,6 +57,7 @@ class Wanted:
     prompt: str
     seed: int | None = 0
     blend: BlendLike | str | None = None
+    normalize: bool | None = None
     negative: str | None = None
     steps: int | None = None
     guidance: float | None = None

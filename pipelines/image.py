@@ -106,6 +106,7 @@ class ImagePipeline(Pipeline):
         prompt: str | Sequence[str],
         *,
         blend: BlendLike | str | Sequence[BlendLike] | None = None,
+        normalize: bool = False,
         seeds: int | Sequence[int | None] | None = (0,),
         steps: int | None = None,
         guidance: float | None = None,
@@ -135,6 +136,8 @@ class ImagePipeline(Pipeline):
                 ``{a|b}`` and ``__file__`` are drawn for each picture (docs/prompts.md has all forms).
             blend: ``None``: the current blend; a dict; the name of one adapter; or one dict per picture. A list of
                 numbers as a strength has one entry per picture.
+            normalize: whether strengths are lowered where adapters add up, so that 1.0 + 1.0 does not burn
+                (:func:`studio.normalized`); the pictures' texts hold the strengths that acted.
             seeds: whole numbers from 0 on; None or -1 draws one, which the picture's texts say.
             steps: denoising steps; ``None``: the base's own.
             guidance: scale of classifier-free guidance; 1 is the prompt alone. ``None``: the base's own.
@@ -175,7 +178,8 @@ class ImagePipeline(Pipeline):
             StudioError: the model gave no finite numbers.
         """
         made = self.generate_iter(
-            prompt, blend=blend, seeds=seeds, steps=steps, guidance=guidance, embedded_guidance=embedded_guidance,
+            prompt, blend=blend, normalize=normalize, seeds=seeds, steps=steps, guidance=guidance,
+            embedded_guidance=embedded_guidance,
             negative=negative, width=width, height=height, batch_size=batch_size, scheduler=scheduler, image=image,
             strength=strength, mask=mask, upscale=upscale, upscale_strength=upscale_strength,
             upscale_steps=upscale_steps, wildcards=wildcards, attention=attention, on_step=on_step,
@@ -188,6 +192,7 @@ class ImagePipeline(Pipeline):
         prompt: str | Sequence[str],
         *,
         blend: BlendLike | str | Sequence[BlendLike] | None = None,
+        normalize: bool = False,
         seeds: int | Sequence[int | None] | None = (0,),
         steps: int | None = None,
         guidance: float | None = None,
@@ -233,7 +238,8 @@ class ImagePipeline(Pipeline):
         blends = deal_blend(blend, [None] * len(written), core.current_blend(self.pipe), read=read)
         wanted = [
             Wanted(
-                prompt=text, seed=seed, blend=acting, negative=other, steps=steps, guidance=guidance, width=width,
+                prompt=text, seed=seed, blend=acting, normalize=normalize, negative=other, steps=steps,
+                guidance=guidance, width=width,
                 embedded_guidance=embedded_guidance, height=height, scheduler=scheduler, image=image,
                 strength=strength, mask=mask, upscale=upscale, upscale_strength=upscale_strength,
                 upscale_steps=upscale_steps, wildcards=wildcards,

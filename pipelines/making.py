@@ -16,6 +16,7 @@ from studio.errors import BadConfig
 from studio.families import Base
 from studio.pipelines.asking import StartingPictures, Wanted, request_of
 from studio.pipelines.blends import deal_blend
+from studio.pipelines.burning import Holder, burn_remarks
 from studio.pipelines.describe import describe
 from studio.pipelines.drawing import Drawing
 from studio.pipelines.prompt import TaggedPrompt, check_changes, parse_prompt
@@ -82,7 +83,7 @@ def make(
             steps=request.steps,
         )
     ]  # fmt: skip
-    for remark in dict.fromkeys(said):
+    for remark in dict.fromkeys([*said, *_burning(base, requests)]):
         warnings.warn(remark, Remark, stacklevel=4)
     return _described(base, sources, wanted, requests, rows, made)
 
@@ -105,14 +106,22 @@ def _described(
         yield Made(picture.index, Drawing.of(picture.image, texts))
 
 
+def _burning(base: Base, requests: Sequence[Request]) -> list[str]:
+    by_steps: dict[int, list[Mapping[str, Any] | None]] = {}
+    for request in requests:
+        by_steps.setdefault(request.steps, []).append(request.blend)
+    return [said for steps, blends in by_steps.items() for said in burn_remarks(base, blends, steps=steps)]
+
+
 def _requests(base: Base, wanted: Sequence[Wanted]) -> list[Request]:
     read, current = functools.cache(functools.partial(read_tags, base)), current_blend(base.pipe)
     strength = functools.partial(read_strength, base.pipe)
-    starts, requests = StartingPictures(base), []
+    starts, holder, requests = StartingPictures(base), Holder(base), list[Request]()
     for one in wanted:
         assert one.resolved is not None, "make has settled it"
         tagged, away = read(one.resolved[0]), _read_negative(base, one.resolved[1])
         (blend,) = deal_blend(one.blend, [tagged.blend], current, read=strength)
+        blend = holder.held(blend) if one.normalize else blend
         given = starts.of(one)
         requests.append(request_of(base, one, text=tagged.text, negative=away, blend=blend, given=given))
     return requests

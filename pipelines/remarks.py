@@ -18,7 +18,7 @@ _AND: Final = re.compile(r"\bAND\b")
 
 
 class Remark(UserWarning):
-    """Something that was asked for has no effect."""
+    """Something that was asked for has no effect, or is likely to spoil the picture."""
 
 
 def remarks(

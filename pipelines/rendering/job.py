@@ -34,6 +34,7 @@ class Job:
         seed: from 0 on.
         blend: how strongly which adapters act, by name: a number, a :class:`~studio.adapters.Strength`, the text that
             stands behind the name in a tag (``"unet=0.8:te=0.3"``), or diffusers' table of blocks.
+        normalize: whether strengths are lowered where adapters add up.
         adapters: the files of the adapters that it needs, by name; paths as they were found.
         negative: what guidance leads away from.
         steps: denoising steps. guidance: guidance scale. embedded_guidance: as a distilled base takes it.
@@ -53,6 +54,7 @@ class Job:
     base: str
     seed: int = 0
     blend: Mapping[str, Any] = field(default_factory=dict)
+    normalize: bool | None = None
     adapters: Mapping[str, str] = field(default_factory=dict)
     negative: str | None = None
     steps: int | None = None
@@ -130,6 +132,14 @@ def _whole(least: int, most: int = LARGEST_SEED) -> Callable[[Any], int]:
     return read
 
 
+def _choice(value: Any) -> bool:
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    found = value if isinstance(value, bool) else words.get(str(value).strip().lower())
+    if found is None:
+        raise _Wrong("is neither true nor false")
+    return found
+
+
 def _blend(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         value = _words(value)
@@ -162,7 +172,8 @@ def _strength(name: str, value: Any) -> Any:
 
 
 FIELDS: Final[Mapping[str, Callable[[Any], Any]]] = {
-    "prompt": _text, "base": _path, "seed": _whole(0), "blend": _blend, "negative": _text, "steps": _whole(1),
+    "prompt": _text, "base": _path, "seed": _whole(0), "blend": _blend, "normalize": _choice, "negative": _text,
+    "steps": _whole(1),
     "guidance": _number, "embedded_guidance": _number, "width": _whole(1), "height": _whole(1), "scheduler": _text,
     "image": _path, "strength": _number, "mask": _path, "upscale": _number, "upscale_strength": _number,
     "upscale_steps": _whole(1), "wildcards": _path,

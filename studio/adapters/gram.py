@@ -26,11 +26,12 @@ _AT_ONCE: Final = 8 << 20  # numbers of factors that are multiplied at once
 
 
 @torch.no_grad()
-def grams(layers: Sequence[Carried], count: int) -> Tensor:
+def grams(layers: Sequence[Carried], count: int, *, exact: bool = True) -> Tensor:
     """Returns the Gram matrix of every layer, ``(layers, count, count)`` in fp64 on the CPU.
 
     Args:
         layers: the layers, with the adapters to compare. count: how many adapters there are, over all layers.
+        exact: whether pairs are multiplied in fp64, where the device has it; else in fp32.
 
     Raises:
         DoesNotFit: a weight that a method's change is made of is offloaded.
@@ -38,7 +39,7 @@ def grams(layers: Sequence[Carried], count: int) -> Tensor:
     found = torch.zeros(len(layers), count, count, dtype=torch.float64)
     read = [{i: one(type(one).factors) for i, one in own.items() if one.fused} for _, own in layers]
     for alike in _alike(read):
-        _add_pairs(found, alike, [read[place] for place in alike])
+        _add_pairs(found, alike, [read[place] for place in alike], exact)
     for place, (mount, own) in enumerate(layers):
         rest = {i: one for i, one in own.items() if not one.fused}
         if rest or any(pair.bias is not None for pair in read[place].values()):
@@ -60,15 +61,16 @@ def _alike(read: Sequence[Mapping[int, Factors]]) -> Iterator[list[int]]:
             yield places[first : first + most]
 
 
-def _add_pairs(found: Tensor, places: list[int], read: list[Mapping[int, Factors]]) -> None:
+def _add_pairs(found: Tensor, places: list[int], read: list[Mapping[int, Factors]], exact: bool) -> None:
     """Adds ``tr(U_iᵀ U_j · D_j D_iᵀ)`` of layers whose pairs are of the same shapes."""
     numbers = list(read[0])
+    dtype = _wide(read[0][numbers[0]].up) if exact else torch.float32
     ups, downs, ranks = [], [], []
     for i in numbers:
         up, down = torch.stack([pairs[i].up for pairs in read]), torch.stack([pairs[i].down for pairs in read])
-        scales = torch.tensor([pairs[i].scale for pairs in read], device=up.device).to(_wide(up))
-        ups.append(up.to(_wide(up)) * scales.reshape(-1, *(1,) * (up.dim() - 1)))
-        downs.append(down.flatten(up.dim() - 1).to(_wide(up)))
+        scales = torch.tensor([pairs[i].scale for pairs in read], device=up.device).to(dtype)
+        ups.append(up.to(dtype) * scales.reshape(-1, *(1,) * (up.dim() - 1)))
+        downs.append(down.flatten(up.dim() - 1).to(dtype))
         ranks.append(up.shape[-1])
     up, down = torch.cat(ups, dim=-1), torch.cat(downs, dim=-2)
     products = (up.mT @ up) * (down @ down.mT)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from studio.adapters.contract.strength import Strength, StrengthLike
 from studio.adapters.hosting.turns import turn
-from studio.adapters.overlap import Overlap, block_of, joined, one_blend, overlaps, without_change
+from studio.adapters.overlap import Overlap, by_block, joined, one_blend, overlaps, without_change
 from studio.errors import NoEffect
 
 __all__ = ["BURNS", "FIGHTS", "BlendReport", "blend_report", "cells", "heading", "warnings_of"]
@@ -42,10 +42,7 @@ class BlendReport:
     @cached_property
     def blocks(self) -> tuple[Overlap, ...]:
         """The same by block (:func:`~studio.adapters.overlap.block_of`)."""
-        found: dict[str, list[Overlap]] = {}
-        for site in self.sites:
-            found.setdefault(block_of(site.place), []).append(site)
-        return tuple(joined(sites, block) for block, sites in found.items())
+        return by_block(self.sites)
 
     @cached_property
     def whole(self) -> Overlap:
@@ -124,7 +121,7 @@ def warnings_of(whole: Overlap, blocks: tuple[Overlap, ...]) -> list[str]:
         where = f", most in {_places(burning)}" if burning and len(burning) < len(blocks) else ""
         said.append(
             f"{names} add up: together they move the weights {whole.growth:.2f} times as far as the strongest by "
-            f"itself{where}; where pictures burn, normalize the blend or lower the strengths"
+            f"itself{where}; where pictures burn, normalize the blend (normalize=True, --normalize) or lower the strengths"
         )
     for pair, cosine in whole.cosines.items():
         fighting = [block for block in blocks if block.cosines.get(pair, 0.0) <= FIGHTS]

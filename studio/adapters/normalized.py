@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from studio.adapters.contract.strength import Strength, StrengthLike
 from studio.adapters.hosting.turns import turn
-from studio.adapters.overlap import Overlap, block_of, joined, one_blend, overlaps
+from studio.adapters.overlap import Overlap, by_block, one_blend, overlaps
 
 __all__ = ["normalized"]
 
@@ -53,11 +53,7 @@ def normalized(model: Any, blend: Mapping[str, StrengthLike] | str | None = None
 
 def _burning(sites: Iterable[Overlap]) -> list[Overlap]:
     """The blocks where the sum goes further than the strongest of its adapters."""
-    found: dict[str, list[Overlap]] = {}
-    for site in sites:
-        found.setdefault(block_of(site.place), []).append(site)
-    blocks = [joined(inside, block) for block, inside in found.items()]
-    return [block for block in blocks if block.growth > 1.0 + _ROUNDING]
+    return [block for block in by_block(sites) if block.growth > 1.0 + _ROUNDING]
 
 
 def _lowered(name: str, strength: Strength, places: Iterable[Overlap]) -> Strength:

@@ -21,7 +21,7 @@ from studio.adapters.gram import Carried, grams
 from studio.adapters.hosting.attached import assemblies, check_unbaked, whole_path
 from studio.adapters.hosting.mount import Mount
 
-__all__ = ["Overlap", "block_of", "joined", "one_blend", "overlaps", "without_change"]
+__all__ = ["Overlap", "block_of", "by_block", "joined", "one_blend", "overlaps", "without_change"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,13 +93,16 @@ class Overlap:
         return self.acting.diagonal().clamp(min=0).sqrt()
 
 
-def overlaps(model: Any, strengths: Mapping[str, Strength], *, base: bool = True) -> Iterator[Overlap]:
+def overlaps(
+    model: Any, strengths: Mapping[str, Strength], *, base: bool = True, exact: bool = True
+) -> Iterator[Overlap]:
     """Yields what the adapters of a blend do, layer by layer; a pipeline's paths have the component in front.
 
     Args:
         model: the model or pipeline.
         strengths: the blend, as :func:`one_blend` reads it.
         base: whether the base's norms are computed as well, which reads all of its adapted weights.
+        exact: see :func:`~studio.adapters.gram.grams`.
 
     Raises:
         DoesNotFit: a blend is baked into the weights, or a weight that a method's change is made of is offloaded.
@@ -110,7 +113,7 @@ def overlaps(model: Any, strengths: Mapping[str, Strength], *, base: bool = True
     places, layers, levels = _acting(model, strengths, names)
     if not layers:
         return
-    own, each = grams(layers, len(names)), torch.tensor(levels, dtype=torch.float64)
+    own, each = grams(layers, len(names), exact=exact), torch.tensor(levels, dtype=torch.float64)
     acting = own * each[:, :, None] * each[:, None, :]
     for place, (mount, _), one, moved in zip(places, layers, own, acting, strict=True):
         yield Overlap(place, 1, names, one, moved, _base_norm(mount) if base else None)
@@ -134,6 +137,18 @@ def _acting(
                 layers.append((mount, here))
                 levels.append([numbers.get(i, 0.0) for i in range(len(names))])
     return places, layers, levels
+
+
+def by_block(sites: Iterable[Overlap]) -> tuple[Overlap, ...]:
+    """Returns layers as blocks (:func:`block_of`), in the order of the layers.
+
+    Args:
+        sites: the layers of one blend.
+    """
+    found: dict[str, list[Overlap]] = {}
+    for site in sites:
+        found.setdefault(block_of(site.place), []).append(site)
+    return tuple(joined(inside, block) for block, inside in found.items())
 
 
 def joined(places: Iterable[Overlap], place: str) -> Overlap:

@@ -44,6 +44,7 @@ __all__ = ["generate"]
 @click.argument("base")
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
 @adapter_option
+@click.option("--normalize", is_flag=True, help="Lower strengths where adapters add up: 1.0 + 1.0 does not burn.")
 @click.option(
     "--seeds",
     type=SEEDS,
@@ -96,6 +97,7 @@ def generate(
     base: str,
     prompts: tuple[str, ...],
     adapters: tuple[AdapterWord, ...],
+    normalize: bool,
     seeds: tuple[int, ...],
     seed: tuple[int, ...] | None,
     steps: int | None,
@@ -139,12 +141,14 @@ def generate(
         saving=click.get_current_context().obj,
     )  # fmt: skip
     used = [load_adapter(pipe, word, show, allow_partial=allow_partial, pickled=pickled) for word in adapters]
-    _look_at(pipe, prompts, negative, guidance, show)
+    blends = _look_at(pipe, prompts, negative, guidance, show)
+    if not normalize:
+        _note_burning(pipe, blends, steps, show)
     width, height = resolution or (None, None)
     draw = partial(
         pipe.generate, steps=steps, guidance=guidance, embedded_guidance=embedded_guidance, negative=negative,
         width=width, height=height, batch_size=batch_size, scheduler=scheduler, image=image, strength=strength,
-        mask=mask,
+        mask=mask, normalize=normalize,
     )  # fmt: skip
     images, made = list[Any](), list[dict[str, Any]]()
     with _progress(show, len(files)) as advance:
@@ -191,15 +195,27 @@ def _drawn(
 
 def _look_at(
     pipe: ImagePipeline, prompts: Sequence[str], negative: str | None, guidance: float | None, show: Show
-) -> None:
-    """Reads all tags before the first picture, so that a slip in the last costs nothing; says what has no effect."""
+) -> list[Any]:
+    """Reads all tags before the first picture, so that a slip in the last costs nothing; says what has no effect.
+
+    Returns the blends that the tags say, None where there are none.
+    """
     from studio.pipelines import parse_prompt
     from studio.pipelines.remarks import remarks
 
-    for prompt in prompts:
-        parse_prompt(prompt, pipe.adapters, denoiser=pipe.base.family.denoiser, encoders=pipe.base.family.readers)
+    denoiser, encoders = pipe.base.family.denoiser, pipe.base.family.readers
+    read = [parse_prompt(prompt, pipe.adapters, denoiser=denoiser, encoders=encoders).blend for prompt in prompts]
     _note_triggers(pipe, prompts, show)
     for remark in remarks(prompts, negative=negative, guidance=pipe.base.guidance if guidance is None else guidance):
+        show.note(remark)
+    return read
+
+
+def _note_burning(pipe: ImagePipeline, blends: Sequence[Any], steps: int | None, show: Show) -> None:
+    """Says which blends are predicted to spoil the pictures."""
+    from studio.pipelines.burning import burn_remarks
+
+    for remark in burn_remarks(pipe.base, blends, steps=pipe.base.defaults.steps if steps is None else steps):
         show.note(remark)
 
 

@@ -1,0 +1,99 @@
+"""Blends that are weighed before they are drawn with: held to their strongest adapter, or remarked on."""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from studio.adapters import Strength, current_blend
+from studio.adapters.contract.strength import as_strength
+from studio.adapters.hosting.attached import assemblies
+from studio.adapters.interference import warnings_of
+from studio.adapters.normalized import normalized
+from studio.adapters.overlap import by_block, joined, overlaps
+from studio.families import Base
+
+__all__ = ["Holder", "burn_remarks"]
+
+_FEW: Final = 8  # steps; under that weighing a blend would cost more than a hundredth of the first picture
+_MOST: Final = 64  # blends of a pipeline whose remarks are remembered
+
+
+class Holder:
+    """Holds blends to the strongest of their adapters (:func:`studio.normalized`), each once.
+
+    Args:
+        base: on which the adapters are.
+    """
+
+    def __init__(self, base: Base) -> None:
+        self.base = base
+        self._held: dict[str, dict[str, Strength]] = {}
+
+    def held(self, blend: Mapping[str, Strength] | None) -> dict[str, Strength]:
+        """Returns a blend with its strengths lowered where its adapters add up.
+
+        Args:
+            blend: the blend; None: the current one.
+
+        Raises:
+            DoesNotFit: its strengths differ by moment or place, or a blend is baked into the weights.
+        """
+        pipe = self.base.pipe
+        acting = current_blend(pipe) if blend is None else blend
+        if repr(acting) not in self._held:
+            self._held[repr(acting)] = normalized(pipe, acting)
+        return self._held[repr(acting)]
+
+
+def burn_remarks(base: Base, blends: Iterable[Mapping[str, Any] | None], *, steps: int) -> list[str]:
+    """Returns what is predicted of blends from the weights of their adapters: that they burn, or undo each other.
+
+    Growth from 1.3 on and cosines down to -0.35 are remarked on (:mod:`studio.adapters.interference`). Nothing is said
+    of what would take long to tell: of few steps, of methods that are no factor pairs, of strengths that change while a
+    picture is denoised; nor of adapters that are being trained.
+
+    Args:
+        base: which draws. blends: of the pictures; None: the current one. steps: denoising steps of each.
+    """
+    if steps < _FEW:
+        return []
+    return list(dict.fromkeys(remark for blend in blends for remark in _remarks(base, blend)))
+
+
+def _remarks(base: Base, blend: Mapping[str, Any] | None) -> list[str]:
+    given = current_blend(base.pipe) if blend is None else {name: as_strength(one) for name, one in blend.items()}
+    acting = {name: one for name, one in given.items() if one.value}
+    if len(acting) < 2 or not all(one.constant for one in acting.values()) or not _is_quick(base, acting):
+        return []
+    records = tuple(record for one in assemblies(base.pipe).values() for record in one.records.items())
+    known = _KNOWN.setdefault(base.pipe, OrderedDict())
+    key = repr(acting)
+    if key not in known or known[key][0] != [(name, id(record)) for name, record in records]:
+        sites = list(overlaps(base.pipe, acting, base=False, exact=False))
+        blocks = by_block(sites)
+        found = warnings_of(joined(sites, ""), blocks) if sites else []
+        # the records are kept, so that none of another adapter gets their identity
+        known[key] = [(name, id(record)) for name, record in records], records, found
+        if len(known) > _MOST:
+            known.popitem(last=False)
+    return list(known[key][2])
+
+
+_KNOWN: Final[weakref.WeakKeyDictionary[Any, OrderedDict[str, tuple[Any, Any, list[str]]]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _is_quick(base: Base, names: Iterable[str]) -> bool:
+    """Whether the adapters are frozen factor pairs, live on their layers."""
+    wanted = set(names)
+    for assembly in assemblies(base.pipe).values():
+        if assembly.baked is not None:
+            return False
+        for name in wanted & assembly.records.keys():
+            if not all(one.fused and not one.trainable for _, one in assembly.adapters(name)):
+                return False
+    return True
