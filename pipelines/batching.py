@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from studio.families import Base
+from studio.pipelines.acting import shared_blend
 from studio.pipelines.prompting.spoken import spoken
 from studio.pipelines.request import Request
 
@@ -27,7 +28,7 @@ def batches(base: Base, requests: Sequence[Request], rows: int) -> Iterator[list
         sizes = (request.width, request.height, request.steps, request.guidance, request.embedded)
         given = request.given
         start = None if given is None else (given.strength, given.mask is None)
-        key = (blend, *sizes, scheduler, start, spoken(base, request).lengths)
+        key = (shared_blend(base, request), *sizes, scheduler, start, spoken(base, request).lengths)
         groups.setdefault(key, []).append(index)
     for members in groups.values():
         for first in range(0, len(members), rows):

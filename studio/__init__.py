@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         bake,
         blend,
         blended,
+        blended_samples,
         block_weights,
         detach,
         grow,
@@ -49,6 +50,7 @@ _HOMES = {
     "studio.adapters": (
         "attach", "detach", "blend", "blended", "grow", "trainable", "state", "bake", "unbake", "sample_rows",
         "quantize", "Strength", "Schedule", "METHODS", "at_progress", "block_weights",
+        "blended_samples",
     ),
     "studio.adapters.interference": ("blend_report", "BlendReport"),
     "studio.adapters.normalized": ("normalized",),
@@ -72,6 +74,7 @@ __all__ = [
     "blend",
     "blend_report",
     "blended",
+    "blended_samples",
     "block_weights",
     "detach",
     "grow",

@@ -29,6 +29,7 @@ from studio.adapters.grow import grow
 from studio.adapters.info import AdapterInfo, TrainableReport, adapters, site_of, state, trainable
 from studio.adapters.methods import *  # noqa: F403  (the configs of all methods)
 from studio.adapters.quantize import QuantizeReport, quantize
+from studio.adapters.samples import blended_samples
 from studio.adapters.sites.quantized import GroupQuantizedLinear
 from studio.adapters.sites.site import Site
 from studio.adapters.tokens.wiring import for_tasks
@@ -54,6 +55,7 @@ __all__ = [
     "bake",
     "blend",
     "blended",
+    "blended_samples",
     "block_weights",
     "current_blend",
     "detach",

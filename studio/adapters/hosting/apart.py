@@ -7,21 +7,33 @@ and its own input alone, and not on which blends its neighbours have, nor on its
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from studio.adapters.contract.adapter import Adapter, Delta
-from studio.adapters.hosting.plan import Plan, use
+from studio.adapters.hosting.levels import Levels
+from studio.adapters.hosting.plan import Plan, Stacked, use
+from studio.adapters.sites.site import Site
 from studio.errors import DoesNotFit
-
-if TYPE_CHECKING:
-    from studio.adapters.hosting.mount import Mount
 
 __all__ = ["SharedLayer", "changed_apart", "moved_apart", "other_rows"]
 
 _ALIGNED = 64  # bytes; vectorised products of memory that begins elsewhere give other last bits
+
+
+class Host(Protocol):
+    """What is asked of a layer's mount."""
+
+    site: Site
+    levels: Levels
+
+    def stacked(self, plan: Plan, dtype: torch.dtype) -> Stacked:
+        """Returns the stacked factors of a plan."""
+
+    def raised(self, x: Tensor, y: Tensor, plan: Plan, *, own: bool = False, stacked: Stacked | None = None) -> Tensor:
+        """Returns ``y`` and what the pairs of a plan change."""
 
 
 class SharedLayer(DoesNotFit):
@@ -40,7 +52,7 @@ def other_rows(path: str, named: int, called: int) -> SharedLayer:
     )
 
 
-def moved_apart(mount: Mount, x: Tensor, plan: Plan) -> Tensor:
+def moved_apart(mount: Host, x: Tensor, plan: Plan) -> Tensor:
     """Returns what the base is called with: each row of ``x`` moved as its own blend says.
 
     Args:
@@ -68,7 +80,7 @@ def _moved(total: Tensor, x: Tensor, plan: Plan) -> Tensor:
     return total
 
 
-def changed_apart(mount: Mount, x: Tensor, y: Tensor, plan: Plan, own: bool) -> Tensor:
+def changed_apart(mount: Host, x: Tensor, y: Tensor, plan: Plan, own: bool) -> Tensor:
     """Returns ``y`` with each row changed as its own blend says.
 
     Args:
@@ -84,30 +96,32 @@ def changed_apart(mount: Mount, x: Tensor, y: Tensor, plan: Plan, own: bool) -> 
     operands = mount.site.operands(y) if any(one.others for _, one in groups) else None
     deltas: dict[Adapter, Delta] = {}
     if plan.uniform and y.shape[0] != plan.count and not _flat(mount, plan, y):
-        return _changed(mount, x, y, groups[0][1], operands, deltas, own=False)
+        return _changed(mount, x, y, groups[0][1], operands, deltas, None, own=False)
     each, total = _each(mount, y, plan), y if own else y.clone()
     for rows, one in groups:
+        stacked = mount.stacked(one, y.dtype) if one.pairs else None
         for row in rows:
             place = total[row * each : (row + 1) * each]
             part = _aligned(place)
-            made = _changed(mount, _rows_of(x, y, row, each), part, one, operands, deltas, own=not one.others)
+            made = _changed(mount, _rows_of(x, y, row, each), part, one, operands, deltas, stacked, own=not one.others)
             if made.data_ptr() != place.data_ptr():
                 place.copy_(made)
     return total
 
 
 def _changed(
-    mount: Mount,
+    mount: Host,
     x: Tensor,
     y: Tensor,
     plan: Plan,
     operands: tuple[Tensor, Tensor | None] | None,
     deltas: dict[Adapter, Delta],
+    stacked: Stacked | None,
     *,
     own: bool,
 ) -> Tensor:
     """``y`` under one blend; the change to a weight is computed once for all rows."""
-    total = mount.raised(x, y, plan, own=own) if plan.pairs else y
+    total = mount.raised(x, y, plan, own=own, stacked=stacked) if plan.pairs else y
     for adapter, number in plan.others:
         weight, bias = cast("tuple[Tensor, Tensor | None]", operands)
         kind, number = type(adapter), cast(float, number)
@@ -120,7 +134,7 @@ def _changed(
     return total
 
 
-def _each(mount: Mount, y: Tensor, plan: Plan) -> int:
+def _each(mount: Host, y: Tensor, plan: Plan) -> int:
     """How much of the first axis belongs to a row: 1, or its tokens where those of all rows stand in one row."""
     if y.shape[0] == plan.count:
         return 1
@@ -129,7 +143,7 @@ def _each(mount: Mount, y: Tensor, plan: Plan) -> int:
     raise other_rows(mount.site.path, plan.count, y.shape[0])
 
 
-def _flat(mount: Mount, plan: Plan, y: Tensor) -> bool:
+def _flat(mount: Host, plan: Plan, y: Tensor) -> bool:
     return y.shape[0] % plan.count == 0 and mount.levels.flat(mount.site.path)
 
 

@@ -8,7 +8,7 @@ so that it is copied and pickled with it. While anything is attached, the base's
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
@@ -86,11 +86,27 @@ class Assembly:
 
         Raises:
             BadConfig: a strength that means nothing for its method.
+            DoesNotFit: the samples of a batch have blends of their own by now.
         """
+        if self.levels.samples is not None:
+            raise DoesNotFit("a batch is being computed whose samples have blends of their own; wait for its end")
         for name, strength in strengths.items():
             if name in self.records:
                 self.records[name].config.adapter.check_strength(name, strength)
         self.levels.set(strengths)
+
+    def set_samples(self, blends: Sequence[Mapping[str, Strength]]) -> None:
+        """Sets the blend of each sample of a batch.
+
+        Raises:
+            BadConfig: a strength that means nothing for its method.
+        """
+        here = [{name: one[name] for name in one if name in self.records} for one in blends]
+        for blend in here:
+            for name, strength in blend.items():
+                self.records[name].config.adapter.check_strength(name, strength)
+        self.levels.samples = tuple(here)
+        self.levels.touch()
 
     # -- mounting ----------------------------------------------------------------------------------------------------
 

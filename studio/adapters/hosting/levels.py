@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from studio.adapters.contract.mask import Mask
 from studio.adapters.contract.schedule import When
 from studio.adapters.contract.strength import Strength
 from studio.adapters.hosting.groups import Group, blends_of, grouped
+from studio.adapters.hosting.regions import Regions
 from studio.errors import DoesNotFit
 
 __all__ = ["Levels"]
@@ -31,6 +33,8 @@ class Levels:
         rows: which sample every row of a batch belongs to; None where every row is a sample of its own.
         flat: says of a path whether the layer there is called with the tokens of all rows as one row.
         acting: the names of all that are on for some sample, in the order of the model.
+        masks: adapter -> the part of the picture that it acts in, of those that do not act in all of it.
+        regions: knows where in the picture tokens are; None while no picture is drawn.
         factors: adapter -> path -> a factor of that layer's own, beside the strength; 1 where there is none.
         muted: adapter -> the layers where it does not act, whatever its strength.
         silent: the layers where no adapter acts.
@@ -48,6 +52,8 @@ class Levels:
         self.rows: tuple[int, ...] | None = None
         self.flat: Callable[[str], bool] = _never
         self.acting: tuple[str, ...] = ()
+        self.masks: dict[str, Mask] = {}
+        self.regions: Regions | None = None
         self.factors: dict[str, dict[str, float]] = {}
         self.muted: dict[str, set[str]] = {}
         self.silent: set[str] = set()
@@ -68,7 +74,7 @@ class Levels:
 
     def move(self, when: When | None) -> None:
         """Says where in the denoising the model stands; where a schedule then says another number, layers plan anew."""
-        scheduled = {one for blend in self._blends() for one in blend.values() if one.schedule is not None}
+        scheduled = {one for blend in self.blends() for one in blend.values() if one.schedule is not None}
         moved = any(one.then(self.when) != one.then(when) for one in scheduled)
         self.when = when
         if moved:
@@ -132,6 +138,29 @@ class Levels:
             )
         return number * factor
 
+    def within(self, name: str, path: str) -> float:
+        """Returns the strength of an adapter at a layer in the part of the picture that it acts in.
+
+        Raises:
+            DoesNotFit: the rows of a batch have blends of their own.
+        """
+        number = self.coefficient(name, path)
+        if self._groups is not None or not isinstance(number, float):
+            raise DoesNotFit(
+                f"the strength of {name!r} has a mask, and the samples of this batch have strengths of their own; draw "
+                "them in batches of their own"
+            )
+        return number
+
+    def check_uncompiled(self) -> None:
+        """Checks that no adapter acts in a part of the picture.
+
+        Raises:
+            DoesNotFit: one does.
+        """
+        if self.masks:
+            raise DoesNotFit("a model that is compiled has no regions; draw with masks on a base that is not compiled")
+
     # -- the same as tensors, which a compiled graph can read ----------------------------------------------------------
 
     def tensor(self, path: str, names: tuple[str, ...]) -> Tensor:
@@ -158,7 +187,7 @@ class Levels:
     def touch(self) -> None:
         """Makes every layer plan anew at its next call, and brings the tensors up to date."""
         self._settle()
-        blends, own = self._blends(), (self.silent, *self.factors.values(), *self.muted.values())
+        blends, own = self.blends(), (self.silent, *self.factors.values(), *self.muted.values())
         self.by_path = any(own) or any(strength.blocks for one in blends for strength in one.values())
         self._count()  # after what is read by those who then plan anew
         wanted = self._shared
@@ -169,15 +198,17 @@ class Levels:
         for key, device in wanted.items():
             self._write(key, device)
 
-    def _blends(self) -> Sequence[Mapping[str, Strength]]:
+    def blends(self) -> Sequence[Mapping[str, Strength]]:
+        """Returns the blends that act: of each sample, or the one of all."""
         return (self.strengths,) if self.samples is None else self.samples
 
     def _settle(self) -> None:
         """Notes who acts, and which rows have which blend."""
-        blends = self._blends()
+        blends = self.blends()
         self.acting = tuple(name for name in self._order if any(name in one for one in blends))
         apart = blends_of(self.strengths) if self.samples is None else self.samples
         self._groups = None if apart is None or self.baked is not None else grouped(apart, self.rows)
+        self.masks = {name: one.mask for blend in blends for name, one in blend.items() if one.mask is not None}
         self._known = {}
 
     def _count(self) -> None:
@@ -203,7 +234,7 @@ class Levels:
 
     def _read(self, key: tuple[str, ...]) -> Tensor:
         path, *names = key
-        waits = {name for blend in self._blends() for name, one in blend.items() if one.then(self.when) is None}
+        waits = {name for blend in self.blends() for name, one in blend.items() if one.then(self.when) is None}
         # no number is right for one that waits to be told where the denoising stands; this one cannot go unnoticed
         found = [math.nan if name in waits else self.coefficient(name, path) for name in names]
         rows = next((level.shape[0] for level in found if isinstance(level, Tensor)), None)

@@ -29,6 +29,7 @@ from studio.adapters.hosting.plan import (
     Acting,
     Coefficient,
     FactorStack,
+    Masked,
     Pair,
     Plan,
     Sources,
@@ -38,6 +39,7 @@ from studio.adapters.hosting.plan import (
     spread,
     use,
 )
+from studio.adapters.hosting.regions import act_within, check_masked
 from studio.adapters.sites.site import Site
 
 __all__ = ["MOUNT", "Adapters", "Mount"]
@@ -120,7 +122,11 @@ class Mount:
         version = levels.version  # first: what changes meanwhile makes it old
         adapters = cast("dict[str, Adapter]", self.adapters._modules)
         here = [(name, adapters[name]) for name in levels.acting if name in adapters]
-        plan = Plan(version, training, [(adapter, levels.coefficient(name, path)) for name, adapter in here])
+        found = [(adapter, levels.coefficient(name, path)) for name, adapter in here if name not in levels.masks]
+        masked = [
+            Masked(one, levels.within(name, path), levels.masks[name]) for name, one in here if name in levels.masks
+        ]
+        plan = Plan(version, training, found, masked)
         groups = levels.groups()
         if groups is not None:
             plan.count, plan.apart = sum(len(group.rows) for group in groups), []
@@ -151,7 +157,7 @@ class Mount:
 
     def acts(self) -> bool:
         """Says whether any adapter acts on the layer under the current blend."""
-        return bool(self.prepare().acting)
+        return bool(self.prepare().acting or self.prepare().masked)
 
     def follows(self, weights: Collection[int]) -> bool:
         """Says whether what acts here acts on one of ``weights`` (by ``id``) as a whole, wherever that is used."""
@@ -197,6 +203,7 @@ class Mount:
             y: the base's output ``(batch, ..., rows)``.
         """
         if torch.compiler.is_compiling():
+            self.levels.check_uncompiled()
             self.called = True
             pairs, others = self._in_graph(y.dtype)
             total = self._raised_by_tensor(x, y, factors_of(pairs)) if pairs else y
@@ -207,8 +214,10 @@ class Mount:
         own = self.site.hosting == "layer" and not torch.is_grad_enabled()
         if plan.apart is not None and not torch.is_grad_enabled():
             return changed_apart(self, x, y, plan, own)
-        total = self.raised(x, y, plan, own=own and not plan.others) if plan.pairs else y
-        return self._changed_by(plan.others, x, y, total) if plan.others else total
+        alone = not (plan.others or plan.masked)
+        total = self.raised(x, y, plan, own=own and alone) if plan.pairs else y
+        total = self._changed_by(plan.others, x, y, total) if plan.others else total
+        return act_within(self.levels.regions, self.site, plan.masked, x, y, total) if plan.masked else total
 
     def _changed_by(self, others: Acting, x: Tensor, y: Tensor, total: Tensor) -> Tensor:
         """``total`` and what adapters that are no pairs change."""
@@ -233,17 +242,17 @@ class Mount:
     def _over(self, coefficient: Tensor, y: Tensor) -> Tensor:
         return self.site.over_batch(self.checked(coefficient, y), y) if coefficient.dim() else coefficient
 
-    def raised(self, x: Tensor, y: Tensor, plan: Plan, *, own: bool = False) -> Tensor:
+    def raised(self, x: Tensor, y: Tensor, plan: Plan, *, own: bool = False, stacked: Stacked | None = None) -> Tensor:
         """Returns ``y + up · (c ⊙ (down · x))`` with the factors of all pairs of a plan, one behind the other.
 
         Args:
             x: the layer's input ``(batch, ..., in)``. y: the base's output ``(batch, ..., rows)``.
-            plan: of one blend. own: whether the sum may be written into ``y``.
+            plan: of one blend. own: whether the sum may be written into ``y``. stacked: from :meth:`stacked`.
         """
         site = self.site
         if not plan.uniform:
             return self._raised_by_tensor(x, y, factors_of(plan.pairs))
-        stack, scale, shift = self._stack(plan, y.dtype)
+        stack, scale, shift = self.stacked(plan, y.dtype) if stacked is None else stacked
         h = site.lower(x, stack.down)
         if isinstance(scale, Tensor):  # in training too: nothing needs h itself
             h, scale = h.mul_(site.over_rank(scale, h)), 1.0
@@ -252,8 +261,8 @@ class Mount:
             return y
         return y.add_(site.over_outputs(shift)) if own else y + site.over_outputs(shift)
 
-    def _stack(self, plan: Plan, dtype: torch.dtype) -> Stacked:
-        """The stacked factors of a plan, those of an earlier plan where they still stand, and their scales."""
+    def stacked(self, plan: Plan, dtype: torch.dtype) -> Stacked:
+        """Returns the stacked factors of a plan, an earlier plan's where they still stand, and their scales."""
         if plan.stack is not None and plan.stack[0].holds(dtype):
             return plan.stack
         adapters = [adapter for adapter, _ in plan.pairs]
@@ -296,6 +305,7 @@ class Mount:
             row: the row.
         """
         self.note_called()
+        check_masked(self.site, self.prepare().masked)
         total, shift = weight, bias
         for adapter, coefficient in self.prepare().at(row).acting:
             number = cast(float, coefficient)
@@ -313,7 +323,7 @@ class Mount:
         None where rows have blends of their own, and under ``torch.compile``.
         """
         plan = self.prepare()
-        if torch.compiler.is_compiling() or plan.apart is not None:
+        if torch.compiler.is_compiling() or plan.apart is not None or plan.masked:
             return None
         made = plan.made
         if made is not None and made[0].hold(made[1][0]):

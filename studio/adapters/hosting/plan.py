@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from studio.adapters.contract.adapter import Adapter, Factors
+from studio.adapters.contract.mask import Mask
 
 __all__ = [
     "Acting",
     "Coefficient",
     "FactorStack",
+    "Masked",
     "Pair",
     "Plan",
     "Sources",
@@ -40,6 +42,7 @@ class Plan:
     Attributes:
         version: of the levels that it was made from. training: of the layer. drops: whether it depends on that.
         movers: adapters that change the input. pairs: those that are factor pairs. others: all others.
+        masked: those that act in a part of the picture, whatever they are.
         uniform: whether one number holds for all rows, of each.
         apart: the rows that have a blend together, and its plan; None where all rows of any batch have the same one.
         count: of the rows that these are.
@@ -47,14 +50,22 @@ class Plan:
     """
 
     __slots__ = (
-        "apart", "count", "drops", "made", "movers", "others", "pairs", "stack", "training", "uniform", "version"
+        "apart", "count", "drops", "made", "masked", "movers", "others", "pairs", "stack", "training", "uniform",
+        "version",
     )  # fmt: skip
 
-    def __init__(self, version: int, training: bool, levels: Iterable[tuple[Adapter, Coefficient]]) -> None:
+    def __init__(
+        self,
+        version: int,
+        training: bool,
+        levels: Iterable[tuple[Adapter, Coefficient]],
+        masked: Sequence[Masked] = (),
+    ) -> None:
         self.version, self.training, self.drops, self.uniform = version, training, False, True
         self.movers: Acting = []
         self.pairs: Acting = []
         self.others: Acting = []
+        self.masked = [one for one in masked if one.strength]
         for one in levels:
             adapter, coefficient = one
             if not isinstance(coefficient, float):
@@ -64,7 +75,7 @@ class Plan:
             self.drops = self.drops or adapter.dropout > 0
             pair = is_pair(adapter, training)
             (self.movers if adapter.moves else self.pairs if pair else self.others).append(one)
-        if self.others:  # they need the output of the base for its own input
+        if self.others or self.masked:  # they need the output of the base for its own input
             self.others, self.movers = [*self.movers, *self.others], []
         self.apart: list[tuple[tuple[int, ...], Plan]] | None = None
         self.count = 0
@@ -79,6 +90,26 @@ class Plan:
     def at(self, row: int) -> Plan:
         """Returns the plan of one row."""
         return self if self.apart is None else next(plan for rows, plan in self.apart if row in rows)
+
+
+class Masked:
+    """An adapter on one layer that acts in a part of the picture.
+
+    Args:
+        adapter: the adapter. strength: its number there. mask: where it acts.
+    """
+
+    __slots__ = ("adapter", "mask", "stack", "strength")
+
+    def __init__(self, adapter: Adapter, strength: float, mask: Mask) -> None:
+        self.adapter, self.strength, self.mask = adapter, strength, mask
+        self.stack: FactorStack | None = None
+
+    def factors(self, dtype: torch.dtype) -> FactorStack:
+        """Returns its pair in ``dtype``, made once while its tensors stay the same."""
+        if self.stack is None or not self.stack.holds(dtype):
+            self.stack = FactorStack([self.adapter], dtype)
+        return self.stack
 
 
 class Sources:
@@ -96,7 +127,7 @@ class Sources:
         ]
 
     def hold(self, made: Tensor) -> bool:
-        """Says whether they are the same tensors, unchanged and frozen, so that ``made`` still stands for them."""
+        """Says whether they are the same tensors, unchanged and frozen, so that ``made`` (of any shape) still stands for them."""
         if made.is_inference() and not torch.is_inference_mode_enabled():
             return False
         for table, name, tensor, version in self.tensors:
