@@ -96,6 +96,10 @@ class Strength:
         """Returns the strength for one sample alone."""
         return self if self.samples is None else self._with(value=self.value * self.samples[index], samples=None)
 
+    def everywhere(self) -> Strength:
+        """Returns the same without its mask."""
+        return self if self.mask is None else self._with(mask=None)
+
     @property
     def constant(self) -> bool:
         """Whether it is the same for all samples, moments and places, so that it can be folded into weights."""
