@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from studio.adapters import When, scheduled
@@ -10,6 +11,7 @@ from studio.families.words import Words
 from studio.pipelines.encoding import encoded
 from studio.pipelines.moment import Moment
 from studio.pipelines.prompting.spoken import spoken
+from studio.pipelines.regions import regions_of
 from studio.pipelines.request import Request
 
 __all__ = ["Reading"]
@@ -26,6 +28,7 @@ class Reading:
     def __init__(self, base: Base, requests: Sequence[Request]) -> None:
         self.base, self.requests = base, requests
         self.spoken = [spoken(base, request) for request in requests]
+        self.regions = regions_of(base, requests[0])
         self._held: dict[object, Conditioning] = {}
 
     def at(self, moment: Moment) -> Conditioning:
@@ -42,7 +45,9 @@ class Reading:
         strengths = scheduled(self.base.pipe, self.base.family.readers, When(moment.progress, moment.noise))
         key = (strengths, prompts, away)
         if key not in self._held:
-            self._held[key] = _read(self.base, self.requests[0], prompts, away)
+            self._held[key] = self._read(prompts, away)
+        if self.regions is not None:
+            self.regions.place(self._held[key])
         return self._held[key]
 
     def _said(self, moment: Moment, *, negative: bool) -> tuple[Words, ...]:
@@ -51,12 +56,15 @@ class Reading:
         step = min(moment.number * steps // moment.of, steps - 1)
         return tuple(one.at(step, negative=negative) for one in self.spoken)
 
+    def _read(self, prompts: Sequence[Words], away: Sequence[Words]) -> Conditioning:
+        family, pipe, common = self.base.family, self.base.pipe, self.requests[0]
+        read = functools.partial(_encoded, self.base, prompts, away)
+        conditioning = read() if self.regions is None else self.regions.read(pipe, read)
+        shot = Shot(size=(common.height, common.width), embedded=common.embedded)
+        conditioning = conditioning.to(dtype=pipe.components[family.denoiser].dtype)
+        return family.condition(pipe, conditioning, [shot] * len(conditioning.tokens))
 
-def _read(base: Base, common: Request, prompts: Sequence[Words], away: Sequence[Words]) -> Conditioning:
-    family, pipe = base.family, base.pipe
+
+def _encoded(base: Base, prompts: Sequence[Words], away: Sequence[Words]) -> Conditioning:
     conditioning = encoded(base, prompts, False)
-    if away:
-        conditioning = encoded(base, away, True).cat(conditioning)
-    shot = Shot(size=(common.height, common.width), embedded=common.embedded)
-    conditioning = conditioning.to(dtype=pipe.components[family.denoiser].dtype)
-    return family.condition(pipe, conditioning, [shot] * len(conditioning.tokens))
+    return encoded(base, away, True).cat(conditioning) if away else conditioning

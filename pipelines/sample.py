@@ -34,10 +34,11 @@ from studio.families.attention import attending
 from studio.families.offloading import resting
 from studio.families.tiling import in_parts
 from studio.limits import limit, too_many
-from studio.pipelines.acting import acting, by_blend
+from studio.pipelines.acting import acting, blend_of, by_blend
 from studio.pipelines.batching import batches
 from studio.pipelines.moment import moments
 from studio.pipelines.reading import Reading
+from studio.pipelines.regions import check_masks, within
 from studio.pipelines.request import Request, check_request, is_count
 from studio.pipelines.schedulers import Course, Sampler, make_sampler
 from studio.pipelines.start import Start, first_step, started
@@ -81,6 +82,7 @@ def sample(base: Base, requests: Sequence[Request], *, rows: int = 1, watch: Wat
     _check_base(base)
     for request in requests:
         check_request(base, request)
+        check_masks(blend_of(base, request) or {}, request.width, request.height)
     return _drawn(base, requests, rows, list(batches(base, requests, rows)), watch or Watch())
 
 
@@ -135,8 +137,9 @@ def draw(
         scheduler = sampler.scheduler
         times = _times(scheduler, first_step(base, common.given, common.steps))
         start = started(base, [one.given for one in padded], scheduler, times[0], generators, cells, device)
-        with attending(base.saving.attention, device), moving(pipe):
-            latents = _denoised(base, start, Reading(base, padded), scheduler, times, generators, common.guidance, told)
+        reading = Reading(base, padded)
+        with attending(base.saving.attention, device), moving(pipe), within(base, reading.regions):
+            latents = _denoised(base, start, reading, scheduler, times, generators, common.guidance, told)
         pixels = _decoded(base, latents)
     if not torch.isfinite(latents).all() or not torch.isfinite(pixels).all():
         dtype = str(pipe.components[family.denoiser].dtype).removeprefix("torch.")
