@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +65,12 @@ def draw_on_ray(jobs: Sequence[Asked], *, setting: Setting, keeper: Keeper, retr
     need("ray.data", "lists that are drawn on a cluster", extra="ray")
     ours = not ray.is_initialized()
     if ours:
-        ray.init(
-            address=os.environ.get("RAY_ADDRESS"), include_dashboard=False if "RAY_ADDRESS" not in os.environ else None,
-            log_to_driver=False, logging_level=logging.ERROR,
-        )  # fmt: skip
+        _connect(ray)
     try:
         left = [(job.placed(_absolute), digest) for job, digest in jobs]
         while left:
             again = []
-            for drawn in _round(ray, left, setting, workers):
+            for drawn in _round(ray, left, setting, min(workers, _room(ray, setting))):
                 keeper.take(drawn)
                 if keeper.once_more(drawn, retries):
                     again.append((drawn.job, drawn.digest))
@@ -83,16 +80,35 @@ def draw_on_ray(jobs: Sequence[Asked], *, setting: Setting, keeper: Keeper, retr
             ray.shutdown()
 
 
+def _connect(ray: Any) -> None:
+    """Joins the cluster of ``RAY_ADDRESS``, or begins one on this machine, without a word of its own."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it asks the network otherwise
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    elsewhere = "RAY_ADDRESS" in os.environ
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, **({} if elsewhere else {"include_dashboard": False}))
+
+
+def _room(ray: Any, setting: Setting) -> int:
+    """How many actors the cluster has room for, at least 1."""
+    there = ray.cluster_resources()
+    return max(1, int(there["GPU"] if _on_accelerators(there, setting) else there.get("CPU", 1)))
+
+
+def _on_accelerators(there: Mapping[str, float], setting: Setting) -> bool:
+    return setting.device != "cpu" and there.get("GPU", 0) >= 1
+
+
 def _round(ray: Any, jobs: Sequence[Asked], setting: Setting, workers: int) -> Iterator[Drawn]:
+    data = ray.data
     rows = setting.batch_size
     most = max(rows, LEAST, min(MOST, math.ceil(len(jobs) / (workers * TURNS) / rows) * rows))
     items = [{"part": pickle.dumps(part)} for part in parts(in_order(jobs), most)]
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    has_accelerator = setting.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
-    made = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        Actor, batch_size=1, batch_format="numpy", concurrency=min(workers, len(items)), num_cpus=1,
-        num_gpus=1 if has_accelerator else 0,
+    context = data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    made = data.from_items(items, override_num_blocks=len(items)).map_batches(
+        Actor, batch_size=1, batch_format="numpy", compute=data.ActorPoolStrategy(size=min(workers, len(items))),
+        num_cpus=1, num_gpus=int(_on_accelerators(ray.cluster_resources(), setting)),
         fn_constructor_args=(pickle.dumps(setting), torch.get_num_threads()),
     )  # fmt: skip
     for row in made.iter_rows():
