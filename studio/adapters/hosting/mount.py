@@ -217,7 +217,9 @@ class Mount:
         alone = not (plan.others or plan.masked)
         total = self.raised(x, y, plan, own=own and alone) if plan.pairs else y
         total = self._changed_by(plan.others, x, y, total) if plan.others else total
-        return act_within(self.levels.regions, self.site, plan.masked, x, y, total) if plan.masked else total
+        if not plan.masked:
+            return total
+        return act_within(self.levels.regions, self.site, plan.masked, x, None if plan.movers else y, total)
 
     def _changed_by(self, others: Acting, x: Tensor, y: Tensor, total: Tensor) -> Tensor:
         """``total`` and what adapters that are no pairs change."""

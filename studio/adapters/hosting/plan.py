@@ -75,7 +75,7 @@ class Plan:
             self.drops = self.drops or adapter.dropout > 0
             pair = is_pair(adapter, training)
             (self.movers if adapter.moves else self.pairs if pair else self.others).append(one)
-        if self.others or self.masked:  # they need the output of the base for its own input
+        if self.others:  # they need the output of the base for its own input
             self.others, self.movers = [*self.movers, *self.others], []
         self.apart: list[tuple[tuple[int, ...], Plan]] | None = None
         self.count = 0
@@ -127,7 +127,11 @@ class Sources:
         ]
 
     def hold(self, made: Tensor) -> bool:
-        """Says whether they are the same tensors, unchanged and frozen, so that ``made`` (of any shape) still stands for them."""
+        """Says whether they are the same tensors, unchanged and frozen, so that what was made of them still stands.
+
+        Args:
+            made: that, of any shape.
+        """
         if made.is_inference() and not torch.is_inference_mode_enabled():
             return False
         for table, name, tensor, version in self.tensors:

@@ -44,13 +44,14 @@ class Regions(Protocol):
 
 
 def act_within(
-    regions: Regions | None, site: Site, masked: Sequence[Masked], x: Tensor, y: Tensor, total: Tensor
+    regions: Regions | None, site: Site, masked: Sequence[Masked], x: Tensor, y: Tensor | None, total: Tensor
 ) -> Tensor:
     """Returns ``total`` and what adapters with masks add to it.
 
     Args:
         regions: knows where tokens are. site: the layer. masked: its adapters with masks.
-        x: the layer's input ``(batch, ..., in)``. y: the base's output ``(batch, ..., rows)``.
+        x: the layer's input ``(batch, ..., in)``. y: the base's output of it ``(batch, ..., rows)``; None where the
+            base was called with another input, which something moved.
         total: ``y``, and what acts everywhere ``(batch, ..., rows)``.
 
     Raises:
@@ -59,14 +60,16 @@ def act_within(
     if regions is None:
         raise _unknown(site)
     for one in masked:
-        c = _coverage(regions, one.mask, site, y) * one.strength
+        c = _coverage(regions, one.mask, site, total) * one.strength
         if one.adapter.fused:
-            stack = one.factors(y.dtype)
+            stack = one.factors(total.dtype)
             ((_, scale, bias),) = stack.parts
             total = site.add_raised(total, site.lower(x, stack.down) * (c * scale), stack.up)
-            change = None if bias is None else site.over_outputs(bias.to(y.dtype)) * scale
+            change = None if bias is None else site.over_outputs(bias.to(total.dtype)) * scale
         else:
-            change = use(one.adapter, type(one.adapter).change, x, y, *site.operands(y))
+            operands = site.operands(total)
+            y = site.apply(x, *operands) if y is None else y
+            change = use(one.adapter, type(one.adapter).change, x, y, *operands)
         total = total if change is None else total + change * c
     return total
 
