@@ -44,7 +44,7 @@ def blended_samples(
         >>> import torch, studio
         >>> net = torch.nn.Sequential(torch.nn.Linear(8, 8))
         >>> _ = studio.attach(net, studio.LoRA(rank=2, targets=("0",), init="orthogonal"), name="dog")
-        >>> x = torch.ones(2, 8)
+        >>> x = torch.eye(2, 8)
         >>> with torch.no_grad(), studio.blended_samples(net, [{"dog": 0.8}, {}]):
         ...     both = net(x)
         >>> studio.blend(net, {})
