@@ -232,7 +232,7 @@ def _parts(draft: Draft, path: str, tensors: Mapping[str, Tensor], dialect: str)
     """One layer's tensors as a dialect spells them."""
     adapter, site = draft.config.adapter, draft.sites[path]
     form: Foreign = adapter.peft if dialect == "peft" else adapter.lycoris
-    names = adapter.peft.names(site) if dialect == "peft" else form.tensors
+    names = adapter.peft.names(site) if dialect == "peft" else adapter.lycoris.names(site)
     parts: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if dialect == "lycoris" and name in adapter.lycoris.minus:

@@ -79,6 +79,7 @@ def _spellings_of(method: str, adapter: type[Adapter]) -> Iterator[Spelling]:
         ("peft", adapter.peft.tensors),
         ("lycoris", adapter.lycoris.tensors),
         ("peft", adapter.peft.embedding),
+        ("lycoris", adapter.lycoris.norm),
     ):
         if not tensors:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -57,6 +58,7 @@ def unpacked(match: Match, settings: Settings | None, config: AdapterConfig | No
     Raises:
         DoesNotFit: its tensors have no meaning here. BadFile: they contradict the config that came with them.
     """
+    match = dataclasses.replace(match, values=match.form.older(match.site, match.values))
     rank, values = _rank(match), match.values
     if rank == 0:  # AdaLoRA may leave a layer nothing: one rank of zeros is the same
         rank, values = 1, {part: _with_an_entry(tensor) for part, tensor in values.items()}

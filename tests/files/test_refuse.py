@@ -94,7 +94,7 @@ def test_one_key_gone_makes_its_partner_useless(file, unet):
 
 def test_two_methods_in_one_file(file, unet):
     tensors = load_file(file)
-    extra = {f"unet.{LAYER[:-1]}v.ia3_l": torch.ones(16, 1), "unet.conv_in.a1.weight": torch.ones(2, 2)}
+    extra = {f"unet.{LAYER[:-1]}v.ia3_l": torch.ones(16, 1), "unet.conv_in.bm.weight": torch.ones(2, 2)}
     save_file({**tensors, **extra}, file)
     said = untouched(unet, PartialLoad, "2 of the 34 keys", file)
     assert "ia3, the rest of the file is lora" in said and "GLoRA" in said
@@ -204,7 +204,7 @@ def test_what_is_no_adapter(tmp_path):
     untouched(net, BadFile, "whole tensor of the base", file)
     save_file({}, file)
     untouched(net, BadFile, "holds no adapter", file)
-    save_file({"x.a1.weight": torch.ones(1)}, file)
+    save_file({"x.bm.weight": torch.ones(1)}, file)
     untouched(net, BadFile, "GLoRA", file)
     save_file({"x.hada_w1_a": torch.ones(1)}, file)
     untouched(net, BadFile, "incomplete: hada_w1_b", file)

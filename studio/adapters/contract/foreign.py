@@ -45,6 +45,10 @@ def _nowhere(site: Site) -> str:
     return ""
 
 
+def _as_now(site: Site, parts: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return parts
+
+
 def _as_read(fields: Mapping[str, Any], site: Site, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
@@ -95,6 +99,7 @@ class Foreign:
         limit: site -> why the program has no such layer, or none that its tensors describe; "" where it has.
         differs: site -> how the program's own computation there departs from what the tensors mean, or "". Such an
             adapter is not written for it; one that is read acts as its tensors mean, and the report says so.
+        older: site, part -> tensor as an older version of the program may have stored them -> as it stores them now.
         read: what is stated beside the tensors (PEFT's config, LyCORIS' alpha), the site, tensors as they are stored
             under our names -> ours.
         store: config, sites, our tensors -> the tensors as it stores them.
@@ -107,6 +112,7 @@ class Foreign:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     limit: Callable[[Site], str] = _nowhere
     differs: Callable[[Site], str] = _nowhere
+    older: Callable[[Site, Mapping[str, Tensor]], Mapping[str, Tensor]] = _as_now
     read: Callable[[Mapping[str, Any], Site, dict[str, Tensor]], dict[str, Tensor]] = _as_read
     store: Callable[[Any, Sites, Layers], Tables] = _as_saved
 
@@ -263,6 +269,7 @@ class Lycoris(Foreign):
 
     Attributes:
         algo: LyCORIS' word for the method, "" for kohya's own network.
+        norm: our tensor -> its name on a norm, where that is another one.
         minus: our tensor -> what LyCORIS subtracts from it before storing it.
         scaled: tensors that LyCORIS stores multiplied by the scale.
         unranked: the tensor that takes the scale where no tensor has a rank, because LyCORIS applies none there.
@@ -271,11 +278,16 @@ class Lycoris(Foreign):
     """
 
     algo: str = ""
+    norm: Mapping[str, str] = field(default_factory=dict)
     minus: Mapping[str, float] = field(default_factory=dict)
     scaled: tuple[str, ...] = ()
     unranked: str = ""
     beside: Mapping[str, float] = field(default_factory=dict)
     form: Callable[[Any, Layers], tuple[Any, Tables]] | None = None
+
+    def names(self, site: Site) -> dict[str, str]:
+        """Returns our tensor -> its name at a layer."""
+        return dict(self.norm if self.norm and site.kind == "norm" else self.tensors)
 
 
 @dataclass(frozen=True, kw_only=True)

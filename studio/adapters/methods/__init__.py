@@ -7,6 +7,8 @@ from studio.adapters.methods.bottleneck import Bottleneck as Bottleneck
 from studio.adapters.methods.deltalora import DeltaLoRA as DeltaLoRA
 from studio.adapters.methods.dora import DoRA as DoRA
 from studio.adapters.methods.fourierft import FourierFT as FourierFT
+from studio.adapters.methods.full import Full as Full
+from studio.adapters.methods.glora import GLoRA as GLoRA
 from studio.adapters.methods.hra import HRA as HRA
 from studio.adapters.methods.ia3 import IA3 as IA3
 from studio.adapters.methods.lntuning import LNTuning as LNTuning

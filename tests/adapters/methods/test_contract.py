@@ -134,6 +134,8 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
     "shira": {"plain": {"rank": 1}, "key": {"rank": 2, "key": 5}},
     "lntuning": {"plain": {}},
     "bitfit": {"plain": {}},
+    "full": {"plain": {}, "weights": {"use_bias": False}},
+    "glora": {"plain": {"rank": 2}, "alpha": {"rank": 3, "alpha": 2.0}},
     "bottleneck": {
         "pfeiffer": {"size": 3},
         "parallel": {"placement": "parallel", "activation": "gelu", "norm": True, "scale": 4.0, "train_scale": True},
@@ -326,6 +328,19 @@ def lntuning_formula(t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | 
 
 def bitfit_formula(t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
     return w, t["bias"] if b is None else b + t["bias"]
+
+
+def full_formula(t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    change = t["weight"][:, None] if t["weight"].dim() == 1 else t["weight"].flatten(1)
+    return w + (change if change.shape == w.shape else change.t()), b + t["bias"] if "bias" in t else b
+
+
+def glora_formula(
+    t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None, config: Any, layer: nn.Module
+) -> tuple[Tensor, Tensor | None]:
+    inner = len(t["a1"])
+    mixing = torch.kron(t["a1"] @ t["a2"], torch.eye(w.shape[1] // inner, dtype=w.dtype))  # the same at each place
+    return w + scale * (w @ mixing + t["b1"] @ t["b2"].flatten(1)), b
 
 
 def tokenembedding_formula(
@@ -531,6 +546,8 @@ FORMULAS = {
     "road": road_formula,
     "lntuning": lntuning_formula,
     "bitfit": bitfit_formula,
+    "full": full_formula,
+    "glora": glora_formula,
     "tokenembedding": tokenembedding_formula,
     "shira": shira_formula,
     "randlora": randlora_formula,
@@ -540,7 +557,7 @@ FORMULAS = {
 
 
 # formulas that also ask for the config and the layer
-BY_CONFIG = {"qalora", "ia3", "hra", "oft", "boft", "mora", "road", "fourierft", "miss", "randlora"}
+BY_CONFIG = {"glora", "qalora", "ia3", "hra", "oft", "boft", "mora", "road", "fourierft", "miss", "randlora"}
 SHARED = ("A", "B")  # tensors that all layers share
 
 
