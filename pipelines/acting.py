@@ -76,6 +76,8 @@ def shared_blend(base: Base, request: Request) -> object:
         base: which draws. request: the picture.
     """
     blend = blend_of(base, request)
+    if request.bake:
+        return "baked", _key(blend)
     return _key(blend) if blend is None or _masked(blend) else True
 
 

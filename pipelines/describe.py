@@ -127,10 +127,10 @@ def _uses(base: Base, sources: Mapping[str, Source], request: Request) -> list[A
         content = strength_to_json(strength)
         if content == 0.0:
             continue
-        source = sources.get(name)
+        source, baked = sources.get(name), info.baked or request.bake
         if source is None:
-            use = AdapterUse(name=name, strength=content, baked=info.baked, state=state_hash(base.pipe, info))
+            use = AdapterUse(name=name, strength=content, baked=baked, state=state_hash(base.pipe, info))
         else:
-            use = AdapterUse(name=name, strength=content, baked=info.baked, **vars(source))
+            use = AdapterUse(name=name, strength=content, baked=baked, **vars(source))
         uses.append(use)
     return uses

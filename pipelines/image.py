@@ -115,6 +115,7 @@ class ImagePipeline(Pipeline):
         width: int | None = None,
         height: int | None = None,
         batch_size: int | None = None,
+        bake: bool | str = False,
         scheduler: str | Any | None = None,
         image: str | Path | Image.Image | None = None,
         strength: float | None = None,
@@ -148,6 +149,8 @@ class ImagePipeline(Pipeline):
             height: pixels; ``None``: the base's own.
             batch_size: images that are computed together, recorded as ``rows``; ``None``: 1. Pictures made with equal
                 rows are equal to the bit; those made with others agree within 1/255 per pixel.
+            bake: True folds each blend into the weights while its pictures are drawn, and the base has its bits back
+                afterwards; "auto" does so where that saves time. It never happens by itself: the last bits are others.
             scheduler: a name of :data:`SCHEDULERS`, a diffusers scheduler, or ``None`` for the base's own.
             image: a picture to start from instead of noise alone; it is scaled until it covers the size and cropped.
             strength: which part of the denoising it goes through, above 0 and at most 1; ``None``: 0.6.
@@ -179,9 +182,9 @@ class ImagePipeline(Pipeline):
         """
         made = self.generate_iter(
             prompt, blend=blend, normalize=normalize, seeds=seeds, steps=steps, guidance=guidance,
-            embedded_guidance=embedded_guidance,
-            negative=negative, width=width, height=height, batch_size=batch_size, scheduler=scheduler, image=image,
-            strength=strength, mask=mask, upscale=upscale, upscale_strength=upscale_strength,
+            embedded_guidance=embedded_guidance, negative=negative, width=width, height=height, bake=bake,
+            batch_size=batch_size, scheduler=scheduler, image=image, strength=strength, mask=mask, upscale=upscale,
+            upscale_strength=upscale_strength,
             upscale_steps=upscale_steps, wildcards=wildcards, attention=attention, on_step=on_step,
             on_preview=on_preview, preview_every=preview_every,
         )  # fmt: skip
@@ -201,6 +204,7 @@ class ImagePipeline(Pipeline):
         width: int | None = None,
         height: int | None = None,
         batch_size: int | None = None,
+        bake: bool | str = False,
         scheduler: str | Any | None = None,
         image: str | Path | Image.Image | None = None,
         strength: float | None = None,
@@ -247,7 +251,7 @@ class ImagePipeline(Pipeline):
             for (text, other, seed), acting in zip(written, blends, strict=True)
         ]  # fmt: skip
         return self.make(
-            wanted, batch_size=batch_size, attention=attention, on_step=on_step, on_preview=on_preview,
+            wanted, batch_size=batch_size, bake=bake, attention=attention, on_step=on_step, on_preview=on_preview,
             preview_every=preview_every,
         )  # fmt: skip
 
@@ -256,6 +260,7 @@ class ImagePipeline(Pipeline):
         wanted: Sequence[Wanted],
         *,
         batch_size: int | None = None,
+        bake: bool | str = False,
         attention: str | None = None,
         on_step: Callable[[int, int], None] | None = None,
         on_preview: Callable[[int, int, Image.Image], None] | None = None,
@@ -265,7 +270,7 @@ class ImagePipeline(Pipeline):
 
         Args:
             wanted: the pictures.
-            batch_size: images that are computed together; see :meth:`generate`.
+            batch_size: images that are computed together; see :meth:`generate`. bake: see there.
             attention: see :meth:`generate`. on_step: see there. on_preview: see there. preview_every: see there.
 
         Yields:
@@ -276,7 +281,7 @@ class ImagePipeline(Pipeline):
             StudioError: see there.
         """
         return make(
-            self.base, self.sources, wanted, batch_size=batch_size, attention=attention, on_step=on_step,
+            self.base, self.sources, wanted, batch_size=batch_size, bake=bake, attention=attention, on_step=on_step,
             on_preview=on_preview, preview_every=preview_every,
         )  # fmt: skip
 

@@ -15,6 +15,7 @@ from studio.config import own_number
 from studio.errors import BadConfig
 from studio.families import Base
 from studio.pipelines.asking import StartingPictures, Wanted, request_of
+from studio.pipelines.baking import baking
 from studio.pipelines.blends import deal_blend
 from studio.pipelines.burning import Holder, burn_remarks
 from studio.pipelines.describe import describe
@@ -45,6 +46,7 @@ def make(
     wanted: Sequence[Wanted],
     *,
     batch_size: int | None = None,
+    bake: bool | str = False,
     attention: str | None = None,
     on_step: Callable[[int, int], None] | None = None,
     on_preview: Callable[[int, int, Image.Image], None] | None = None,
@@ -56,6 +58,7 @@ def make(
         base: which draws. sources: the files of the adapters on it, by name.
         wanted: the pictures.
         batch_size: images that are computed together; None: 1.
+        bake: whether blends are folded into the weights meanwhile: see :func:`~studio.pipelines.baking.baking`.
         attention: by what the denoiser's attention is computed; None: as the base was opened.
         on_step: called as ``on_step(done, total)`` after every denoising step.
         on_preview: called as ``on_preview(done, total, image)`` with what a picture looks like by now.
@@ -71,8 +74,8 @@ def make(
     folder = functools.cache(Wildcards)
     wanted = [one.settled(folder) for one in wanted]
     base = base.sparing(**({} if attention is None else {"attention": attention}))
-    requests = _requests(base, wanted)
     rows = 1 if batch_size is None else own_number(batch_size)
+    requests = baking(base, _requests(base, wanted), bake, rows)
     watch = Watch(on_step=on_step, on_preview=on_preview, preview_every=preview_every)
     made = draw_twice(base, requests, rows=rows, watch=watch)
     said = [

@@ -36,6 +36,7 @@ class Request:
         blend: the adapters that act; ``None``: the current blend.
         given: a picture to start from; ``None``: noise alone.
         upscale: how it is drawn again in a second pass; ``None``: it is not.
+        bake: whether its blend is folded into the weights while it is drawn.
     """
 
     prompt: str
@@ -50,6 +51,7 @@ class Request:
     blend: Mapping[str, float | Strength] | None = None
     given: Given | None = None
     upscale: Upscale | None = None
+    bake: bool = False
 
     def __post_init__(self) -> None:
         for name in ("seed", "width", "height", "steps", "guidance", "embedded"):  # numbers of numpy and torch too

@@ -35,6 +35,7 @@ from studio.families.offloading import resting
 from studio.families.tiling import in_parts
 from studio.limits import limit, too_many
 from studio.pipelines.acting import acting, blend_of, by_blend
+from studio.pipelines.baking import Oven
 from studio.pipelines.batching import batches
 from studio.pipelines.moment import moments
 from studio.pipelines.reading import Reading
@@ -89,11 +90,12 @@ def sample(base: Base, requests: Sequence[Request], *, rows: int = 1, watch: Wat
 def _drawn(
     base: Base, requests: Sequence[Request], rows: int, groups: Sequence[Sequence[int]], watch: Watch
 ) -> Iterator[Picture]:
-    total, done = sum(requests[batch[0]].steps for batch in groups), 0
+    total, done, oven = sum(requests[batch[0]].steps for batch in groups), 0, Oven(base)
     for batch in groups:
         chosen = [requests[index] for index in batch]
         try:
-            pixels, sampler = draw(base, chosen, rows=rows, told=watch.over(base, chosen, batch, done, total))
+            with oven.baked(chosen) as drawn:
+                pixels, sampler = draw(base, drawn, rows=rows, told=watch.over(base, chosen, batch, done, total))
         except SharedLayer:
             alone = by_blend(base, chosen)
             if len(alone) == 1:

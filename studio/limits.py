@@ -60,6 +60,7 @@ LIMITS: Final[dict[str, Limit]] = {
     "prompt-depth": Limit(100, "brackets of a prompt in one another"),
     "combinations": Limit(10_000, "prompts that one prompt makes"),
     "wildcard-bytes": Limit(16 << 20, "bytes of a wildcard file"),
+    "baked-bytes": Limit(16 << 30, "bytes of weights that bake='auto' holds twice"),
     "cached-text-bytes": Limit(64 << 20, "bytes of encoded prompts that a pipeline keeps in memory"),
     "metadata-bytes": Limit(1 << 20, "bytes of the text in a picture that makes it again"),
 }
