@@ -149,7 +149,7 @@ def test_strengths_per_sample_are_blends_per_sample():
         assert torch.equal(model(x), together(model, x, BLENDS))
 
 
-# -- what is refused, and what is given back ----------------------------------------------------------------------------
+# -- what is refused, and what is given back ---------------------------------------------------------------------------
 
 
 def test_the_former_blend_acts_again_after_an_error_too():

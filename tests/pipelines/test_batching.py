@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy
 import pytest
-import tiny_pipelines
 import torch
 
 import studio
+import tiny_pipelines
 from studio.adapters import METHODS, Strength
 from studio.errors import StudioError
 from studio.pipelines import SCHEDULERS, ImagePipeline
@@ -36,7 +36,8 @@ def same(first, second):
 def options(kind):
     call = tiny_pipelines.CALL[kind]
     size = {name: call[name] for name in ("width", "height") if name in call}
-    return {"steps": 2, "batch_size": 3, **size}
+    # four rows of the narrowest layer fill whole vectors; torch computes what is left over with other last bits
+    return {"steps": 2, "batch_size": 4, **size}
 
 
 @pytest.mark.parametrize(
@@ -66,10 +67,13 @@ def sd1():
     return ImagePipeline.open(tiny_pipelines.build("sd1"))
 
 
+_READS = {"tokenembedding": ["text_encoder"]}
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_that_acts_on_pictures_shares_a_batch(sd1, method):
     try:
-        studio.attach(sd1.pipe, METHODS[method].usual(), name="own")
+        studio.attach(sd1.pipe, METHODS[method].example(), name="own", components=_READS.get(method))
     except StudioError as error:
         pytest.skip(str(error))  # those of language models
     try:
