@@ -22,6 +22,7 @@ from studio.version import __version__ as __version__
 if TYPE_CHECKING:
     from studio import adapters as adapters  # a module that one can call: adapters(model)
     from studio.adapters import (
+        COMBINES,
         METHODS,
         Schedule,
         Strength,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         blended,
         blended_samples,
         block_weights,
+        combine,
         detach,
         grow,
         quantize,
@@ -49,7 +51,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "studio.adapters": (
         "attach", "detach", "blend", "blended", "grow", "trainable", "state", "bake", "unbake", "sample_rows",
-        "quantize", "Strength", "Schedule", "METHODS", "at_progress", "block_weights",
+        "quantize", "Strength", "Schedule", "METHODS", "COMBINES", "at_progress", "block_weights",
+        "combine",
         "blended_samples",
     ),
     "studio.adapters.interference": ("blend_report", "BlendReport"),
@@ -62,6 +65,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 _MODULES = ("adapters", "families", "files", "trainers", "pipelines", "datasets", "errors", "peft")
 
 __all__ = [
+    "COMBINES",
     "METHODS",
     "BlendReport",
     "Schedule",
@@ -76,6 +80,7 @@ __all__ = [
     "blended",
     "blended_samples",
     "block_weights",
+    "combine",
     "detach",
     "grow",
     "inspect",

@@ -22,6 +22,8 @@ from studio.adapters.blend import (
     sample_rows,
     scheduled,
 )
+from studio.adapters.combine import CombineReport, combine
+from studio.adapters.combining.rules import COMBINES
 from studio.adapters.contract.adapter import METHODS, Adapter, AdapterConfig, Delta, Factors
 from studio.adapters.contract.schedule import Schedule, When
 from studio.adapters.contract.strength import Strength
@@ -35,11 +37,13 @@ from studio.adapters.sites.site import Site
 from studio.adapters.tokens.wiring import for_tasks
 
 __all__ = [
+    "COMBINES",
     "METHODS",
     "Adapter",
     "AdapterConfig",
     "AdapterInfo",
     "AttachReport",
+    "CombineReport",
     "Delta",
     "Factors",
     "GroupQuantizedLinear",
@@ -57,6 +61,7 @@ __all__ = [
     "blended",
     "blended_samples",
     "block_weights",
+    "combine",
     "current_blend",
     "detach",
     "for_tasks",

@@ -1,0 +1,1 @@
+"""Combining: one new adapter out of several."""

@@ -1,0 +1,164 @@
+"""The rules by which adapters become one: a registry. A new rule is one row here, and the function that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import torch
+from torch import Tensor
+
+from studio.adapters.combination import dare_linear, dare_ties, magnitude_prune, ties
+from studio.adapters.combining.knots import knots
+from studio.adapters.combining.pairs import Pair
+from studio.adapters.combining.sparse import breadcrumbs, della
+from studio.adapters.combining.sphere import karcher, model_stock, slerp
+from studio.registry import Registry
+
+__all__ = ["COMBINES", "Choices", "Rule"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What a rule may be told.
+
+    Args:
+        density: part of the numbers that is kept. epsilon: of :func:`~studio.adapters.combining.sparse.della`.
+        gamma: of :func:`~studio.adapters.combining.sparse.breadcrumbs`. signs: how a majority is found.
+        generator: of what is drawn.
+    """
+
+    density: float = 0.5
+    epsilon: float = 0.1
+    gamma: float = 0.01
+    signs: str = "total"
+    generator: torch.Generator
+
+
+Dense: TypeAlias = Callable[[Sequence[Tensor], Sequence[float], Choices], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """A rule; it is of one of three kinds.
+
+    Args:
+        title: what it makes, in a few words.
+        numbers: ``(gram, strengths) -> c`` of ``Σ c_i D_i``: a sum of pairs stays a pair.
+        dense: ``(D, strengths, choices) -> D``, of changes of one shape; what comes out is no pair.
+        pairs: ``(pairs, strengths, choices) -> pair``, for pairs alone.
+        takes: names of the :class:`Choices` that it heeds.
+        compresses: whether it brings the sum to a rank, the largest of theirs where none is asked for.
+        plain: whether all must be factor pairs.
+        source: where it is from.
+    """
+
+    title: str
+    numbers: Callable[[Tensor, Sequence[float]], Sequence[float]] | None = None
+    dense: Dense | None = None
+    pairs: Callable[[Sequence[Pair], Sequence[float], Choices], Pair] | None = None
+    takes: tuple[str, ...] = ()
+    compresses: bool = False
+    plain: bool = False
+    source: str = ""
+
+
+def _as_they_are(gram: Tensor, weights: Sequence[float]) -> Sequence[float]:
+    return weights
+
+
+COMBINES: Final[Registry[Rule]] = Registry("way to combine adapters")
+_TIES = "https://arxiv.org/abs/2306.01708"
+_DARE = "https://arxiv.org/abs/2311.03099"
+
+COMBINES.add("exact", Rule(title="the sum Σ s_i ΔW_i, what the live blend does", numbers=_as_they_are))
+COMBINES.add(
+    "linear",
+    Rule(title="the same sum under the name that others have for it", numbers=_as_they_are),
+)
+COMBINES.add(
+    "cat",
+    Rule(title="the same sum of factor pairs, one behind the other", numbers=_as_they_are, plain=True),
+)
+COMBINES.add(
+    "svd",
+    Rule(title="the sum, brought to the largest rank among them", numbers=_as_they_are, compresses=True),
+)
+COMBINES.add(
+    "ties",
+    Rule(
+        title="the mean of those whose sign is the majority's, small numbers first set to 0",
+        dense=lambda changes, weights, choices: ties(changes, weights, choices.density, choices.signs),
+        takes=("density", "signs"),
+        source=_TIES,
+    ),
+)
+COMBINES.add(
+    "dare_linear",
+    Rule(
+        title="the sum after numbers are dropped at random and the rest is scaled up",
+        dense=lambda changes, weights, choices: dare_linear(changes, weights, choices.density, choices.generator),
+        takes=("density", "seed"),
+        source=_DARE,
+    ),
+)
+COMBINES.add(
+    "dare_ties",
+    Rule(
+        title="DARE's dropping, then TIES' election of signs",
+        dense=lambda changes, weights, choices: dare_ties(
+            changes, weights, choices.density, choices.signs, choices.generator
+        ),
+        takes=("density", "signs", "seed"),
+        source=_DARE,
+    ),
+)
+COMBINES.add(
+    "magnitude_prune",
+    Rule(
+        title="the sum after the smaller numbers of each are set to 0",
+        dense=lambda changes, weights, choices: magnitude_prune(changes, weights, choices.density),
+        takes=("density",),
+    ),
+)
+COMBINES.add(
+    "della",
+    Rule(
+        title="numbers dropped by their place in their row, then an election of signs",
+        dense=lambda changes, weights, choices: della(
+            changes, weights, choices.density, choices.epsilon, choices.generator
+        ),
+        takes=("density", "epsilon", "seed"),
+        source="https://arxiv.org/abs/2406.11617",
+    ),
+)
+COMBINES.add(
+    "breadcrumbs",
+    Rule(
+        title="the sum without the largest and the smallest numbers of each",
+        dense=lambda changes, weights, choices: breadcrumbs(changes, weights, choices.density, choices.gamma),
+        takes=("density", "gamma"),
+        source="https://arxiv.org/abs/2312.06795",
+    ),
+)
+COMBINES.add("slerp", Rule(title="from one to the other along the arc between them", numbers=slerp))
+COMBINES.add("karcher", Rule(title="the mean of several on the sphere", numbers=karcher))
+COMBINES.add(
+    "model_stock",
+    Rule(
+        title="the mean, drawn back to the base by how little they agree",
+        numbers=model_stock,
+        source="https://arxiv.org/abs/2403.19522",
+    ),
+)
+COMBINES.add(
+    "knots",
+    Rule(
+        title="TIES in the basis that they have in common",
+        pairs=lambda pairs, weights, choices: knots(pairs, weights, choices.density, choices.signs),
+        takes=("density", "signs"),
+        plain=True,
+        source="https://arxiv.org/abs/2410.19735",
+    ),
+)
