@@ -63,4 +63,5 @@ def _lowered(name: str, strength: Strength, places: Iterable[Overlap]) -> Streng
         if name in place.norms:
             layers = rf"re:{re.escape(place.place)}(\..*)?"
             blocks[layers] = blocks.get(layers, 1.0) / place.growth
-    return Strength(strength.value, blocks=blocks, **dict(strength.components))
+    components: dict[str, Any] = dict(strength.components)
+    return Strength(strength.value, blocks=blocks, **components)

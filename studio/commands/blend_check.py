@@ -60,10 +60,8 @@ def blend_check(
     from studio.adapters.normalized import normalized
     from studio.pipelines import ImagePipeline, TextPipeline
 
-    show, writes = Show(as_json, quiet), _writes(base)
-    if writes and config_of is not None:
-        raise BadConfig(f"--config-of is for a checkpoint of a base that draws, and {base} writes: leave it out")
-    kind: Any = TextPipeline if writes else ImagePipeline
+    show = Show(as_json, quiet)
+    kind: Any = TextPipeline if _writes(base, config_of) else ImagePipeline
     pipe = open_pipeline(kind, base, device=device, dtype=dtype, show=show, config_of=config_of)
     used = [load_adapter(pipe, word, show, allow_partial=allow_partial, pickled=pickled) for word in adapters]
     report = blend_report(pipe.carrier, normalized(pipe.carrier) if normalize else None)
@@ -73,12 +71,16 @@ def blend_check(
     show.result({**report.facts(), "adapters": used, "picture": picture})
 
 
-def _writes(base: str) -> bool:
+def _writes(base: str, config_of: str | None) -> bool:
     """Whether a base is a language model: an embedded one, or a folder that is no pipeline of diffusers."""
     from studio.families.causal import LANGUAGE_BASES
 
     folder = Path(base).expanduser()
-    return base in LANGUAGE_BASES or ((folder / "config.json").is_file() and not (folder / "model_index.json").exists())
+    plain = (folder / "config.json").is_file() and not (folder / "model_index.json").exists()
+    writes = base in LANGUAGE_BASES or plain
+    if writes and config_of is not None:
+        raise BadConfig(f"--config-of is for a checkpoint of a base that draws, and {base} writes: leave it out")
+    return writes
 
 
 def _show_table(show: Show, report: BlendReport, sites: bool) -> None:

@@ -141,9 +141,7 @@ def generate(
         saving=click.get_current_context().obj,
     )  # fmt: skip
     used = [load_adapter(pipe, word, show, allow_partial=allow_partial, pickled=pickled) for word in adapters]
-    blends = _look_at(pipe, prompts, negative, guidance, show)
-    if not normalize:
-        _note_burning(pipe, blends, steps, show)
+    _look_at(pipe, prompts, negative, guidance, None if normalize else steps or pipe.base.defaults.steps, show)
     width, height = resolution or (None, None)
     draw = partial(
         pipe.generate, steps=steps, guidance=guidance, embedded_guidance=embedded_guidance, negative=negative,
@@ -194,28 +192,35 @@ def _drawn(
 
 
 def _look_at(
-    pipe: ImagePipeline, prompts: Sequence[str], negative: str | None, guidance: float | None, show: Show
-) -> list[Any]:
+    pipe: ImagePipeline,
+    prompts: Sequence[str],
+    negative: str | None,
+    guidance: float | None,
+    steps: int | None,
+    show: Show,
+) -> None:
     """Reads all tags before the first picture, so that a slip in the last costs nothing; says what has no effect.
 
-    Returns the blends that the tags say, None where there are none.
+    ``steps`` are those of raw blends, which may burn; None: they are normalized.
     """
     from studio.pipelines import parse_prompt
     from studio.pipelines.remarks import remarks
 
-    denoiser, encoders = pipe.base.family.denoiser, pipe.base.family.readers
-    read = [parse_prompt(prompt, pipe.adapters, denoiser=denoiser, encoders=encoders).blend for prompt in prompts]
+    for prompt in prompts:
+        parse_prompt(prompt, pipe.adapters, denoiser=pipe.base.family.denoiser, encoders=pipe.base.family.readers)
     _note_triggers(pipe, prompts, show)
     for remark in remarks(prompts, negative=negative, guidance=pipe.base.guidance if guidance is None else guidance):
         show.note(remark)
-    return read
+    if steps is not None:
+        _note_burning(pipe, prompts, steps, show)
 
 
-def _note_burning(pipe: ImagePipeline, blends: Sequence[Any], steps: int | None, show: Show) -> None:
+def _note_burning(pipe: ImagePipeline, prompts: Sequence[str], steps: int, show: Show) -> None:
     """Says which blends are predicted to spoil the pictures."""
     from studio.pipelines.burning import burn_remarks
+    from studio.pipelines.making import read_tags
 
-    for remark in burn_remarks(pipe.base, blends, steps=pipe.base.defaults.steps if steps is None else steps):
+    for remark in burn_remarks(pipe.base, [read_tags(pipe.base, prompt).blend for prompt in prompts], steps=steps):
         show.note(remark)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 import studio
 from studio.cli import main
-from studio.pipelines import ImagePipeline, TextPipeline
+from studio.pipelines import ImagePipeline, TextPipeline, read_metadata
 from tiny import write_language_base
 
 
@@ -88,3 +88,15 @@ def test_what_is_refused(tiny_base, files):
     assert "no adapter of the blend acts" in run("blend-check", tiny_base, code=3).stderr
     assert "no adapter of the blend acts" in run("blend-check", tiny_base, "--adapter", f"{files[0]}:0", code=3).stderr
     assert "there is no" in run("blend-check", tiny_base, "--adapter", "nowhere.safetensors", code=2).stderr
+
+
+def test_generate_notes_what_burns_unless_it_is_normalized(tiny_base, files, tmp_path):
+    words = ("generate", tiny_base, "a dog", "--adapter", files[0], "--adapter", files[1], "--steps", 8, "-o")
+    result = run(*words, tmp_path / "raw")
+    assert result.stderr.count("dog and ink add up") == 1
+    result = run(*words, tmp_path / "held", "--normalize")
+    assert "add up" not in result.stderr
+    told = read_metadata(tmp_path / "held" / "0000.png")
+    assert all(use["strength"]["blocks"] for use in told["adapters"])
+    told = json.loads(run("blend-check", tiny_base, *words[3:7], "--normalize", "--json").stdout)
+    assert told["whole"]["growth"] == pytest.approx(1.0, abs=1e-3)

@@ -16,9 +16,7 @@ from tiny_pipelines import BUILDERS, FAMILY, build
 
 SLOW = ("sana", "flux2", "flux2-klein", "chroma", "flux1", "pixart-sigma")  # seconds each
 KINDS = [
-    pytest.param(kind, marks=pytest.mark.slow if kind in SLOW else ())
-    for kind in BUILDERS
-    if FAMILY[kind] in FAMILIES
+    pytest.param(kind, marks=pytest.mark.slow if kind in SLOW else ()) for kind in BUILDERS if FAMILY[kind] in FAMILIES
 ]
 
 
@@ -74,44 +72,56 @@ def read(base, *texts: str):
         return encoded(base, [words(text) for text in texts], False)
 
 
-def test_what_changes_an_encoder_is_noticed(pipe):
-    """Whatever is done: what comes from memory is what the encoders would say now."""
+@pytest.fixture
+def anew(pipe):
+    """Reads a prompt and says whether the encoders were asked; what comes from memory is what they would say now."""
     base, calls = counted(pipe.base)
-    encoder = pipe.pipe.text_encoder
 
     def fresh() -> bool:
         calls.clear()
         found = read(base, "a dog")
-        anew = bool(calls)
+        asked = bool(calls)
         with torch.no_grad():
             assert same(found, base.family.encode_text(base.pipe, [words("a dog")], False))
-        return anew
+        return asked
 
-    assert fresh() and not fresh()
+    return fresh
+
+
+def test_what_changes_an_encoder_is_noticed(pipe, anew):
+    assert anew() and not anew()
     with torch.no_grad():
-        next(encoder.parameters()).mul_(1.1)
-    assert fresh() and not fresh()
+        next(pipe.pipe.text_encoder.parameters()).mul_(1.1)
+    assert anew() and not anew()
+    pipe.pipe.text_encoder.to(torch.float64)
+    assert anew() and not anew()
+
+
+def test_what_an_adapter_changes_of_an_encoder_is_noticed(pipe, anew):
     put(pipe, "dog", 1)
-    assert fresh() and not fresh()
+    assert anew() and not anew()
     studio.blend(pipe.pipe, {"dog": 0.5})
-    assert fresh() and not fresh()
+    assert anew() and not anew()
     studio.blend(pipe.pipe, {"dog": 1.0})
-    assert not fresh()  # as it was before
+    assert not anew()  # as it was before
     studio.blend(pipe.pipe, {"dog": studio.Strength(text_encoder=0.5)})
-    assert fresh() and not fresh()
-    pipe.bake({"dog": 2.0})
-    assert fresh() and not fresh()
-    pipe.unbake()
-    assert fresh()
+    assert anew() and not anew()
     put(pipe, "ink", 2)
-    assert fresh() and not fresh()
+    assert anew() and not anew()
     studio.detach(pipe.pipe, "ink")
     put(pipe, "ink", 3)  # another of the same name
-    assert fresh() and not fresh()
+    assert anew() and not anew()
     studio.detach(pipe.pipe)
-    assert fresh() and not fresh()
-    encoder.to(torch.float64)
-    assert fresh() and not fresh()
+    assert anew() and not anew()
+
+
+def test_a_baked_encoder_is_another(pipe, anew):
+    put(pipe, "dog", 1)
+    assert anew()
+    pipe.bake({"dog": 2.0})
+    assert anew() and not anew()
+    pipe.unbake()
+    assert anew() and not anew()
 
 
 def test_while_an_encoder_is_trained_nothing_is_kept(pipe):
