@@ -14,6 +14,7 @@ from studio.config import own_number
 from studio.errors import BadConfig, nearest
 from studio.families import BASES
 from studio.given import is_text
+from studio.pipelines.naming import free_name
 from studio.pipelines.rendering.strengths import as_written, made
 
 __all__ = ["FIELDS", "Job", "job_of"]
@@ -236,8 +237,9 @@ def _unknown(where: str, name: Any) -> BadConfig:
 
 
 def _strengthened(where: str, blend: Mapping[str, Any], strengths: Mapping[str, Any]) -> dict[str, Any]:
-    """The blend with strengths that stand in fields of their own."""
+    """The blend with strengths that stand in fields of their own; what it names by a file has a name too."""
     if ALL in strengths and not blend:
         raise BadConfig(f"{where}: strength:* is that of every adapter in the blend, and the blend is empty; name some")
     found = dict.fromkeys(blend, strengths[ALL]) if ALL in strengths else dict(blend)
-    return found | {name: value for name, value in strengths.items() if name != ALL}
+    named = {free_name(Path(key), "", ()): key for key in blend}
+    return found | {named.get(name, name): value for name, value in strengths.items() if name != ALL}

@@ -85,27 +85,23 @@ class Keeper:
         Raises:
             BadFile: the manifest cannot be written.
         """
-        noted = {(entry.get("file"), entry.get("job")) for entry in self.manifest if entry.get("outcome") != "failed"}
         waiting = {job.index for job, _ in left}
-        for job, digest in asked:
-            if job.index not in waiting:
-                self.found((job, digest), noted=(self.files[job.index], digest) in noted)
+        there = [one for one in asked if one[0].index not in waiting]
+        if there:
+            self.manifest.found([self._entry(one) for one in there])
+        for one in there:
+            self.found(one)
         for one in lost:
             self.manifest.add(index=one.index, where=one.where, outcome="failed", error=one.error)
             self._failed[one.index] = one
             self._on_job(None, one.error)
 
-    def found(self, asked: Asked, *, noted: bool = True) -> None:
+    def found(self, asked: Asked) -> None:
         """Counts a job that was done already.
 
         Args:
-            asked: the job and its hash. noted: whether the manifest says so.
-
-        Raises:
-            BadFile: the manifest cannot be written.
+            asked: the job and its hash.
         """
-        if not noted:  # whoever drew it died before that
-            self.manifest.add(**self._entry(asked), outcome="found")
         self.rendered.found += 1
         self._count(asked[0])
 
@@ -137,7 +133,6 @@ class Keeper:
         except BadFile as problem:
             many = f"{len(self._done):,} of {len(self.files):,} pictures are done"
             raise BadFile(f"{problem} ({many}; the same command goes on from there)") from problem
-        self._failed.pop(job.index, None)
         self.rendered.drawn += 1
         self.rendered.notes += [note for note in drawn.notes if note not in self.rendered.notes]
         self._count(job)
@@ -163,6 +158,7 @@ class Keeper:
         return self.rendered
 
     def _count(self, job: Job) -> None:
+        self._failed.pop(job.index, None)
         self._done.add(job.index)
         self._on_job(job, None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -36,15 +36,33 @@ class Manifest:
         Raises:
             BadFile: it cannot be written.
         """
-        said = {name: value for name, value in entry.items() if value is not None}
-        said["time"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        line = (json.dumps(said, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
-        with sentences(self.file), self._lock, self.file.open("a+b", buffering=0) as stream:
+        with sentences(self.file), self._lock:
+            self._append([entry])
+
+    def found(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Adds pictures that are there and of which it says nothing: who drew them died before that.
+
+        Args:
+            entries: what it would say of each, with its ``file`` and ``job``.
+
+        Raises:
+            BadFile: it cannot be written.
+        """
+        with sentences(self.file), self._lock:
+            known = {(line.get("file"), line.get("job")) for line in self if line.get("outcome") in ("done", "found")}
+            lost = [entry for entry in entries if (entry["file"], entry["job"]) not in known]
+            self._append([{**entry, "outcome": "found"} for entry in lost])
+
+    def _append(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        said = [{**{name: one for name, one in entry.items() if one is not None}, "time": now} for entry in entries]
+        text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in said)
+        with self.file.open("a+b", buffering=0) as stream:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(max(size - 1, 0))
             torn = stream.read(1) not in (b"", b"\n")
             try:
-                _write(stream.fileno(), b"\n" + line if torn else line)
+                _write(stream.fileno(), ("\n" * torn + text).encode(errors="backslashreplace"))
             except OSError:
                 stream.truncate(size)
                 raise
