@@ -11,6 +11,10 @@ Example:
 from __future__ import annotations
 
 from studio.pipelines.asking import Wanted
+from studio.pipelines.grids.kinds import AXES
+from studio.pipelines.grids.matrix import prompt_matrix
+from studio.pipelines.grids.plan import Grid
+from studio.pipelines.grids.xyz import strength_sweep, xyz_grid
 from studio.pipelines.image import ImagePipeline
 from studio.pipelines.making import Made
 from studio.pipelines.metadata import read_metadata, save_picture, save_png
@@ -26,8 +30,10 @@ from studio.pipelines.sheet import before_after, contact_sheet
 from studio.pipelines.text import Completion, TextPipeline
 
 __all__ = [
+    "AXES",
     "SCHEDULERS",
     "Completion",
+    "Grid",
     "ImagePipeline",
     "Made",
     "Request",
@@ -39,10 +45,13 @@ __all__ = [
     "escape_prompt",
     "every_prompt",
     "parse_prompt",
+    "prompt_matrix",
     "read_metadata",
     "regenerate",
     "render",
     "sample",
     "save_picture",
     "save_png",
+    "strength_sweep",
+    "xyz_grid",
 ]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 from PIL import ImageDraw, ImageFont
 
-__all__ = ["line_height", "text_width", "typeface", "wrap", "write"]
+__all__ = ["clip", "line_height", "text_width", "typeface", "wrap", "write"]
+
+LONGEST = 200  # characters of a text that are read at all: no label shows more
 
 
 @lru_cache(maxsize=16)
@@ -35,6 +38,7 @@ def wrap(text: str, font: Any, width: int) -> list[str]:
         >>> wrap("one two three four", typeface(15), 100)
         ['one two', 'three four']
     """
+    text = text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
     lines = _fill(text, font, width)
     for narrower in range(width, 0, -max(1, width // 24)):
         evener = _fill(text, font, narrower)
@@ -44,6 +48,17 @@ def wrap(text: str, font: Any, width: int) -> list[str]:
     return lines
 
 
+def clip(lines: Sequence[str], most: int) -> list[str]:
+    """Returns at most so many lines; where some are left out, the last one ends in ``…``.
+
+    Example:
+        >>> clip(["one", "two", "three"], 2)
+        ['one', 'two…']
+    """
+    most = max(1, most)
+    return [*lines] if len(lines) <= most else [*lines[: most - 1], f"{lines[most - 1].rstrip()}…"]
+
+
 def _fill(text: str, font: Any, width: int) -> list[str]:
     """Lines no wider than ``width``; a word that is wider is cut."""
     lines: list[str] = []
@@ -51,7 +66,7 @@ def _fill(text: str, font: Any, width: int) -> list[str]:
         line = ""
         for word in paragraph.split():
             while text_width(font, word) > width and len(word) > 1:
-                cut = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or text_width(font, word[:n]) <= width)
+                cut = _fitting(word, font, width)
                 lines += [line, word[:cut]] if line else [word[:cut]]
                 line, word = "", word[cut:]
             longer = f"{line} {word}".strip()
@@ -62,6 +77,11 @@ def _fill(text: str, font: Any, width: int) -> list[str]:
                 line = longer
         lines.append(line)
     return lines
+
+
+def _fitting(word: str, font: Any, width: int) -> int:
+    """How many letters of a word fit, one at least; by halves, as a longer beginning is a wider one."""
+    return max(1, bisect_right(range(1, len(word)), width, key=lambda letters: text_width(font, word[:letters])))
 
 
 def write(

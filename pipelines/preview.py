@@ -94,7 +94,7 @@ def _pair(base: Base, pixels: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         latents = family.encode_image(pipe, pixels, None)
         decoded = family.decode(pipe, latents).float().cpu().nan_to_num()
-    colours = F.adaptive_avg_pool2d(decoded, latents.shape[-2:])
+    colours = F.adaptive_avg_pool2d(decoded, (latents.shape[-2], latents.shape[-1]))
     flat = [one.float().cpu().nan_to_num().permute(0, 2, 3, 1).flatten(0, 2) for one in (latents, colours)]
     return flat[0], flat[1]
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from studio.errors import BadConfig
 from studio.pipelines.drawing import SHEET, Drawing
-from studio.pipelines.lettering import line_height, text_width, typeface, wrap, write
+from studio.pipelines.lettering import clip, line_height, text_width, typeface, wrap, write
 
 __all__ = ["before_after", "contact_sheet"]
 
@@ -20,6 +20,7 @@ INK = (32, 33, 36)
 QUIET = (95, 99, 104)
 FRAME = (218, 220, 224)
 LEAST_SIDE = 176  # smaller pictures are enlarged, so that their labels fit and eyes can judge them
+LINES = 5  # of a label; what is longer is cut
 LARGEST_SIDE = 1024  # but no picture beyond this
 
 
@@ -161,17 +162,22 @@ class _Sheet:
     @cached_property
     def below(self) -> list[list[str]]:
         """The lines below each picture."""
-        return [wrap(label, self.fonts[0], self.widths[n % self.columns]) for n, label in enumerate(self.labels)]
+        each = (wrap(label, self.fonts[0], self.widths[n % self.columns]) for n, label in enumerate(self.labels))
+        return [clip(lines, LINES) for lines in each]
 
     @cached_property
     def above(self) -> list[list[str]]:
         """The lines above each column."""
-        return [wrap(text, self.fonts[0], w) for text, w in zip(self.column_labels, self.widths, strict=False)]
+        each = zip(self.column_labels, self.widths, strict=False)
+        return [clip(wrap(text, self.fonts[0], width), LINES) for text, width in each]
 
     @cached_property
     def beside(self) -> list[list[str]]:
         """The lines left of each row."""
-        return [wrap(label, self.fonts[1], max(min(self.widths), 120)) for label in self.row_labels]
+        font, room = self.fonts[1], max(min(self.widths), 120)
+        fitting = [height // line_height(font) for height in self.heights]
+        each = zip(self.row_labels, fitting, strict=False)
+        return [clip(wrap(label, font, room), most) for label, most in each]
 
     @cached_property
     def lefts(self) -> list[int]:
@@ -188,7 +194,7 @@ class _Sheet:
     def head(self) -> tuple[list[str], list[str]]:
         """The lines of the title and of the subtitle."""
         room = self.width - 2 * self.margin
-        return wrap(self.title, self.fonts[2], room), wrap(self.subtitle, self.fonts[0], room)
+        return clip(wrap(self.title, self.fonts[2], room), LINES), clip(wrap(self.subtitle, self.fonts[0], room), LINES)
 
     @cached_property
     def tops(self) -> list[int]:

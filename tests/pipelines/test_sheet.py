@@ -89,3 +89,16 @@ def test_before_after_has_a_column_per_prompt():
 def test_what_does_not_fit_is_refused(call, reason):
     with pytest.raises(BadConfig, match=reason):
         call()
+
+
+def test_long_labels_are_cut_and_stay_at_their_places():
+    """A label never reaches into what stands beside it, however long it is."""
+    long = "a very long label of many words, " * 300
+    images = [tile((9, 0, 0)), tile((0, 9, 0)), tile((0, 0, 9)), tile((9, 9, 0))]
+    words = {"labels": [long] * 4, "row_labels": [long, "x" * 5_000], "column_labels": [long, "short"]}
+    sheet = contact_sheet(images, columns=2, title=long, subtitle=long, **words)
+    assert sheet.width * sheet.height < 2_000_000
+    for colour in ((9, 0, 0), (0, 9, 0), (0, 0, 9), (9, 9, 0)):
+        assert count(sheet, colour) == 192 * 192
+    edge = numpy.asarray(sheet.convert("L"))
+    assert edge[:, :8].min() == edge[:, -8:].min() == edge[:8].min() == edge[-8:].min() == 255
