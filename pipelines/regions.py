@@ -201,13 +201,15 @@ def within(base: Base, regions: Regions | None) -> Iterator[None]:
     denoiser = components(base.pipe)[base.family.denoiser]
     if any(module._compiled_call_impl is not None for module in denoiser.modules()):
         raise DoesNotFit("a denoiser that is compiled has no regions; draw with masks on a base that is not compiled")
-    levels = assemblies(base.pipe)[base.family.denoiser].levels
-    before, levels.regions = levels.regions, regions
+    on = [one.levels for name, one in assemblies(base.pipe).items() if name == base.family.denoiser]
+    for levels in on:  # none where adapters are on text encoders alone
+        levels.regions = regions
     try:
         with _asking(regions, denoiser):
             yield
     finally:
-        levels.regions = before
+        for levels in on:
+            levels.regions = None
 
 
 def _asking(regions: Regions, denoiser: nn.Module) -> AbstractContextManager[None]:
