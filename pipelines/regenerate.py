@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Iterable
-from dataclasses import fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from studio.pipelines.remarks import Remark
 from studio.pipelines.schedulers import sampler_from_record
 from studio.pipelines.sources import source_of, state_hash
 
-__all__ = ["regenerate"]
+__all__ = ["as_made", "load_again", "regenerate"]
 
 
 def regenerate(
@@ -64,9 +65,31 @@ def regenerate(
     content = read_metadata(picture)
     if pipe is None:
         pipe = _open(content, base, device)
-        _load(pipe, content, [given_path(file) for file in adapters])
+        load_again(pipe, content, [given_path(file) for file in adapters])
     _check(pipe, content)
     start = _start(pipe, content, image, mask)
+    with as_made(pipe, content, masks) as wanted, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Remark)  # was said when it was made
+        (made,) = pipe.make([replace(wanted, **start)], batch_size=content["rows"])
+    return made.image
+
+
+@contextlib.contextmanager
+def as_made(pipe: ImagePipeline, content: Mapping[str, Any], masks: Iterable[MaskLike] = ()) -> Iterator[Wanted]:
+    """Yields what a picture says about itself as one that is wanted, while the pipeline is as it was then.
+
+    Args:
+        pipe: which has the picture's adapters; it is given back as it was.
+        content: of the picture, from :func:`~studio.pipelines.metadata.read_metadata`. What it started from is not in
+            the wanted picture: its text has no more than a hash of that.
+        masks: those of the strengths that act in parts of the picture.
+
+    Yields:
+        The picture; changed, it is another one that is like it.
+
+    Raises:
+        UnknownName: an adapter, or a mask, is not there. DoesNotFit: this diffusers cannot make its scheduler.
+    """
     held = {mask.digest: mask for mask in map(as_mask, masks)}
     blend = {use["name"]: strength_from_json(use["strength"], held) for use in content["adapters"]}
     bakes = any(use.get("baked") for use in content["adapters"])
@@ -75,24 +98,20 @@ def regenerate(
         pipe.bake(blend)
     try:
         pipe.base = own.sparing(**{field.name: content.get(field.name) or field.default for field in fields(Saving)})
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Remark)  # was said when it was made
-            wanted = Wanted(
-                prompt=content["prompt"], negative=content["negative"] or None, resolved=_resolved(content),
-                blend=None if bakes else blend, seed=content["seed"], steps=content["steps"],
-                guidance=content["guidance"], embedded_guidance=content.get("embedded_guidance"),
-                width=content["width"], height=content["height"],
-                scheduler=sampler_from_record(content["scheduler"]), **start, **_again(content),
-            )  # fmt: skip
-            (made,) = pipe.make([wanted], batch_size=content["rows"])
+        yield Wanted(
+            prompt=content["prompt"], negative=content["negative"] or None, resolved=_resolved(content),
+            blend=None if bakes else blend, seed=content["seed"], steps=content["steps"],
+            guidance=content["guidance"], embedded_guidance=content.get("embedded_guidance"),
+            width=content["width"], height=content["height"],
+            scheduler=sampler_from_record(content["scheduler"]), **_again(content),
+        )  # fmt: skip
     finally:
         pipe.base = own
         if bakes and not standing:
             pipe.unbake()
-    return made.image
 
 
-def _resolved(content: dict[str, Any]) -> tuple[str, str]:
+def _resolved(content: Mapping[str, Any]) -> tuple[str, str]:
     """What its prompts became by their choices; older pictures were drawn from the texts as they stand."""
     if content.get("resolved") is None:
         return escape_prompt(content["prompt"]), escape_prompt(content["negative"] or "")
@@ -114,7 +133,7 @@ def _start(pipe: ImagePipeline, content: dict[str, Any], image: Any, mask: Any) 
     return {"image": image, "mask": mask, "strength": wanted["strength"]}
 
 
-def _again(content: dict[str, Any]) -> dict[str, Any]:
+def _again(content: Mapping[str, Any]) -> dict[str, Any]:
     """Its second pass, as arguments of generate."""
     upscale = content.get("upscale")
     if upscale is None:
@@ -134,9 +153,21 @@ def _open(content: dict[str, Any], base: Any | None, device: torch.device | str 
     return ImagePipeline.open(made_by["id"] if base is None else base, dtype=made_by["dtype"], device=device)
 
 
-def _load(pipe: ImagePipeline, content: dict[str, Any], places: list[Path]) -> None:
-    """Loads the picture's adapters in the order in which they stood: it decides the last bits of a sum."""
-    found = {source_of(file).sha256: file for place in places for file in _files_at(place)}
+def load_again(pipe: ImagePipeline, content: Mapping[str, Any], places: Sequence[Path]) -> list[Path]:
+    """Loads a picture's adapters in the order in which they stood: it decides the last bits of a sum.
+
+    Args:
+        pipe: loads them. content: of the picture. places: their files, and folders to look for them in.
+
+    Returns:
+        The places where none of them is.
+
+    Raises:
+        UnknownName: one is not among them, or has no file. BadFile: there is no such place. DoesNotFit: it is for
+            another base.
+    """
+    found = {source_of(file).sha256: (file, place) for place in places for file in _files_at(place)}
+    used = set()
     for use in content["adapters"]:
         name, digest = use["name"], use.get("sha256")
         if digest is None:
@@ -150,7 +181,10 @@ def _load(pipe: ImagePipeline, content: dict[str, Any], places: list[Path]) -> N
                 f"the adapter {name!r} of the picture ({use['file']}, sha256 {digest[:12]}…) is not among those given "
                 f"({looked}); give its file or a folder that holds it: adapters=[...]"
             )
-        pipe.load(found[digest], name=name)
+        file, place = found[digest]
+        pipe.load(file, name=name)
+        used.add(place)
+    return [place for place in places if place not in used]
 
 
 def _files_at(place: Path) -> list[Path]:
