@@ -21,6 +21,7 @@ from studio.commands.options import (
     output_options,
     pipeline_options,
 )
+from studio.commands.regions import mask_adapters, mask_option
 from studio.commands.show import Show
 from studio.commands.words import SEEDS, SIZE, AdapterWord
 
@@ -39,11 +40,14 @@ __all__ = ["generate"]
         'studio generate emoji "a photo of sks robot" --adapter runs/robot:0.9 --grid sheet.png',
         'studio generate emoji "ink style, sks robot <robot:0.8> <ink>" --adapter robot=a.safetensors \\',
         "    --adapter ink=b.safetensors",
+        'studio generate emoji "a photo of sks toy" --adapter a.safetensors --adapter b.safetensors \\',
+        "    --mask-of a=left.png --mask-of b=right.png --resolution 128x64",
     ),
 )
 @click.argument("base")
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
 @adapter_option
+@mask_option
 @click.option("--normalize", is_flag=True, help="Lower strengths where adapters add up: 1.0 + 1.0 does not burn.")
 @click.option(
     "--seeds",
@@ -206,6 +210,7 @@ def _look_at(
     from studio.pipelines import parse_prompt
     from studio.pipelines.remarks import remarks
 
+    mask_adapters(pipe, prompts)
     for prompt in prompts:
         parse_prompt(prompt, pipe.adapters, denoiser=pipe.base.family.denoiser, encoders=pipe.base.family.readers)
     _note_triggers(pipe, prompts, show)

@@ -96,6 +96,17 @@ class Strength:
         """Returns the strength for one sample alone."""
         return self if self.samples is None else self._with(value=self.value * self.samples[index], samples=None)
 
+    def within(self, mask: MaskLike) -> Strength:
+        """Returns the same in a part of the picture, in place of where it acts now.
+
+        Args:
+            mask: a picture, its file, or numbers ``(H, W)``.
+
+        Raises:
+            BadConfig: an impossible mask. BadFile: one that cannot be read.
+        """
+        return self._with(mask=as_mask(mask))
+
     def everywhere(self) -> Strength:
         """Returns the same without its mask."""
         return self if self.mask is None else self._with(mask=None)
