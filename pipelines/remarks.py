@@ -12,8 +12,8 @@ from studio.shown import shown
 
 __all__ = ["Remark", "remarks"]
 
-# (word:1.2), ((word)), [word:0.5]: weights of A1111, ComfyUI and InvokeAI
-_EMPHASIS: Final = re.compile(r"(?<!\\)(?:[(\[][^()\[\]<>]*:\s*\d*\.?\d+\s*[)\]]|\({2,}[^()]+\){2,})")
+# (word:1.2) and ((word)): weights of A1111, ComfyUI and InvokeAI
+_EMPHASIS: Final = re.compile(r"(?<!\\)(?:\([^()\[\]<>]*:\s*\d*\.?\d+\s*\)|\({2,}[^()]+\){2,})")
 _AND: Final = re.compile(r"\bAND\b")
 
 

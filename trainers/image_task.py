@@ -230,8 +230,11 @@ class ImageTask(ABC):
         )  # fmt: skip
 
     def _previews(self, captions: Sequence[str], size: tuple[int, int], own: Defaults) -> Previews:
-        """Returns what previews show."""
-        prompts = self.answers_to.previews(captions) if self.preview_prompts is None else self.preview_prompts
+        """Returns what previews show; captions are no prompts, and are drawn as they stand."""
+        from studio.pipelines import escape_prompt
+
+        own_prompts = tuple(map(escape_prompt, self.answers_to.previews(captions)))
+        prompts = own_prompts if self.preview_prompts is None else self.preview_prompts
         guidance = own.guidance if self.preview_guidance is None else self.preview_guidance
         steps = own.steps if self.preview_steps is None else self.preview_steps
         return Previews(

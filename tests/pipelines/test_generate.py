@@ -197,7 +197,7 @@ def test_progress_counts_to_its_end(plain):
         ({"prompt": "a tiger <dog:0.5>"}, UnknownName, "none is loaded"),
         ({"prompt": 7}, BadConfig, "a prompt is a text"),
         ({"prompt": ["tiger", None]}, BadConfig, "a prompt is a text, not None"),
-        ({"prompt": "tiger " * 40}, DoesNotFit, "tokens and this base reads 24"),
+        ({"prompt": "tiger (" * 40}, BadConfig, "nothing closes the '\\('"),
         ({"blend": {"dog": 1.0}}, UnknownName, "'dog'"),
         ({"blend": [{}, {}]}, BadConfig, "2 blends for 1 pictures"),
     ],

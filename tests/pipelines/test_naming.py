@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 import studio
 from studio.errors import BadFile, DoesNotFit, UnknownName
+from studio.families import FAMILIES
 from studio.pipelines import ImagePipeline
 from studio.pipelines.making import read_tags
 from studio.pipelines.remarks import Remark, remarks
@@ -100,11 +101,17 @@ def test_an_adapter_for_another_width_is_one_sentence(clean, dog, tmp_path):
 @pytest.mark.parametrize(
     ("prompts", "more", "said"),
     [
-        (["a (red:1.3) dog"], {}, 1),
-        (["a dog", "a ((red)) dog", "[blue:0.5] dog"], {}, 2),
-        (["a dog (small)", "sks [robot]", "time 12:30", "a <dog:0.8> (wet)"], {}, 0),
+        (["a (red:1.3) dog"], {}, 0),
+        (["a (red:1.3) dog"], {"family": FAMILIES["sana"]}, 1),
+        (["a dog", "a ((red)) dog", "[blue:0.5] dog"], {"family": FAMILIES["sana"]}, 1),
+        (["a dog (small)", "sks [robot]", "time 12:30", "a <dog:0.8> (wet)"], {"family": FAMILIES["flux2"]}, 0),
+        (["a dog BREAK a cat"], {"family": FAMILIES["sd1"]}, 0),
+        (["a dog BREAK a cat"], {"family": FAMILIES["sd3"]}, 1),
+        (["a dog AND a cat"], {}, 1),
+        (["a [dog:cat:30]"], {"steps": 20}, 1),
+        (["a [dog:cat:20]", "a [dog:cat:0.9]"], {"steps": 20}, 0),
         (["a dog"], {"negative": "blurry", "guidance": 1}, 1),
-        (["a dog"], {"negative": "(blurry:2)", "guidance": 1.0}, 2),
+        (["a dog"], {"negative": "(blurry:2)", "guidance": 1.0, "family": FAMILIES["z-image"]}, 2),
         (["a dog"], {"negative": "", "guidance": 1}, 0),
         (["a dog"], {"negative": "blurry", "guidance": 1.5}, 0),
     ],
@@ -116,8 +123,8 @@ def test_what_has_no_effect_is_said(prompts, more, said):
 def test_a_remark_is_a_warning_in_python(pipe):
     with pytest.warns(Remark, match="guidance 1 is the prompt alone"):
         pipe.generate("a dog", negative="blurry", guidance=1, steps=1)
-    with pytest.warns(Remark, match="weights in a prompt are not read"):
-        pipe.generate("a (wet:1.2) dog", steps=1)
+    with pytest.warns(Remark, match="AND in 'a dog AND a cat' is drawn as a word"):
+        pipe.generate("a dog AND a cat", steps=1)
 
 
 def test_words_for_number_formats(tiny_base):

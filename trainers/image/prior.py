@@ -106,7 +106,7 @@ class ClassPictures:
         A picture depends on its own seed and prompt only, so an interrupted call goes on where it stopped, and a
         larger ``count`` later reuses the first ones.
         """
-        from studio.pipelines import ImagePipeline, save_png
+        from studio.pipelines import ImagePipeline, escape_prompt, save_png
 
         folder = cache / "class" / self.key()
         missing = [index for index in range(self.count) if not (folder / f"{index:05d}.png").is_file()]
@@ -118,7 +118,7 @@ class ClassPictures:
         for index in missing:
             prompt = self.prompts[index % len(self.prompts)]
             (picture,) = pipe.generate(
-                prompt, blend={}, seeds=[self.seed + index], steps=self.steps, guidance=self.guidance,
+                escape_prompt(prompt), blend={}, seeds=[self.seed + index], steps=self.steps, guidance=self.guidance,
                 width=width, height=height,
             )  # fmt: skip
             save_png(picture, folder / f"{index:05d}.png")

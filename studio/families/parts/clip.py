@@ -90,11 +90,18 @@ def read_chunks(
     Raises:
         DoesNotFit: a caption is longer than a chunk.
     """
-    convert = getattr(pipe, "maybe_convert_prompt", None)
-    read = in_chunks(tokenizer, prompts, str if convert is None else lambda text: convert(text, tokenizer))
+    read = in_chunks(tokenizer, prompts, _spelled(pipe, tokenizer))
     outputs = [encoder(ids.to(device_of(pipe, encoder)), **told) for ids in read.ids.unbind(1)]
     parts = [emphasised(states(out), one) for out, one in zip(outputs, read.weights.unbind(1), strict=True)]
     return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)), outputs[0]
+
+
+def _spelled(pipe: Any, tokenizer: Any) -> Callable[[str], str]:
+    """How a word that diffusers has learned as several tokens is spelled."""
+    added = tokenizer.added_tokens_encoder
+    if not any(f"{token}_1" in added for token in added):
+        return str
+    return lambda text: pipe.maybe_convert_prompt(text, tokenizer)
 
 
 def _filled(tokenizer: Any, prompt: str | Words, prepare: Callable[[str], str] = str) -> list[list[Token]]:

@@ -6,7 +6,8 @@ token, 1 for those that are no part of the text::
     z'_{ij}  = w_i z_{ij}
     z''_{ij} = z'_{ij} · mean(z) / mean(z')        the means over all tokens that the denoiser reads, and all D
 
-Each encoder's states are weighed by themselves; a pooled vector is not.
+Each encoder's states are weighed by themselves; a pooled vector is not. Where the mean is nothing beside the states, as
+behind a norm without a bias, there is none to keep, and ``z'`` is taken.
 
 References:
     AUTOMATIC1111: stable-diffusion-webui, 2022, https://github.com/AUTOMATIC1111/stable-diffusion-webui ("Original"
@@ -16,7 +17,7 @@ References:
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ from studio.families.conditioning import Conditioning
 from studio.families.words import Prompts, Words
 
 __all__ = ["emphasised", "token_weights", "weighed"]
+
+ROUNDING: Final = 1e-7  # of a mean in float32
 
 
 def emphasised(states: Tensor, weights: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -48,8 +51,8 @@ def emphasised(states: Tensor, weights: Tensor, mask: Tensor | None = None) -> T
     plain = states.to(exact)
     changed = plain * weights.to(exact)[..., None]
     counts = torch.ones_like(weights, dtype=exact) if mask is None else mask.to(exact)
-    before, after = ((one * counts[..., None]).sum(dim=(1, 2)) for one in (plain, changed))
-    ratio = torch.where(after == 0, torch.ones_like(after), before / after)
+    before, after, size = ((one * counts[..., None]).sum(dim=(1, 2)) for one in (plain, changed, plain.abs()))
+    ratio = torch.where(torch.minimum(before.abs(), after.abs()) <= ROUNDING * size, 1.0, before / after)
     touched = (weights != 1).any(dim=1)[:, None, None] & (counts != 0)[..., None]
     return torch.where(touched, (changed * ratio[:, None, None]).to(states.dtype), states)
 

@@ -28,8 +28,8 @@ def check_tokens(tokenizer: Any, prompts: Prompts, length: int | None = None) ->
         if len(ids) > length:
             rest = tokenizer.decode(ids[length - 1 : -1]).strip()
             raise DoesNotFit(
-                f"the prompt {prompt!r} has {len(ids)} tokens and this base reads {length}; shorten it "
-                f"(the part {rest!r} would be lost)"
+                f"the prompt {_short(prompt)} has {len(ids)} tokens and this base reads {length}; shorten it "
+                f"(the part {_short(rest)} would be lost)"
             )
 
 
@@ -49,6 +49,10 @@ def check_chat(tokenizer: Any, prompts: Prompts, written: Sequence[str], length:
         size = len(tokenizer(text, truncation=False, verbose=False).input_ids)
         if size > length:
             raise DoesNotFit(
-                f"the prompt {prompt!r} has {size} tokens with what is told the text encoder beside it, and this base "
-                f"reads {length}; shorten it by {size - length}"
+                f"the prompt {_short(prompt)} has {size} tokens with what is told the text encoder beside it, and this "
+                f"base reads {length}; shorten it by {size - length}"
             )
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 200 else f"{text[:200]}...")
