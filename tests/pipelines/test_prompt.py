@@ -6,7 +6,7 @@ import pytest
 
 from studio.adapters import Strength
 from studio.errors import BadConfig, UnknownName
-from studio.pipelines.prompt import parse_prompt
+from studio.pipelines.prompt import check_changes, parse_prompt
 
 KNOWN = ["dog", "ink", "3d-look", "lora"]
 
@@ -27,6 +27,11 @@ KNOWN = ["dog", "ink", "3d-look", "lora"]
         ("<lora:dog:0.5:unet=0.8> x", "x", {"dog": Strength(text_encoder=0.5, unet=0.8)}),
         ("<dog:unet=0.8,text_encoder=0.3> x", "x", {"dog": Strength(unet=0.8, text_encoder=0.3)}),
         ("<dog:0.5:te=0.4> x", "x", {"dog": Strength(0.5, text_encoder=0.4)}),
+        ("<dog:unet=0.8:te=0.3> x", "x", {"dog": Strength(unet=0.8, text_encoder=0.3)}),
+        ("<dog:0@0,1@0.4> x", "x", {"dog": Strength(schedule=[(0, 0), (0.4, 1)])}),
+        ("<dog:0.5:1@0,-1@1:te=0.4> x", "x", {"dog": Strength(0.5, schedule=[(0, 1), (1, -1)], text_encoder=0.4)}),
+        ("<lora:dog:0.5@0, 1@0.4 ,0@1> x", "x", {"dog": Strength(schedule=[(0, 0.5), (0.4, 1), (1, 0)])}),
+        ("<lora:dog:0.3:0.8:0@0,1@1> x", "x", {"dog": Strength(text_encoder=0.3, unet=0.8, schedule=[(0, 0), (1, 1)])}),
         ("< dog : 0.8 > x", "x", {"dog": 0.8}),
         ("i <3 dogs, 2 < 3", "i <3 dogs, 2 < 3", None),
         (r"\<dog:0.8\> is text", "<dog:0.8> is text", None),
@@ -59,6 +64,13 @@ def test_an_adapter_that_is_not_loaded_is_refused_with_the_nearest():
         ("a photo <lora:dog:1:2:3>", "too many numbers"),
         ("a photo <dog:vae=1>", "'vae' is no component"),
         ("a photo <dog:unet=>", "'' is not a number"),
+        ("<dog:1@0.5,0@0.2>", "the schedule goes backwards from 0.5 to 0.2"),
+        ("<dog:1@2>", "has the place 2"),
+        ("<dog:1@x>", "'x' is not a number"),
+        ("<dog:nan@0>", "'nan' is not a number"),
+        ("<dog:1,0@0>", "a schedule is strength@part"),
+        ("<dog:0@0:1@1>", "a schedule is strength@part,strength@part, once"),
+        ("<dog:lbw=OUTALL>", "this model has no blocks to weigh"),
         ("a photo <>", "the name of an adapter"),
         ("i <3 you >", "the name of an adapter"),
         ("<dog:1> a photo <lora:dog:1>", "twice"),
@@ -72,3 +84,24 @@ def test_an_adapter_that_is_not_loaded_is_refused_with_the_nearest():
 def test_a_malformed_tag_is_refused(prompt, reason):
     with pytest.raises(BadConfig, match=reason):
         parse_prompt(prompt, KNOWN)
+
+
+def test_block_weights_are_read_by_the_model():
+    def blocks(name, said):
+        if said != "OUTALL":
+            raise BadConfig(f"no {said}")
+        return {f"{name}.up_blocks.*": 0.5}
+
+    found = parse_prompt("<dog:0.8:lbw=OUTALL:te=0> x", KNOWN, blocks=blocks)
+    assert found.blend == {"dog": Strength(0.8, blocks={"dog.up_blocks.*": 0.5}, text_encoder=0)}
+    with pytest.raises(BadConfig, match=r"the tag '<dog:lbw=INALL>' .* cannot be read: no INALL"):
+        parse_prompt("<dog:lbw=INALL> x", KNOWN, blocks=blocks)
+    with pytest.raises(BadConfig, match="stands there twice"):
+        parse_prompt("<dog:lbw=OUTALL:lbw=OUTALL> x", KNOWN, blocks=blocks)
+
+
+@pytest.mark.parametrize("prompt", ["[<dog>a:b:0.5]", "[a|b <dog:0.5>]", "[(a <dog>)::3]"])
+def test_a_tag_that_would_not_change_is_refused(prompt):
+    with pytest.raises(BadConfig, match="has a tag in brackets that change while it denoises"):
+        check_changes(prompt, emphasis=True)
+    check_changes("(a <dog>:1.2) [b:c:0.5] <ink>", emphasis=True)

@@ -218,6 +218,7 @@ def test_what_a_family_does_not_heed_is_said(bases, kind):
     assert {words: any(words in text for text in texts) for words in wanted} == wanted
 
 
-def test_a_tag_does_not_change_while_it_denoises(emoji):
-    with pytest.raises(UnknownName, match="'dog'"):
-        emoji.generate("[<dog>tiger:rocket:0.5]", steps=1)
+def test_tags_of_a_wildcard_act_and_unknown_ones_are_refused(emoji, tmp_path):
+    (tmp_path / "who.txt").write_text("tiger <dgo:0.5>\n")
+    with pytest.raises(UnknownName, match="'dgo', which is not loaded"):
+        emoji.generate("__who__", steps=1, wildcards=tmp_path)
