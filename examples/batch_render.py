@@ -37,25 +37,17 @@ def main(out: Path = Path("runs/batch"), steps: int = 300, sampling: int = 10) -
     jobs = {
         "base": "emoji",
         "adapters": {"robot": str(robot.adapter)},
-        "defaults": {"steps": sampling, "guidance": 3},
-        "axes": {"strength:robot": STRENGTHS},
-        "jobs": [{"prompt": prompt, "seeds": "0..1"} for prompt in PROMPTS],
+        "defaults": {"steps": sampling, "guidance": 3, "seeds": "0..1"},
+        "jobs": [{"axes": {"strength:robot": STRENGTHS, "prompt": PROMPTS}}],
     }
     done = render(jobs, out / "pictures", batch_size=6)
     for failure in done.failures:
         print(failure.error)
     print(f"{len(done.pictures)} pictures, {done.found} of them there already: {done.folder}")
 
-    pictures = [open_picture(file) for file in done.pictures]  # by prompt, strength and seed, the last fastest
-    seeds, each = 2, 2 * len(STRENGTHS)
-    rows = [
-        picture
-        for row in range(len(STRENGTHS))
-        for prompt in range(len(PROMPTS))
-        for picture in pictures[prompt * each + row * seeds : prompt * each + (row + 1) * seeds]
-    ]
+    pictures = [open_picture(file) for file in done.pictures]  # by strength, prompt and seed, the last fastest
     labels = [f"robot {strength}" for strength in STRENGTHS]
-    contact_sheet(rows, columns=len(PROMPTS) * seeds, row_labels=labels).save(out / "sheet.png")
+    contact_sheet(pictures, columns=2 * len(PROMPTS), row_labels=labels).save(out / "sheet.png")
 
 
 if __name__ == "__main__":

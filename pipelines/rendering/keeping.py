@@ -91,10 +91,10 @@ class Keeper:
             self.manifest.found([self._entry(one) for one in there])
         for one in there:
             self.found(one)
-        for one in lost:
-            self.manifest.add(index=one.index, where=one.where, outcome="failed", error=one.error)
-            self._failed[one.index] = one
-            self._on_job(None, one.error)
+        for entry in lost:
+            self.manifest.add(index=entry.index, where=entry.where, outcome="failed", error=entry.error)
+            self._failed[entry.index] = entry
+            self._on_job(None, entry.error)
 
     def found(self, asked: Asked) -> None:
         """Counts a job that was done already.

@@ -36,6 +36,7 @@ class Listing:
 
     jobs: list[Job] = field(default_factory=list)
     bad: list[NotDone] = field(default_factory=list)
+    idle: list[str] = field(default_factory=list)  # adapters that are declared for all jobs and that none needs
 
     @property
     def size(self) -> int:
@@ -81,6 +82,8 @@ def read_jobs(
         _add(found, entry, source)
         if found.size > limit("jobs"):
             raise BadConfig(f"the list has {found.size:,} pictures or more; {too_many('jobs')}")
+    needed = {name for job in found.jobs for name in job.adapters}
+    found.idle.extend(name for name in declared if name not in needed and not found.bad)
     return found
 
 

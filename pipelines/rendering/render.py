@@ -114,6 +114,7 @@ def render(
     if on_start is not None:
         on_start(len(listing.jobs) + len(listing.bad))
     digest = _list_digest(keeper, asked) + (secrets.token_hex(4) if engine == "ray" else "")
+    keeper.rendered.notes += [f"no job of the list needs the adapter {idle!r}" for idle in listing.idle]
     with joined(hidden, folder, digest) as claims:
         keeper.begin(asked, left, [*unfit, *listing.bad])
         if engine == "ray":

@@ -20,7 +20,7 @@ from studio.commands.options import (
 )
 from studio.commands.show import Show
 from studio.commands.words import AdapterWord
-from studio.errors import BadConfig, NotAllDone
+from studio.errors import BadConfig, NotAllDone, StudioError
 
 if TYPE_CHECKING:
     from studio.pipelines.rendering.keeping import Rendered
@@ -125,8 +125,8 @@ def render(
     _say(show, done, time.monotonic() - begun)
 
 
-def _adapters(words: Sequence[AdapterWord]) -> tuple[dict[str, Path], dict[str, float]]:
-    """Files and strengths by name.
+def _adapters(words: Sequence[AdapterWord]) -> tuple[dict[str, Path], dict[str, Any]]:
+    """Files and strengths by name: the one that is given, else the one that the file records, else its own.
 
     Raises:
         BadConfig: two have one name.
@@ -134,11 +134,24 @@ def _adapters(words: Sequence[AdapterWord]) -> tuple[dict[str, Path], dict[str, 
     from studio.pipelines.naming import free_name
 
     files: dict[str, Path] = {}
+    strengths: dict[str, Any] = {}
     for word in words:
-        if word.name in files:
-            raise BadConfig(f"two adapters are called {word.name!r}: name one of them, --adapter other={word.file}")
-        files[word.name or free_name(word.file, "", files)] = word.file
-    return files, dict(zip(files, (word.strength for word in words), strict=True))
+        name = word.name or free_name(word.file, _recorded(word.file), files)
+        if name in files:
+            raise BadConfig(f"two adapters are called {name!r}: name one of them, --adapter other={word.file}")
+        files[name], strengths[name] = word.file, word.strength if word.schedule is None else word.said
+    return files, strengths
+
+
+def _recorded(file: Path) -> str:
+    """The name that an adapter's file records; of one that cannot be read, the jobs that need it will say why."""
+    from studio.files import inspect
+    from studio.pipelines.naming import adapter_file
+
+    try:
+        return inspect(adapter_file(file)).name
+    except StudioError:
+        return ""
 
 
 def _say(show: Show, done: Rendered, seconds: float) -> None:
@@ -170,20 +183,28 @@ def _say(show: Show, done: Rendered, seconds: float) -> None:
 
 @contextmanager
 def _progress(show: Show) -> Iterator[tuple[Callable[[int], None], Callable[[Any, str | None], None]]]:
-    """A bar on stderr where that is a terminal: what is done, what failed, and how long it will take."""
+    """Counts jobs, with a bar on stderr where that is a terminal, and says how far it came when it is interrupted."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console, lost = Console(stderr=True), list[Any]()
-    if not show.talks or not console.is_terminal:
-        yield lambda total: None, lambda job, error: None
-        return
+    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    count = {"jobs": 0, "done": 0, "failed": 0}
+    seen = show.talks and console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=not seen) as bar:
         task = bar.add_task("looking", total=None)
 
-        def advance(job: Any, error: str | None) -> None:
-            lost.extend([job] if error else [])
-            bar.update(task, advance=1, description=f"drawing, {len(lost):,} failed" if lost else "drawing")
+        def start(jobs: int) -> None:
+            count["jobs"] = jobs
+            bar.update(task, total=jobs, description="drawing")
 
-        yield lambda total: bar.update(task, total=total, description="drawing"), advance
+        def advance(job: Any, error: str | None) -> None:
+            count["failed" if error else "done"] += 1
+            failed = f", {count['failed']:,} failed" if count["failed"] else ""
+            bar.update(task, advance=1, description=f"drawing{failed}")
+
+        try:
+            yield start, advance
+        except KeyboardInterrupt:
+            show.tell(f"{count['done']:,} of {count['jobs']:,} jobs are done; the same command goes on from there")
+            raise

@@ -9,10 +9,12 @@ import sys
 import time
 
 import pytest
+import torch
 from click.testing import CliRunner
 
+import studio as library
 from studio.cli import main
-from studio.pipelines import read_metadata
+from studio.pipelines import ImagePipeline, read_metadata
 
 LIST = """base: emoji
 defaults: {steps: 1}
@@ -30,6 +32,14 @@ def studio(*words, code=0):
         raise result.exception
     assert result.exit_code == code, f"exit code {result.exit_code}\n{result.stdout}\n{result.stderr}"
     return result
+
+
+def act(model, name):
+    library.attach(model, library.LoRA(rank=2), name=name)
+    with torch.no_grad():
+        for key, tensor in library.state(model, name).items():
+            if key.endswith(".up"):
+                tensor.fill_(0.01)
 
 
 @pytest.fixture
@@ -79,6 +89,18 @@ def test_a_missing_extra_is_named(jobs, tmp_path, monkeypatch):
     assert "need ray" in result.stderr and "pip install" in result.stderr
 
 
+def test_adapters_of_the_command_line_act_under_the_name_that_they_record(tmp_path):
+    pipe = ImagePipeline.open("emoji")
+    act(pipe.pipe, "ink")
+    library.save(pipe.pipe, tmp_path / "a.safetensors", name="ink")
+    jobs = tmp_path / "jobs.csv"
+    jobs.write_text("prompt,steps\ntiger,1\ntiger <ink:0.25>,1\n")
+    words = ["--adapter", f"{tmp_path / 'a.safetensors'}:0.5", "--base", "emoji", "--device", "cpu"]
+    studio("render", jobs, "-o", tmp_path / "out", *words)
+    made = [read_metadata(tmp_path / "out" / f"0000{number}.png")["adapters"][0] for number in (0, 1)]
+    assert [(use["name"], use["strength"]) for use in made] == [("ink", 0.5), ("ink", 0.25)]
+
+
 @pytest.mark.slow
 def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(tmp_path):
     file, out = tmp_path / "jobs.jsonl", tmp_path / "out"
@@ -90,7 +112,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and said.endswith("interrupted\n") and "Traceback" not in said
+    assert process.returncode == 130 and said.endswith("goes on from there\ninterrupted\n") and "Traceback" not in said
     there = len(list(out.glob("*.png")))
     assert 3 <= there < 24
     again = json.loads(subprocess.run([*words, "--json"], capture_output=True, text=True, check=True).stdout)

@@ -276,6 +276,11 @@ def test_notes_say_what_has_no_effect(tmp_path):
     assert "has no effect" in done.notes[0]
 
 
+def test_an_adapter_that_no_job_needs_is_named(tmp_path, files):
+    done = render({"adapters": {"ink": files["ink"]}, "jobs": JOBS[:1]}, tmp_path, **FAST)
+    assert done.notes == ["no job of the list needs the adapter 'ink'"] and done.drawn == 3
+
+
 def test_lists_without_a_job_and_numbers_that_cannot_be_are_refused(tmp_path):
     for given in ({"batch_size": 0}, {"retries": -1}, {"workers": 0}, {"name": "{prompt}"}):
         with pytest.raises(BadConfig):

@@ -122,12 +122,7 @@ def test_a_thousand_jobs_through_every_fault_are_each_done_once(tmp_path):
         else:
             two[1].kill()
             two[1].communicate()
-        before = len(list(out.glob("*.png")))
-        two = [begin(jobs, out, lacks=True), begin(jobs, out, lacks=True)]
-        wait_for(out, before + 100, two)
-        for process in two:
-            process.kill()
-            process.communicate()
+        interrupted(jobs, out)
         code, said = ended(begin(jobs, out, lacks=True))
         result = json.loads(said)
         assert code == 0 and len(result["failures"]) == SEEDS * 4 and result["drawn"] + result["found"] == SEEDS * 4
@@ -136,6 +131,16 @@ def test_a_thousand_jobs_through_every_fault_are_each_done_once(tmp_path):
         results = [json.loads(ended(process)[1]) for process in two]
         assert all(one["failures"] == [] for one in results)
         check(jobs, out, files)
+
+
+def interrupted(jobs: Path, out: Path) -> None:
+    """Lets two processes draw a hundred more, and kills both."""
+    before = len(list(out.glob("*.png")))
+    two = [begin(jobs, out, lacks=True), begin(jobs, out, lacks=True)]
+    wait_for(out, before + 100, two)
+    for process in two:
+        process.kill()
+        process.communicate()
 
 
 def check(jobs: Path, out: Path, files: dict[str, str]) -> None:
