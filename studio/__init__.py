@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         grow,
         quantize,
         sample_rows,
+        slots,
         state,
         trainable,
         unbake,
@@ -46,18 +47,18 @@ if TYPE_CHECKING:
     from studio.adapters.methods import *  # noqa: F403  (the configs: LoRA, DoRA, ...)
     from studio.adapters.normalized import normalized
     from studio.errors import StudioError
-    from studio.files import inspect, load, save
+    from studio.files import convert, inspect, load, resize, save
 
 _HOMES = {
     "studio.adapters": (
         "attach", "detach", "blend", "blended", "grow", "trainable", "state", "bake", "unbake", "sample_rows",
         "quantize", "Strength", "Schedule", "METHODS", "COMBINES", "at_progress", "block_weights",
         "combine",
-        "blended_samples",
+        "blended_samples", "slots",
     ),
     "studio.adapters.interference": ("blend_report", "BlendReport"),
     "studio.adapters.normalized": ("normalized",),
-    "studio.files": ("save", "load", "inspect"),
+    "studio.files": ("save", "load", "inspect", "convert", "resize"),
     "studio.errors": ("StudioError",),
 }  # fmt: skip
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -81,14 +82,17 @@ __all__ = [
     "blended_samples",
     "block_weights",
     "combine",
+    "convert",
     "detach",
     "grow",
     "inspect",
     "load",
     "normalized",
     "quantize",
+    "resize",
     "sample_rows",
     "save",
+    "slots",
     "state",
     "trainable",
     "unbake",

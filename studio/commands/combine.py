@@ -69,8 +69,8 @@ def combine(
     theirs, or --rank with the error said; other kinds become a full difference unless a rank is given. Before it is
     written, it is said what the adapters do to each other.
     """
-    from studio import save
     from studio.adapters.combine import combine as make
+    from studio.files import save
     from studio.pipelines import ImagePipeline
 
     show = Show(as_json, quiet)

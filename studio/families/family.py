@@ -31,6 +31,7 @@ __all__ = [
     "Family",
     "Identity",
     "Model",
+    "Outline",
     "Silent",
     "SingleFile",
     "components",
@@ -283,9 +284,20 @@ class Family:
 FAMILIES: Registry[Family] = Registry("model family")
 
 
+@dataclass(frozen=True)
+class Outline:
+    """A pipeline's components without the rest of it, where only names and sizes of layers count.
+
+    Args:
+        components: name -> module.
+    """
+
+    components: Mapping[str, nn.Module]
+
+
 def is_pipeline(model: object) -> bool:
     """Whether ``model`` is a diffusers pipeline; asks by class name, so that diffusers stays unimported."""
-    return any(cls.__name__ == "DiffusionPipeline" for cls in type(model).__mro__)
+    return isinstance(model, Outline) or any(cls.__name__ == "DiffusionPipeline" for cls in type(model).__mro__)
 
 
 def family_of(model: Any) -> Family | None:

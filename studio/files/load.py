@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from studio.adapters import METHODS, install
 from studio.adapters.contract.strength import StrengthLike
+from studio.adapters.slots import Slots
 from studio.device import on_cpu
 from studio.errors import BadFile, DoesNotFit, PartialLoad, StudioError
 from studio.families import components
@@ -30,7 +31,7 @@ from studio.files.source import open_source
 from studio.given import given_path
 from studio.limits import limit
 
-__all__ = ["load", "load_source"]
+__all__ = ["drop_misfits", "judge", "load", "load_source", "read_source"]
 
 
 def load(
@@ -42,6 +43,7 @@ def load(
     allow_partial: bool = False,
     trainable: bool = False,
     pickled: bool = False,
+    into: Slots | None = None,
 ) -> LoadReport:
     """Loads an adapter file and attaches it at ``strength``; other adapters stay as they are.
 
@@ -56,6 +58,7 @@ def load(
         allow_partial: apply what fits, and list the rest in the report.
         trainable: whether its tensors require gradients, to go on training.
         pickled: allow ``.pt`` and ``.bin`` files, whose tensors alone are read.
+        into: slots of the model (:func:`studio.slots`), one of which it is put into instead: nothing is compiled anew.
 
     Returns:
         A report that accounts for every key.
@@ -80,7 +83,7 @@ def load(
     with _collector_paused(), on_cpu():
         source = open_source(given_path(file), pickled=pickled, check=lambda infos: _check_size(model, file, infos))
         return load_source(
-            model, source, name=name, strength=strength, allow_partial=allow_partial, trainable=trainable
+            model, source, name=name, strength=strength, allow_partial=allow_partial, trainable=trainable, into=into
         )
 
 
@@ -113,11 +116,12 @@ def load_source(
     strength: StrengthLike = 1.0,
     allow_partial: bool = False,
     trainable: bool = False,
+    into: Slots | None = None,
 ) -> LoadReport:
     """Attaches what an opened file holds.
 
     Args:
-        model: as of :func:`load`, with ``name``, ``strength``, ``allow_partial`` and ``trainable``.
+        model: as of :func:`load`, with ``name``, ``strength``, ``allow_partial``, ``trainable`` and ``into``.
         source: the opened file.
 
     Raises:
@@ -126,33 +130,52 @@ def load_source(
     own = own_entry(source.metadata)
     refuse_unknown_type(source.peft or {}, f"{CONFIG_FILE} of {source.file}")
     soft = soft_method(source, own)
+    if into is not None and (soft or trainable):
+        raise DoesNotFit(
+            f"{source.file} cannot go into a slot: slots hold changes of layers that are not trained; load it without "
+            "into"
+        )
     if soft:
         return _load_soft(model, source, own, soft, name, strength, allow_partial, trainable)
-    found = sort_keys(source.infos, flagged_method(source.peft) if own is None else own.method)
-    method = found.method("" if own is None else own.method)
-    if not method:
-        raise BadFile(f"{source.file} holds no adapter that can be read: {_first(_reasons(found))}")
-    names = Names(model)
-    reading = read_layers(names, source, found, method, own)
+    names, found, reading = read_source(model, source, own)
     taken = name if name is not None else (own.name if own is not None and own.name else "default")
     facts = {**facts_of(source.metadata), **_dtype(source, reading)}
 
     def put() -> None:
         with fitting(f"the tensors of {source.file}"):
             placed = reading.placed(names)
+            if into is not None:
+                into.fill(reading.config, placed, name=taken, strength=strength)
+                return
             install(model, reading.config, placed, name=taken, strength=strength, trainable=trainable, metadata=facts)
 
-    _judge(source, found, names, reading, allow_partial)
-    if not allow_partial:
-        _check_scale(source, found, own)
+    judge(source, found, names, reading, own, allow_partial)
     try:
         put()
     except StudioError:
-        if not _drop_misfits(names, reading):
+        if not drop_misfits(names, reading):
             raise  # it is not about the tensors
-        _judge(source, found, names, reading, allow_partial)
+        judge(source, found, names, reading, own, allow_partial)
         put()
     return _report(taken, found.format(), reading)
+
+
+def read_source(model: Any, source: Source, own: Entry | None) -> tuple[Names, Contents, Reading]:
+    """Reads what a file means on a model, and puts nothing on it.
+
+    Args:
+        model: what it is for. source: the file. own: the studio's entry in it.
+
+    Raises:
+        BadFile: it holds no adapter that can be read. DoesNotFit: it asks for something that the studio does not do.
+        Refused: tensors that are used hold NaN, or numbers that nothing can be computed with.
+    """
+    found = sort_keys(source.infos, flagged_method(source.peft) if own is None else own.method)
+    method = found.method("" if own is None else own.method)
+    if not method:
+        raise BadFile(f"{source.file} holds no adapter that can be read: {_first(_reasons(found))}")
+    names = Names(model)
+    return names, found, read_layers(names, source, found, method, own)
 
 
 def _report(name: str, format: str, reading: Reading) -> LoadReport:
@@ -224,8 +247,12 @@ def _dtype(source: Source, reading: Reading) -> dict[str, str]:
     return {"dtype": words.pop()} if len(words) == 1 and words != {"F32"} else {}
 
 
-def _drop_misfits(names: Names, reading: Reading) -> bool:
-    """Ignores the layers whose tensors do not fit; says whether there was any."""
+def drop_misfits(names: Names, reading: Reading) -> bool:
+    """Ignores the layers whose tensors do not fit; says whether there was any.
+
+    Args:
+        names: of the model. reading: what the file means there.
+    """
     config = reading.config
     misfits: dict[str, str] = {}
     for path, tensors in reading.layers.items():
@@ -247,8 +274,20 @@ def _reasons(found: Contents) -> dict[str, str]:
     return reasons
 
 
-def _judge(source: Source, found: Contents, names: Names, reading: Reading, allow_partial: bool) -> None:
-    """Refuses a file that does not fit, wholly or in part."""
+def judge(
+    source: Source, found: Contents, names: Names, reading: Reading, own: Entry | None, allow_partial: bool
+) -> None:
+    """Refuses a file that does not fit, wholly or in part.
+
+    Args:
+        source: the file. found: its keys. names: of the model. reading: what it means there. own: our entry in it.
+        allow_partial: whether it is enough that a part fits.
+
+    Raises:
+        BadFile: PEFT's tensors without what says their scale. DoesNotFit: nothing of it fits. PartialLoad: a part.
+    """
+    if not allow_partial:
+        _check_scale(source, found, own)
     if not reading.ignored and reading.layers:
         return
     family, title = guess_family(found, source.infos)

@@ -28,7 +28,7 @@ from studio.files.soft import save_soft
 from studio.files.source import PICKLED
 from studio.given import given_path
 
-__all__ = ["save", "spelled"]
+__all__ = ["save", "spelled", "spelled_layers", "stored_dtype"]
 
 
 def save(
@@ -83,7 +83,7 @@ def save(
     _check_whole(model, name)
     info = adapters(model)[name]
     facts = {**info.metadata, **(metadata or {})}
-    stored = _stored_dtype(dtype, facts, info.trainable)
+    stored = stored_dtype(dtype, facts, info.trainable)
     if isinstance(info.config, TokenConfig):
         return save_soft(model, file, chosen, name, facts, stored)
     with on_cpu():
@@ -117,14 +117,33 @@ def spelled(model: Any, name: str, format: Format, dtype: torch.dtype | None = N
     """
     check_known(model, name)
     info = adapters(model)[name]
-    names = Names(model)
-    names.chosen = frozenset(info.sites)
     layers: Tables = {path: {} for path in sorted(info.sites)}
     for key, tensor in state(model, name).items():
         path, _, tensor_name = key.rpartition(".")
         layers[path][tensor_name] = tensor.detach()
+    return spelled_layers(model, info.config, layers, format, dtype)
+
+
+def spelled_layers(
+    model: Any,
+    config: AdapterConfig,
+    layers: Mapping[str, Mapping[str, Tensor]],
+    format: Format,
+    dtype: torch.dtype | None = None,
+) -> tuple[Draft, dict[str, Tensor]]:
+    """As :func:`spelled`, of an adapter that need not be on the model.
+
+    Args:
+        model: what it is for. config: the method and its settings. layers: path -> tensor name -> tensor.
+        format: the format. dtype: what the tensors are brought to; None: as they are.
+
+    Raises:
+        DoesNotFit: the format cannot say what this adapter is.
+    """
+    names = Names(model)
+    names.chosen = frozenset(layers)
     layers = {path: tensors for path, tensors in layers.items() if tensors}  # a tied layer has none of its own
-    config, layers = _plain(info.config, layers, format)
+    config, layers = _plain(config, layers, format)
     sites = {path: names.site(path, config.adapter.kinds) for path in layers}
     draft = _settled(config, names, sites, layers, format)
     format.check(draft)
@@ -137,8 +156,15 @@ def _usual_format(model: Any, file: Path) -> str:
     return "diffusers" if known else "peft"
 
 
-def _stored_dtype(dtype: torch.dtype | str | None, facts: dict[str, str], trainable: bool) -> torch.dtype | None:
-    """The dtype to store in; a fact "dtype" says what a file that was loaded had."""
+def stored_dtype(dtype: torch.dtype | str | None, facts: dict[str, str], trainable: bool) -> torch.dtype | None:
+    """Returns the dtype to store in; a fact "dtype" says what a file that was loaded had, and is taken out.
+
+    Args:
+        dtype: what was asked for, or its name. facts: of the adapter. trainable: whether it is trained.
+
+    Raises:
+        BadConfig: a dtype that cannot store an adapter.
+    """
     loaded = facts.pop("dtype", None)
     if dtype is None:
         return None if trainable or loaded is None else DTYPES.get(loaded)

@@ -59,4 +59,4 @@ def test_attention_and_feedforwards(name):
 
 
 def test_every_real_denoiser_is_counted():
-    assert set(SCRIPTS) == {name for name, (kind, _) in REAL.items() if kind.__module__.startswith("diffusers.")}
+    assert set(SCRIPTS) == {name for name, part in REAL.items() if part.library == "diffusers"}

@@ -1,0 +1,197 @@
+"""convert: an adapter file in the format of another program, proven to mean the same."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from studio.adapters import METHODS, Adapter
+from studio.adapters.combining.pairs import Pair, of_rank, stacked
+from studio.adapters.contract.ranked import RankedConfig
+from studio.errors import BadFile, DoesNotFit, Refused
+from studio.files.format import FORMATS
+from studio.files.loose import Loose, read_loose, write_loose
+from studio.files.names import Names
+from studio.given import given_path
+
+__all__ = ["EXACT", "ConvertReport", "convert", "difference"]
+
+EXACT = 1e-6
+"""How far a change may be from what it was, as a part of it, before a conversion says so."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertReport:
+    """What a conversion did.
+
+    Attributes:
+        file: the new file. source: the old one's format. format: the new one's. method: of the adapter.
+        base: the public model or base on whose layers it was read. sites: how many layers it has.
+        error: ``‖ΔW' − ΔW‖ / ‖ΔW‖`` of all layers together, of what the new file says against the old one.
+        notes: what is worth knowing about the reading.
+    """
+
+    file: Path
+    source: str
+    format: str
+    method: str
+    base: str
+    sites: int
+    error: float
+    notes: tuple[str, ...] = field(default=())
+
+    def __str__(self) -> str:
+        exact = "exactly" if self.error == 0 else f"with an error of {self.error:.1e}"
+        what = f"{self.method} in {self.sites} layers of {self.base}"
+        return f"{self.file}: {what}, from {self.source} to {self.format} {exact}"
+
+
+def convert(
+    file: str | Path,
+    out: str | Path,
+    *,
+    format: str,
+    family: str | None = None,
+    base: str | Any | None = None,
+    dtype: torch.dtype | str | None = None,
+    approximate: bool = False,
+    pickled: bool = False,
+) -> ConvertReport:
+    """Writes an adapter file in another format, reads it back, and compares what both change.
+
+    Args:
+        file: the adapter file. out: the new one, which must not be there.
+        format: of FORMATS: "diffusers", "kohya", "native" or "peft".
+        family: the family or public model that it is for; None: told by its keys.
+        base: a base or model, where it is for none of the public ones.
+        dtype: what the tensors are stored in; None: as they were.
+        approximate: keep a file whose change is not that of the old one; the report says how far it is.
+        pickled: allow ``.pt`` and ``.bin`` files, whose tensors alone are read.
+
+    Raises:
+        BadFile: it cannot be read, or the new one is there already. DoesNotFit: it is for no base that is known, or the
+            format cannot say what it is. PartialLoad: a part of it fits no layer.
+        Refused: what was written means something else than what was read; nothing is left of it.
+        UnknownName: no such format.
+    """
+    place, _ = given_path(out), FORMATS[format]
+    if place.exists():
+        raise BadFile(f"{place} is there already; choose another name")
+    loose = read_loose(file, family=family, base=base, pickled=pickled)
+    written = write_loose(loose, place, format=format, dtype=dtype)
+    try:
+        error = difference(loose, read_loose(written, base=loose.model))
+        if error > EXACT and not approximate:
+            raise Refused(
+                f"as {format}, {loose.file.name} would be {error:.1e} off in what it changes, through rounding: "
+                "nothing is written; choose a wider dtype, or keep it as it comes out (approximate=True)"
+            )
+    except BaseException:
+        _remove(written)
+        raise
+    return ConvertReport(
+        file=written, source=loose.format, format=format, method=loose.config.method, base=loose.base,
+        sites=len(loose.layers), error=error, notes=loose.notes,
+    )  # fmt: skip
+
+
+def difference(one: Loose, other: Loose) -> float:
+    """Returns ``‖ΔW' − ΔW‖ / ‖ΔW‖`` of two adapters for one base, all layers together.
+
+    Factor pairs are compared as what they change, other methods tensor by tensor.
+
+    Raises:
+        DoesNotFit: they have other layers, or are of methods whose changes cannot be compared.
+    """
+    if one.layers.keys() != other.layers.keys():
+        alone = sorted(one.layers.keys() ^ other.layers.keys())
+        raise DoesNotFit(f"{len(alone)} layers are in one of the two files alone, {alone[0]} is one")
+    lacking = whole = 0.0
+    for path, site in _sites(one).items():
+        first, second = (_adapter(loose, path, site) for loose in (one, other))
+        if _same(first, second):
+            whole += sum(map(_squares, one.layers[path].values()))
+        elif first.fused and second.fused:
+            pairs = [_pair(adapter) for adapter in (first, second)]
+            lacking += of_rank(stacked(pairs, [1.0, -1.0]), 1)[2]
+            whole += of_rank(pairs[0], 1)[2]
+        else:
+            apart, size = _tensors_apart(one, other, path, site)
+            lacking, whole = lacking + apart, whole + size
+    lacking += _shared_apart(one, other)
+    return math.sqrt(lacking / whole) if whole else 0.0
+
+
+def _sites(loose: Loose) -> dict[str, Any]:
+    names, kinds = Names(loose.model), loose.config.adapter.kinds
+    return {path: names.site(path, kinds) for path in loose.layers}
+
+
+def _adapter(loose: Loose, path: str, site: Any) -> Adapter:
+    return METHODS[loose.config.method].adapter(site, loose.config, loose.layers[path], trainable=False)
+
+
+def _same(one: Adapter, other: Adapter) -> bool:
+    """Whether two have the same tensors to the bit, and the same scale."""
+    if one.config.method != other.config.method or one.tensors().keys() != other.tensors().keys():
+        return False
+    numbers = [
+        adapter.config.scale_at(adapter.site.path) if isinstance(adapter.config, RankedConfig) else 1.0
+        for adapter in (one, other)
+    ]
+    return numbers[0] == numbers[1] and all(map(torch.equal, one.tensors().values(), other.tensors().values()))
+
+
+def _pair(adapter: Adapter) -> Pair:
+    down, up, scale, _ = adapter.factors()
+    return down.flatten(1).double() * scale, up.double()
+
+
+def _tensors_apart(one: Loose, other: Loose, path: str, site: Any) -> tuple[float, float]:
+    """How far the tensors of a layer are apart, and their size, both squared."""
+    shared = METHODS[one.config.method].adapter.peft.shared
+    if one.config.method != other.config.method:
+        raise DoesNotFit(f"{one.config.method} and {other.config.method} at {path} cannot be compared without the base")
+    first, second = (
+        {name: tensor for name, tensor in loose.layers[path].items() if name not in shared} for loose in (one, other)
+    )
+    if first.keys() != second.keys():
+        raise DoesNotFit(
+            f"the tensors of {path} are {', '.join(first)} in one file and {', '.join(second)} in the other"
+        )
+    scales = [
+        loose.config.scale_at(site.path) if isinstance(loose.config, RankedConfig) else 1.0 for loose in (one, other)
+    ]
+    apart = sum(_squares(first[name].double() - second[name].double()) for name in first)
+    size = sum(_squares(tensor) for tensor in first.values())
+    return apart + (0.0 if math.isclose(*scales, rel_tol=1e-9) else size * (scales[1] / scales[0] - 1) ** 2), size
+
+
+def _shared_apart(one: Loose, other: Loose) -> float:
+    """How far the tensors are apart that all layers of a component share and the first of them holds, squared."""
+    names = METHODS[one.config.method].adapter.peft.shared
+    held = [
+        [tensors[name] for _, tensors in sorted(loose.layers.items()) for name in names if name in tensors]
+        for loose in (one, other)
+    ]
+    if [tensor.shape for tensor in held[0]] != [tensor.shape for tensor in held[1]]:
+        raise DoesNotFit("the tensors that all layers share have other shapes in the two files")
+    return sum(_squares(first.double() - second.double()) for first, second in zip(*held, strict=True))
+
+
+def _squares(tensor: Tensor) -> float:
+    return float(tensor.double().square().sum())
+
+
+def _remove(place: Path) -> None:
+    if place.is_dir():
+        for file in place.iterdir():
+            file.unlink()
+        place.rmdir()
+    else:
+        place.unlink(missing_ok=True)
