@@ -34,6 +34,7 @@ from studio.adapters.quantize import QuantizeReport, quantize
 from studio.adapters.samples import blended_samples
 from studio.adapters.sites.quantized import GroupQuantizedLinear
 from studio.adapters.sites.site import Site
+from studio.adapters.slots import Slots, slots
 from studio.adapters.tokens.wiring import for_tasks
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "QuantizeReport",
     "Schedule",
     "Site",
+    "Slots",
     "Strength",
     "TrainableReport",
     "When",
@@ -73,6 +75,7 @@ __all__ = [
     "read_strength",
     "sample_rows",
     "scheduled",
+    "slots",
     "site_of",
     "state",
     "trainable",

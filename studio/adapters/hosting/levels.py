@@ -31,6 +31,7 @@ class Levels:
         samples: the blend of each sample of a batch, in place of ``strengths``; None where all have the same.
         when: where in the denoising the model stands; None: nobody has said.
         rows: which sample every row of a batch belongs to; None where every row is a sample of its own.
+        each: whether every layer has strengths of its own in any blend, so that what is compiled never asks elsewhere.
         flat: says of a path whether the layer there is called with the tokens of all rows as one row.
         acting: the names of all that are on for some sample, in the order of the model.
         masks: adapter -> the part of the picture that it acts in, of those that do not act in all of it.
@@ -50,6 +51,7 @@ class Levels:
         self.samples: tuple[Mapping[str, Strength], ...] | None = None
         self.when: When | None = None
         self.rows: tuple[int, ...] | None = None
+        self.each = False
         self.flat: Callable[[str], bool] = _never
         self.acting: tuple[str, ...] = ()
         self.masks: dict[str, Mask] = {}
@@ -188,7 +190,7 @@ class Levels:
         """Makes every layer plan anew at its next call, and brings the tensors up to date."""
         self._settle()
         blends, own = self.blends(), (self.silent, *self.factors.values(), *self.muted.values())
-        self.by_path = any(own) or any(strength.blocks for one in blends for strength in one.values())
+        self.by_path = self.each or any(own) or any(strength.blocks for one in blends for strength in one.values())
         self._count()  # after what is read by those who then plan anew
         wanted = self._shared
         if self.by_path:
