@@ -15,6 +15,7 @@ from studio.adapters import Strength
 from studio.config import listed, own_number
 from studio.errors import BadConfig
 from studio.families import Base
+from studio.given import given_path
 from studio.pipelines.blends import BlendLike
 from studio.pipelines.pictures import given_picture
 from studio.pipelines.prompt import check_text
@@ -91,8 +92,9 @@ class Wanted:
         texts = self.prompt, "" if self.negative is None else self.negative
         for text in texts:
             check_text(text)
-        folder = wildcards(self.wildcards)
-        return dataclasses.replace(self, seed=seed, resolved=tuple(folder.resolve(text, seed) for text in texts))
+        folder = wildcards(None if self.wildcards is None else given_path(self.wildcards, "wildcards"))
+        prompt, negative = (folder.resolve(text, seed) for text in texts)
+        return dataclasses.replace(self, seed=seed, resolved=(prompt, negative))
 
 
 class StartingPictures:

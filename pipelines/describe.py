@@ -48,10 +48,8 @@ def describe(
         text=request.prompt,
         negative=request.negative,
         fields=_fields(base, digest, request, sampler),
-        adapters=uses,
-        encoders=family.readers,
-        denoiser=family.denoiser,
-    )
+        adapters=uses, encoders=family.readers, denoiser=family.denoiser,
+    )  # fmt: skip
     dtype = str(base.pipe.components[family.denoiser].dtype).removeprefix("torch.")
     content = to_json(
         version=__version__,
@@ -59,8 +57,7 @@ def describe(
         request={
             "prompt": prompt,
             "negative": negative,
-            "resolved": resolved[0],
-            "resolved_negative": resolved[1],
+            **dict(zip(("resolved", "resolved_negative"), resolved, strict=True)),
             "seed": request.seed,
             "steps": request.steps,
             "guidance": float(request.guidance),

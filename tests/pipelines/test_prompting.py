@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from studio.errors import BadConfig, DoesNotFit, UnknownName
+from studio.errors import BadConfig, BadFile, DoesNotFit, UnknownName
 from studio.families import FAMILIES, open_base
 from studio.pipelines import ImagePipeline, Wanted, regenerate
 from studio.pipelines.batching import batches
@@ -216,6 +216,12 @@ def test_what_a_family_does_not_heed_is_said(bases, kind):
         "changes at step 9 of 2, which never comes": True,
     }  # fmt: skip
     assert {words: any(words in text for text in texts) for words in wanted} == wanted
+
+
+@pytest.mark.parametrize("folder", [3, [1], "nowhere", b"x"])
+def test_what_is_no_folder_of_wildcards_is_refused(emoji, folder):
+    with pytest.raises(BadFile, match="wildcards"):
+        emoji.generate("{a|b}", steps=1, wildcards=folder)
 
 
 def test_tags_of_a_wildcard_act_and_unknown_ones_are_refused(emoji, tmp_path):

@@ -22,6 +22,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from studio.device import has_dtype
 from studio.errors import DoesNotFit
 from studio.families.conditioning import Conditioning
 from studio.families.words import Prompts, Words
@@ -47,7 +48,7 @@ def emphasised(states: Tensor, weights: Tensor, mask: Tensor | None = None) -> T
     if bool((weights == 1).all()):
         return states
     # the mean of states is small beside them: its last bits are those of the ratio
-    exact = torch.float32 if states.device.type == "mps" else torch.float64
+    exact = torch.float64 if has_dtype(torch.float64, states.device) else torch.float32
     plain = states.to(exact)
     changed = plain * weights.to(exact)[..., None]
     counts = torch.ones_like(weights, dtype=exact) if mask is None else mask.to(exact)
