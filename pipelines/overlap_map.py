@@ -83,7 +83,8 @@ class _Map:
     @cached_property
     def advice(self) -> list[str]:
         room = self.width - 2 * MARGIN
-        return [part for line in self.report.advice for part in wrap(line, self.fonts[0], room)]
+        clauses = [clause for line in self.report.advice for clause in line.split("; ")]
+        return [part for clause in clauses for part in wrap(clause, self.fonts[0], room)]
 
     def draw(self) -> Image.Image:
         text, large = self.fonts
