@@ -105,7 +105,7 @@ def test_inside_is_as_without_a_mask_and_outside_as_without_the_adapter(method, 
 
 
 @pytest.mark.parametrize("beside", LAYERED)
-@pytest.mark.parametrize("method", ["lora", "loha", "ia3", "oft"])
+@pytest.mark.parametrize("method", ["lora", "ia3"])
 def test_what_else_acts_is_not_changed_by_a_bit_outside(method, beside):
     net, x = attached(nn.Linear(WIDE, WIDE), method, beside)
     alone = drawn(net, x, b=0.5)
