@@ -107,12 +107,18 @@ def _spelled(pipe: Any, tokenizer: Any) -> Callable[[str], str]:
 def _filled(tokenizer: Any, prompt: str | Words, prepare: Callable[[str], str] = str) -> list[list[Token]]:
     """The chunks of a prompt without their frames, and the empty ones that its length asks for."""
     words = Words((((prompt, 1.0),),)) if isinstance(prompt, str) else prompt
-    places, comma = tokenizer.model_max_length - 2, tokenizer.get_vocab().get(",</w>")
+    places, comma = tokenizer.model_max_length - 2, _comma(tokenizer)
     chunks = [chunk for part in words.parts for chunk in _cut(_tokens(tokenizer, part, prepare), places, comma)]
     if len(chunks) > 1 and not chunks[-1]:  # nothing stands behind the last BREAK
         chunks.pop()
     wanted = -(-words.length // tokenizer.model_max_length)
     return chunks + [[]] * (wanted - len(chunks))
+
+
+def _comma(tokenizer: Any) -> int | None:
+    """The comma's token, where there is one."""
+    found = tokenizer.convert_tokens_to_ids(",</w>")
+    return None if found == tokenizer.unk_token_id else found
 
 
 def _tokens(tokenizer: Any, part: tuple[tuple[str, float], ...], prepare: Callable[[str], str]) -> Iterator[Token]:
