@@ -18,8 +18,8 @@ from studio.pipelines.grids.xyz import strength_sweep, xyz_grid
 from studio.pipelines.image import ImagePipeline
 from studio.pipelines.making import Made
 from studio.pipelines.metadata import read_metadata, save_picture, save_png
-from studio.pipelines.prompt import TaggedPrompt, parse_prompt
 from studio.pipelines.prompting.escaping import escape_prompt
+from studio.pipelines.prompting.tags import TaggedPrompt, parse_prompt
 from studio.pipelines.prompting.wildcards import every_prompt
 from studio.pipelines.regenerate import regenerate
 from studio.pipelines.rendering.render import render

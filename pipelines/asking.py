@@ -18,7 +18,7 @@ from studio.families import Base
 from studio.given import given_path
 from studio.pipelines.blends import BlendLike
 from studio.pipelines.pictures import given_picture
-from studio.pipelines.prompt import check_text
+from studio.pipelines.prompting.tags import check_text
 from studio.pipelines.prompting.wildcards import Wildcards
 from studio.pipelines.request import Request
 from studio.pipelines.start import Given

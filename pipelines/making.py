@@ -20,7 +20,7 @@ from studio.pipelines.blends import deal_blend
 from studio.pipelines.burning import Holder, burn_remarks
 from studio.pipelines.describe import describe
 from studio.pipelines.drawing import Drawing
-from studio.pipelines.prompt import TaggedPrompt, check_changes, parse_prompt
+from studio.pipelines.prompting.tags import TaggedPrompt, check_changes, parse_prompt
 from studio.pipelines.prompting.wildcards import Wildcards
 from studio.pipelines.remarks import Remark, remarks
 from studio.pipelines.request import Request

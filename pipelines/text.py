@@ -13,7 +13,7 @@ from studio.errors import BadConfig, DoesNotFit
 from studio.families.causal import LanguageBase, open_language_base
 from studio.pipelines.blends import BlendLike, deal_blend
 from studio.pipelines.pipeline import Pipeline
-from studio.pipelines.prompt import TaggedPrompt, check_text, parse_prompt
+from studio.pipelines.prompting.tags import TaggedPrompt, check_text, parse_prompt
 from studio.pipelines.write import write
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class TextPipeline(Pipeline):
 
         Args:
             prompt: one or several; ``<name:0.8>`` in a prompt says which adapters act on it, in place of ``blend``
-                (:mod:`studio.pipelines.prompt` has the forms).
+                (:mod:`studio.pipelines.prompting.tags` has the forms).
             blend: ``None``: the current blend; a dict; the name of one adapter; or one dict per prompt. A list of
                 numbers as a strength has one entry per prompt.
             chat: ask as a user's turn through the chat template; False continues the plain text. None: as the adapters

@@ -13,7 +13,7 @@ from studio.errors import BadFile, Refused, StudioError, UsageError
 from studio.pipelines.asking import Wanted
 from studio.pipelines.image import ImagePipeline
 from studio.pipelines.making import Made
-from studio.pipelines.prompt import parse_prompt
+from studio.pipelines.prompting.tags import parse_prompt
 from studio.pipelines.remarks import Remark
 from studio.pipelines.rendering.finished import data_of
 from studio.pipelines.rendering.job import Job

@@ -6,7 +6,7 @@ import pytest
 
 from studio.adapters import Strength
 from studio.errors import BadConfig, UnknownName
-from studio.pipelines.prompt import check_changes, parse_prompt
+from studio.pipelines.prompting.tags import check_changes, parse_prompt
 
 KNOWN = ["dog", "ink", "3d-look", "lora"]
 
