@@ -91,8 +91,8 @@ class Slots:
             read_blend(self.model, {slot: strength})
             pairs = self._pairs(config, tensors, slot)
             for whole, (_, held) in self._layers(slot).items():
-                for key, new in zip(("down", "up"), pairs.get(whole, (0.0, 0.0)), strict=True):
-                    _write(held.tensors()[key], new, axis=0 if key == "down" else 1)
+                for key, axis in (("down", 0), ("up", 1)):
+                    _write(held.tensors()[key], pairs[whole][axis] if whole in pairs else None, axis)
             self.taken[name] = slot
             blend(self.model, {**current_blend(self.model), slot: strength})
 
@@ -194,9 +194,9 @@ def slots(
     return made
 
 
-def _write(held: Tensor, new: Tensor | float, axis: int) -> None:
+def _write(held: Tensor, new: Tensor | None, axis: int) -> None:
     held.zero_()
-    if isinstance(new, Tensor):
+    if new is not None:
         held.narrow(axis, 0, new.shape[axis]).copy_(new)
 
 

@@ -130,11 +130,8 @@ def load_source(
     own = own_entry(source.metadata)
     refuse_unknown_type(source.peft or {}, f"{CONFIG_FILE} of {source.file}")
     soft = soft_method(source, own)
-    if into is not None and (soft or trainable):
-        raise DoesNotFit(
-            f"{source.file} cannot go into a slot: slots hold changes of layers that are not trained; load it without "
-            "into"
-        )
+    if into is not None:
+        _check_slot(source, soft, trainable)
     if soft:
         return _load_soft(model, source, own, soft, name, strength, allow_partial, trainable)
     names, found, reading = read_source(model, source, own)
@@ -158,6 +155,14 @@ def load_source(
         judge(source, found, names, reading, own, allow_partial)
         put()
     return _report(taken, found.format(), reading)
+
+
+def _check_slot(source: Source, soft: str, trainable: bool) -> None:
+    if soft or trainable:
+        raise DoesNotFit(
+            f"{source.file} cannot go into a slot: slots hold changes of layers that are not trained; load it without "
+            "into"
+        )
 
 
 def read_source(model: Any, source: Source, own: Entry | None) -> tuple[Names, Contents, Reading]:
