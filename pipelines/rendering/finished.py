@@ -48,7 +48,8 @@ def job_in(file: Path, *, whole: bool = True) -> str | None:
     """
     try:
         with file.open("rb") as stream, contextlib.closing(Image.open(stream, formats=FORMATS)) as image:
-            found = json.loads(texts_of(image)["studio"])["job"]
+            text = image.info.get("studio") or texts_of(image)["studio"]  # the latter decodes a PNG
+            found = json.loads(text)["job"]
             if whole and not _ends(stream, str(image.format)):
                 return None
     except Exception:  # whatever else stands there is no picture of ours

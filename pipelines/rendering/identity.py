@@ -72,16 +72,20 @@ class Known:
             return None
 
     def keep_base(self, name: str, base: Base) -> str:
-        """Returns the hash of an opened base, and keeps it.
+        """Returns the hash of an opened base, of its weights and its own scheduler, and keeps it.
 
         Args:
             name: what it was asked for as. base: the base, nothing baked into it.
         """
+        scheduler = base.pipe.scheduler
+        set_so = sorted((key, value) for key, value in scheduler.config.items() if not key.startswith("_"))
+        own = f"{base.hash} {type(scheduler).__name__} {set_so}"
+        digest = hashlib.sha256(own.encode()).hexdigest()
         if base.folder is not None:
             place = base.folder.absolute()
-            self._bases[_spelled(name)] = {"place": str(place), "files": _stats(place), "hash": base.hash}
+            self._bases[_spelled(name)] = {"place": str(place), "files": _stats(place), "hash": digest}
             self._new = True
-        return base.hash
+        return digest
 
     def keep(self) -> None:
         """Writes what is known, if there is something new.

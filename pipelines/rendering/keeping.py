@@ -24,7 +24,7 @@ class Rendered:
     Attributes:
         folder: where the pictures are.
         pictures: the files of the jobs that are done, in the order of the list.
-        drawn: how many of them were drawn now. found: how many were there.
+        drawn: how many of them were drawn now. found: how many were there, or drawn by others meanwhile.
         failures: what is not done, in the order of the list.
         notes: what was asked for and has no effect.
     """

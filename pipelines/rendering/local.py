@@ -17,7 +17,9 @@ BATCHES: Final = 4
 LEAST: Final = 8
 MOST: Final = 128
 """Pictures that are claimed at a time."""
-WAIT: Final = 0.2  # seconds between two looks at what others are at
+WAIT: Final = 0.2
+LONGEST: Final = 2.0
+"""Seconds between two looks at what others are at: at first, and in the end."""
 
 
 def draw_here(jobs: Sequence[Asked], *, bench: Bench, claims: Claims, keeper: Keeper, retries: int) -> None:
@@ -33,7 +35,7 @@ def draw_here(jobs: Sequence[Asked], *, bench: Bench, claims: Claims, keeper: Ke
     """
     rows = bench.setting.batch_size
     most = max(rows, min(max(BATCHES * rows, LEAST), MOST))
-    left = list(jobs)
+    left, wait = list(jobs), WAIT
     while left:
         elsewhere, again = list[Asked](), list[Asked]()
         for part in parts(_claimed(in_order(left), claims, keeper, elsewhere), most):
@@ -43,9 +45,10 @@ def draw_here(jobs: Sequence[Asked], *, bench: Bench, claims: Claims, keeper: Ke
                 if keeper.once_more(drawn, retries):
                     again.append((drawn.job, drawn.digest))
         bench.forget()
+        wait = WAIT if len(again) + len(elsewhere) < len(left) else min(2 * wait, LONGEST)
         left = again + elsewhere
         if elsewhere:
-            time.sleep(WAIT)
+            time.sleep(wait)
 
 
 def _claimed(jobs: Iterable[Asked], claims: Claims, keeper: Keeper, elsewhere: list[Asked]) -> Iterator[Asked]:

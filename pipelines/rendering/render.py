@@ -107,6 +107,8 @@ def render(
     with sentences(hidden / "claims"):
         hidden.mkdir(parents=True, exist_ok=True)
     asked, unfit = _identified(listing, Known(hidden / "known.json"), bench)
+    if not asked:
+        raise BadConfig(f"no job of the list can be done: {unfit[0].error}")
     files = dict(zip((job.index for job, _ in asked), named(name, *_columns(asked)), strict=True))
     keeper = Keeper(folder, files, Manifest(folder / "manifest.jsonl", hidden / "manifest.lock"), on_job)
     left = [one for one in asked if not keeper.is_done(one)]

@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from studio.errors import BadConfig
+from studio.errors import BadConfig, StudioError, UnknownName
 from studio.pipelines.naming import free_name, plain_name
+from studio.pipelines.prompting.tags import parse_prompt
 from studio.pipelines.rendering.job import Job
 
 __all__ = ["adapters_of", "check_adapters"]
@@ -51,7 +52,7 @@ def adapters_of(job: Job, declared: Mapping[str, str]) -> Job:
         job: the job. declared: all files that it may name; a key of its blend that is not there is a file itself.
 
     Raises:
-        BadConfig: its blend names what is neither, or its prompt tags a name that is not declared.
+        BadConfig: its blend names what is neither. UnknownName: its prompt tags a name that is not declared.
     """
     blend, files = dict[str, Any](), dict[str, str]()
     for key, strength in job.blend.items():
@@ -60,9 +61,24 @@ def adapters_of(job: Job, declared: Mapping[str, str]) -> Job:
             raise BadConfig(f"{job.where}: the blend names the adapter {name!r} twice; give it one strength")
         blend[name], files[name] = strength, declared.get(key, key)
     text = job.prompt if job.resolved is None else job.resolved[0]
+    _check_tags(text, {*declared, *files}, job.where)
     tagged = {plain_name(found) for found in _TAGGED.findall(text)}
     files.update({name: declared[name] for name in declared if name in tagged})
     return replace(job, blend=blend, adapters=dict(sorted(files.items())))
+
+
+def _check_tags(text: str, known: set[str], where: str) -> None:
+    """Checks that what a prompt tags is declared; whether a tag fits the base is seen when that is open.
+
+    Raises:
+        UnknownName: it is not; the nearest is named.
+    """
+    try:
+        parse_prompt(text, known)
+    except UnknownName as error:
+        raise UnknownName(f"{where}: {error}") from None
+    except StudioError:  # its components, perhaps
+        return
 
 
 def _of_file(job: Job, key: str, taken: set[str]) -> str:

@@ -269,6 +269,8 @@ def test_a_base_that_cannot_be_opened_loses_its_own_jobs_alone(tmp_path, monkeyp
     monkeypatch.setattr(ImagePipeline, "open", open_)
     done = render([*JOBS, {"prompt": "a", "base": "nowhere"}], tmp_path, **FAST)
     assert done.drawn == 5 and "nowhere" in done.failures[0].error
+    with pytest.raises(BadConfig, match="no job of the list can be done.*nowhere"):
+        render([{"prompt": "a", "base": "nowhere"}], tmp_path, **FAST)
 
 
 def test_notes_say_what_has_no_effect(tmp_path):

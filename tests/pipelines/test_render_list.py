@@ -155,6 +155,12 @@ def test_only_adapters_that_a_job_names_are_loaded_for_it():
         assert list(jobs({"prompt": prompt, "blend": blend}, adapters=files)[0].adapters) == wanted
 
 
+def test_a_tag_that_nobody_declares_is_refused_before_anything_is_drawn():
+    said = refusal({"prompt": "a <rboot:0.5>", "adapters": {"robot": "r.safetensors"}})
+    assert said.startswith("job 1: ") and "did you mean 'robot'" in said
+    assert jobs({"prompt": "i <3 you <robot:transformer=0.5>"}, adapters={"robot": "r.safetensors"})[0].adapters
+
+
 def test_what_acts_by_default_acts_where_a_job_says_nothing():
     given = {"adapters": {"robot": "r.safetensors"}, "blend": {"robot": 0.8}}
     assert jobs({"prompt": "a"}, **given)[0].blend == {"robot": 0.8}
