@@ -27,7 +27,7 @@ from studio.pipelines.remarks import Remark
 from studio.pipelines.schedulers import sampler_from_record
 from studio.pipelines.sources import source_of, state_hash
 
-__all__ = ["as_made", "load_again", "regenerate"]
+__all__ = ["as_made", "load_again", "regenerate", "start_of"]
 
 
 def regenerate(
@@ -67,7 +67,7 @@ def regenerate(
         pipe = _open(content, base, device)
         load_again(pipe, content, [given_path(file) for file in adapters])
     _check(pipe, content)
-    start = _start(pipe, content, image, mask)
+    start = start_of(pipe, content, image, mask)
     with as_made(pipe, content, masks) as wanted, warnings.catch_warnings():
         warnings.simplefilter("ignore", Remark)  # was said when it was made
         (made,) = pipe.make([replace(wanted, **start)], batch_size=content["rows"])
@@ -118,8 +118,15 @@ def _resolved(content: Mapping[str, Any]) -> tuple[str, str]:
     return content["resolved"], content.get("resolved_negative") or ""
 
 
-def _start(pipe: ImagePipeline, content: dict[str, Any], image: Any, mask: Any) -> dict[str, Any]:
-    """What it started from, as arguments of generate."""
+def start_of(pipe: ImagePipeline, content: Mapping[str, Any], image: Any, mask: Any) -> dict[str, Any]:
+    """Returns what a picture started from, as arguments of generate.
+
+    Args:
+        pipe: which draws. content: of the picture. image: that it started from. mask: likewise.
+
+    Raises:
+        UnknownName: one is not given. DoesNotFit: one is another than the picture started from.
+    """
     wanted = content.get("start")
     if wanted is None:
         return {}

@@ -135,9 +135,9 @@ def _strength(pipe: ImagePipeline, name: str, value: float) -> Change:
     def change(wanted: Wanted) -> Wanted:
         tag = f"<{name}:{value:g}>"
         if own.search(wanted.prompt):
-            return replace(wanted, prompt=own.sub(lambda found: tag, wanted.prompt))
+            return _reworded(wanted, lambda text: own.sub(lambda found: tag, text))
         if any_tag.search(wanted.prompt):
-            return replace(wanted, prompt=f"{wanted.prompt} {tag}")
+            return _reworded(wanted, lambda text: f"{text} {tag}")
         blend = _acting(pipe, wanted)
         before = blend.get(name)
         if isinstance(before, Strength) and before.value:  # its blocks, schedule and mask stay
@@ -145,6 +145,16 @@ def _strength(pipe: ImagePipeline, name: str, value: float) -> Change:
         return replace(wanted, blend={**blend, name: value})
 
     return change
+
+
+def _reworded(wanted: Wanted, change: Callable[[str], str]) -> Wanted:
+    """The same with other words, in what the prompt became by its choices too, where that is known."""
+    resolved = None if wanted.resolved is None else (change(wanted.resolved[0]), wanted.resolved[1])
+    return replace(wanted, prompt=change(wanted.prompt), resolved=resolved)
+
+
+def _without(pipe: ImagePipeline, of: str, value: str) -> Change:
+    return lambda wanted: replace(wanted, negative=value, resolved=None)
 
 
 def _tag(name: str) -> re.Pattern[str]:
@@ -163,15 +173,13 @@ def _adapters(pipe: ImagePipeline, of: str, on: bool) -> Change:
     """All of them, or none: the base alone."""
     tags = [_tag(name) for name in pipe.adapters]
 
-    def change(wanted: Wanted) -> Wanted:
-        if on:
-            return wanted
-        prompt = wanted.prompt
+    def without(text: str) -> str:
+        bare = text
         for tag in tags:
-            prompt = tag.sub("", prompt)
-        return replace(wanted, prompt=" ".join(prompt.split()) if prompt != wanted.prompt else prompt, blend={})
+            bare = tag.sub("", bare)
+        return text if bare == text else " ".join(bare.split())
 
-    return change
+    return (lambda wanted: wanted) if on else lambda wanted: replace(_reworded(wanted, without), blend={})
 
 
 def _replaced(pipe: ImagePipeline, word: str, value: str) -> Change:
@@ -179,10 +187,10 @@ def _replaced(pipe: ImagePipeline, word: str, value: str) -> Change:
 
     def change(wanted: Wanted) -> Wanted:
         if not word:
-            return replace(wanted, prompt=value)
+            return replace(wanted, prompt=value, resolved=None)
         if word not in wanted.prompt:
             raise BadConfig(f"the prompt {wanted.prompt[:200]!r} does not say {word!r}, which an axis replaces")
-        return replace(wanted, prompt=wanted.prompt.replace(word, value))
+        return _reworded(wanted, lambda text: text.replace(word, value))
 
     return change
 
@@ -218,7 +226,7 @@ AXES.add(
 AXES.add(
     "negative",
     AxisKind(
-        about="what guidance leads away from", read=_text, change=_set("negative"),
+        about="what guidance leads away from", read=_text, change=_without,
         label=lambda axis, value: f"not: {value or '—'}",
     ),
 )  # fmt: skip

@@ -69,7 +69,7 @@ def plan_matrix(wanted: str | Wanted) -> Plan:
     across, down = list(_subsets(others[:half])), list(_subsets(others[half:]))
     prompts = [", ".join(part for part in (first, *x, *y) if part) for y in down for x in across]
     return Plan(
-        wanted=tuple(replace(wanted, prompt=prompt) for prompt in prompts),
+        wanted=tuple(replace(wanted, prompt=prompt, resolved=None) for prompt in prompts),
         columns=tuple(", ".join(some) or "—" for some in across),
         rows=tuple(", ".join(some) or "—" for some in down) if len(down) > 1 else (),
     )

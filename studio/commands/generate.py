@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from studio.commands.drawing import draw_to
+from studio.commands.from_picture import as_recalled, base_of, load_recalled
 from studio.commands.loading import load_adapter, open_pipeline
-from studio.commands.numbered import check_numbers, places, save_next
+from studio.commands.numbered import check_numbers, places
 from studio.commands.options import (
     adapter_option,
     config_option,
@@ -21,16 +22,19 @@ from studio.commands.options import (
     output_options,
     pipeline_options,
 )
-from studio.commands.regions import mask_adapters, mask_option
+from studio.commands.picture_options import SHEET, given_options, picture_options, sheet_options
+from studio.commands.regions import mask_adapters, mask_option, masks_given
+from studio.commands.sheets import Asked, sheet_place
 from studio.commands.show import Show
-from studio.commands.words import SEEDS, SIZE, AdapterWord
+from studio.commands.words import SEEDS, AdapterWord
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from studio.pipelines import ImagePipeline
+    from studio.pipelines import ImagePipeline, Wanted
+    from studio.pipelines.recalled import Recalled
 
 __all__ = ["generate"]
+
+SUFFIXES: Final = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 
 
 @click.command(
@@ -42,47 +46,41 @@ __all__ = ["generate"]
         "    --adapter ink=b.safetensors",
         'studio generate emoji "a photo of sks toy" --adapter a.safetensors --adapter b.safetensors \\',
         "    --mask-of a=left.png --mask-of b=right.png --resolution 128x64",
+        'studio generate emoji "a photo of sks robot" --adapter runs/robot --x strength:robot=0,0.5,1 --y seed=0..3',
+        "studio generate --from out/0003.png --seeds 1..8",
     ),
 )
-@click.argument("base")
-@click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
+@click.argument("base", required=False)
+@click.argument("prompts", nargs=-1, metavar="PROMPT...")
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path),
+    metavar="PICTURE",
+    help="Draw it again from what its file says (A1111's, ComfyUI's and InvokeAI's too); other options change that.",
+)
 @adapter_option
 @mask_option
-@click.option("--normalize", is_flag=True, help="Lower strengths where adapters add up: 1.0 + 1.0 does not burn.")
 @click.option(
     "--seeds",
     type=SEEDS,
     metavar="LIST",
-    default="0",
-    show_default=True,
-    help="Every prompt with each of these: 4, 0,3,5 or 0..7.",
+    help="Every prompt with each of these: 4, 0,3,5 or 0..7.  [default: 0]",
 )
-@click.option("--seed", type=SEEDS, hidden=True, help="The same as --seeds.")
-@click.option("--steps", type=int, metavar="N", help="Denoising steps; else the base's own.")
-@click.option("--sampling-steps", "steps", type=int, hidden=True, help="The same as --steps.")
-@click.option("--guidance", type=float, metavar="X", help="Guidance scale, else the base's own; 1: the prompt alone.")
-@click.option(
-    "--embedded-guidance",
-    type=float,
-    metavar="X",
-    help="Guidance that a distilled base (Flux dev) takes as a number instead; else the base's own.",
-)
-@click.option("--negative", metavar="TEXT", help="What guidance leads away from.")
-@click.option("--resolution", type=SIZE, metavar="WxH", help="Size in pixels, 512x768 or 512; else the base's own.")
-@click.option(
-    "--image", type=click.Path(path_type=Path), metavar="FILE", help="A picture to start from instead of noise alone."
-)
-@click.option(
-    "--strength", type=float, metavar="X", help="How much of it is drawn anew, above 0 and at most 1; 0.6 if not said."
-)
-@click.option(
-    "--mask", type=click.Path(path_type=Path), metavar="FILE", help="Draw anew only where this picture is white."
-)
-@click.option("--scheduler", metavar="NAME", help="Sampler, such as euler-a or dpm++-2m-karras; else the base's own.")
-@click.option(
-    "--batch-size", type=int, metavar="N", default=1, show_default=True, help="Pictures that are computed together."
-)
+@click.option("--seed", "seeds", type=SEEDS, hidden=True, help="The same as --seeds.")
+@picture_options
+@click.option("--enumerate", "every", is_flag=True, help="Draw all prompts that {a|b} and __file__ stand for.")
+@click.option("--batch-size", type=int, metavar="N", help="Pictures that are computed together.  [default: 1]")
+@sheet_options
 @click.option("--grid", type=click.Path(path_type=Path), metavar="FILE.png", help="Also write one sheet with them all.")
+@click.option(
+    "--image-format",
+    type=click.Choice(["png", "jpeg", "webp"]),
+    default="png",
+    show_default=True,
+    help="Of the pictures; PNG and WebP keep every pixel.",
+)
+@click.option("--preview-every", type=int, metavar="N", help="Write what they look like after each N steps: previews/.")
 @config_option
 @pipeline_options
 @memory_options
@@ -98,23 +96,16 @@ __all__ = ["generate"]
 @click.option("--overwrite", is_flag=True, help="Begin at 0000.png, over the pictures and the sheet that are there.")
 @output_options
 def generate(
-    base: str,
+    base: str | None,
     prompts: tuple[str, ...],
+    source: Path | None,
     adapters: tuple[AdapterWord, ...],
-    normalize: bool,
-    seeds: tuple[int, ...],
-    seed: tuple[int, ...] | None,
-    steps: int | None,
-    guidance: float | None,
-    embedded_guidance: float | None,
-    negative: str | None,
-    resolution: tuple[int, int] | None,
-    image: Path | None,
-    strength: float | None,
-    mask: Path | None,
-    scheduler: str | None,
-    batch_size: int,
+    seeds: tuple[int, ...] | None,
+    every: bool,
+    batch_size: int | None,
     grid: Path | None,
+    image_format: str,
+    preview_every: int | None,
     config_of: str | None,
     allow_partial: bool,
     pickled: bool,
@@ -133,100 +124,91 @@ def generate(
     from which it can be made again. A tag in a prompt, <robot:0.8>, says which adapters act on its pictures; without
     one, all act at the strength that --adapter gives them.
     """
-    from studio.pipelines import ImagePipeline, save_png
+    from studio.pipelines import save_png
 
     show = Show(as_json, quiet)
-    seeds = seed if seed is not None else seeds
-    check_numbers(1 if steps is None else steps, guidance, resolution, batch_size)
-    grid = None if grid is None else grid.expanduser()
-    files = places(output.expanduser(), len(prompts) * len(seeds), grid, overwrite=overwrite)
-    pipe = open_pipeline(
-        ImagePipeline, base, device=device, dtype=dtype, show=show, config_of=config_of,
-        saving=click.get_current_context().obj,
+    asked, recalled = _asked(base, prompts, seeds, source, batch_size, every=every)
+    place = output.expanduser()
+    sheet = sheet_place(place, grid, asked.sheet, overwrite=overwrite)
+    files = places(place, asked.count(), sheet, overwrite=overwrite, suffix=SUFFIXES[image_format])
+    pipe = _opened(base, recalled, device=device, dtype=dtype, show=show, config_of=config_of)
+    load = partial(load_adapter, pipe, show=show, allow_partial=allow_partial, pickled=pickled)
+    used = load_recalled(pipe, recalled, adapters, load, show) if recalled else [load(word) for word in adapters]
+    with _like(pipe, recalled, asked, show, named=base is not None) as like:
+        listed = asked.listed(pipe, like)
+        _note_triggers(pipe, list(dict.fromkeys(one.prompt for one in listed.wanted)), show)
+        made = draw_to(
+            pipe, listed.wanted, files, show, rows=batch_size or (recalled.rows if recalled else 1),
+            overwrite=overwrite, keep=sheet is not None, preview_every=preview_every,
+        )  # fmt: skip
+    if sheet:
+        save_png(listed.sheet([image for _, image in made if image is not None]), sheet)
+    _say_where(show, [file for file, _ in made], sheet)
+    said = [
+        {"file": file, "prompt": one.prompt, "seed": one.seed}
+        for (file, _), one in zip(made, listed.wanted, strict=True)
+    ]
+    show.result({"pictures": said, "sheet": sheet, "adapters": used})
+
+
+def _asked(
+    base: str | None,
+    prompts: Sequence[str],
+    seeds: Sequence[int] | None,
+    source: Path | None,
+    batch_size: int | None,
+    *,
+    every: bool,
+) -> tuple[Asked, Recalled | None]:
+    """What is asked for, and what the picture says that it begins with; what no base can do is refused."""
+    from studio.pipelines import every_prompt
+    from studio.pipelines.recalled import recall
+
+    for name, given in (("BASE", base), ("PROMPT...", prompts)):
+        if not given and source is None:
+            raise click.MissingParameter(param_type="argument", param_hint=f"'{name}'")
+    picture = given_options()
+    resolution = picture.pop("resolution", None)
+    check_numbers(
+        picture.get("steps", 1), picture.get("guidance"), resolution,
+        1 if batch_size is None else batch_size,
     )  # fmt: skip
-    used = [load_adapter(pipe, word, show, allow_partial=allow_partial, pickled=pickled) for word in adapters]
-    _look_at(pipe, prompts, negative, guidance, None if normalize else steps or pipe.base.defaults.steps, show)
-    width, height = resolution or (None, None)
-    draw = partial(
-        pipe.generate, steps=steps, guidance=guidance, embedded_guidance=embedded_guidance, negative=negative,
-        width=width, height=height, batch_size=batch_size, scheduler=scheduler, image=image, strength=strength,
-        mask=mask, normalize=normalize,
-    )  # fmt: skip
-    images, made = list[Any](), list[dict[str, Any]]()
-    with _progress(show, len(files)) as advance:
-        for prompt, picture, one in _drawn(draw, prompts, seeds, max(batch_size, 1)):
-            place = save_next(picture, files[len(made)], overwrite=overwrite)
-            made.append({"file": place, "prompt": prompt, "seed": one})
-            images += [picture] if grid else []
-            advance()
-    if grid:
-        save_png(_sheet(images, made, len(seeds)), grid)
-    _say_where(show, [entry["file"] for entry in made], grid)
-    show.result({"pictures": made, "sheet": grid, "adapters": used})
+    if resolution is not None:
+        picture |= {"width": resolution[0], "height": resolution[1]}
+    if every:
+        prompts = [one for prompt in prompts for one in every_prompt(prompt, picture.get("wildcards"))]
+    own: tuple[int, ...] = () if source else (0,)
+    asked = Asked(tuple(prompts), own if seeds is None else tuple(seeds), given_options(SHEET), picture)
+    return asked, None if source is None else recall(source)
 
 
-def _sheet(images: Sequence[Image], made: Sequence[Mapping[str, Any]], seeds: int) -> Image:
-    """One sheet of them all, each with its prompt and seed."""
-    from studio.pipelines import contact_sheet
+def _opened(base: str | None, recalled: Recalled | None, *, dtype: str | None, **options: Any) -> ImagePipeline:
+    """The base that was named, or the picture's own, in the number format that it was drawn in."""
+    from studio.pipelines import ImagePipeline
 
-    labels = [f"{entry['prompt']} · {entry['seed']}" for entry in made]
-    return contact_sheet(images, columns=_columns(len(images), seeds), labels=labels)
+    name = base_of(recalled, base) if recalled else base or ""
+    own = recalled.content["base"]["dtype"] if recalled and recalled.content else None
+    return open_pipeline(ImagePipeline, name, dtype=dtype or own, saving=click.get_current_context().obj, **options)
+
+
+@contextmanager
+def _like(
+    pipe: ImagePipeline, recalled: Recalled | None, asked: Asked, show: Show, *, named: bool
+) -> Iterator[Wanted | None]:
+    """The picture that those of this call are like; None: there is none."""
+    if recalled is None or recalled.content is None:
+        mask_adapters(pipe, asked.prompts)
+    if recalled is None:
+        yield None
+        return
+    with as_recalled(pipe, recalled, dict(asked.picture), masks_given(), show, named=named) as wanted:
+        yield wanted
 
 
 def _say_where(show: Show, files: Sequence[Path], grid: Path | None) -> None:
     """Says what was written."""
     span = f"{files[0]} to {files[-1].name}" if len(files) > 1 else str(files[0])
     show.say(f"{len(files)} picture{'s' if len(files) > 1 else ''}: {span}" + (f"; sheet: {grid}" if grid else ""))
-
-
-def _drawn(
-    draw: Callable[..., list[Image]], prompts: Sequence[str], seeds: Sequence[int], rows: int
-) -> Iterator[tuple[str, Image, int]]:
-    """Draws every prompt with every seed, some together; yields prompt, picture and seed as they are done."""
-    from studio.pipelines.remarks import Remark
-
-    for prompt in prompts:
-        for start in range(0, len(seeds), rows):
-            some = seeds[start : start + rows]
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Remark)  # was said as a note
-                drawn = draw(prompt, seeds=some)
-            for image, seed in zip(drawn, some, strict=True):
-                yield prompt, image, seed
-
-
-def _look_at(
-    pipe: ImagePipeline,
-    prompts: Sequence[str],
-    negative: str | None,
-    guidance: float | None,
-    steps: int | None,
-    show: Show,
-) -> None:
-    """Reads all tags before the first picture, so that a slip in the last costs nothing; says what has no effect.
-
-    ``steps`` are those of raw blends, which may burn; None: they are normalized.
-    """
-    from studio.pipelines import parse_prompt
-    from studio.pipelines.remarks import remarks
-
-    mask_adapters(pipe, prompts)
-    for prompt in prompts:
-        parse_prompt(prompt, pipe.adapters, denoiser=pipe.base.family.denoiser, encoders=pipe.base.family.readers)
-    _note_triggers(pipe, prompts, show)
-    for remark in remarks(prompts, negative=negative, guidance=pipe.base.guidance if guidance is None else guidance):
-        show.note(remark)
-    if steps is not None:
-        _note_burning(pipe, prompts, steps, show)
-
-
-def _note_burning(pipe: ImagePipeline, prompts: Sequence[str], steps: int, show: Show) -> None:
-    """Says which blends are predicted to spoil the pictures."""
-    from studio.pipelines.burning import burn_remarks
-    from studio.pipelines.making import read_tags
-
-    for remark in burn_remarks(pipe.base, [read_tags(pipe.base, prompt).blend for prompt in prompts], steps=steps):
-        show.note(remark)
 
 
 def _note_triggers(pipe: ImagePipeline, prompts: Sequence[str], show: Show) -> None:
@@ -239,22 +221,3 @@ def _note_triggers(pipe: ImagePipeline, prompts: Sequence[str], show: Show) -> N
         if without:
             more = f" and {len(without) - 1} more" if len(without) > 1 else ""
             show.note(f"{name} answers to {trigger!r}, which {without[0]!r}{more} does not say in full")
-
-
-def _columns(count: int, seeds: int) -> int:
-    return seeds if 1 < seeds <= 8 else min(count, 8 if count > 12 else 4)
-
-
-@contextmanager
-def _progress(show: Show, total: int) -> Iterator[Callable[[], None]]:
-    """A bar on stderr where that is a terminal and there is something to wait for."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    if not show.talks or not console.is_terminal or total < 2:
-        yield lambda: None
-        return
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("drawing", total=total)
-        yield lambda: bar.advance(task)

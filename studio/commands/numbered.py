@@ -43,7 +43,7 @@ def check_numbers(steps: int, guidance: float | None, resolution: tuple[int, int
         raise BadConfig(f"--batch-size {batch_size}: give 1 or more, and {too_many('rows')}")
 
 
-def places(folder: Path, count: int, grid: Path | None, *, overwrite: bool) -> list[Path]:
+def places(folder: Path, count: int, grid: Path | None, *, overwrite: bool, suffix: str = ".png") -> list[Path]:
     """Returns the files for pictures, after a check that they and the sheet can be written.
 
     Args:
@@ -51,11 +51,12 @@ def places(folder: Path, count: int, grid: Path | None, *, overwrite: bool) -> l
         count: how many.
         grid: the sheet's file, if there shall be one.
         overwrite: begin at 0000, over the pictures and the sheet that are there.
+        suffix: what the pictures' names end in, a format's.
 
     Raises:
         BadFile: one cannot be written, or would be written over and must not be.
     """
-    files = _files(folder, count, overwrite=overwrite)
+    files = _files(folder, count, suffix, overwrite=overwrite)
     for file in [*files[:1], *([grid] if grid else [])]:
         _check_place(file)
     if grid and os.path.lexists(grid) and not overwrite:  # a link that leads nowhere is there too
@@ -77,27 +78,29 @@ def save_next(picture: Image, file: Path, *, overwrite: bool) -> Path:
     Raises:
         BadFile: nothing can be written there.
     """
-    from studio.pipelines import save_png
+    from studio.pipelines import save_picture
 
     while True:
         try:
-            return save_png(picture, file, fresh=not overwrite)
+            return save_picture(picture, file, fresh=not overwrite)
         except Taken:
             file = file.with_stem(f"{int(file.stem) + 1:0{len(file.stem)}d}")
 
 
-def _files(folder: Path, count: int, *, overwrite: bool) -> list[Path]:
+def _files(folder: Path, count: int, suffix: str, *, overwrite: bool) -> list[Path]:
     """Returns the pictures' files: behind those that are there, or over those that the studio made.
 
     Raises:
         BadFile: a file that would be written over was not made by the studio.
     """
     from studio.pipelines import read_metadata
+    from studio.pipelines.metadata import ENDINGS
 
-    there = [int(file.stem) for file in folder.glob("*.png") if re.fullmatch(r"[0-9]{1,18}", file.stem)]
+    pictures = [file for kind in ENDINGS for file in folder.glob(f"*{kind}")]
+    there = [int(file.stem) for file in pictures if re.fullmatch(r"[0-9]{1,18}", file.stem)]
     first = 0 if overwrite else max(there, default=-1) + 1
     digits = max(DIGITS, len(str(first + count - 1)))
-    files = [folder / f"{number:0{digits}d}.png" for number in range(first, first + count)]
+    files = [folder / f"{number:0{digits}d}{suffix}" for number in range(first, first + count)]
     for file in files if there else ():
         if file.exists():
             try:

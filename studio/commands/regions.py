@@ -13,7 +13,7 @@ from studio.errors import BadConfig
 if TYPE_CHECKING:
     from studio.pipelines import ImagePipeline
 
-__all__ = ["mask_adapters", "mask_option"]
+__all__ = ["mask_adapters", "mask_option", "masks_given"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -52,6 +52,11 @@ def mask_option(command: F) -> F:
         "--mask-of", type=MaskWord(), multiple=True, metavar="NAME=FILE", expose_value=False, callback=_note,
         help="The adapter of that name acts where this picture is white, softly where it is grey; repeatable.",
     )(command)  # fmt: skip
+
+
+def masks_given() -> list[Path]:
+    """Returns the files of the masks that were given to the command which runs."""
+    return [file for _, file in click.get_current_context().meta.get(_GIVEN) or ()]
 
 
 def mask_adapters(pipe: ImagePipeline, prompts: Sequence[str]) -> None:
