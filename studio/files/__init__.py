@@ -4,6 +4,7 @@ from studio.files import diffusers as _diffusers  # noqa: F401  (registers its f
 from studio.files import kohya as _kohya  # noqa: F401
 from studio.files import peft as _peft  # noqa: F401
 from studio.files.convert import ConvertReport, convert
+from studio.files.extract import ExtractReport, extract
 from studio.files.format import FORMATS, Format
 from studio.files.inspect import AdapterFile, inspect
 from studio.files.load import load
@@ -15,10 +16,12 @@ __all__ = [
     "FORMATS",
     "AdapterFile",
     "ConvertReport",
+    "ExtractReport",
     "Format",
     "LoadReport",
     "ResizeReport",
     "convert",
+    "extract",
     "inspect",
     "load",
     "resize",
