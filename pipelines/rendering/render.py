@@ -101,14 +101,10 @@ def render(
         pickled=pickled, offline=offline, saving=saving or {}, kind=kind_of(str(name)),
     )  # fmt: skip
     listing, folder = read_jobs(jobs, base=base, adapters=adapters, blend=blend), given_path(output, "output")
-    if not listing.jobs:
-        raise BadConfig(f"the list holds no job that can be done: {listing.bad[0].error}")
     bench, hidden = Bench(setting), folder / HIDDEN
     with sentences(hidden / "claims"):
         hidden.mkdir(parents=True, exist_ok=True)
     asked, unfit = _identified(listing, Known(hidden / "known.json"), bench)
-    if not asked:
-        raise BadConfig(f"no job of the list can be done: {unfit[0].error}")
     files = dict(zip((job.index for job, _ in asked), named(name, *_columns(asked)), strict=True))
     keeper = Keeper(folder, files, Manifest(folder / "manifest.jsonl", hidden / "manifest.lock"), on_job)
     left = [one for one in asked if not keeper.is_done(one)]
@@ -138,7 +134,11 @@ def _check(engine: Any, workers: Any, retries: Any) -> None:
 
 
 def _identified(listing: Listing, known: Known, bench: Bench) -> tuple[list[Asked], list[NotDone]]:
-    """Every job with its hash, and those that have none because something that they need is not there."""
+    """Every job with its hash, and those that have none because something that they need is not there.
+
+    Raises:
+        BadConfig: none has one.
+    """
     asked: list[Asked] = []
     unfit: list[NotDone] = []
     bases: dict[str, str | Exception] = {}
@@ -147,6 +147,8 @@ def _identified(listing: Listing, known: Known, bench: Bench) -> tuple[list[Aske
             asked.append((job, digest_of(job, _base_hash(job.base, bases, known, bench), known, bench.setting)))
         except StudioError as error:
             unfit.append(NotDone(job.index, job.where, f"{job.where}: {error}"))
+    if not asked:
+        raise BadConfig(f"no job of the list can be done: {[*unfit, *listing.bad][0].error}")
     known.keep()
     return asked, unfit
 
