@@ -78,6 +78,20 @@ def test_words_that_change_are_the_same_one_by_one_as_in_a_batch(kind):
     alone_and_together(kind, ["a [dog:cat:0.5]", "a [cat|dog]", "a [sks:dog:1]"], "[dog:cat:1]")
 
 
+def test_equal_rows_give_equal_bits_whatever_stands_beside(emoji):
+    how: dict[str, Any] = {"seeds": 2, "steps": 3, "batch_size": 3, "negative": "{dark|night}"}
+    prompts = [
+        "(tiger:1.4) on [blue]",
+        "[tiger|rocket] on red",
+        "{pizza|apple} [on blue::0.5]",
+        "a tiger BREAK (red:0.5)",
+    ]
+    together = emoji.generate(prompts, **how)
+    for prompt, image in zip(prompts, together, strict=True):
+        assert emoji.generate(prompt, **how)[0].tobytes() == image.tobytes()
+    assert [image.tobytes() for image in emoji.generate(prompts[::-1], **how)[::-1]] == [i.tobytes() for i in together]
+
+
 @pytest.mark.parametrize("kind", BUILDERS)
 def test_words_change_where_they_are_told_to(bases, kind):
     base = bases(kind)
