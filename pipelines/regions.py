@@ -94,6 +94,8 @@ class Regions:
         free[free < FAINT] = 0.0
         self.contexts: list[Mask | None] = [*([None] if free.any() else []), *masks]
         self.weights = (torch.cat([free[None], planes]) if free.any() else planes).to(device)
+        self._index = {mask: number for number, mask in enumerate(self.contexts) if mask is not None}
+        self._means = dict(zip(self.contexts, self.weights.mean((1, 2)).tolist(), strict=True))
         self._words: Conditioning | None = None
         self._places: Places | None = None
         self._known: dict[tuple[Any, ...], Tensor] = {}
@@ -113,7 +115,7 @@ class Regions:
         for mask in self.contexts[:1] if alike else self.contexts:
             with blended(pipe, _seen(blend, mask)):
                 read.append(encode())
-        return _beside(read * (len(self.contexts) if alike else 1), self.weights.mean((1, 2)))
+        return _beside(read * (len(self.contexts) if alike else 1), list(self._means.values()))
 
     # -- where tokens are: what the layers and the attentions ask ------------------------------------------------------
 
@@ -125,7 +127,7 @@ class Regions:
 
     def mean(self, mask: Mask) -> float:
         """Returns the part of the picture that the mask covers."""
-        return float(self.weights[self.contexts.index(mask)].mean())
+        return self._means[mask]
 
     def is_whole(self, path: str) -> bool:
         """Says whether the output of a layer belongs to the whole picture at once."""
@@ -150,7 +152,7 @@ class Regions:
         self.streams.grid(self.cells, size[0] * size[1], path)
         key = ("plane", mask, size)
         if key not in self._known:
-            self._known[key] = F.adaptive_avg_pool2d(self.weights[self.contexts.index(mask)][None], size)[0]
+            self._known[key] = F.adaptive_avg_pool2d(self.weights[self._index[mask]][None], size)[0]
         return self._known[key]
 
     def tokens(self, mask: Mask, path: str, count: int) -> Tensor:
@@ -161,8 +163,7 @@ class Regions:
         """
         key = ("tokens", mask, self.streams.of(path), self.streams.is_flat(path), count)
         if key not in self._known:
-            index = self.contexts.index(mask)
-            self._known[key] = self._placed().coverage(path, count, self.weights, index)
+            self._known[key] = self._placed().coverage(path, count, self.weights, self._index[mask])
         return self._known[key]
 
     def bias(self, kinds: Mapping[str, Any], path: str, queries: int, keys: int) -> Tensor:
@@ -226,15 +227,15 @@ def _seen(blend: Mapping[str, Strength], mask: Mask | None) -> dict[str, Strengt
     return {name: one.everywhere() for name, one in here.items()}
 
 
-def _beside(read: Sequence[Conditioning], shares: Tensor) -> Conditioning:
+def _beside(read: Sequence[Conditioning], shares: Sequence[float]) -> Conditioning:
     """Contexts behind each other; what holds for the whole picture is their mean, each by its share."""
     first, masks = read[0], [one.mask for one in read if one.mask is not None]
     pooled = [one.pooled for one in read if one.pooled is not None]
-    parts = (shares / shares.sum()).tolist()
+    parts = [share / sum(shares) for share in shares]
     return replace(
         first,
         tokens=torch.cat([one.tokens for one in read], 1),
         mask=torch.cat(masks, 1) if masks else None,
-        pooled=sum(vector * part for vector, part in zip(pooled, parts, strict=True)) if pooled else None,
+        pooled=torch.stack([one * part for one, part in zip(pooled, parts, strict=True)]).sum(0) if pooled else None,
         parts=len(read),
     )
