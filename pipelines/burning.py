@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
+
+from torch import Tensor
 
 from studio.adapters import Strength, current_blend
 from studio.adapters.contract.strength import as_strength
@@ -68,23 +70,44 @@ def _remarks(base: Base, blend: Mapping[str, Any] | None) -> list[str]:
     acting = {name: one for name, one in given.items() if one.value}
     if len(acting) < 2 or not all(one.constant for one in acting.values()) or not _is_quick(base, acting):
         return []
-    records = tuple(record for one in assemblies(base.pipe).values() for record in one.records.items())
-    known = _KNOWN.setdefault(base.pipe, OrderedDict())
-    key = repr(acting)
-    if key not in known or known[key][0] != [(name, id(record)) for name, record in records]:
+    known, key, now = _KNOWN.setdefault(base.pipe, OrderedDict()), repr(acting), list(_tensors(base, acting))
+    if key not in known or not known[key].holds(now):
         sites = list(overlaps(base.pipe, acting, base=False, exact=False))
-        blocks = by_block(sites)
-        found = warnings_of(joined(sites, ""), blocks) if sites else []
-        # the records are kept, so that none of another adapter gets their identity
-        known[key] = [(name, id(record)) for name, record in records], records, found
+        found = warnings_of(joined(sites, ""), by_block(sites)) if sites else []
+        known[key] = _Weighed(now, found)
         if len(known) > _MOST:
             known.popitem(last=False)
-    return list(known[key][2])
+    return known[key].said
 
 
-_KNOWN: Final[weakref.WeakKeyDictionary[Any, OrderedDict[str, tuple[Any, Any, list[str]]]]] = (
-    weakref.WeakKeyDictionary()
-)
+class _Weighed:
+    """What was said of a blend, and the tensors that it was said of."""
+
+    def __init__(self, tensors: list[Tensor], said: list[str]) -> None:
+        self.said = said
+        self._of = [(weakref.ref(tensor), _version(tensor)) for tensor in tensors]
+
+    def holds(self, tensors: list[Tensor]) -> bool:
+        """Says whether the adapters still have these tensors, unchanged."""
+        return len(tensors) == len(self._of) and all(
+            tensor is known() and _version(tensor) == version
+            for tensor, (known, version) in zip(tensors, self._of, strict=True)
+        )
+
+
+_KNOWN: Final[weakref.WeakKeyDictionary[Any, OrderedDict[str, _Weighed]]] = weakref.WeakKeyDictionary()
+
+
+def _tensors(base: Base, names: Iterable[str]) -> Iterator[Tensor]:
+    for assembly in assemblies(base.pipe).values():
+        for name in names:
+            if name in assembly.records:
+                for _, adapter in assembly.adapters(name):
+                    yield from adapter.tensors().values()
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _is_quick(base: Base, names: Iterable[str]) -> bool:

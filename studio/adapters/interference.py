@@ -96,8 +96,8 @@ def blend_report(model: Any, blend: Mapping[str, StrengthLike] | str | None = No
         ...     _ = studio.attach(net, studio.BitFit(targets=("0",)), name=name)
         ...     _ = studio.state(net, name)["0.bias"].data.fill_(1.0)
         >>> report = studio.blend_report(net, {"dog": 1.0, "ink": 0.5})
-        >>> report.whole.cosines, round(report.whole.growth, 3)
-        ({('dog', 'ink'): 1.0}, 1.5)
+        >>> f"{report.whole.cosines['dog', 'ink']:.3f}, {report.whole.growth:.3f}"
+        '1.000, 1.500'
     """
     with turn(model):
         strengths = one_blend(model, blend)

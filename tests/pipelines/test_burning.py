@@ -97,6 +97,11 @@ def test_a_blend_is_weighed_once_and_anew_when_an_adapter_is_another(pipe, monke
     put(pipe, studio.LoRA(rank=2), "twin", 90)
     assert burn_remarks(pipe.base, [{"dog": 1.0, "twin": 0.4}], steps=20) == []
     assert len(weighed) == 2
+    with torch.no_grad():
+        for tensor in studio.state(pipe.pipe, "twin").values():  # written to, as slots are
+            tensor.copy_(torch.zeros(()))
+    burn_remarks(pipe.base, [{"dog": 1.0, "twin": 0.4}], steps=20)
+    assert len(weighed) == 3
 
 
 def test_what_would_take_long_is_not_weighed(pipe, monkeypatch):
