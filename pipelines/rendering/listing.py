@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from studio.errors import BadConfig, StudioError
+from studio.errors import BadConfig, BadFile, StudioError
 from studio.families import BASES
 from studio.limits import limit, too_many
 from studio.pipelines.asking import Wanted
@@ -130,6 +130,8 @@ def _job(fields: Mapping[str, Any], index: int, entry: Entry, adapters: Mapping[
         job = replace(job, resolved=wanted.settled(_wildcards).resolved)
     except StudioError as error:
         raise type(error)(f"{entry.where}: {error}") from None
+    except OSError as error:  # too long a name
+        raise BadFile(f"{entry.where}: {error.strerror}: {str(error.filename)[:80]}") from None
     return _placed(adapters_of(job, adapters), folder)
 
 

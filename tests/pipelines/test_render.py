@@ -12,6 +12,7 @@ import torch
 
 import studio
 from studio.errors import BadConfig, BadFile, DoesNotFit, UnknownName
+from studio.families import open_base
 from studio.pipelines import ImagePipeline, read_metadata, regenerate, render
 from studio.pipelines.rendering import local
 from studio.pipelines.rendering.bench import Bench
@@ -19,6 +20,7 @@ from studio.pipelines.rendering.claims import Claims, joined
 from studio.pipelines.rendering.finished import job_in
 from studio.pipelines.rendering.identity import Known
 from studio.pipelines.rendering.manifest import Manifest
+from tiny_pipelines import BUILDERS, CALL, build
 
 FAST = {"base": "emoji", "device": "cpu"}
 JOBS = [{"prompt": "tiger", "steps": 1, "seeds": "0..2"}, {"prompt": "rocket", "steps": 1, "seeds": "0..1"}]
@@ -179,6 +181,29 @@ def test_what_was_not_drawn_by_a_job_is_never_written_over(tmp_path, picture):
     (tmp_path / "away").symlink_to(tmp_path.parent)
     with pytest.raises(BadFile, match="leads out"):
         render(JOBS, tmp_path, name="away/{index}", **FAST)
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_every_family_draws_a_list_with_adapters_and_finds_it_done(tmp_path, monkeypatch, kind):
+    pipe = build(kind)
+    studio.attach(pipe, studio.LoRA(rank=2), name="ink")
+    act(pipe, "ink", 0)
+    studio.save(pipe, tmp_path / "ink.safetensors", name="ink")
+    studio.detach(pipe)
+    monkeypatch.setattr(ImagePipeline, "open", lambda base, **given: ImagePipeline(open_base(pipe)))
+    side = {name: CALL[kind][name] for name in ("width", "height") if name in CALL[kind]}
+    job = {
+        "prompt": "a dog",
+        "steps": 2,
+        **side,
+        "axes": {"blend": [{}, "ink"]},
+        "adapters": {"ink": "ink.safetensors"},
+    }
+    monkeypatch.chdir(tmp_path)
+    done = render([job], "out", base=kind, device="cpu", batch_size=2)
+    assert done.drawn == 2, done.failures
+    assert done.pictures[0].read_bytes() != done.pictures[1].read_bytes()
+    assert render([job], "out", base=kind, device="cpu", batch_size=2).found == 2
 
 
 # -- what fails ------------------------------------------------------------------------------------------------------

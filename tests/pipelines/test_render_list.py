@@ -175,7 +175,7 @@ WRONG = {
     "image": ([5, ""], "no path"), "width": ([0, "64x64"], "whole number"), "seeds": (["3..1", "a", "0..9999999"], ""),
     "axes": ([[1], {"steps": 4}, {"steps": []}, {"prompt": ["a"]}], ""), "stesp": ([3], "did you mean 'steps'"),
     "adapters": ([[], {"a b": "x"}, {"a": 5}], "adapter"), "strength:*": ([0.5], "empty"),
-    "strength:robot": ([0.5], ""), "wildcards": (["nowhere"], "no folder"), "upscale": (["much"], "finite number"),
+    "strength:robot": ([0.5], ""), "wildcards": (["nowhere", "a" * 5000], ""), "upscale": (["much"], "finite number"),
 }  # fmt: skip
 
 
