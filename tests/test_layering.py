@@ -53,7 +53,8 @@ ROOMS = {
         "hosting": {"sites", "contract"},
         "tokens": {"sites", "contract", "hosting"},
         "methods": {"sites", "contract", "tokens"},
-        "": {"sites", "contract", "targets", "hosting", "tokens", "methods"},
+        "combining": {"sites", "contract"},
+        "": {"sites", "contract", "targets", "hosting", "tokens", "methods", "combining"},
     },
     "studio.trainers": {
         "loop": set(),

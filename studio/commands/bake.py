@@ -50,11 +50,15 @@ def bake(
     from studio.pipelines.whole_model import write_whole_model
 
     show = Show(as_json, quiet)
-    if not adapters:
-        raise UsageError("name the adapters that are folded in: --adapter FILE[:STRENGTH]")
+    _check_any(adapters)
     pipe = open_pipeline(ImagePipeline, base, device=device, dtype=dtype, show=show, config_of=config_of)
     used = [load_adapter(pipe, word, show, allow_partial=allow_partial, pickled=pickled) for word in adapters]
     folder, apart = write_whole_model(pipe.base, output)
     same = "to the bit" if apart == 0 else f"but for {apart * 127.5:.2f} of 255 levels at most"
     show.say(f"{folder}: it draws what the blend draws, {same}")
     show.result({"folder": folder, "difference": apart, "adapters": used})
+
+
+def _check_any(adapters: tuple[AdapterWord, ...]) -> None:
+    if not adapters:
+        raise UsageError("name the adapters that are folded in: --adapter FILE[:STRENGTH]")

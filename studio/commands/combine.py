@@ -74,13 +74,10 @@ def combine(
     from studio.pipelines import ImagePipeline
 
     show = Show(as_json, quiet)
-    if output.exists():
-        raise UsageError(f"{output} is there already: choose another name")
+    _check(output, adapters)
     pipe = open_pipeline(
         ImagePipeline, base or _recorded(adapters[0].file), device=device, dtype=dtype, show=show, config_of=config_of
     )
-    if any(word.schedule for word in adapters):
-        raise BadConfig("one adapter has one strength: give numbers, not schedules")
     used = [load_adapter(pipe, word, show, allow_partial=allow_partial, pickled=pickled) for word in adapters]
     blend = {entry["name"]: entry["strength"] for entry in used}
     chosen = {"density": density, "epsilon": epsilon, "gamma": gamma, "seed": seed}
@@ -90,6 +87,13 @@ def combine(
     file = save(pipe.pipe, output.expanduser(), name=own, format=format)
     show.say(f"written: {file}")
     show.result({**_facts(report), "file": file, "adapters": used})
+
+
+def _check(output: Path, adapters: tuple[AdapterWord, ...]) -> None:
+    if output.exists():
+        raise UsageError(f"{output} is there already: choose another name")
+    if any(word.schedule for word in adapters):
+        raise BadConfig("one adapter has one strength: give numbers, not schedules")
 
 
 def _list(context: click.Context, wanted: bool) -> None:

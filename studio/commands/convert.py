@@ -56,13 +56,17 @@ def convert(
     from studio.files.convert import convert as make
 
     show = Show(as_json, quiet)
-    if (format is None) == (program is None):
-        raise UsageError("say to what: --format NAME, or --for PROGRAM")
     report = make(
-        file.expanduser(), output.expanduser(), format=format or _FOR[program or ""], family=family, base=base,
+        file.expanduser(), output.expanduser(), format=_wanted(format, program), family=family, base=base,
         dtype=dtype, approximate=approximate, pickled=pickled,
     )  # fmt: skip
     for note in report.notes:
         show.note(note)
     show.say(str(report))
     show.result(dataclasses.asdict(report))
+
+
+def _wanted(format: str | None, program: str | None) -> str:
+    if (format is None) == (program is None):
+        raise UsageError("say to what: --format NAME, or --for PROGRAM")
+    return format or _FOR[program or ""]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from studio.adapters import Full, LoRA
+from studio.adapters import AdapterConfig, Full, LoRA
 from studio.adapters.combining.pairs import Pair, rounded_to
 from studio.adapters.contract.pattern import exactly
 from studio.adapters.hosting.attached import whole_path
@@ -82,11 +82,7 @@ def extract(
         UnknownName: neither is there. BadFile: one cannot be read, or the new file is there. BadConfig: a rank below 1.
         DoesNotFit: they have other layers. NoEffect: they do not differ in these layers. NoTargets: there are none.
     """
-    if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
-        raise BadConfig(f"rank={rank!r}: a rank is a whole number from 1 on")
-    place = given_path(out)
-    if place.exists():
-        raise BadFile(f"{place} is there already; choose another name")
+    place = _checked(rank, out)
     first, second = (open_base(one).pipe for one in (base, tuned))
     own, other = components(first), components(second)
     _check_alike(own, other)
@@ -103,9 +99,7 @@ def extract(
         lacking, whole = lacking + left, whole + size
     if not layers:
         raise NoEffect("the two models do not differ in any of these layers, so there is nothing to extract")
-    config: Any = Full(targets=(exactly(layers),), use_bias=False)
-    if rank is not None:
-        config = LoRA(targets=(exactly(layers),)).regraded(ranks, dict.fromkeys(ranks, 1.0))
+    config = _config(layers, ranks)
     made = Loose(
         file=place, model=first, base=str(base), name=name, format="diffusers", config=config, layers=layers,
         facts={"base": str(base)} if isinstance(base, (str, Path)) else {},
@@ -114,6 +108,22 @@ def extract(
         file=write_loose(made, place, format=format, dtype=dtype), method=config.method, ranks=Counter(ranks.values()),
         error=math.sqrt(lacking / whole) if whole else 0.0, errors=errors, left=tuple(_left(own, other, layers)),
     )  # fmt: skip
+
+
+def _checked(rank: int | None, out: str | Path) -> Path:
+    if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
+        raise BadConfig(f"rank={rank!r}: a rank is a whole number from 1 on")
+    place = given_path(out)
+    if place.exists():
+        raise BadFile(f"{place} is there already; choose another name")
+    return place
+
+
+def _config(layers: Mapping[str, object], ranks: Mapping[str, int]) -> AdapterConfig:
+    targets = (exactly(layers),)
+    if not ranks:
+        return Full(targets=targets, use_bias=False)
+    return LoRA(targets=targets).regraded(ranks, dict.fromkeys(ranks, 1.0))
 
 
 def _check_alike(own: Mapping[str, nn.Module], other: Mapping[str, nn.Module]) -> None:

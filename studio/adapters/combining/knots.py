@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from studio.adapters.combination import ties
+from studio.adapters.combining.numbers import ties
 from studio.adapters.combining.pairs import Pair
 
 __all__ = ["knots"]
@@ -22,7 +22,7 @@ def knots(pairs: Sequence[Pair], weights: Sequence[float], density: float, signs
 
     Args:
         pairs: ``D_i = up_i @ down_i``, down ``(r, cols)`` and up ``(rows, r)``. weights: the strengths s.
-        density: part of the numbers that TIES keeps. signs: as :func:`~studio.adapters.combination.ties` has it.
+        density: part of the numbers that TIES keeps. signs: as :func:`~studio.adapters.combining.numbers.ties` has it.
 
     References:
         | Model merging with SVD to tie the Knots (Stoica et al., 2024), https://arxiv.org/abs/2410.19735

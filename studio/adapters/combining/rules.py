@@ -9,8 +9,8 @@ from typing import Final, TypeAlias
 import torch
 from torch import Tensor
 
-from studio.adapters.combination import dare_linear, dare_ties, magnitude_prune, ties
 from studio.adapters.combining.knots import knots
+from studio.adapters.combining.numbers import dare_linear, dare_ties, magnitude_prune, ties
 from studio.adapters.combining.pairs import Pair
 from studio.adapters.combining.sparse import breadcrumbs, della
 from studio.adapters.combining.sphere import karcher, model_stock, slerp

@@ -1,7 +1,7 @@
 """Rules on the changes themselves, number by number: what is dropped of each, and what is kept of their sum.
 
 Each takes changes ``D_i`` of one shape and their strengths, and returns one of that shape. Those that PEFT has too are
-in :mod:`studio.adapters.combination`.
+in :mod:`studio.adapters.combining.numbers`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from studio.adapters.combination import linear, sign_of_majority
+from studio.adapters.combining.numbers import linear, sign_of_majority
 from studio.errors import BadConfig
 
 __all__ = ["breadcrumbs", "della"]

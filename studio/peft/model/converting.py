@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from studio.adapters import Adapter
-from studio.adapters.combination import truncated
+from studio.adapters.combining.numbers import truncated
 from studio.peft.configs import methods as configs
 from studio.peft.model.merging import fold_again, take_out
 from studio.peft.model.state import State

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from studio.adapters import Adapter, LoRA, install
-from studio.adapters.combination import COMBINERS, truncated
+from studio.adapters.combining.numbers import COMBINERS, truncated
 from studio.adapters.contract.pattern import exactly
 from studio.adapters.contract.ranked import RankedConfig, any_rank
 from studio.peft.model.adding import put
