@@ -60,24 +60,26 @@ class _Texts:
 
     def __init__(self) -> None:
         self._rows: OrderedDict[tuple[object, ...], Conditioning] = OrderedDict()
-        self._weights: list[tuple[weakref.ref[Tensor], int, torch.dtype]] = []
+        self._weights: list[tuple[weakref.ref[Tensor], tuple[object, ...]]] = []
 
     def check(self, base: Base) -> None:
         """Forgets everything if the encoders are not as they were."""
         now = list(_weights(base))
         same = len(now) == len(self._weights) and all(
-            tensor is known() and _version(tensor) == version and tensor.dtype is dtype
-            for tensor, (known, version, dtype) in zip(now, self._weights, strict=False)
+            tensor is known() and _state(tensor) == state
+            for tensor, (known, state) in zip(now, self._weights, strict=False)
         )
         if not same:
             self._rows.clear()
-            self._weights = [(weakref.ref(tensor), _version(tensor), tensor.dtype) for tensor in now]
+            self._weights = [(weakref.ref(tensor), _state(tensor)) for tensor in now]
 
     def read(self, base: Base, prompts: Sequence[str | Words], negative: bool, acting: Acting) -> Conditioning:
         family, pipe, count = base.family, base.pipe, len(prompts)
         if len({family.row_length(pipe, prompt, negative) for prompt in prompts}) > 1:
             return family.encode_text(pipe, prompts, negative)  # a row is filled up to the longest beside it
-        how = (negative and family.roles, count, family.encode_text, acting)
+        # kernels may round otherwise for another number of threads, or when told how to compute attention
+        kernels = (torch.get_num_threads(), base.saving.attention)
+        how = (negative and family.roles, count, family.encode_text, kernels, acting)
         keys = {prompt: (prompt, *how) for prompt in prompts}
         rows = {prompt: self._rows[key] for prompt, key in keys.items() if key in self._rows}
         missing = [prompt for prompt in keys if prompt not in rows]
@@ -134,5 +136,5 @@ def _bytes(row: Conditioning) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in row.tensors().values())
 
 
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def _state(tensor: Tensor) -> tuple[object, ...]:
+    return 0 if tensor.is_inference() else tensor._version, tensor.dtype, tensor.device

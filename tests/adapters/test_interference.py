@@ -15,6 +15,7 @@ from studio.adapters.interference import BURNS, FIGHTS
 from studio.adapters.overlap import block_of
 from studio.errors import DoesNotFit, NoEffect, UnknownName
 from tiny import llama
+from tiny_pipelines import BUILDERS, build
 
 METHODS = studio.METHODS
 CHANGING = [name for name in METHODS if METHODS[name].adapter.bakes]
@@ -248,3 +249,39 @@ def test_the_limits_mean_what_they_say():
     assert math.sqrt(2 + 2 * FIGHTS) / math.sqrt(2) == pytest.approx(0.8, abs=0.01)
     assert 1.0 < BURNS <= math.sqrt(2)
     assert math.isclose(math.sqrt(2 + 2 * (BURNS**2 / 2 - 1)), BURNS)
+
+
+SLOW = {
+    "sana",
+    "flux2",
+    "flux2-klein",
+    "chroma",
+    "flux1",
+    "flux1-schnell",
+    "pixart-sigma",
+    "qwen-image",
+    "sd3",
+    "lumina2",
+}
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind in SLOW else ()) for kind in BUILDERS]
+)
+def test_every_family_has_blocks_and_can_be_held(kind):
+    pipe = build(kind)
+    for name, seed in (("dog", 1), ("ink", 2)):
+        studio.attach(pipe, studio.LoRA(rank=2), name=name)
+        for number, tensor in enumerate(studio.state(pipe, name).values()):
+            common = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(number))
+            own = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1000 * seed + number))
+            tensor.data = 0.1 * (common + 0.3 * own)
+    both = {"dog": 1.0, "ink": 1.0}
+    report = studio.blend_report(pipe, both)
+    assert 1 < len(report.blocks) < len(report.sites) and report.whole.growth > 1.3
+    held = studio.normalized(pipe, both)
+    with studio.blended(pipe, held):
+        after = studio.blend_report(pipe)
+    assert all(block.growth == pytest.approx(1.0, abs=1e-3) for block in after.blocks)
+    strongest = [max(block.norms.values()) for block in report.blocks]
+    assert [block.total for block in after.blocks] == pytest.approx(strongest, rel=1e-3)
