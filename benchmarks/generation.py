@@ -122,14 +122,17 @@ def samples(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def planned(module: nn.Module) -> None:
-    """What all layers do at their next call because the blend is another."""
-    for layer in module.modules():
-        mount = layer.__dict__.get("_mount")
-        if mount is not None:
-            plan = mount.prepare()
-            if plan.pairs:
-                mount.stacked(plan, torch.float32)
+def choosing(module: nn.Module) -> Callable[[str, float], None]:
+    """Lets one adapter act, and all layers plan, as they do at their next call."""
+    mounts = [layer.__dict__["_mount"] for layer in module.modules() if "_mount" in layer.__dict__]
+
+    def choose(name: str, strength: float) -> None:
+        studio.blend(module, {name: strength})
+        with torch.no_grad():
+            for mount in mounts:
+                mount.stacked(mount.prepare(), torch.float32)
+
+    return choose
 
 
 def switching(rounds: int) -> list[dict[str, Any]]:
@@ -139,7 +142,7 @@ def switching(rounds: int) -> list[dict[str, Any]]:
     runs: dict[str, Run] = {}
     for count in (3, 60):
         module = ours(denoiser, copy.deepcopy(base), count)
-        runs |= switches(f"{count}", [f"a{index}" for index in range(3)], partial(set_ours, module))
+        runs |= switches(f"{count}", [f"a{index}" for index in range(3)], choosing(module))
         if PEFT:
             sites = studio.adapters(module)["a0"].sites
             other = theirs(denoiser, copy.deepcopy(base), count, sites)
@@ -167,13 +170,6 @@ def switches(who: str, names: list[str], choose: Callable[[str, float], None]) -
         choose(order[0], strengths[0])
 
     return {f"{who} switch": switch, f"{who} weigh": weigh}
-
-
-@torch.no_grad()
-def set_ours(module: nn.Module, name: str, strength: float) -> None:
-    """Lets one adapter act."""
-    studio.blend(module, {name: strength})
-    planned(module)
 
 
 def set_theirs(module: Any, name: str, strength: float) -> None:
@@ -210,7 +206,7 @@ def pictures(rounds: int) -> list[dict[str, Any]]:
 def live_bytes() -> int:
     """Bytes of all tensors that anything refers to."""
     gc.collect()
-    found = (one for one in gc.get_objects() if isinstance(one, Tensor))
+    found = (one for one in gc.get_objects() if issubclass(type(one), Tensor))
     storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in found}
     return sum(storages.values())
 
