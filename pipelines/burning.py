@@ -62,7 +62,8 @@ def burn_remarks(base: Base, blends: Iterable[Mapping[str, Any] | None], *, step
     """
     if steps < _FEW:
         return []
-    return list(dict.fromkeys(remark for blend in blends for remark in _remarks(base, blend)))
+    each = {repr(blend): blend for blend in blends}
+    return list(dict.fromkeys(remark for blend in each.values() for remark in _remarks(base, blend)))
 
 
 def _remarks(base: Base, blend: Mapping[str, Any] | None) -> list[str]:
