@@ -115,11 +115,11 @@ class StartingPictures:
             BadConfig: an impossible picture to start from. BadFile: one that cannot be read.
         """
         size = (wanted.width, wanted.height)
-        key = (*(one if isinstance(one, (str, Path)) else id(one) for one in (wanted.image, wanted.mask)), *size)
-        if (*key, wanted.strength) not in self._held:
-            given = given_picture(self.base, wanted.image, wanted.mask, wanted.strength, size)
-            self._held[(*key, wanted.strength)] = given
-        return self._held[(*key, wanted.strength)]
+        pictures = [one if isinstance(one, (str, Path)) else id(one) for one in (wanted.image, wanted.mask)]
+        key = (*pictures, repr(size), repr(wanted.strength))  # what they are is checked with the rest
+        if key not in self._held:
+            self._held[key] = given_picture(self.base, wanted.image, wanted.mask, wanted.strength, size)
+        return self._held[key]
 
 
 def request_of(
