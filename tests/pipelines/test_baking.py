@@ -97,6 +97,16 @@ def test_pictures_are_baked_when_asked_and_say_so(pipe, bakes):
     by_hand.unbake()
 
 
+def test_rows_share_a_batch_of_one_blend(pipe, bakes):
+    asked = {"blend": BOTH, "steps": 2, "guidance": 1.0, "batch_size": 2, "bake": True}
+    many = pipe.generate(["a dog", "a cat", "a sun"], seeds=[0], **asked)
+    assert len(bakes) == 1
+    for prompt, picture in zip(["a dog", "a cat", "a sun"], many, strict=True):
+        assert pipe.generate(prompt, seeds=[0], **asked)[0].tobytes() == picture.tobytes()
+    mixed = pipe.generate(["a dog", "a cat"], seeds=[0], **{**asked, "blend": [BOTH, {"dog": 1.0}]})
+    assert mixed[0].tobytes() == many[0].tobytes()
+
+
 def test_never_by_itself(pipe, bakes):
     many = pipe.generate("a dog", seeds=range(16), blend=BOTH, steps=2, guidance=1.0)
     assert bakes == [] and uses(many[0]) == {"dog": False, "ink": False}
