@@ -56,6 +56,8 @@ VARIANTS = {
     ),
     "loha": studio.LoHa(rank=2, alpha=3, rank_pattern={"conv": 3}, targets=("lin", "conv", "point", "turned")),
     "loha-tucker": studio.LoHa(rank=2, alpha=3, tucker=True, targets=("lin", "conv", "point", "turned")),
+    "loha-decomposed": studio.LoHa(rank=2, alpha=3, decompose="outputs", targets=("lin", "conv", "point", "turned")),
+    "lokr-by-inputs": studio.LoKr(rank=1, alpha=2, decompose="inputs", targets=("lin", "conv", "point")),
     "vera": studio.VeRA(rank=5, targets=("lin", "inner")),
     "vera-drawn": studio.VeRA(rank=5, key=3, save_projection=False, targets=("lin", "inner")),
     "vera-conv": studio.VeRA(rank=5, targets=("lin", "conv", "emb", "turned")),
@@ -120,6 +122,7 @@ METHODS = {name: made for name, config in studio.METHODS.items() if (made := exa
 LYCORIS = ("kohya", "native")
 UNSAYABLE = {(m, one) for m in ("oft", "oft-conv", "boft", "boft-butterfly", "ia3") for one in LYCORIS}
 UNSAYABLE |= {("oft-outputs", "peft"), ("boft-outputs", "peft")}
+UNSAYABLE |= {("loha-decomposed", "peft"), ("lokr-by-inputs", "peft")}
 UNSAYABLE |= {("ia3-weights", "peft")}  # LyCORIS leaves the bias, PEFT does not
 
 

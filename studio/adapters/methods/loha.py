@@ -64,6 +64,7 @@ NAMES: Final = {
     "w2_b": "hada_w2_b",
     "t1": "hada_t1",
     "t2": "hada_t2",
+    "magnitude": "dora_scale",
 }
 
 
@@ -74,7 +75,7 @@ class LoHaAdapter(LycorisAdapter[LoHa]):
     ``w1_b`` ``(r, in/groups)``.
     """
 
-    trained = ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")
+    trained = ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2", "magnitude")
     needs = ("w1_a", "w1_b", "w2_a", "w2_b")
     ranks = ("w1_b",)
     peft = Peft(
@@ -103,6 +104,11 @@ class LoHaAdapter(LycorisAdapter[LoHa]):
 
     @classmethod
     def start(cls, site: Site, config: LoHa, given: Given) -> dict[str, Tensor]:
+        magnitude = cls.own_magnitude(site, config, given)
+        return cls._product(site, config, given) | magnitude
+
+    @classmethod
+    def _product(cls, site: Site, config: LoHa, given: Given) -> dict[str, Tensor]:
         rank, kernel = checked_rank(site, config), site.inner_shape[1:]
         filled = partial(drawn, given.generator)
         if not config.tucker or math.prod(kernel) == 1:
@@ -135,7 +141,9 @@ class LoHaAdapter(LycorisAdapter[LoHa]):
             raise DoesNotFit(f"LoHa at {site.path}: its two products have the ranks {ranks[0]} and {ranks[1]}")
         self.__dict__["scale"] = self.config.scale_at(site.path)
         # as a low-rank pair of rank r² the change costs less than as a matrix, unless r is large
-        self.__dict__["fused"] = ranks[0] ** 2 * (site.rows + site.cols) < site.rows * site.cols
+        small = ranks[0] ** 2 * (site.rows + site.cols) < site.rows * site.cols
+        self.check_magnitude()
+        self.__dict__["fused"] = small and self.tensor("magnitude") is None
 
     scale: float
 
@@ -155,7 +163,7 @@ class LoHaAdapter(LycorisAdapter[LoHa]):
 
     def delta(self, weight: Tensor, bias: Tensor | None) -> Delta:
         a1, b1, a2, b2 = self._pairs()
-        return Delta(self.site.shaped(_Hadamard.apply(a1 * self.scale, b1, a2, b2)))
+        return Delta(self.site.shaped(self.magnified(weight, _Hadamard.apply(a1 * self.scale, b1, a2, b2))))
 
     def change(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.fused:

@@ -174,6 +174,7 @@ NAMES: Final = {
     "w2_t": "lokr_t2",
     "w2_a": "lokr_w2_a",
     "w2_b": "lokr_w2_b",
+    "magnitude": "dora_scale",
 }
 
 
@@ -184,7 +185,7 @@ class LoKrAdapter(LycorisAdapter[LoKr]):
     or ``w2_t (r, r, kh, kw)``, ``w2_a (r, c)``, ``w2_b (r, d)``.
     """
 
-    trained = ("w1", "w1_a", "w1_b", "w2", "w2_t", "w2_a", "w2_b")
+    trained = ("w1", "w1_a", "w1_b", "w2", "w2_t", "w2_a", "w2_b", "magnitude")
     ranks = ("w2_b", "w1_b")
     peft = Peft(
         type="LOKR",
@@ -214,6 +215,11 @@ class LoKrAdapter(LycorisAdapter[LoKr]):
 
     @classmethod
     def start(cls, site: Site, config: LoKr, given: Given) -> dict[str, Tensor]:
+        magnitude = cls.own_magnitude(site, config, given)
+        return cls._product(site, config, given) | magnitude
+
+    @classmethod
+    def _product(cls, site: Site, config: LoKr, given: Given) -> dict[str, Tensor]:
         rank = config.rank_at(site.path)
         inner, kernel = site.inner_shape[0], site.inner_shape[1:]
         a, c = factorize(site.rows, config.factor)
@@ -233,6 +239,7 @@ class LoKrAdapter(LycorisAdapter[LoKr]):
 
     def fit(self) -> None:
         (a, b), (c, d) = self._part("w1"), self._part("w2")
+        self.check_magnitude()
         taps = math.prod(self.site.inner_shape[1:])
         if a * c != self.site.rows or b * d != self.site.inner_shape[0] * taps:
             raise DoesNotFit(
@@ -271,10 +278,10 @@ class LoKrAdapter(LycorisAdapter[LoKr]):
 
     def delta(self, weight: Tensor, bias: Tensor | None) -> Delta:
         w1, w2 = self.parts()
-        return Delta(self.site.shaped(torch.kron(w1 * self.scale, w2.contiguous())))
+        return Delta(self.site.shaped(self.magnified(weight, torch.kron(w1 * self.scale, w2.contiguous()))))
 
     def change(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.site.kind not in ("linear", "conv1d-gpt2"):
+        if self.site.kind not in ("linear", "conv1d-gpt2") or self.tensor("magnitude") is not None:
             return self.thinned(super().change(x, y, weight, bias))
         w1, w2 = self.parts()
         (a, b), (c, d) = w1.shape, w2.shape

@@ -107,10 +107,18 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
         "whole": {"rank": 6, "alpha": 3.0},
         "both": {"rank": 1, "alpha": 2.0, "factor": 4, "decompose_both": True},
         "tucker": {"rank": 1, "tucker": True},
+        "decomposed": {"rank": 1, "decompose": "outputs"},
+        "by-inputs": {"rank": 1, "decompose": "inputs"},
     },
     "adalora": {"plain": {"rank": 3}, "alpha": {"rank": 3, "alpha": 2.0, "rank_stabilized": True, "target_rank": 1}},
     "deltalora": {"plain": {"rank": 2}, "alpha": {"rank": 2, "alpha": 3.0}},
-    "loha": {"plain": {"rank": 2}, "large": {"rank": 5, "alpha": 2.0}, "tucker": {"rank": 2, "tucker": True}},
+    "loha": {
+        "plain": {"rank": 2},
+        "large": {"rank": 5, "alpha": 2.0},
+        "tucker": {"rank": 2, "tucker": True},
+        "decomposed": {"rank": 2, "decompose": "outputs"},
+        "by-inputs": {"rank": 2, "decompose": "inputs"},
+    },
     "vera": {"plain": {"rank": 3}, "key": {"rank": 5, "key": 7, "d_initial": 1.0}},
     "hra": {"plain": {"rank": 4}, "orthogonal": {"rank": 3, "orthogonal": True}},
     "oft": {
@@ -189,6 +197,7 @@ UNSAYABLE: dict[tuple[str, str, str], tuple[str, ...]] = {
     ("boft", "plain", "kohya"): tuple(LAYERS),
     ("oft", "outputs", "peft"): tuple(LAYERS),  # PEFT turns inputs
     ("boft", "butterfly", "peft"): tuple(LAYERS),
+    **{(one, how, "peft"): tuple(LAYERS) for one in ("loha", "lokr") for how in ("decomposed", "by-inputs")},
     ("lokr", "whole", "peft"): ("conv1d",),  # PEFT multiplies along other axes
     ("ia3", "outputs", "kohya"): BIASED,  # LyCORIS multiplies the weight alone
     ("ia3", "weights", "peft"): BIASED,
@@ -302,6 +311,17 @@ def ia3_formula(
     return w * spread.repeat_interleave(rows // groups, dim=0), b
 
 
+def decomposed(t: dict[str, Tensor], w: Tensor, moved: Tensor) -> Tensor:
+    """``m (W + ΔW) / ‖W + ΔW‖``, over an output's numbers or over a channel's that is read; the norm is held."""
+    if "magnitude" not in t:
+        return moved
+    m = t["magnitude"]
+    by = moved.reshape(w.shape[0], -1 if len(m) > 1 else m.shape[1], *([] if len(m) > 1 else [-1]))
+    axes = [1] if len(m) > 1 else [0, 2]
+    norm = by.detach().square().sum(axes, keepdim=True).sqrt()
+    return (by * m.reshape(norm.shape) / norm).reshape(w.shape)
+
+
 def lokr_formula(t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
     w1 = t["w1"] if "w1" in t else t["w1_a"] @ t["w1_b"]
     if "w2_t" in t:
@@ -309,7 +329,7 @@ def lokr_formula(t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None
     else:
         w2 = t["w2"].flatten(1) if "w2" in t else t["w2_a"] @ t["w2_b"]
     blocks = [[w1[i, j] * w2 for j in range(w1.shape[1])] for i in range(w1.shape[0])]
-    return w + scale * torch.cat([torch.cat(row, dim=1) for row in blocks]), b
+    return decomposed(t, w, w + scale * torch.cat([torch.cat(row, dim=1) for row in blocks])), b
 
 
 def adalora_formula(t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -361,7 +381,7 @@ def loha_formula(t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None
             return t[f"w{n}_a"] @ t[f"w{n}_b"]
         return torch.einsum("ij...,ip,jq->pq...", t[f"t{n}"], t[f"w{n}_a"], t[f"w{n}_b"]).flatten(1)
 
-    return w + scale * product("1") * product("2"), b
+    return decomposed(t, w, w + scale * product("1") * product("2")), b
 
 
 def vera_formula(t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
