@@ -11,8 +11,8 @@ from torch import nn
 
 import studio
 from studio.adapters import COMBINES, METHODS, adapters, blended
-from studio.adapters.combining.numbers import ties
 from studio.adapters.combining.knots import knots
+from studio.adapters.combining.numbers import ties
 from studio.adapters.combining.pairs import of_rank, rounded_to, stacked
 from studio.adapters.combining.sparse import breadcrumbs, della
 from studio.adapters.combining.sphere import karcher, model_stock, slerp

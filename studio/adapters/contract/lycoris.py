@@ -101,8 +101,8 @@ class LycorisAdapter(Adapter[Config]):
         ones = (1,) * (len(self.site.inner_shape) - 1)
         if tuple(found.shape) not in ((self.site.rows, 1, *ones), (1, self.site.inner_shape[0], *ones)):
             raise DoesNotFit(
-                f"{type(self).__name__} at {self.site.path}: a magnitude of the shape {tuple(found.shape)} is neither one "
-                f"per output ({self.site.rows}) nor one per input ({self.site.inner_shape[0]})"
+                f"{type(self).__name__} at {self.site.path}: a magnitude of the shape {tuple(found.shape)} is neither "
+                f"one per output ({self.site.rows}) nor one per input ({self.site.inner_shape[0]})"
             )
 
     def magnified(self, weight: Tensor, change: Tensor) -> Tensor:
@@ -175,7 +175,8 @@ def cores_for_peft(config: LycorisConfig, sites: Sites, layers: Layers) -> Table
     """
     if any("magnitude" in tensors for tensors in layers.values()):
         raise DoesNotFit(
-            f"PEFT's {type(config).__name__} decomposes no weight (decompose=...); save with format='diffusers' or 'kohya'"
+            f"PEFT's {type(config).__name__} decomposes no weight (decompose=...); save with format='diffusers' or "
+            "'kohya'"
         )
     wide = [path for path, site in sites.items() if math.prod(site.inner_shape[1:]) > 1 and "w2" not in layers[path]]
     cored = [path for path, tensors in layers.items() if tensors.keys() & CORES]
