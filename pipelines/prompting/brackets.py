@@ -59,7 +59,7 @@ class _Open:
     items: list[Item] = field(default_factory=list)
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=512)
 def script_of(prompt: str, *, emphasis: bool = True) -> Script:
     r"""Takes a prompt apart, after its tags are taken out.
 
