@@ -93,6 +93,8 @@ def joined(folder: Path, pictures: Path, digest: str) -> Iterator[Claims]:
             if not others:
                 for place in (pictures, folder):
                     remove_leftovers(place)
+                for place in folder.glob("held.*"):
+                    remove(place)
             mine = sessions / f"{secrets.token_hex(8)}.lock"
             lock = _try(mine)
             atomic_write(mine.with_suffix(".json"), json.dumps({"list": digest, "pid": os.getpid()}))

@@ -105,6 +105,19 @@ class Keeper:
         self.rendered.found += 1
         self._count(asked[0])
 
+    def copy(self, asked: Asked, data: bytes) -> None:
+        """Keeps a picture that was there under another name, where it is of the same format.
+
+        Args:
+            asked: the job and its hash. data: the bytes of its picture.
+
+        Raises:
+            BadFile: it cannot be written.
+        """
+        atomic_write(self.folder / self.files[asked[0].index], data)
+        self.manifest.add(**self._entry(asked), outcome="copied")
+        self.found(asked)
+
     def take(self, drawn: Drawn) -> bool:
         """Keeps what came of an attempt.
 

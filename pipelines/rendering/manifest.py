@@ -7,13 +7,17 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from filelock import FileLock
 
 from studio.atomic import sentences
 
 __all__ = ["Manifest"]
+
+
+MADE: Final = ("done", "copied", "found")
+"""Outcomes after which there is a picture."""
 
 
 class Manifest:
@@ -49,9 +53,17 @@ class Manifest:
             BadFile: it cannot be written.
         """
         with sentences(self.file), self._lock:
-            known = {(line.get("file"), line.get("job")) for line in self if line.get("outcome") in ("done", "found")}
+            known = {(line.get("file"), line.get("job")) for line in self if line.get("outcome") in MADE}
             lost = [entry for entry in entries if (entry["file"], entry["job"]) not in known]
             self._append([{**entry, "outcome": "found"} for entry in lost])
+
+    def pictures(self) -> dict[str, list[str]]:
+        """Returns job -> the files in which its picture was, the last one first."""
+        found: dict[str, list[str]] = {}
+        for line in self:
+            if line.get("outcome") in MADE:
+                found.setdefault(str(line.get("job")), []).insert(0, str(line.get("file")))
+        return found
 
     def _append(self, entries: Sequence[Mapping[str, Any]]) -> None:
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")

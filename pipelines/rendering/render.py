@@ -14,6 +14,7 @@ from studio.errors import BadConfig, BadFile, StudioError, UnknownName, nearest
 from studio.given import given_path
 from studio.pipelines.rendering.bench import Asked, Bench
 from studio.pipelines.rendering.claims import joined
+from studio.pipelines.rendering.copying import copied
 from studio.pipelines.rendering.finished import job_in
 from studio.pipelines.rendering.identity import Known, digest_of
 from studio.pipelines.rendering.job import Job
@@ -115,6 +116,7 @@ def render(
     keeper.rendered.notes += [f"no job of the list needs the adapter {idle!r}" for idle in listing.idle]
     with joined(hidden, folder, digest) as claims:
         keeper.begin(asked, left, [*unfit, *listing.bad])
+        left = copied(left, keeper, hidden)
         if engine == "ray":
             from studio.pipelines.rendering.ray_engine import draw_on_ray
 

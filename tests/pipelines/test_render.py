@@ -163,6 +163,20 @@ def pixels(file):
         return image.tobytes()
 
 
+def test_a_line_that_is_inserted_or_another_pattern_draws_no_picture_again(tmp_path):
+    first = render(JOBS, tmp_path, **FAST)
+    before = [file.read_bytes() for file in first.pictures]
+    longer = [{"prompt": "owl", "steps": 1}, *reversed(JOBS)]
+    second = render(longer, tmp_path, **FAST)
+    assert (second.drawn, second.found) == (1, 5)
+    assert [file.read_bytes() for file in second.pictures[1:]] == [*before[3:], *before[:3]]
+    assert sorted(told(tmp_path, "copied")) == [1, 2, 3, 4, 5] and told(tmp_path, "done").count(0) == 2
+    third = render(longer, tmp_path, name="{prompt}/{seed}", **FAST)
+    assert (third.drawn, third.found) == (0, 6)
+    assert not list((tmp_path / ".render").glob("held.*"))
+    assert render(longer, tmp_path, name="{index}.jpg", **FAST).drawn == 6  # of another format
+
+
 @pytest.mark.parametrize("name", ["{index}.jpg", "{index}.webp", "{base}/{seed}/{prompt}"])
 def test_other_formats_and_folders_are_resumed_too(tmp_path, name):
     assert render(JOBS, tmp_path, name=name, **FAST).drawn == 5
