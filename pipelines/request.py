@@ -24,8 +24,9 @@ class Request:
     """One picture that is asked for.
 
     Args:
-        prompt: what the text encoder reads (tags are taken out already).
-        negative: the prompt that guidance leads away from.
+        prompt: the prompt, its tags and choices taken out already; what else it has of the prompt language is read
+            while it is drawn (:mod:`studio.pipelines.prompting.brackets`).
+        negative: the prompt that guidance leads away from, likewise.
         seed: from 0 to 2⁶³ − 1.
         width: pixels, a multiple of ``Family.multiple``.
         height: pixels, a multiple of ``Family.multiple``.

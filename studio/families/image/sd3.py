@@ -26,7 +26,7 @@ from studio.families.parts.streams import SD3_STREAMS
 from studio.families.parts.texts import check_tokens
 from studio.families.process import Flow
 from studio.families.recipe import ImageRecipe
-from studio.families.words import Prompts, texts
+from studio.families.words import Prompts, Words, texts
 
 __all__ = ["SD3"]
 
@@ -80,8 +80,9 @@ def encode_text(pipe: Any, prompts: Prompts, negative: bool) -> Conditioning:
 
 def _weighed(pipe: Any, tokens: Tensor, prompts: Prompts) -> Tensor:
     """The states of each encoder weighed by themselves: CLIP's side by side, T5's behind them ``(B, L, D)``."""
-    places, tokens = pipe.tokenizer.model_max_length, tokens.clone()
-    start = 0
+    if not any(isinstance(prompt, Words) and prompt.weighed for prompt in prompts):
+        return tokens
+    places, tokens, start = pipe.tokenizer.model_max_length, tokens.clone(), 0
     for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
         mine = (slice(None), slice(places), slice(start, start + encoder.config.hidden_size))
         tokens[mine] = emphasised(tokens[mine], token_weights(tokenizer, prompts, places))
