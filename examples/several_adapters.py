@@ -8,6 +8,7 @@ Learns a subject and a style first, about three minutes on two cores on the embe
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import studio
 from studio.families.emoji_world import INSTANCE_FOLDER, STYLE_FOLDER
@@ -56,13 +57,14 @@ def main(out: Path = Path("runs/several"), steps: int | None = 600, sampling: in
         "both, normalized": studio.normalized(pipe.pipe, both),
         "robot, then style": half,
     }
-    asked = {"seeds": [0, 1], "steps": sampling, "guidance": 3.0, "batch_size": 4}
+    asked: dict[str, Any] = {"seeds": [0, 1], "steps": sampling, "guidance": 3.0, "batch_size": 4}
     rows = {label: pipe.generate(PROMPTS, blend=blend, **asked) for label, blend in blends.items()}
     tagged = [f"{PROMPTS[0]} <robot:0.9> <style:0.3>", f"{PROMPTS[1]} <style:1.2>"]
     rows["by tags"] = pipe.generate(tagged, **asked)
 
     pictures = [picture for row in rows.values() for picture in row]
-    contact_sheet(pictures, columns=4, row_labels=list(rows)).save(out / "several.png")
+    columns = [prompt for prompt in PROMPTS for _ in asked["seeds"]]
+    contact_sheet(pictures, columns=4, row_labels=list(rows), column_labels=columns).save(out / "several.png")
     print(f"pictures: {out / 'several.png'}")
 
 

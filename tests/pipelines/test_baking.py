@@ -12,7 +12,6 @@ import studio
 from studio.errors import BadConfig, DoesNotFit
 from studio.families import FAMILIES
 from studio.pipelines import ImagePipeline, baking, regenerate
-from studio.pipelines.baking import PAYS
 from tiny_pipelines import BUILDERS, FAMILY, build
 
 SAMPLING = importlib.import_module("studio.pipelines.sample")  # as a name of the package it is the function
@@ -136,17 +135,25 @@ def test_the_base_is_itself_between_pictures(pipe, bakes):
     assert all(torch.equal(before[key], tensor) for key, tensor in bits(pipe).items())
 
 
-def test_auto_bakes_from_so_many_calls_on(pipe, bakes):
-    few = pipe.generate("a dog", seeds=range(2), blend=BOTH, steps=PAYS // 2 - 1, bake="auto")
+@pytest.fixture
+def soon(monkeypatch) -> int:
+    """Folding pays after so few calls."""
+    assert baking.PAYS == 30
+    monkeypatch.setattr(baking, "PAYS", 6)
+    return 6
+
+
+def test_auto_bakes_from_so_many_calls_on(pipe, bakes, soon):
+    few = pipe.generate("a dog", seeds=range(2), blend=BOTH, steps=soon // 2 - 1, bake="auto")
     assert bakes == [] and not any(uses(few[0]).values())
-    many = pipe.generate("a dog", seeds=range(2), blend=BOTH, steps=PAYS // 2, bake="auto")
+    many = pipe.generate("a dog", seeds=range(2), blend=BOTH, steps=soon // 2, bake="auto")
     assert len(bakes) == 1 and all(uses(many[0]).values())
-    pipe.generate("a dog", seeds=range(2), blend=BOTH, steps=PAYS // 2, batch_size=2, bake="auto")
+    pipe.generate("a dog", seeds=range(2), blend=BOTH, steps=soon // 2, batch_size=2, bake="auto")
     assert len(bakes) == 1  # half as many calls
 
 
-def test_auto_leaves_alone_what_it_cannot_fold_cheaply(pipe, bakes, monkeypatch):
-    asked = {"prompt": "a dog", "seeds": range(2), "steps": PAYS // 2, "guidance": 1.0, "bake": "auto"}
+def test_auto_leaves_alone_what_it_cannot_fold_cheaply(pipe, bakes, monkeypatch, soon):
+    asked = {"prompt": "a dog", "seeds": range(2), "steps": soon // 2, "guidance": 1.0, "bake": "auto"}
     pipe.generate(**asked, blend={"dog": studio.Strength(schedule=[(0, 0), (1, 1)])})
     monkeypatch.setenv("STUDIO_LIMITS", "baked-bytes=1")
     pipe.generate(**asked, blend=BOTH)
