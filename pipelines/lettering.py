@@ -5,12 +5,25 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
+from unicodedata import combining, normalize
 
 from PIL import ImageDraw, ImageFont
 
-__all__ = ["clip", "line_height", "text_width", "typeface", "wrap", "write"]
+__all__ = ["clip", "line_height", "readable", "text_width", "typeface", "wrap", "write"]
 
+_INSTEAD: Final = {
+    "—": "-",
+    "–": "-",
+    "−": "-",
+    "×": "x",
+    "→": "->",
+    "≤": "<=",
+    "≥": ">=",
+    "ß": "ss",
+    "«": '"',
+    "»": '"',
+}
 LONGEST = 200  # characters of a text that are read at all: no label shows more
 
 
@@ -18,6 +31,28 @@ LONGEST = 200  # characters of a text that are read at all: no label shows more
 def typeface(size: int) -> Any:
     """Returns Pillow's own typeface in a size in pixels: a sheet looks alike on every machine."""
     return ImageFont.load_default(size)
+
+
+def readable(text: str) -> str:
+    """Returns a text in the letters that the typeface has: an accent goes, a dash becomes a shorter one.
+
+    Example:
+        >>> readable("grün — 64 × 64, 火")
+        'grun - 64 x 64, 火'
+    """
+    return "".join(map(_letter, text))
+
+
+@lru_cache(maxsize=4096)
+def _letter(letter: str) -> str:
+    """The letter, or what stands for it; one that nothing stands for is drawn as a box."""
+    plain = _INSTEAD.get(letter) or "".join(one for one in normalize("NFKD", letter) if not combining(one))
+    return letter if _drawn(letter) or not plain or not all(map(_drawn, plain)) else plain
+
+
+def _drawn(letter: str) -> bool:
+    font = typeface(15)
+    return letter.isspace() or bytes(font.getmask(letter)) != bytes(font.getmask("\U0010ffff"))
 
 
 def line_height(font: Any) -> int:
@@ -38,6 +73,7 @@ def wrap(text: str, font: Any, width: int) -> list[str]:
         >>> wrap("one two three four", typeface(15), 100)
         ['one two', 'three four']
     """
+    text = readable(text)
     text = text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
     lines = _fill(text, font, width)
     for narrower in range(width, 0, -max(1, width // 24)):

@@ -7,6 +7,7 @@ that are done.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -106,7 +107,9 @@ def _whole_course(base: Base, given: Given, steps: int) -> int:
         BadConfig: none has.
     """
     about = steps / given.strength
-    for total in range(max(steps, math.floor(about) - 1), math.ceil(about) + 2):
-        if total - first_step(base, given, total) == steps:
-            return total
+    near = range(max(steps, math.floor(about) - 1), math.ceil(about) + 2)
+    for total in sorted(near, key=lambda total: abs(total - about)):
+        with contextlib.suppress(BadConfig):  # of so few steps the part is none
+            if total - first_step(base, given, total) == steps:
+                return total
     raise BadConfig(f"no denoising has {steps} steps in its last part of {given.strength}; give another strength")

@@ -200,7 +200,7 @@ def _resized(pipe: ImagePipeline, of: str, value: tuple[int, int]) -> Change:
 
 
 def _valued(axis: Axis, value: Any) -> str:
-    return str(value) or "—"
+    return str(value) or "-"
 
 
 AXES.add("seed", AxisKind(about="a whole number from 0 on", read=_whole, change=_set("seed")))
@@ -216,7 +216,7 @@ AXES.add(
     "size",
     AxisKind(
         about="width and height in pixels, 512x768", read=_size, change=_resized,
-        label=lambda axis, value: f"{value[0]} × {value[1]}",
+        label=lambda axis, value: f"{value[0]} x {value[1]}",
     ),
 )  # fmt: skip
 AXES.add(
@@ -227,7 +227,7 @@ AXES.add(
     "negative",
     AxisKind(
         about="what guidance leads away from", read=_text, change=_without,
-        label=lambda axis, value: f"not: {value or '—'}",
+        label=lambda axis, value: f"not: {value or '-'}",
     ),
 )  # fmt: skip
 AXES.add(

@@ -55,7 +55,7 @@ def plan_matrix(wanted: str | Wanted) -> Plan:
         >>> [one.prompt for one in plan.wanted]
         ['a dog', 'a dog, in snow', 'a dog, at night', 'a dog, in snow, at night']
         >>> plan.columns, plan.rows
-        (('—', 'in snow'), ('—', 'at night'))
+        (('-', 'in snow'), ('-', 'at night'))
     """
     wanted = Wanted(prompt=wanted) if isinstance(wanted, str) else wanted
     first, *others = parts = [part.strip() for part in _parts(wanted.prompt)]
@@ -70,8 +70,8 @@ def plan_matrix(wanted: str | Wanted) -> Plan:
     prompts = [", ".join(part for part in (first, *x, *y) if part) for y in down for x in across]
     return Plan(
         wanted=tuple(replace(wanted, prompt=prompt, resolved=None) for prompt in prompts),
-        columns=tuple(", ".join(some) or "—" for some in across),
-        rows=tuple(", ".join(some) or "—" for some in down) if len(down) > 1 else (),
+        columns=tuple(", ".join(some) or "-" for some in across),
+        rows=tuple(", ".join(some) or "-" for some in down) if len(down) > 1 else (),
     )
 
 

@@ -11,6 +11,10 @@ from PIL import Image
 from studio.errors import BadConfig, BadFile
 from studio.pipelines import ImagePipeline, Wanted, regenerate
 from studio.pipelines.parameters import read_parameters
+from studio.pipelines.request import Request
+from studio.pipelines.second_pass import second_request
+from studio.pipelines.start import first_step
+from studio.pipelines.upscale import Upscale
 from tiny_pipelines import BUILDERS, build
 
 TWICE = {"upscale": 2.0, "upscale_strength": 0.5}
@@ -42,6 +46,18 @@ def test_it_is_the_picture_scaled_and_drawn_from(emoji):
     assert image.tobytes() == emoji.generate("tiger", seeds=4, **FAST, upscale=2, upscale_steps=3)[0].tobytes()
     (other,) = emoji.generate("tiger", seeds=4, **FAST, **TWICE, upscale_steps=2)
     assert other.tobytes() != image.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["sd1", "flux1"])  # ε rounds the steps that are done, a flow those that are not
+def test_it_does_as_many_steps_as_are_asked_for_near_its_strength(kind):
+    pipe = ImagePipeline.open(build(kind))
+    for strength in (0.05, 0.1, 0.3, 0.45, 0.5, 0.77, 0.999, 1):
+        for steps in (1, 2, 3, 7, 20):
+            upscale = Upscale(factor=2.0, strength=strength, steps=steps)
+            request = Request(prompt="a", width=64, height=64, steps=9, upscale=upscale)
+            second = second_request(pipe.base, request)
+            assert second.steps - first_step(pipe.base, second.given, second.steps) == steps
+            assert abs(second.steps - steps / strength) <= max(1, 0.5 / strength)
 
 
 def test_its_texts_say_so(emoji):

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from studio.errors import BadConfig
+from studio.pipelines.lettering import readable, typeface
 from studio.pipelines.sheet import before_after, contact_sheet
 
 
@@ -102,3 +103,11 @@ def test_long_labels_are_cut_and_stay_at_their_places():
         assert count(sheet, colour) == 192 * 192
     edge = numpy.asarray(sheet.convert("L"))
     assert edge[:, :8].min() == edge[:, -8:].min() == edge[:8].min() == edge[-8:].min() == 255
+
+
+def test_labels_are_written_in_letters_that_the_typeface_has():
+    box = bytes(typeface(15).getmask("\U0010ffff"))
+    written = readable("ein grüner Bär — à la carte, 64 × 64 … · 0.5")
+    assert written == "ein gruner Bar - a la carte, 64 x 64 … · 0.5"
+    assert all(letter == " " or bytes(typeface(15).getmask(letter)) != box for letter in written)
+    assert readable("火") == "火"

@@ -223,7 +223,7 @@ def test_a_matrix_has_a1111s_prompts(prompt):
 
 def test_a_matrix_is_drawn(pipe):
     grid = prompt_matrix(pipe, Wanted(prompt="tiger | on a red background | rocket", seed=1, steps=1))
-    assert (grid.columns, grid.rows) == (("—", "on a red background"), ("—", "rocket"))
+    assert (grid.columns, grid.rows) == (("-", "on a red background"), ("-", "rocket"))
     prompts = [json.loads(image.info["studio"])["prompt"] for image in grid.images]
     assert prompts == ["tiger", "tiger, on a red background", "tiger, rocket", "tiger, on a red background, rocket"]
 
