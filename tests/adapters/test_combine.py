@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import studio
+from benchmarks.merges import errors
 from studio.adapters import COMBINES, METHODS, adapters, blended
 from studio.adapters.combining.knots import knots
 from studio.adapters.combining.numbers import ties
@@ -258,6 +259,13 @@ def test_pairs_by_qr_are_those_of_the_whole_matrix():
         (other_down, other_up), other_lacking, other_size = rounded_to(whole, rank)
         assert torch.allclose(up @ down, other_up @ other_down, atol=1e-9)
         assert (lacking, size) == pytest.approx((other_lacking, other_size), abs=1e-9)
+
+
+def test_other_tools_are_off_and_ours_is_not():
+    """docs/files.md has the table."""
+    found = errors()
+    assert found.pop("studio") < 1e-6
+    assert all(error > 0.1 for error in found.values())
 
 
 # -- refusals ------------------------------------------------------------------------------------------------------
