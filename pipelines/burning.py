@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from torch import Tensor
@@ -69,9 +69,10 @@ def burn_remarks(base: Base, blends: Iterable[Mapping[str, Any] | None], *, step
 def _remarks(base: Base, blend: Mapping[str, Any] | None) -> list[str]:
     given = current_blend(base.pipe) if blend is None else {name: as_strength(one) for name, one in blend.items()}
     acting = {name: one for name, one in given.items() if one.value}
-    if len(acting) < 2 or not all(one.constant for one in acting.values()) or not _is_quick(base, acting):
+    now = _frozen_pairs(base, acting) if len(acting) > 1 and all(one.constant for one in acting.values()) else None
+    if now is None:
         return []
-    known, key, now = _KNOWN.setdefault(base.pipe, OrderedDict()), repr(acting), list(_tensors(base, acting))
+    known, key = _KNOWN.setdefault(base.pipe, OrderedDict()), repr(acting)
     if key not in known or not known[key].holds(now):
         sites = list(overlaps(base.pipe, acting, base=False, exact=False))
         found = warnings_of(joined(sites, ""), by_block(sites)) if sites else []
@@ -99,25 +100,19 @@ class _Weighed:
 _KNOWN: Final[weakref.WeakKeyDictionary[Any, OrderedDict[str, _Weighed]]] = weakref.WeakKeyDictionary()
 
 
-def _tensors(base: Base, names: Iterable[str]) -> Iterator[Tensor]:
-    for assembly in assemblies(base.pipe).values():
-        for name in names:
-            if name in assembly.records:
-                for _, adapter in assembly.adapters(name):
-                    yield from adapter.tensors().values()
-
-
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _is_quick(base: Base, names: Iterable[str]) -> bool:
-    """Whether the adapters are frozen factor pairs, live on their layers."""
-    wanted = set(names)
+def _frozen_pairs(base: Base, names: Iterable[str]) -> list[Tensor] | None:
+    """The tensors of adapters that are frozen factor pairs, live on their layers; None where one is not."""
+    found: list[Tensor] = []
     for assembly in assemblies(base.pipe).values():
         if assembly.baked is not None:
-            return False
-        for name in wanted & assembly.records.keys():
-            if not all(one.fused and not one.trainable for _, one in assembly.adapters(name)):
-                return False
-    return True
+            return None
+        for _, adapter in (one for name in names if name in assembly.records for one in assembly.adapters(name)):
+            held = [*adapter._parameters.values(), *adapter._buffers.values()]
+            if not adapter.fused or any(tensor is not None and tensor.requires_grad for tensor in held):
+                return None
+            found += [tensor for tensor in held if tensor is not None]
+    return found
