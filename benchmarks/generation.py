@@ -1,7 +1,7 @@
 """What many adapters cost while pictures are made, beside diffusers with ``peft``.
 
-Run it with ``python -m benchmarks.generation [PART…] [--rounds N] [--json FILE]``: a UNet with the layers of SD1.5 and
-an MMDiT, of middle width with random weights, LoRA of rank 8 on the layers of ``attention``, and the embedded base.
+Run it with ``python -m benchmarks.generation [PART…] [--rounds N] [--json FILE]``: UNets with the layers
+of SD1.5 and SDXL and an MMDiT, of middle width with random weights, LoRA of rank 8 on the layers of ``attention``, and the embedded base.
 
 * ``passes``: one pass of the denoiser with 1, 2, 4, 8 adapters and with a schedule, over the bare base;
 * ``samples``: sixteen samples over fifteen adapters in one pass, over the same pass under one adapter;
@@ -68,7 +68,7 @@ def sixteen(denoiser: Denoiser, module: nn.Module) -> tuple[Tensor, Tensor, Cond
 def passes(rounds: int) -> list[dict[str, Any]]:
     """One pass with 1, 2, 4, 8 adapters, and with one whose strength changes from pass to pass."""
     rows = []
-    for title, denoiser in MODELS.items():
+    for title, denoiser in {**MODELS, "UNet as SDXL's": DENOISERS["sdxl"]}.items():
         base = denoiser.make()
         many = {count: ours(denoiser, copy.deepcopy(base), count).requires_grad_(False) for count in (1, 2, 4, 8)}
         runs: dict[str, Run] = {"base": forward(denoiser, base)}
