@@ -1,7 +1,8 @@
 """What many adapters cost while pictures are made, beside diffusers with ``peft``.
 
 Run it with ``python -m benchmarks.generation [PART…] [--rounds N] [--json FILE]``: UNets with the layers
-of SD1.5 and SDXL and an MMDiT, of middle width with random weights, LoRA of rank 8 on the layers of ``attention``, and the embedded base.
+of SD1.5 and SDXL and an MMDiT, of middle width with random weights, LoRA of rank 8 on the layers of ``attention``, and
+the embedded base.
 
 * ``passes``: one pass of the denoiser with 1, 2, 4, 8 adapters and with a schedule, over the bare base;
 * ``samples``: sixteen samples over fifteen adapters in one pass, over the same pass under one adapter;
