@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from studio.limits import within
 from studio.pipelines.foreign.said import Notes, Said
 from studio.pipelines.parameters import read_parameters
 
@@ -33,6 +34,9 @@ def read(texts: Mapping[str, str]) -> Said | None:
     Returns:
         What it says; None: A1111 did not make it.
 
+    Raises:
+        BadFile: its text is too long.
+
     Example:
         >>> said = read({"parameters": "a dog\\nSteps: 20, Sampler: Euler a, Seed: 7, Size: 512x768, ENSD: 31337"})
         >>> said.numbers, said.unused
@@ -41,6 +45,7 @@ def read(texts: Mapping[str, str]) -> Said | None:
     text = texts.get("parameters")
     if not text or not text.strip():
         return None
+    within("metadata-bytes", len(text), "the 'parameters' text of the picture has")
     parameters, notes = read_parameters(text), Notes()
     fields = parameters.fields
     for name, value in fields.items():

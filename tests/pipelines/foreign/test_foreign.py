@@ -240,6 +240,13 @@ def test_a_damaged_text_is_a_sentence(said, key, text):
         said(**{key: text})
 
 
+def test_texts_beyond_the_limit_are_refused_before_they_are_read(said, monkeypatch):
+    monkeypatch.setenv("STUDIO_LIMITS", "metadata-bytes=100")
+    for key in ("parameters", "prompt", "invokeai_metadata"):
+        with pytest.raises(BadFile, match=rf"'{key}' text of the picture has 20[0-9] bytes.* at most 100 are taken"):
+            said(**{key: '{"a": 1}'.ljust(200) + "x"})
+
+
 def test_hostile_graphs_take_no_long_time(said):
     """Loops, links to nowhere, and values of any type where another is expected."""
     start = time.process_time()
