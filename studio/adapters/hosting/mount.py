@@ -130,13 +130,9 @@ class Mount:
         groups = levels.groups()
         if groups is not None:
             plan.count, plan.apart = sum(len(group.rows) for group in groups), []
-            plan.apart = [
-                (
-                    group.rows,
-                    Plan(version, training, [(one, levels.number_in(group, name, path)) for name, one in here]),
-                )
-                for group in groups
-            ]
+            for group in groups:
+                own = [(adapter, levels.number_in(group, name, path)) for name, adapter in here]
+                plan.apart.append((group.rows, Plan(version, training, own)))
         self.plan = plan
         return plan
 
