@@ -13,6 +13,7 @@ from studio.families.native import Clues
 from studio.files import diffusers, kohya, native, peft
 from studio.files.format import Format
 from studio.files.header import TensorInfo
+from studio.files.respelled import respelled
 from studio.files.spelling import WHOLE, Spelling, nearest_part, recognise, shared_parts, with_axes
 
 __all__ = ["Contents", "Layer", "guess_family", "sort_keys"]
@@ -31,7 +32,6 @@ _STRANGERS: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
         (r"_custom_diffusion\.weight$", "Custom Diffusion"),
         (r"^prompt_embeddings$", "virtual tokens of a PEFT method that only its adapter_config.json names"),
         (r"^\w+:\d+:(up|down)$", "cloneofsimo's first format"),
-        (r"\.(qkv|proj)_lora[12]?\.(down|up)\.weight$", "XLabs' Flux format"),
         (r"\.(query|key)_norm\.scale$", "a Flux control LoRA"),
         (r"^(model\.diffusion_model|first_stage_model|cond_stage_model)\.", "a whole checkpoint"),
     )
@@ -95,13 +95,14 @@ def sort_keys(keys: Mapping[str, TensorInfo], preferred: str = "") -> Contents:
     """
     found = Contents()
     unknown: list[tuple[str, Format]] = []
+    said = respelled(keys)
     for key, info in keys.items():
-        root, _, last = key.rpartition(".")
+        root, _, last = said[key].rpartition(".")
         if last in shared_parts():
             found.shared.setdefault("" if root == "base_model" else root, {})[last] = key
             continue
-        format = next(one for one in _ORDER if one.owns(key))
-        split = format.split(key)
+        format = next(one for one in _ORDER if one.owns(said[key]))
+        split = format.split(said[key])
         if split is None:
             unknown.append((key, format))
             continue

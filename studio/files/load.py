@@ -291,10 +291,14 @@ def judge(
     Raises:
         BadFile: PEFT's tensors without what says their scale. DoesNotFit: nothing of it fits. PartialLoad: a part.
     """
+    if reading.ignored or not reading.layers:
+        _check_fit(source, found, names, reading, allow_partial)
     if not allow_partial:
         _check_scale(source, found, own)
-    if not reading.ignored and reading.layers:
-        return
+
+
+def _check_fit(source: Source, found: Contents, names: Names, reading: Reading, allow_partial: bool) -> None:
+    """Refuses a file of which something fits no layer."""
     family, title = guess_family(found, source.infos)
     used = len(reading.layers)
     mine = names.family

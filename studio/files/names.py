@@ -187,6 +187,9 @@ class Names:
             return None
         heads = (f"{prefix}_",) if prefix else ("base_model.model.", *reversed(NATIVE), f"{self.family.denoiser}.")
         name = next((text.removeprefix(head) for head in heads if text.startswith(head)), text)
+        whole = self._natives.get(name.removesuffix("_qkv"))
+        if name.endswith("_qkv") and name not in self._natives and whole is not None and len(whole.paths) > 3:
+            return Native(name, whole.paths[:3])  # queries, keys and values alone
         return self._natives.get(name)
 
     def absent(self, text: str) -> str:
