@@ -26,7 +26,11 @@ def emoji():
     return ImagePipeline.open("emoji")
 
 
-@pytest.mark.parametrize("kind", BUILDERS)
+ALWAYS = ("sd1", "sd3", "flux1", "sana")  # each process and layout of latents; the others are like one of them
+KINDS = [kind if kind in ALWAYS else pytest.param(kind, marks=pytest.mark.slow) for kind in BUILDERS]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_family_draws_twice_and_again_from_its_text(kind):
     pipe = ImagePipeline.open(build(kind))
     options = {"steps": 2, "seeds": [5], "width": 64, "height": 64, "upscale": 1.5, "upscale_strength": 0.6}
