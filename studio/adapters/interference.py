@@ -121,7 +121,8 @@ def warnings_of(whole: Overlap, blocks: tuple[Overlap, ...]) -> list[str]:
         where = f", most in {_places(burning)}" if burning and len(burning) < len(blocks) else ""
         said.append(
             f"{names} add up: together they move the weights {whole.growth:.2f} times as far as the strongest by "
-            f"itself{where}; where pictures burn, normalize the blend (normalize=True, --normalize) or lower the strengths"
+            f"itself{where}; where pictures burn, normalize the blend (normalize=True, --normalize) or lower the "
+            "strengths"
         )
     for pair, cosine in whole.cosines.items():
         fighting = [block for block in blocks if block.cosines.get(pair, 0.0) <= FIGHTS]
