@@ -10,7 +10,7 @@ import studio
 import tiny_pipelines
 from studio.adapters import METHODS, Strength
 from studio.errors import StudioError
-from studio.pipelines import SCHEDULERS, ImagePipeline
+from studio.pipelines import SCHEDULERS, ImagePipeline, regenerate
 
 QUICK = ("sd1", "sdxl", "z-image", "lumina2")  # UNets; tokens of all rows in one; one text encoder for all
 PROMPTS = ["a b", "c", "d e f"]
@@ -132,3 +132,19 @@ def test_layers_that_compute_once_for_all_pictures_part_the_batch(sd1):
         assert not same(mixed[0], sd1.generate("a", blend={}, **asked)[0])
     finally:
         studio.detach(sd1.pipe, "places")
+
+
+def test_a_picture_of_a_mixed_batch_is_regenerated_from_its_own_texts(tmp_path):
+    pipe = ImagePipeline.open("emoji")
+    files = []
+    for seed, name in enumerate(("dog", "ink")):
+        studio.attach(pipe.pipe, studio.LoRA(rank=2), name=name, seed=seed)
+        shake(pipe, name, seed)
+        files.append(studio.save(pipe, tmp_path / f"{name}.safetensors", name=name))
+        studio.detach(pipe, name)
+        pipe.load(files[-1], name=name)
+    prompts = ["tiger <dog:0.7>", "rocket <ink:0@0,1@0.5>", "red heart"]
+    mixed = pipe.generate(prompts, seeds=2, steps=3, batch_size=3)
+    for image in mixed:
+        assert same(regenerate(image, pipe=pipe), image)
+    assert same(regenerate(mixed[1], adapters=files), mixed[1])
