@@ -83,8 +83,11 @@ def _spellings_of(method: str, adapter: type[Adapter]) -> Iterator[Spelling]:
     ):
         if not tensors:
             continue
-        needs = {tensors[name] for name in adapter.needs}
         ours = _reversed(tensors)
+        if adapter.or_needs:
+            other = frozenset(tensors[name] for name in adapter.or_needs if name in tensors)
+            yield Spelling(method, dialect, ours, other, tuple(tensors[name] for name in adapter.ranks))
+        needs = {tensors[name] for name in adapter.needs}
         if adapter.either is not None and dialect == "lycoris":
             needs |= {adapter.either.flag, *ours}
             ours[adapter.either.flag] = ()

@@ -132,7 +132,8 @@ def _second(match: Match, settings: Settings | None, config: AdapterConfig | Non
 
 def _chosen(match: Match, names: tuple[str, ...], tensor: Tensor, second: bool | None) -> str:
     if second is None:
-        second = not fits(tensor, match.spelling.names.layouts[names[0]], match.site, match.site.rows)
+        layout = match.spelling.names.layouts[names[0]]
+        second = tensor.dim() > 1 and not fits(tensor, layout, match.site, match.site.rows)
     return names[1] if second else names[0]
 
 

@@ -26,6 +26,7 @@ ALGORITHMS = {
     "lokr-both": {"algo": "lokr", "factor": 4, "decompose_both": True, "linear_dim": 1, "conv_dim": 1},
     "lokr-tucker": {"algo": "lokr", "factor": 2, "use_tucker": True, "linear_dim": 1, "conv_dim": 1},
     "locon-decomposed": {"algo": "locon", "dora_wd": True},
+    "locon-by-inputs": {"algo": "locon", "dora_wd": True, "wd_on_output": False},
     "loha-decomposed": {"algo": "loha", "dora_wd": True},
     "loha-by-inputs": {"algo": "loha", "dora_wd": True, "wd_on_output": False},
     "lokr-decomposed": {"algo": "lokr", "factor": 2, "dora_wd": True},

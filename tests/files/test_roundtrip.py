@@ -33,6 +33,7 @@ VARIANTS = {
     "pissa": studio.LoRA(rank=2, init="pissa", rank_stabilized=True, targets=("lin", "conv")),
     "olora": studio.LoRA(rank=2, alpha=1.3, init="olora", targets=("lin", "conv")),
     "dora": studio.DoRA(rank=2, alpha=3.3, targets=("lin", "conv", "point", "emb")),
+    "dora-inputs": studio.DoRA(rank=2, alpha=3.3, axis="inputs", targets=("lin", "conv", "point")),
     "ia3": studio.IA3(targets=("lin", "conv", "point"), feedforward=("point",)),
     "ia3-weights": studio.IA3(targets=("lin", "conv", "point"), feedforward=("point",), with_bias=False),
     "lokr": studio.LoKr(rank=1, alpha=2.5, targets=("lin", "conv", "point")),
@@ -122,7 +123,7 @@ METHODS = {name: made for name, config in studio.METHODS.items() if (made := exa
 LYCORIS = ("kohya", "native")
 UNSAYABLE = {(m, one) for m in ("oft", "oft-conv", "boft", "boft-butterfly", "ia3") for one in LYCORIS}
 UNSAYABLE |= {("oft-outputs", "peft"), ("boft-outputs", "peft")}
-UNSAYABLE |= {("loha-decomposed", "peft"), ("lokr-by-inputs", "peft")}
+UNSAYABLE |= {("dora-inputs", "peft"), ("loha-decomposed", "peft"), ("lokr-by-inputs", "peft")}
 UNSAYABLE |= {("ia3-weights", "peft")}  # LyCORIS leaves the bias, PEFT does not
 
 

@@ -238,6 +238,8 @@ class Adapter(nn.Module, ABC, Generic[Config]):
     """Its names in kohya's tools and LyCORIS; none where they do not have it."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Names of the tensors without which a layer in a file is not of this method."""
+    or_needs: ClassVar[tuple[str, ...]] = ()
+    """The same in its other form, where it has two."""
     ranks: ClassVar[tuple[str, ...]] = ()
     """Names of the tensors whose first axis is the rank; the first that is there counts."""
     whole_numbers: ClassVar[tuple[str, ...]] = ()

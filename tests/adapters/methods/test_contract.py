@@ -100,7 +100,11 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
         "mean": {"rank": 2, "group": 2, "alpha": 3.0, "pooling": "mean"},
         "groups": {"rank": 1, "group": 2, "pooling": "groups", "rank_stabilized": True},
     },
-    "dora": {"plain": {"rank": 2}, "alpha": {"rank": 2, "alpha": 5.0, "rank_stabilized": True}},
+    "dora": {
+        "plain": {"rank": 2},
+        "alpha": {"rank": 2, "alpha": 5.0, "rank_stabilized": True},
+        "inputs": {"rank": 2, "alpha": 3.0, "axis": "inputs"},
+    },
     "ia3": {"outputs": {}, "weights": {"with_bias": False}, "inputs": {"feedforward": ("0", "0.out_proj")}},
     "lokr": {
         "plain": {"rank": 1},
@@ -197,6 +201,7 @@ UNSAYABLE: dict[tuple[str, str, str], tuple[str, ...]] = {
     ("boft", "plain", "kohya"): tuple(LAYERS),
     ("oft", "outputs", "peft"): tuple(LAYERS),  # PEFT turns inputs
     ("boft", "butterfly", "peft"): tuple(LAYERS),
+    ("dora", "inputs", "peft"): tuple(LAYERS),
     **{(one, how, "peft"): tuple(LAYERS) for one in ("loha", "lokr") for how in ("decomposed", "by-inputs")},
     ("lokr", "whole", "peft"): ("conv1d",),  # PEFT multiplies along other axes
     ("ia3", "outputs", "kohya"): BIASED,  # LyCORIS multiplies the weight alone
@@ -296,6 +301,10 @@ def lora_formula(t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None
 
 def dora_formula(t: dict[str, Tensor], scale: float, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
     moved = w + scale * (t["up"] @ t["down"].flatten(1))
+    if "magnitude_in" in t:
+        by = moved.reshape(w.shape[0], len(t["magnitude_in"]), -1)
+        norm = by.detach().square().sum((0, 2)).sqrt()
+        return (by * (t["magnitude_in"] / norm)[None, :, None]).reshape(w.shape), b
     return t["magnitude"][:, None] * moved / moved.norm(dim=1, keepdim=True).detach(), b
 
 
