@@ -251,8 +251,8 @@ def declared_packages() -> set[str]:
 @pytest.mark.parametrize("name", TREES)
 def test_every_package_that_is_imported_is_declared(name):
     distributions = {
-        "PIL": "pillow", "pillow_heif": "pillow-heif", "skimage": "scikit-image", "tomli_w": "tomli-w", "yaml": "pyyaml",
-        "optimum": "optimum-quanto",
+        "PIL": "pillow", "pillow_heif": "pillow-heif", "skimage": "scikit-image", "tomli_w": "tomli-w",
+        "yaml": "pyyaml", "optimum": "optimum-quanto",
         # diffusers and transformers bring these, and we go with what they bring
         "huggingface_hub": "diffusers", "tokenizers": "transformers",
     }  # fmt: skip

@@ -98,9 +98,9 @@ def load_adapter(
     if len(report.ignored) > 5:
         show.note(f"{word.file.name}: and {len(report.ignored) - 5} more keys are not applied")
     show.tell(f"{name}: {report.method} in {len(report.sites)} layers, strength {word.said}, from {word.file}")
+    said = word.strength if word.schedule is None else word.said
     return {
-        "name": name, "file": word.file, "strength": word.strength if word.schedule is None else word.said, "method": report.method, "format": report.format,
-        "sites": len(report.sites), "ignored": dict(report.ignored),
+        "name": name, "file": word.file, "strength": said, "method": report.method, "format": report.format, "sites": len(report.sites), "ignored": dict(report.ignored),
     }  # fmt: skip
 
 
