@@ -100,7 +100,8 @@ def load_adapter(
     show.tell(f"{name}: {report.method} in {len(report.sites)} layers, strength {word.said}, from {word.file}")
     said = word.strength if word.schedule is None else word.said
     return {
-        "name": name, "file": word.file, "strength": said, "method": report.method, "format": report.format, "sites": len(report.sites), "ignored": dict(report.ignored),
+        "name": name, "file": word.file, "strength": said, "method": report.method, "format": report.format,
+        "sites": len(report.sites), "ignored": dict(report.ignored),
     }  # fmt: skip
 
 
