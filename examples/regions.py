@@ -1,9 +1,9 @@
-"""Two subjects and a style in one picture, each adapter in a region of its own, in one pass.
+"""Two subjects in one picture, each adapter in a region of its own, in one pass.
 
     python examples/regions.py
 
-Learns two subjects under the same words and a style first, about four minutes on two cores on the embedded base; the
-second call only draws.
+Learns two subjects under the same words first, about three minutes on two cores on the embedded base; the second call
+only draws.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from studio import Strength, fidelity
-from studio.families.emoji_world import INSTANCE_FOLDER, STYLE_FOLDER
+from studio.families.emoji_world import INSTANCE_FOLDER
 from studio.pipelines import ImagePipeline, contact_sheet
-from studio.trainers import DreamBooth, Style, train
+from studio.trainers import DreamBooth, train
 
 COLOUR = "pink"
 PROMPT = f"a photo of sks toy on a {COLOUR} background"
@@ -27,10 +27,6 @@ LEFT = torch.cat([torch.ones(64, 64), torch.zeros(64, 64)], dim=1)
 RIGHT = 1 - LEFT
 SOFT = torch.linspace(1.25, -0.25, 128).clamp(0, 1).expand(64, 128)
 
-# the second adapter takes over at half of the steps
-BEGINS = Strength(schedule=[(0.5, 1.0), (0.5, 0.0)])
-ENDS = Strength(schedule=[(0.5, 0.0), (0.5, 1.0)])
-
 BLENDS = {
     "base": {},
     "robot": {"robot": 1.0},
@@ -39,9 +35,6 @@ BLENDS = {
     "each in its half": {"robot": Strength(mask=LEFT), "penguin": Strength(mask=RIGHT)},
     "soft edges": {"robot": Strength(mask=SOFT), "penguin": Strength(mask=1 - SOFT)},
     "penguin right alone": {"penguin": Strength(mask=RIGHT)},
-    "robot and style": {"robot": 0.9, "style": 0.6},
-    "robot, then style": {"robot": BEGINS, "style": ENDS},
-    "robot left, style right": {"robot": Strength(mask=LEFT), "style": Strength(mask=RIGHT)},
 }
 
 
@@ -51,13 +44,12 @@ def learned(out: Path, steps: int | None) -> dict[str, Path]:
     Args:
         out: where the runs are. steps: of each training; None: the recipe's.
     """
-    tasks: dict[str, DreamBooth | Style] = {
+    tasks = {
         name: DreamBooth(
             base="emoji", instance_images=INSTANCE_FOLDER / name, instance_prompt="a photo of sks toy", prior="none"
         )
         for name in SUBJECTS
     }
-    tasks["style"] = Style(base="emoji", images=STYLE_FOLDER, trigger="twemoji style")
     return {name: train(task, steps=steps, output=out / name).adapter for name, task in tasks.items()}
 
 
@@ -91,9 +83,8 @@ def main(out: Path = Path("runs/regions"), steps: int | None = None, sampling: i
         pipe.load(file, name=name)
     rows = {}
     for label, blend in BLENDS.items():
-        prompt = f"twemoji style, {PROMPT}" if "style" in blend else PROMPT
         rows[label] = pipe.generate(
-            prompt, blend=blend, seeds=range(seeds), steps=sampling, guidance=5.0, width=128, height=64
+            PROMPT, blend=blend, seeds=range(seeds), steps=sampling, guidance=5.0, width=128, height=64
         )  # fmt: skip
     right = measure(rows["each in its half"], rows["base"], pipe.pipe.vae)
     print(f"each half has more of its own subject: {right} of {seeds} seeds")
