@@ -37,13 +37,19 @@ def biased(modules: Mapping[str, nn.Module], bias: Bias) -> Iterator[None]:
         DoesNotFit: an attention does not ask torch for what it computes.
 
     Example:
-        >>> layer, q = nn.MultiheadAttention(4, 1, batch_first=True), torch.randn(1, 3, 4)
-        >>> apart = torch.full((3, 3), float("-inf")).fill_diagonal_(0.0)[None, None]
-        >>> with biased({"attention": layer}, lambda path, queries, keys: apart):
-        ...     y, _ = layer(q, q, q, need_weights=False)
-        >>> alone, _ = layer(q[:, :1], q[:, :1], q[:, :1], need_weights=False)
-        >>> torch.allclose(y[:, :1], alone, atol=1e-6)
-        True
+        >>> class Attention(nn.Module):
+        ...     def forward(self, x):
+        ...         return F.scaled_dot_product_attention(x, x, x)
+        >>> attention, x = Attention(), torch.randn(1, 1, 3, 4)
+        >>> apart = torch.full((1, 1, 3, 3), float("-inf"))
+        >>> apart[0, 0].fill_diagonal_(0.0)
+        tensor([[0., -inf, -inf],
+                [-inf, 0., -inf],
+                [-inf, -inf, 0.]])
+        >>> with biased({"attention": attention}, lambda path, queries, keys: apart):
+        ...     y = attention(x)
+        >>> torch.allclose(y, x, atol=1e-6), torch.allclose(attention(x), x, atol=1e-6)
+        (True, False)
     """
     adding = _Adding(bias)
     with ExitStack() as stack:
