@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from studio.adapters import When, scheduled
 from studio.families import Base, Conditioning, Shot
+from studio.families.attention import aside
 from studio.families.words import Words
 from studio.pipelines.encoding import encoded
 from studio.pipelines.moment import Moment
@@ -45,7 +46,8 @@ class Reading:
         strengths = scheduled(self.base.pipe, self.base.family.readers, When(moment.progress, moment.noise))
         key = (strengths, prompts, away)
         if key not in self._held:
-            self._held[key] = self._read(prompts, away)
+            with aside():  # what was asked for is how the denoiser attends
+                self._held[key] = self._read(prompts, away)
         if self.regions is not None:
             self.regions.place(self._held[key])
         return self._held[key]

@@ -19,9 +19,9 @@ RECIPES: Final[dict[tuple[str, str], Recipe]] = {
     # Small language base: measured on the embedded base with questions about things that no sample names;
     # docs/language.md has the numbers.
     ("causal-lm", "small"): Recipe(targets="attention+mlp", learning_rate=4e-3, steps=300, batch_size=16),
-    # Full language base: the values in common use for instruction data (QLoRA, arXiv:2305.14314, trains LoRA on all
+    # Large language base: the values in common use for instruction data (QLoRA, arXiv:2305.14314, trains LoRA on all
     # linear layers at 2e-4 with 16 samples per step); not measured here, where no such base is at hand.
-    ("causal-lm", "full"): Recipe(rank=16, targets="attention+mlp", learning_rate=2e-4, steps=500, batch_size=16),
+    ("causal-lm", "large"): Recipe(rank=16, targets="attention+mlp", learning_rate=2e-4, steps=500, batch_size=16),
 }
 """(kind of task, size of a language base) -> defaults."""
 
@@ -37,7 +37,7 @@ def recipe_for(task_name: str, base: Base | LanguageBase) -> Recipe:
     """Returns the defaults of a task on a base."""
     small = base.parameters < SMALL_BASE
     if isinstance(base, LanguageBase):
-        return RECIPES[task_name, "small" if small else "full"]
+        return RECIPES[task_name, "small" if small else "large"]
     family = base.family
     return family.small_recipes[task_name] if small and task_name in family.small_recipes else family.recipes[task_name]
 

@@ -203,7 +203,7 @@ def _report(
     places: Sequence[Overlap] = list(overlaps(model, strengths, base=False)) if len(strengths) > 1 else []
     both = joined(places, "") if places else None
     return CombineReport(
-        name=name, rule=method, method="lora" if low else "full", parents=strengths, sites=len(made),
+        name=name, rule=method, method=(LoRA if low else Full).method, parents=strengths, sites=len(made),
         ranks=Counter(len(one.tensors["down"]) for one in made.values()) if low else {},
         parameters=sum(tensor.numel() for one in made.values() for tensor in one.tensors.values()),
         error=math.sqrt(lacking / whole) if whole else 0.0, worst=(parts[worst], worst) if whole else (0.0, ""),

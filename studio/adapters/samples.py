@@ -43,7 +43,8 @@ def blended_samples(
     Example:
         >>> import torch, studio
         >>> net = torch.nn.Sequential(torch.nn.Linear(8, 8))
-        >>> _ = studio.attach(net, studio.LoRA(rank=2, targets=("0",), init="orthogonal"), name="dog")
+        >>> _ = studio.attach(net, studio.LoRA(rank=2, targets=("0",)), name="dog")
+        >>> _ = studio.state(net, "dog")["0.up"].data.fill_(1.0)
         >>> x = torch.eye(2, 8)
         >>> with torch.no_grad(), studio.blended_samples(net, [{"dog": 0.8}, {}]):
         ...     both = net(x)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,7 +25,9 @@ from studio.errors import DoesNotFit
 from studio.packages import EXTRAS, need
 from studio.registry import Registry
 
-__all__ = ["ATTENTIONS", "Attention", "attending"]
+__all__ = ["ATTENTIONS", "Attention", "aside", "attending"]
+
+_ASIDE: Final[ContextVar[bool]] = ContextVar("studio_aside", default=False)
 
 _torchs: Final[Callable[..., Tensor]] = F.scaled_dot_product_attention
 
@@ -83,6 +86,24 @@ def attending(name: str, device: torch.device) -> Iterator[None]:
         )
 
 
+@contextmanager
+def aside() -> Iterator[None]:
+    """While it lasts, attention is torch's own again: for what is no part of the denoiser, such as text encoders.
+
+    Example:
+        >>> q = torch.randn(1, 2, 5, 4)
+        >>> with attending("sliced", q.device):
+        ...     y = F.scaled_dot_product_attention(q, q, q)
+        ...     with aside():
+        ...         z = F.scaled_dot_product_attention(q, q, q, is_causal=True)
+    """
+    before = _ASIDE.set(True)
+    try:
+        yield
+    finally:
+        _ASIDE.reset(before)
+
+
 class _Answering(TorchFunctionMode):
     """Computes what torch is asked for by :attr:`compute`, and counts how often."""
 
@@ -93,7 +114,7 @@ class _Answering(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is not _torchs:
+        if func is not _torchs or _ASIDE.get():
             return func(*args, **(kwargs or {}))
         self.calls += 1
         return self.compute(*args, **(kwargs or {}))

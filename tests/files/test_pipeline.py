@@ -264,7 +264,8 @@ def test_a_tucker_locon_is_worked_into_its_pair(tmp_path):
     assert len(report.applied) == 4 and relative(net(x), wanted) <= 1e-6
 
 
-def test_dora_per_input_is_refused_and_per_output_read(tmp_path):
+def test_dora_per_output_and_per_input(tmp_path):
+    """Of a square layer the axis with the ones tells which it is."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(6, 6, bias=False))
     x, weight = torch.randn(3, 6), net[0].weight.detach().clone()
@@ -277,8 +278,9 @@ def test_dora_per_input_is_refused_and_per_output_read(tmp_path):
     assert relative(net(x), x @ (moved * scale / moved.norm(dim=1, keepdim=True)).t()) <= 1e-5
     studio.detach(net)
     save_file({**parts, "lycoris_0.dora_scale": scale.t().contiguous()}, file)
-    with pytest.raises(DoesNotFit, match="magnitude per input"):
-        studio.load(net, file)
+    assert studio.load(net, file).method == "dora"
+    assert studio.adapters(net)["default"].config.axis == "inputs"
+    assert relative(net(x), x @ (moved * scale.t() / moved.norm(dim=0, keepdim=True)).t()) <= 1e-5
 
 
 def test_lycoris_forms_of_lokr_and_ia3(tmp_path):

@@ -18,6 +18,8 @@ from studio.files import elsewhere, spelling
 NAMED: dict[str, tuple[set[str], str]] = {
     "studio/families/recipe.py": ({"lora"}, "the method of the recipes, whose rates all others are multiples of"),
     "pipelines/prompting/tags.py": ({"lora"}, "A1111's tag, <lora:name:weight>"),
+    "pipelines/foreign/invokeai.py": ({"lora"}, "InvokeAI's word for the entry of an adapter in its metadata"),
+    "pipelines/recalled.py": ({"lora"}, "A1111's tag, as other pictures have it"),
     "studio/peft/files/card.py": ({"lora"}, "a tag of model cards"),
     "studio/peft/files/folder.py": ({"ADALORA"}, "ranks that went while it was trained are those of its folder"),
     "studio/peft/files/tensors.py": ({"TRAINABLE_TOKENS"}, "PEFT keeps no embedding beside single rows of it"),
