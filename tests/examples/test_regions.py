@@ -16,5 +16,6 @@ def test_it_measures_and_draws(example, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:robot and penguin add up")  # "both everywhere" is there to show just that
 def test_each_half_has_its_own_subject(example, tmp_path):
     assert example("regions").main(tmp_path) == 8
