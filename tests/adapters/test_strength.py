@@ -85,6 +85,14 @@ def test_a_hostile_mask_is_refused(tmp_path):
         as_mask(tmp_path / "bad.png")
 
 
+@pytest.mark.parametrize("number", [1e308, -1e39, float("inf"), float("nan"), "1", True, None])
+def test_what_is_no_strength(number):
+    with pytest.raises(BadConfig, match="a strength must be a finite number"):
+        Strength(number)
+    with pytest.raises(BadConfig, match="a strength must be a finite number"):
+        Strength(blocks={"x": number})
+
+
 def test_strengths_multiply_print_and_are_keys():
     one = Strength(0.5, unet=0.8, blocks={"up.*": 0.5}, schedule=[(0, 0), (0.5, 1)])
     assert (2 * one).value == 1.0 and (one * 2).schedule == one.schedule

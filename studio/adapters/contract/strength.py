@@ -17,6 +17,8 @@ from studio.errors import BadConfig
 
 __all__ = ["Blend", "Strength", "StrengthLike", "as_strength"]
 
+_LARGEST = torch.finfo(torch.float32).max
+
 
 @dataclass(frozen=True, init=False)
 class Strength:
@@ -144,8 +146,8 @@ class Strength:
 
 def _number(value: Any) -> float:
     number = own_number(value)
-    if not finite(number):
-        raise BadConfig(f"a strength must be a finite number, not {value!r}")
+    if not finite(number) or abs(number) > _LARGEST:
+        raise BadConfig(f"a strength must be a finite number, of those that fp32 holds, not {value!r}")
     return cast(float, number)
 
 
