@@ -91,7 +91,7 @@ def test_every_method_that_acts_on_pictures_shares_a_batch(sd1, method):
             studio.detach(sd1.pipe, name)
 
 
-@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "plms"])
+@pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_scheduler_draws_a_picture_alone_whatever_the_blends_beside_it(sd1, name):
     for seed, adapter in enumerate(("dog", "ink")):
         if adapter not in studio.adapters(sd1.pipe):
