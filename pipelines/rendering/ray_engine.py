@@ -2,7 +2,8 @@
 
 An actor is a process with its own base; it gets jobs in parts that share adapters, and what an actor that died was at,
 another draws. Base and adapters must be found from every machine by the same name. The number of threads is that of
-this process, so that the bytes are those that it would draw itself.
+this process, so that the bytes are those that it would draw itself. Pickled is only what this process and its own
+actors hand each other, as Ray does with all arguments; no file is ever read that way.
 """
 
 from __future__ import annotations
