@@ -66,6 +66,10 @@ def _check_config(config: Any) -> None:
     if not isinstance(config, AdapterConfig):
         given = f"the class {config.__name__}; call it" if isinstance(config, type) else f"{config!r:.60}"
         raise BadConfig(f"attach takes the config of a method, such as studio.LoRA(rank=8), and was given {given}")
+    if len(config.members) > 1:
+        raise BadConfig(
+            f"{config.label} is what files hold; attach one method, and another one under a name of its own"
+        )
 
 
 def _device(site: Site) -> torch.device:
@@ -91,6 +95,27 @@ def _assembly(model: nn.Module, component: str) -> Assembly:
     return assembly
 
 
+def _built(
+    root: nn.Module,
+    component: str,
+    config: AdapterConfig,
+    sites: Mapping[str, Site],
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    trained: bool,
+) -> dict[str, Adapter]:
+    """The layers of one method in a component, and those that take their tensors from them."""
+    method, made = config.adapter, dict[str, Adapter]()
+    joined = method.joined(root, list(sites))
+    for path in (*sites, *(path for path in joined if path not in sites)):
+        site = sites[path] if path in sites else site_at(root, path, method.kinds)
+        own, device = tensors[whole_path(component, path)] if path in sites else {}, _device(site)
+        moved = {key: _owned(tensor, device) for key, tensor in own.items()}
+        with on_cpu(), torch.inference_mode(False):
+            made[path] = method(site, config, moved, trainable=trained).train(site.module.training)
+    method.link(made)
+    return made
+
+
 def _mount_all(
     model: Any,
     config: AdapterConfig,
@@ -103,18 +128,13 @@ def _mount_all(
     metadata: Mapping[str, str],
 ) -> list[Assembly]:
     """Builds all adapters first, then hosts them; on any error the model is as it was."""
-    modules, method = components_of(model), config.adapter
+    modules = components_of(model)
     built: list[tuple[Assembly, dict[str, Adapter]]] = []
     for component, found in sites.items():
         root, made = modules[component], dict[str, Adapter]()
-        joined = method.joined(root, list(found))
-        for path in (*found, *(path for path in joined if path not in found)):
-            site = found[path] if path in found else site_at(root, path, method.kinds)
-            own, device = tensors[whole_path(component, path)] if path in found else {}, _device(site)
-            moved = {key: _owned(tensor, device) for key, tensor in own.items()}
-            with on_cpu(), torch.inference_mode(False):
-                made[path] = method(site, config, moved, trainable=trained).train(site.module.training)
-        method.link(made)
+        for member in config.members:
+            own = {path: site for path, site in found.items() if config.at(path) is member}
+            made |= _built(root, component, member, own, tensors, trained)
         built.append((_assembly(root, component), made))
     mounted: list[Assembly] = []
     try:
@@ -263,7 +283,7 @@ def install(
     sites: dict[str, dict[str, Site]] = {}
     for whole in tensors:
         component, path = split_path(whole, modules)
-        sites.setdefault(component, {})[path] = site_at(modules[component], path, config.adapter.kinds)
+        sites.setdefault(component, {})[path] = site_at(modules[component], path, config.at(path).adapter.kinds)
     wanted = as_strength(strength)
     found = {one: sites.get(one, {}).values() for one in {**assemblies(model), **sites}}
     check_blocks(name, wanted, {one: [place for site in some for place in site.places] for one, some in found.items()})

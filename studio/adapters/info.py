@@ -25,7 +25,7 @@ class AdapterInfo:
     """An adapter on a model.
 
     Attributes:
-        name: its name. method: registry name of its method. config: its config.
+        name: its name. method: registry name of its method, or of several ("lora+full"). config: its config.
         sites: paths of the layers that it changes. parameters: numbers in its tensors.
         strength: its strength in the current blend, 0.0 when it is off.
         trainable: whether its tensors require gradients. baked: whether it is folded into the weights now.
@@ -91,7 +91,7 @@ def adapters(model: Any) -> dict[str, AdapterInfo]:
         number = strength.value if strength == Strength(strength.value) else strength
         baked = current.baked is not None and name in current.baked
         info = AdapterInfo(
-            name, record.config.method, record.config, tuple(sites), count, number, requires, baked, record.metadata
+            name, record.config.label, record.config, tuple(sites), count, number, requires, baked, record.metadata
         )
         found[name] = info
     return found

@@ -19,9 +19,9 @@ from studio.adapters.blend import check_constant, current_blend, read_blend
 from studio.adapters.contract.strength import Strength, StrengthLike
 from studio.adapters.gram import Carried, grams
 from studio.adapters.hosting.attached import assemblies, check_unbaked, whole_path
-from studio.adapters.hosting.mount import Mount
+from studio.adapters.sites.site import Site
 
-__all__ = ["Overlap", "block_of", "by_block", "joined", "one_blend", "overlaps", "without_change"]
+__all__ = ["Overlap", "block_of", "by_block", "joined", "measured", "one_blend", "overlaps", "without_change"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,12 +111,33 @@ def overlaps(
     silent = without_change(model, strengths)
     names = tuple(name for name in strengths if name not in silent)
     places, layers, levels = _acting(model, strengths, names)
-    if not layers:
-        return
+    if layers:
+        yield from measured(places, layers, levels, names, base=base, exact=exact)
+
+
+def measured(
+    places: Sequence[str],
+    layers: Sequence[Carried],
+    levels: Sequence[Sequence[float]],
+    names: tuple[str, ...],
+    *,
+    base: bool = True,
+    exact: bool = True,
+) -> Iterator[Overlap]:
+    """Yields what adapters do at layers that need not be of a model.
+
+    Args:
+        places: paths of the layers. layers: the layers, with the adapters that act there by their place in ``names``.
+        levels: the strengths at each layer, one for each name. names: the adapters.
+        base: whether the base's norms are computed as well. exact: see :func:`~studio.adapters.gram.grams`.
+
+    Raises:
+        DoesNotFit: a weight that a method's change is made of is offloaded, or not at hand.
+    """
     own, each = grams(layers, len(names), exact=exact), torch.tensor(levels, dtype=torch.float64)
     acting = own * each[:, :, None] * each[:, None, :]
-    for place, (mount, _), one, moved in zip(places, layers, own, acting, strict=True):
-        yield Overlap(place, 1, names, one, moved, _base_norm(mount) if base else None)
+    for place, (site, _), one, moved in zip(places, layers, own, acting, strict=True):
+        yield Overlap(place, 1, names, one, moved, _base_norm(site) if base else None)
 
 
 def _acting(
@@ -134,7 +155,7 @@ def _acting(
             here = {i: one for i, one in here.items() if numbers[i]}
             if here:
                 places.append(whole_path(component, path))
-                layers.append((mount, here))
+                layers.append((mount.site, here))
                 levels.append([numbers.get(i, 0.0) for i in range(len(names))])
     return places, layers, levels
 
@@ -187,8 +208,10 @@ def without_change(model: Any, names: Iterable[str]) -> dict[str, str]:
     found = {}
     for name in names:
         for assembly in assemblies(model).values():
-            if name in assembly.records and not assembly.records[name].config.adapter.bakes:
-                found[name] = assembly.records[name].config.method
+            members = assembly.records[name].config.members if name in assembly.records else ()
+            silent = [member.method for member in members if not member.adapter.bakes]
+            if silent:
+                found[name] = silent[0]
     return found
 
 
@@ -206,9 +229,9 @@ def block_of(path: str) -> str:
     return ".".join(parts[: next(ends, len(parts))])
 
 
-def _base_norm(mount: Mount) -> float | None:
-    """Norm of the weight and the bias of a layer; None where they are offloaded."""
-    held = [tensor for tensor in (mount.site.weight, mount.site.bias) if tensor is not None]
+def _base_norm(site: Site) -> float | None:
+    """Norm of the weight and the bias of a layer; None where they are offloaded, or not at hand."""
+    held = [tensor for tensor in (site.weight, site.bias) if tensor is not None]
     if any(tensor.device.type == "meta" for tensor in held):
         return None
     return float(sum(float(torch.linalg.vector_norm(tensor.detach().float())) ** 2 for tensor in held)) ** 0.5

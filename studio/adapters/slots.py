@@ -135,8 +135,10 @@ class Slots:
                 )
             site = here[whole][0]
             moved = {key: tensor.to(site.weight.device) for key, tensor in own.items()}
-            made[whole] = config.adapter(site, config, moved, trainable=False).eval()
-        config.adapter.link(made)
+            own_config = config.at(site.path)
+            made[whole] = own_config.adapter(site, own_config, moved, trainable=False).eval()
+        for member in config.members:
+            member.adapter.link({whole: one for whole, one in made.items() if one.config is member})
         return {whole: _pair(here[whole][0], adapter, self.rank) for whole, adapter in made.items()}
 
 

@@ -26,10 +26,10 @@ def penalty(model: Any, name: str = "default") -> Tensor | None:
     """
     total: Tensor | None = None
     for assembly in _holding(model, name):
-        adapters = dict(assembly.adapters(name))
-        one = assembly.records[name].config.adapter.penalty(adapters)
-        if one is not None:
-            total = one if total is None else total + one
+        for method, adapters in assembly.by_method(name):
+            one = method.penalty(adapters)
+            if one is not None:
+                total = one if total is None else total + one
     return total
 
 
@@ -48,7 +48,8 @@ def on_step(model: Any, name: str = "default", *, step: int, steps: int) -> None
         UnknownName: no adapter has that name. BadConfig: a config that does not fit that number of steps.
     """
     for assembly in _holding(model, name):
-        assembly.records[name].config.adapter.on_step(dict(assembly.adapters(name)), step, steps)
+        for method, adapters in assembly.by_method(name):
+            method.on_step(adapters, step, steps)
 
 
 def layers(model: Any, name: str = "default") -> dict[str, Adapter]:

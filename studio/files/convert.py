@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studio.adapters import METHODS, Adapter
+from studio.adapters import Adapter
 from studio.adapters.combining.pairs import Pair, of_rank, stacked
 from studio.adapters.contract.ranked import RankedConfig
 from studio.errors import BadFile, DoesNotFit, Refused
@@ -95,7 +95,7 @@ def convert(
         _remove(written)
         raise
     return ConvertReport(
-        file=written, source=loose.format, format=format, method=loose.config.method, base=loose.base,
+        file=written, source=loose.format, format=format, method=loose.config.label, base=loose.base,
         sites=len(loose.layers), error=error, notes=loose.notes,
     )  # fmt: skip
 
@@ -128,12 +128,13 @@ def difference(one: Loose, other: Loose) -> float:
 
 
 def _sites(loose: Loose) -> dict[str, Any]:
-    names, kinds = Names(loose.model), loose.config.adapter.kinds
-    return {path: names.site(path, kinds) for path in loose.layers}
+    names, config = Names(loose.model), loose.config
+    return {path: names.site(path, config.at(names.paths[path][1]).adapter.kinds) for path in loose.layers}
 
 
 def _adapter(loose: Loose, path: str, site: Any) -> Adapter:
-    return METHODS[loose.config.method].adapter(site, loose.config, loose.layers[path], trainable=False)
+    config = loose.config.at(site.path)
+    return config.adapter(site, config, loose.layers[path], trainable=False)
 
 
 def _same(one: Adapter, other: Adapter) -> bool:
@@ -154,9 +155,10 @@ def _pair(adapter: Adapter) -> Pair:
 
 def _tensors_apart(one: Loose, other: Loose, path: str, site: Any) -> tuple[float, float]:
     """How far the tensors of a layer are apart, and their size, both squared."""
-    shared = METHODS[one.config.method].adapter.peft.shared
-    if one.config.method != other.config.method:
-        raise DoesNotFit(f"{one.config.method} and {other.config.method} at {path} cannot be compared without the base")
+    configs = [loose.config.at(site.path) for loose in (one, other)]
+    if configs[0].method != configs[1].method:
+        raise DoesNotFit(f"{configs[0].method} and {configs[1].method} at {path} cannot be compared without the base")
+    shared = configs[0].adapter.peft.shared
     first, second = (
         {name: tensor for name, tensor in loose.layers[path].items() if name not in shared} for loose in (one, other)
     )
@@ -164,9 +166,7 @@ def _tensors_apart(one: Loose, other: Loose, path: str, site: Any) -> tuple[floa
         raise DoesNotFit(
             f"the tensors of {path} are {', '.join(first)} in one file and {', '.join(second)} in the other"
         )
-    scales = [
-        loose.config.scale_at(site.path) if isinstance(loose.config, RankedConfig) else 1.0 for loose in (one, other)
-    ]
+    scales = [config.scale_at(site.path) if isinstance(config, RankedConfig) else 1.0 for config in configs]
     apart = sum(_squares(first[name].double() - second[name].double()) for name in first)
     size = sum(_squares(tensor) for tensor in first.values())
     return apart + (0.0 if math.isclose(*scales, rel_tol=1e-9) else size * (scales[1] / scales[0] - 1) ** 2), size
@@ -174,7 +174,7 @@ def _tensors_apart(one: Loose, other: Loose, path: str, site: Any) -> tuple[floa
 
 def _shared_apart(one: Loose, other: Loose) -> float:
     """How far the tensors are apart that all layers of a component share and the first of them holds, squared."""
-    names = METHODS[one.config.method].adapter.peft.shared
+    names = [name for member in one.config.members for name in member.adapter.peft.shared]
     held = [
         [tensors[name] for _, tensors in sorted(loose.layers.items()) for name in names if name in tensors]
         for loose in (one, other)

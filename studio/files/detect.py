@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from studio.families import FAMILIES
 from studio.families.native import Clues
 from studio.files import diffusers, kohya, native, peft
+from studio.files.cloneofsimo import numbered
 from studio.files.format import Format
 from studio.files.header import TensorInfo
 from studio.files.respelled import respelled
@@ -31,7 +33,7 @@ _STRANGERS: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
         (r"^(emb_params|clip_l|clip_g|t5xxl|string_to_param)$", "a text embedding (textual inversion)"),
         (r"_custom_diffusion\.weight$", "Custom Diffusion"),
         (r"^prompt_embeddings$", "virtual tokens of a PEFT method that only its adapter_config.json names"),
-        (r"^\w+:\d+:(up|down)$", "cloneofsimo's first format"),
+        (r"^\w+:\d+:\w+$", "cloneofsimo's format, in a form that is not known"),
         (r"\.(query|key)_norm\.scale$", "a Flux control LoRA"),
         (r"^(model\.diffusion_model|first_stage_model|cond_stage_model)\.", "a whole checkpoint"),
     )
@@ -81,6 +83,35 @@ class Contents:
             return preferred
         return min(found, key=lambda method: (-found[method], method)) if found else ""
 
+    def methods(self, preferred: str = "") -> tuple[str, ...]:
+        """The methods of its layers, that of most of them, or the preferred one, first.
+
+        Args:
+            preferred: the method that counts for layers that could be of several, or several ("lora+full").
+        """
+        first = self.method(preferred.partition("+")[0])
+        spellings = [layer.spelling() for layer in self.layers.values()]
+        found = {spelling.method for spelling in spellings if isinstance(spelling, Spelling)}
+        return (first, *sorted(found - {first})) if first else ()
+
+    def only(self, method: str) -> Contents:
+        """The layers of one method, and nothing else."""
+        mine = {
+            module: layer
+            for module, layer in self.layers.items()
+            if isinstance(spelling := layer.spelling(), Spelling) and spelling.method == method
+        }
+        return Contents(mine)
+
+    def without(self, methods: Collection[str]) -> Contents:
+        """All but the layers of these methods."""
+        rest = {
+            module: layer
+            for module, layer in self.layers.items()
+            if not isinstance(spelling := layer.spelling(), Spelling) or spelling.method not in methods
+        }
+        return dataclasses.replace(self, layers=rest)
+
     def format(self) -> str:
         """The format of most layers; "" if there is none."""
         found = Counter(layer.format.name for layer in self.layers.values())
@@ -95,8 +126,11 @@ def sort_keys(keys: Mapping[str, TensorInfo], preferred: str = "") -> Contents:
     """
     found = Contents()
     unknown: list[tuple[str, Format]] = []
-    said = respelled(keys)
+    placed, found.strangers = numbered(keys)
+    said = {**respelled(keys), **placed}
     for key, info in keys.items():
+        if key in found.strangers:
+            continue
         root, _, last = said[key].rpartition(".")
         if last in shared_parts():
             found.shared.setdefault("" if root == "base_model" else root, {})[last] = key

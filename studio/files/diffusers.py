@@ -64,7 +64,7 @@ def _check(draft: Draft) -> None:
 
 
 def _write(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], draft: Draft) -> None:
-    if draft.config.adapter.peft.diffusers:
+    if all(member.adapter.peft.diffusers for member in draft.config.members):
         components = dict.fromkeys(draft.names.paths[path][0] for path in draft.sites)
         table: dict[str, Any] = {}
         for component in components:

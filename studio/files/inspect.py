@@ -10,6 +10,7 @@ from studio.adapters import AdapterConfig
 from studio.files.detect import Contents, guess_family, sort_keys
 from studio.files.format import Source
 from studio.files.metadata import facts_of, own_entry
+from studio.files.mixture import methods_of
 from studio.files.peft_settings import flagged_method
 from studio.files.soft import soft_method
 from studio.files.source import open_source
@@ -25,7 +26,7 @@ class AdapterFile:
 
     Attributes:
         file: its path. format: "diffusers", "kohya", "peft", or "" for something that is no adapter.
-        method: registry name of its method, "" if it is of none that can be read.
+        method: registry name of its method, or of several ("lora+full"), "" if it is of none that can be read.
         name: the adapter's name in it, or "". config: our config, where the studio wrote the file.
         sites: the layers, as the file names them, sorted. tensors: key -> (dtype, shape).
         metadata: the container's texts. facts: what they say that does not follow from the tensors.
@@ -94,7 +95,7 @@ def inspect(file: str | Path) -> AdapterFile:
         spelling = layer.spelling()
         if isinstance(spelling, str):
             unread |= dict.fromkeys(layer.parts.values(), spelling)
-    method = soft or found.method("" if own is None else own.method)
+    method = soft or "+".join(methods_of(source, found, own))
     format = ("studio" if source.peft is None else "peft") if soft else found.format()
     return AdapterFile(
         file=source.file,

@@ -19,10 +19,11 @@ from studio.files.detect import Contents, guess_family, sort_keys
 from studio.files.format import Source
 from studio.files.header import TensorInfo
 from studio.files.metadata import Entry, doubts, facts_of, own_entry
+from studio.files.mixture import methods_of, read_mixture
 from studio.files.names import Names
 from studio.files.peft import CONFIG_FILE
 from studio.files.peft_settings import flagged_method, refuse_unknown_type
-from studio.files.reading import Reading, read_layers
+from studio.files.reading import Reading
 from studio.files.report import LoadReport
 from studio.files.soft import FORMAT as SOFT
 from studio.files.soft import read_soft, soft_method
@@ -176,11 +177,11 @@ def read_source(model: Any, source: Source, own: Entry | None) -> tuple[Names, C
         Refused: tensors that are used hold NaN, or numbers that nothing can be computed with.
     """
     found = sort_keys(source.infos, flagged_method(source.peft) if own is None else own.method)
-    method = found.method("" if own is None else own.method)
-    if not method:
+    methods = methods_of(source, found, own)
+    if not methods:
         raise BadFile(f"{source.file} holds no adapter that can be read: {_first(_reasons(found))}")
     names = Names(model)
-    return names, found, read_layers(names, source, found, method, own)
+    return names, found, read_mixture(names, source, found, methods, own)
 
 
 def _report(name: str, format: str, reading: Reading) -> LoadReport:
@@ -261,10 +262,10 @@ def drop_misfits(names: Names, reading: Reading) -> bool:
     config = reading.config
     misfits: dict[str, str] = {}
     for path, tensors in reading.layers.items():
+        part = config.at(names.paths[path][1])
         try:
-            adapter = METHODS[reading.method].adapter
             with fitting(f"the tensors { {name: tuple(one.shape) for name, one in tensors.items()} } of its layer"):
-                adapter(names.site(path, adapter.kinds), config, tensors, trainable=False)
+                part.adapter(names.site(path, part.adapter.kinds), part, tensors, trainable=False)
         except StudioError as error:
             misfits[path] = str(error)
     for path, reason in misfits.items():

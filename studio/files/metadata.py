@@ -8,6 +8,7 @@ repeated under their names. Nothing here depends on when, where or by whom a fil
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,6 +17,7 @@ from torch import nn
 
 from studio import config as configs
 from studio.adapters import METHODS, AdapterConfig
+from studio.adapters.contract.mixed import Mixed
 from studio.adapters.contract.ranked import RankedConfig
 from studio.errors import BadConfig, StudioError
 from studio.families import Family, family_in
@@ -61,6 +63,8 @@ _DERIVED: Final = (
     _HASH_TOO,
 )
 """Keys that follow from the tensors and the config; they are made anew at every save."""
+_COUNTED: Final = re.compile(r"^(unet|text_encoder)(:\d+:rank)?$")
+"""Such keys of cloneofsimo's: the classes that were looked for, and the rank of every pair."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +92,31 @@ def own_entry(metadata: Mapping[str, str]) -> Entry | None:
     if not isinstance(method, str):
         return None
     config, trouble = None, ""
-    if method in METHODS and isinstance(entry.get("config"), dict):
+    if isinstance(entry.get("config"), dict):
         try:
-            config = configs.build(METHODS[method], entry["config"])
+            config = _built(method, entry["config"])
         except StudioError as error:  # of a later version; the tensors still say what is needed
             trouble = f" ({str(error)[:120]})"
     texts = [entry.get(name) for name in ("name", "tool", "family")]
     name, tool, family = (text if isinstance(text, str) else "" for text in texts)
     return Entry(name, method, tool, config, family, trouble)
+
+
+def _built(method: str, stated: Mapping[str, Any]) -> AdapterConfig | None:
+    """A config out of our entry; None for a method that this version does not have.
+
+    Raises:
+        BadConfig: fields that it does not have, or impossible ones.
+    """
+    words = method.split("+")
+    if not all(word in METHODS for word in words):
+        return None
+    if len(words) == 1:
+        return configs.build(METHODS[method], stated)
+    parts = stated.get("parts")
+    if not isinstance(parts, list) or len(parts) != len(words) or not all(isinstance(one, dict) for one in parts):
+        raise BadConfig(f"an adapter of {method} has {len(words)} parts, and its entry has others")
+    return Mixed(parts=tuple(configs.build(METHODS[word], one) for word, one in zip(words, parts, strict=True)))
 
 
 def stated_hash(metadata: Mapping[str, str]) -> str | None:
@@ -125,7 +146,8 @@ def facts_of(metadata: Mapping[str, str]) -> dict[str, str]:
     facts = _entry(metadata).get("facts")
     own = {key: value for key, value in facts.items() if isinstance(value, str)} if isinstance(facts, dict) else {}
     repeated = {public for fact, public in _PUBLIC.items() if fact in own}
-    foreign = {key: value for key, value in metadata.items() if key not in _DERIVED and key not in repeated}
+    derived = {key for key in metadata if key in _DERIVED or key in repeated or _COUNTED.match(key)}
+    foreign = {key: value for key, value in metadata.items() if key not in derived}
     return dict(sorted({**foreign, **own}.items()))
 
 
@@ -139,6 +161,8 @@ def _entry(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def canonical(config: AdapterConfig) -> dict[str, Any]:
     """Returns a config's fields as reading them gives them again, so that 3 and 3.0 are written alike."""
+    if len(config.members) > 1:
+        return {"parts": [canonical(member) for member in config.members]}
     return configs.plain(configs.build(type(config), configs.plain(config)))
 
 
@@ -162,7 +186,7 @@ def write_metadata(
     own = {key: value for key, value in facts.items() if key not in foreign}
     family = family_in(parts)
     entry = _own_entry(config, own, name, family)
-    algorithm = config.adapter.lycoris.algo
+    algorithm = next((algo for member in config.members if (algo := member.adapter.lycoris.algo)), "")
     metadata = {
         **foreign,
         **{_PUBLIC[fact]: value for fact, value in own.items() if fact in _PUBLIC},
@@ -190,7 +214,7 @@ def _own_entry(config: AdapterConfig, facts: Mapping[str, str], name: str, famil
         "config": canonical(config),
         "facts": facts,
         "family": "" if family is None else family.name,
-        "method": config.method,
+        "method": config.label,
         "name": name,
         "tool": f"adapter-studio {__version__}",
     }

@@ -36,7 +36,8 @@ class Reading:
     """What a file means on one model.
 
     Attributes:
-        method: registry name. config: the settings. layers: path -> our tensors. keys: path -> keys of the file.
+        method: registry name, or several ("lora+full"). config: the settings.
+        layers: path -> our tensors. keys: path -> keys of the file.
         ignored: key -> why it is not applied. notes: what else is worth knowing.
         shared: component -> the tensors that its layers share, and their keys.
     """
@@ -106,7 +107,8 @@ def read_layers(names: Names, source: Source, found: Contents, method: str, own:
         Refused: tensors that are used hold NaN, or numbers that nothing can be computed with.
     """
     statements = _Statements(source, method)
-    config = own.config if own is not None and own.method == method else None
+    members = () if own is None or own.config is None else own.config.members
+    config = next((member for member in members if member.method == method), None)
     _check_patterns(config, source)
     reading = Reading(method, config or METHODS[method].usual(), ignored=dict(found.strangers))
     names.also = names_of_parameters(names, source.peft or {})
@@ -192,7 +194,8 @@ def _settle(
 ) -> None:
     """Gives a reading its config; notes what another program has changed."""
     reading.config = settle(_retargeted(config, list(grades)), grades)
-    if own is not None and config is own.config and reading.config is not config:
+    members = () if own is None or own.config is None else own.config.members
+    if any(config is member for member in members) and reading.config is not config:
         reading.notes.append("the file states other ranks or alphas than the studio's own entry in it; they count")
     reading.notes += doubts(source, own)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from studio.adapters import AdapterConfig, Site, adapters, state
 from studio.adapters.contract.foreign import Foreign, Tables
+from studio.adapters.contract.mixed import Mixed
 from studio.adapters.contract.ranked import RankedConfig
 from studio.adapters.hosting.attached import assemblies, check_known, check_unbaked
 from studio.adapters.tokens.contract import TokenConfig
@@ -143,6 +144,45 @@ def spelled_layers(
     names = Names(model)
     names.chosen = frozenset(layers)
     layers = {path: tensors for path, tensors in layers.items() if tensors}  # a tied layer has none of its own
+    if len(config.members) > 1:
+        return _spelled_parts(names, config, layers, format, dtype)
+    return _spelled_one(names, config, layers, format, dtype)
+
+
+def _spelled_parts(
+    names: Names,
+    config: AdapterConfig,
+    layers: Mapping[str, Mapping[str, Tensor]],
+    format: Format,
+    dtype: torch.dtype | None,
+) -> tuple[Draft, dict[str, Tensor]]:
+    """The same of an adapter of several methods: each as it is by itself, in one file."""
+    if format.folder:
+        raise DoesNotFit(
+            f"a {format.title} holds one method, and this adapter is {config.label}; save with format='diffusers'"
+        )
+    drafts, tensors = list[Draft](), dict[str, Tensor]()
+    for part in config.members:
+        own = {path: one for path, one in layers.items() if config.at(names.paths[path][1]) is part}
+        draft, keyed = _spelled_one(names, part, own, format, dtype)
+        drafts.append(draft)
+        tensors |= keyed
+    whole = Draft(
+        Mixed(parts=tuple(draft.config for draft in drafts)),
+        names,
+        {path: site for draft in drafts for path, site in draft.sites.items()},
+        {path: one for draft in drafts for path, one in draft.layers.items()},
+    )
+    return whole, tensors
+
+
+def _spelled_one(
+    names: Names,
+    config: AdapterConfig,
+    layers: Mapping[str, Mapping[str, Tensor]],
+    format: Format,
+    dtype: torch.dtype | None,
+) -> tuple[Draft, dict[str, Tensor]]:
     config, layers = _plain(config, layers, format)
     sites = {path: names.site(path, config.adapter.kinds) for path in layers}
     draft = _settled(config, names, sites, layers, format)

@@ -176,7 +176,7 @@ def _recognise(parts: frozenset[str], preferred: str) -> Spelling | str:
     own = parts - set(EXTRAS)
     if own and own <= WHOLE:
         return "it is a whole tensor of the base (PEFT's bias or modules_to_save, or a checkpoint), not an adapter's"
-    for spelling in sorted(_spellings(), key=lambda spelling: spelling.method != preferred):
+    for spelling in sorted(_spellings(), key=lambda spelling: spelling.method not in preferred.split("+")):
         if own and own <= set(spelling.ours) and spelling.needs <= own:
             return spelling
     ours = {part for spelling in _spellings() for part in spelling.ours}
@@ -197,6 +197,7 @@ def recognise(parts: Iterable[str], preferred: str = "") -> Spelling | str:
     """Says of which method the parts of one layer are, or in words why of none.
 
     Args:
-        parts: of the layer. preferred: the method that counts where several have tensors of these names.
+        parts: of the layer. preferred: the method that counts where several have tensors of these names, or several of
+            them ("lora+full").
     """
     return _recognise(frozenset(parts), preferred)

@@ -150,6 +150,24 @@ class AdapterConfig:
         """
 
     @property
+    def members(self) -> tuple[AdapterConfig, ...]:
+        """The configs of its methods: itself, but where an adapter is of several."""
+        return (self,)
+
+    @property
+    def label(self) -> str:
+        """What its method is called, or its methods: ``"lora"``, ``"lora+full"``."""
+        return "+".join(member.method for member in self.members)
+
+    def at(self, path: str) -> AdapterConfig:
+        """Returns the config of the layer at ``path`` (inside its component): itself, where there is one method.
+
+        Raises:
+            BadConfig: it has no such layer.
+        """
+        return self
+
+    @property
     def data_driven(self) -> bool:
         """Whether the start is made from data, so that attaching needs ``calibrate``."""
         return False

@@ -92,7 +92,7 @@ class Assembly:
             raise DoesNotFit("a batch is being computed whose samples have blends of their own; wait for its end")
         for name, strength in strengths.items():
             if name in self.records:
-                self.records[name].config.adapter.check_strength(name, strength)
+                self._check_strength(name, strength)
         self.levels.set(strengths)
 
     def set_samples(self, blends: Sequence[Mapping[str, Strength]]) -> None:
@@ -104,9 +104,13 @@ class Assembly:
         here = [{name: one[name] for name in one if name in self.records} for one in blends]
         for blend in here:
             for name, strength in blend.items():
-                self.records[name].config.adapter.check_strength(name, strength)
+                self._check_strength(name, strength)
         self.levels.samples = tuple(here)
         self.levels.touch()
+
+    def _check_strength(self, name: str, strength: Strength) -> None:
+        for member in self.records[name].config.members:
+            member.adapter.check_strength(name, strength)
 
     # -- mounting ----------------------------------------------------------------------------------------------------
 
@@ -243,6 +247,12 @@ class Assembly:
         """Iterates over the layers of one adapter: path and adapter."""
         for path in self.records[name].paths:
             yield path, cast(Adapter, self.mounts[path].adapters.get(name))
+
+    def by_method(self, name: str) -> Iterator[tuple[type[Adapter], dict[str, Adapter]]]:
+        """Iterates over the methods of one adapter: the method's class and its layers, path -> adapter."""
+        config, layers = self.records[name].config, dict(self.adapters(name))
+        for member in config.members:
+            yield member.adapter, {path: one for path, one in layers.items() if config.at(path) is member}
 
 
 def _save_base(root: nn.Module, *args: Any, **kwargs: Any) -> Any:
