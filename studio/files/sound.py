@@ -41,7 +41,7 @@ def one_number(key: str, tensor: Tensor) -> float:
 
 
 def whole_numbers(part: str, tensor: Tensor) -> Tensor:
-    """Returns a file's tensor of counts or places as int64.
+    """Returns a file's tensor of counts or places as the whole numbers that it holds: int32 stays so, others are int64.
 
     Args:
         part: what it is called. tensor: of any shape ``(...)``.
@@ -54,7 +54,7 @@ def whole_numbers(part: str, tensor: Tensor) -> Tensor:
         sound = bool((tensor.double() == tensor.double().trunc()).all()) and bool((tensor.double().abs() < 2**53).all())
     if not sound:
         raise DoesNotFit(f"its tensor {part} is {str(tensor.dtype).removeprefix('torch.')} and not of whole numbers")
-    return tensor.long()
+    return tensor if tensor.dtype == torch.int32 else tensor.long()
 
 
 def finite(tensor: Tensor) -> bool:
