@@ -60,6 +60,8 @@ class Encoder:
             the module does not have it.
         root: the path below which layers read text; ``""``: all of them do.
         trained: whether it is meant where text encoders are to be trained and none is named.
+        label: what files of learned words (textual inversion) call it, ``"clip_l"``; ``""``: there are none for it.
+        width: of its vectors in the public bases, by which those files are told; 0 beside no label.
     """
 
     component: str
@@ -67,6 +69,13 @@ class Encoder:
     level: str = ""
     root: str = ""
     trained: bool = True
+    label: str = ""
+    width: int = 0
+
+    @property
+    def tokenizer(self) -> str:
+        """The pipeline's attribute of what makes its tokens, ``"tokenizer_2"``."""
+        return self.component.replace("text_encoder", "tokenizer")
 
 
 @dataclass(frozen=True, kw_only=True)

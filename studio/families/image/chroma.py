@@ -114,7 +114,7 @@ CHROMA = FAMILIES.add(
         title="Chroma",
         pipelines=("ChromaPipeline",),
         denoiser="transformer",
-        encoders=(Encoder(component="text_encoder", kohya="lora_te3", trained=False),),
+        encoders=(Encoder(component="text_encoder", kohya="lora_te3", trained=False, label="t5xxl", width=4096),),
         downscale=8,
         multiple=16,
         process=Flow,

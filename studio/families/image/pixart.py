@@ -84,7 +84,7 @@ PIXART = FAMILIES.add(
         title="PixArt-Σ",
         pipelines=("PixArtSigmaPipeline",),
         denoiser="transformer",
-        encoders=(Encoder(component="text_encoder", kohya="lora_te", trained=False),),
+        encoders=(Encoder(component="text_encoder", kohya="lora_te", trained=False, label="t5xxl", width=4096),),
         downscale=8,
         multiple=8,
         process=Diffusion,

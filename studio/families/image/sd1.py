@@ -122,7 +122,7 @@ SD1 = FAMILIES.add(
         title="Stable Diffusion 1.x",
         pipelines=("StableDiffusionPipeline",),
         denoiser="unet",
-        encoders=(Encoder(component="text_encoder", kohya="lora_te", level="text_model."),),
+        encoders=(Encoder(component="text_encoder", kohya="lora_te", level="text_model.", label="clip_l", width=768),),
         downscale=8,
         multiple=8,
         process=Diffusion,
@@ -166,6 +166,7 @@ SD2 = FAMILIES.add(
         name="sd2",
         title="Stable Diffusion 2.x",
         models=(Model(title="2.1", id="stabilityai/stable-diffusion-2-1", side=768, defaults=_DEFAULTS),),
+        encoders=(Encoder(component="text_encoder", kohya="lora_te", level="text_model.", label="clip_h", width=1024),),
         presets=unet_presets(linear_projections=True, encoders=("text_encoder",)),
         marks=unet_marks(1024, 1024),
         single=SingleFile(

@@ -180,9 +180,9 @@ SD3 = FAMILIES.add(
         pipelines=("StableDiffusion3Pipeline",),
         denoiser="transformer",
         encoders=(
-            Encoder(component="text_encoder", kohya="lora_te1", level="text_model."),
-            Encoder(component="text_encoder_2", kohya="lora_te2", level="text_model."),
-            Encoder(component="text_encoder_3", kohya="lora_te3", trained=False),
+            Encoder(component="text_encoder", kohya="lora_te1", level="text_model.", label="clip_l", width=768),
+            Encoder(component="text_encoder_2", kohya="lora_te2", level="text_model.", label="clip_g", width=1280),
+            Encoder(component="text_encoder_3", kohya="lora_te3", trained=False, label="t5xxl", width=4096),
         ),
         downscale=8,
         multiple=16,

@@ -138,8 +138,8 @@ SDXL = FAMILIES.add(
         pipelines=("StableDiffusionXLPipeline",),
         denoiser="unet",
         encoders=(
-            Encoder(component="text_encoder", kohya="lora_te1", level="text_model."),
-            Encoder(component="text_encoder_2", kohya="lora_te2", level="text_model."),
+            Encoder(component="text_encoder", kohya="lora_te1", level="text_model.", label="clip_l", width=768),
+            Encoder(component="text_encoder_2", kohya="lora_te2", level="text_model.", label="clip_g", width=1280),
         ),
         downscale=8,
         multiple=8,
