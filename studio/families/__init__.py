@@ -5,7 +5,7 @@ from __future__ import annotations
 from studio.families import image as _image  # noqa: F401  (its files register their rows)
 from studio.families.base import BASES, Base, open_base
 from studio.families.conditioning import Conditioning, Shot
-from studio.families.family import FAMILIES, Family, components, family_in, family_of, is_pipeline
+from studio.families.family import FAMILIES, Family, components, family_called, family_in, family_of, is_pipeline
 from studio.families.wrapper import check_open, check_own, named_parameters, named_parts, unwrapped
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "check_open",
     "check_own",
     "components",
+    "family_called",
     "family_in",
     "family_of",
     "is_pipeline",

@@ -206,6 +206,7 @@ class Family:
         hashes_files: whether a base is known by the bytes of its files, not by its weights as fp32
             (:mod:`studio.families.opening.hashing`).
         identity: ``components by name -> what other tools call it``.
+        called: what the names begin with that any tool calls it by, as :func:`family_called` compares them.
         silent: ``(component, module) -> layers`` that no picture depends on.
         recognise: whether a set of components (name -> module) is one of this family; a bare module comes as
             ``{"": module}``.
@@ -256,6 +257,7 @@ class Family:
     single: SingleFile | None = None
     hashes_files: bool = True
     identity: Callable[[Parts], Identity]
+    called: tuple[str, ...] = ()
     silent: Callable[[str, nn.Module], tuple[Silent, ...]] = lambda component, module: ()
     recognise: Callable[[Parts], bool]
     check_text: Callable[[Pipe, Prompts], None]
@@ -291,6 +293,19 @@ class Family:
 
 
 FAMILIES: Registry[Family] = Registry("model family")
+
+
+def family_called(name: str) -> Family | None:
+    """Returns the family that a tool means by a name of it (``ss_base_model_version``, ``modelspec.architecture``).
+
+    Example:
+        >>> from studio.families import family_called
+        >>> [family_called(name).name for name in ("sd_1.5", "flux-1-dev/lora", "sd3_m", "sdxl_base_v1-0")]
+        ['sd1', 'flux1', 'sd3', 'sdxl']
+    """
+    plain = name.strip().lower().replace("_", "-").replace(".", "-")
+    found = ((len(one), row) for row in FAMILIES.values() for one in row.called if plain.startswith(one))
+    return max(found, key=lambda pair: pair[0], default=(0, None))[1]
 
 
 @dataclass(frozen=True)

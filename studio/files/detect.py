@@ -18,7 +18,7 @@ from studio.files.header import TensorInfo
 from studio.files.respelled import respelled
 from studio.files.spelling import WHOLE, Spelling, nearest_part, recognise, shared_parts, with_axes
 
-__all__ = ["Contents", "Layer", "guess_family", "sort_keys"]
+__all__ = ["Contents", "Layer", "family_fits", "guess_family", "sort_keys"]
 
 _ORDER: Final = (peft.PEFT, kohya.KOHYA, native.NATIVE, diffusers.DIFFUSERS)
 """Formats as they are asked whose a key is; the last takes what is left."""
@@ -198,9 +198,23 @@ def guess_family(found: Contents, infos: Mapping[str, TensorInfo]) -> tuple[str,
     for expression, name, title in _ELSEWHERE:
         if any(expression.search(one) for one in names if name != "llm" or not _TEXT.search(one)):
             return name, title
-    clues = Clues({one: (_size(layer, infos, _DOWNS, 1), _size(layer, infos, _UPS, 0)) for one, layer in names.items()})
+    clues = _clues(found, infos)
     family = next((row for row in FAMILIES.values() if row.marks(clues)), None)
     return ("", "") if family is None else (family.name, family.title)
+
+
+def family_fits(family: str, found: Contents, infos: Mapping[str, TensorInfo]) -> bool:
+    """Says whether a file has the marks of a family, of which it may have those of several.
+
+    Args:
+        family: its registry name. found: the file's keys. infos: what the header says about them.
+    """
+    return FAMILIES[family].marks(_clues(found, infos))
+
+
+def _clues(found: Contents, infos: Mapping[str, TensorInfo]) -> Clues:
+    names = {module.replace(".", "_"): layer for module, layer in found.layers.items()}
+    return Clues({one: (_size(layer, infos, _DOWNS, 1), _size(layer, infos, _UPS, 0)) for one, layer in names.items()})
 
 
 def _size(layer: Layer, infos: Mapping[str, TensorInfo], parts: tuple[str, ...], axis: int) -> int:

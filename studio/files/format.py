@@ -29,7 +29,7 @@ class Source:
 
     Attributes:
         file: what the caller named. infos: key -> dtype and shape.
-        tensors: key -> tensor; empty if only the header was read. metadata: the container's texts.
+        tensors: key -> tensor; those of one number if only the header was read. metadata: the container's texts.
         peft: the content of ``adapter_config.json`` beside it, or None.
         payload: the hash of the tensors, where they were read and the file states one.
     """

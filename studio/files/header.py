@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +24,16 @@ from studio.device import on_cpu
 from studio.errors import BadConfig, BadFile
 from studio.given import open_given
 
-__all__ = ["DTYPES", "Header", "TensorInfo", "payload_hash", "read_header", "read_tensors", "write_tensors"]
+__all__ = [
+    "DTYPES",
+    "Header",
+    "TensorInfo",
+    "payload_hash",
+    "read_header",
+    "read_numbers",
+    "read_tensors",
+    "write_tensors",
+]
 
 _WORDS: Final = {dtype: word for word, dtype in DTYPES.items()}
 _PLACE: Final = {word: place for place, word in enumerate(DTYPES)}
@@ -37,6 +47,25 @@ def read_header(file: Path) -> Header:
     """
     with _opened(file) as (stream, size):
         return checked_header(file, stream, size)
+
+
+def read_numbers(file: Path) -> tuple[Header, dict[str, Tensor]]:
+    """Reads the header of a safetensors file, and of its tensors those that are one number, such as an alpha.
+
+    Raises:
+        BadFile: as :func:`read_header`.
+    """
+    with _opened(file) as (stream, size), on_cpu():
+        header = checked_header(file, stream, size)
+        read: dict[str, Tensor] = {}
+        for name, info in sorted(header.tensors.items(), key=lambda item: item[1].begin):
+            if math.prod(info.shape) == 1:
+                stream.seek(header.start + info.begin)
+                data = bytearray(stream.read(info.end - info.begin))
+                if len(data) < info.end - info.begin:
+                    raise BadFile(f"{file} became shorter while it was read; is it still being written?")
+                read[name] = torch.frombuffer(data, dtype=DTYPES[info.dtype]).reshape(info.shape)
+    return header, read
 
 
 def read_tensors(

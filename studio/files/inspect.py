@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from studio.adapters import AdapterConfig
 from studio.files.detect import Contents, guess_family, sort_keys
-from studio.files.format import Source
+from studio.files.grades import counted, grades_of
+from studio.files.hashes import stored_hashes
 from studio.files.metadata import facts_of, own_entry
 from studio.files.mixture import methods_of
 from studio.files.peft_settings import flagged_method
+from studio.files.provenance import Provenance, provenance_of
 from studio.files.soft import soft_method
 from studio.files.source import open_source
-from studio.files.spelling import Spelling
+from studio.files.suspicions import suspicions
 from studio.given import given_path
 
 __all__ = ["AdapterFile", "inspect"]
@@ -33,6 +35,11 @@ class AdapterFile:
         family: registry name of the family it was made for, or "". family_title: the same in words.
         ranks: rank -> number of layers that have it. peft: the content of ``adapter_config.json``, or None.
         unread: key -> why it cannot be read, whatever the model.
+        alphas: numerator of the scale -> number of layers; layers of which nothing states it are left out.
+        scales: ``alpha / rank`` (``/ sqrt(rank)`` where it is rank-stabilized) -> number of layers.
+        hashes: the hashes that it states of itself, by their keys, in plain letters.
+        provenance: where it comes from, by its own words.
+        suspicions: what looks wrong in it, a sentence each.
     """
 
     file: Path
@@ -49,6 +56,11 @@ class AdapterFile:
     ranks: Mapping[int, int]
     peft: Mapping[str, object] | None
     unread: Mapping[str, str]
+    alphas: Mapping[float, int] = field(default_factory=dict)
+    scales: Mapping[float, int] = field(default_factory=dict)
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
+    suspicions: tuple[str, ...] = ()
 
     @property
     def rank(self) -> int | None:
@@ -68,7 +80,7 @@ class AdapterFile:
 
 
 def inspect(file: str | Path) -> AdapterFile:
-    """Reads what a file says about itself; only the header is read.
+    """Reads what a file says about itself; only the header and single numbers, such as alphas, are read.
 
     Args:
         file: a safetensors file, or a PEFT folder.
@@ -90,11 +102,7 @@ def inspect(file: str | Path) -> AdapterFile:
     preferred = flagged_method(source.peft) if own is None else own.method
     found = sort_keys({} if soft else source.infos, preferred)
     family, title = guess_family(found, source.infos)
-    unread = dict(found.strangers)
-    for layer in found.layers.values():
-        spelling = layer.spelling()
-        if isinstance(spelling, str):
-            unread |= dict.fromkeys(layer.parts.values(), spelling)
+    grades, troubles = grades_of(found, source, None if own is None else own.config)
     method = soft or "+".join(methods_of(source, found, own))
     format = ("studio" if source.peft is None else "peft") if soft else found.format()
     return AdapterFile(
@@ -109,21 +117,22 @@ def inspect(file: str | Path) -> AdapterFile:
         facts=facts_of(source.metadata),
         family=own.family if own is not None and own.family else family,
         family_title=title,
-        ranks=_ranks(found, source),
+        ranks=counted(one.rank for one in grades),
         peft=source.peft,
-        unread=dict(sorted(unread.items())),
+        unread=_unread(found),
+        alphas=counted(None if one.rank is None else one.alpha for one in grades),
+        scales=counted(one.scale for one in grades),
+        hashes=stored_hashes(source.metadata),
+        provenance=provenance_of(source.metadata),
+        suspicions=(*troubles, *suspicions(found, source, grades, family, own=own is not None)),
     )
 
 
-def _ranks(found: Contents, source: Source) -> dict[int, int]:
-    counts: dict[int, int] = {}
+def _unread(found: Contents) -> dict[str, str]:
+    """Key -> why it cannot be read."""
+    unread = dict(found.strangers)
     for layer in found.layers.values():
         spelling = layer.spelling()
-        if not isinstance(spelling, Spelling):
-            continue
-        by_name = {name: key for part, key in layer.parts.items() for name in spelling.ours.get(part, ())}
-        key = next((by_name[name] for name in spelling.adapter.ranks if name in by_name), None)
-        if key is not None and source.infos[key].shape:
-            rank = source.infos[key].shape[0]
-            counts[rank] = counts.get(rank, 0) + 1
-    return dict(sorted(counts.items()))
+        if isinstance(spelling, str):
+            unread |= dict.fromkeys(layer.parts.values(), spelling)
+    return dict(sorted(unread.items()))

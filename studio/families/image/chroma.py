@@ -134,6 +134,7 @@ CHROMA = FAMILIES.add(
             parts={"text_encoder": ("text_encoders.t5xxl.",), "vae": ("first_stage_model.", "vae.")},
         ),
         identity=lambda parts: Identity("chroma", "chroma"),
+        called=("chroma",),
         recognise=of_class("transformer", "ChromaTransformer2DModel"),
         check_text=lambda pipe, prompts: check_tokens(pipe.tokenizer, prompts, LENGTH),
         emphasis=True,

@@ -217,6 +217,7 @@ FLUX1 = FAMILIES.add(
             },
         ),
         identity=_identity,
+        called=("flux1", "flux-1", "flux-dev", "flux-schnell"),
         recognise=of_class("transformer", "FluxTransformer2DModel"),
         check_text=check_text,
         emphasis=True,

@@ -237,6 +237,7 @@ FLUX2 = FAMILIES.add(
             configs=_configs,
         ),
         identity=_identity,
+        called=("flux2", "flux-2"),
         silent=_silent,
         recognise=of_class("transformer", "Flux2Transformer2DModel"),
         check_text=check_text,

@@ -177,6 +177,7 @@ LUMINA2 = FAMILIES.add(
             unread=("norm_final.weight",),
         ),
         identity=lambda parts: Identity("lumina-2", "lumina2"),
+        called=("lumina2", "lumina-2", "lumina-image-2"),
         silent=last_layer_unread("text_encoder", "layers", "the prompt's states are those before the last layer"),
         recognise=of_class("transformer", "Lumina2Transformer2DModel"),
         check_text=check_text,

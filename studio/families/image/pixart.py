@@ -99,6 +99,7 @@ PIXART = FAMILIES.add(
         kohya="lora_transformer",
         marks=marks,
         identity=lambda parts: Identity("pixart-sigma", "pixart_sigma"),
+        called=("pixart",),
         recognise=of_class("transformer", "PixArtTransformer2DModel"),
         check_text=lambda pipe, prompts: check_tokens(pipe.tokenizer, prompts, LENGTH),
         emphasis=True,

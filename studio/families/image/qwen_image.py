@@ -170,6 +170,7 @@ QWEN_IMAGE = FAMILIES.add(
             configs=lambda shapes: "Qwen/Qwen-Image",
         ),
         identity=lambda parts: Identity("Qwen-Image", "qwen_image"),
+        called=("qwen-image",),
         silent=_silent,
         recognise=of_class("transformer", "QwenImageTransformer2DModel"),
         check_text=check_text,

@@ -129,6 +129,7 @@ SANA = FAMILIES.add(
             unread=("pos_embed",),
         ),
         identity=lambda parts: Identity("sana", "sana"),
+        called=("sana",),
         recognise=of_class("transformer", "SanaTransformer2DModel"),
         check_text=lambda pipe, prompts: check_tokens(pipe.tokenizer, prompts, LENGTH),
         roles=True,

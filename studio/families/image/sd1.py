@@ -146,6 +146,7 @@ SD1 = FAMILIES.add(
         ),
         hashes_files=False,
         identity=lambda parts: Identity("stable-diffusion-v1", "sd_v1"),
+        called=("stable-diffusion-v1", "stable-diffusion-1", "sd-v1", "sd-1", "sd1"),
         recognise=_recognise_sd1,
         check_text=lambda pipe, prompts: check_clip(pipe.tokenizer, prompts),
         row_length=lambda pipe, prompt, negative: row_length(pipe.tokenizer, prompt),
@@ -165,8 +166,8 @@ SD2 = FAMILIES.add(
         SD1,
         name="sd2",
         title="Stable Diffusion 2.x",
-        models=(Model(title="2.1", id="stabilityai/stable-diffusion-2-1", side=768, defaults=_DEFAULTS),),
         encoders=(Encoder(component="text_encoder", kohya="lora_te", level="text_model.", label="clip_h", width=1024),),
+        models=(Model(title="2.1", id="stabilityai/stable-diffusion-2-1", side=768, defaults=_DEFAULTS),),
         presets=unet_presets(linear_projections=True, encoders=("text_encoder",)),
         marks=unet_marks(1024, 1024),
         single=SingleFile(
@@ -176,6 +177,7 @@ SD2 = FAMILIES.add(
             level="model.diffusion_model.",
         ),
         identity=lambda parts: Identity("stable-diffusion-v2-768-v", "sd_v2"),
+        called=("stable-diffusion-v2", "stable-diffusion-2", "sd-v2", "sd-2", "sd2"),
         recognise=_recognise_sd2,
     ),
 )

@@ -216,6 +216,7 @@ SD3 = FAMILIES.add(
             },
         ),
         identity=_identity,
+        called=("stable-diffusion-3", "stable-diffusion-v3", "sd3", "sd-3"),
         silent=_silent,
         recognise=of_class("transformer", "SD3Transformer2DModel"),
         check_text=check_text,

@@ -166,6 +166,7 @@ SDXL = FAMILIES.add(
             level="model.diffusion_model.",
         ),
         identity=lambda parts: Identity("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
+        called=("stable-diffusion-xl", "sdxl"),
         silent=last_layer_unread(
             "text_encoder", "encoder.layers", "its last layer is not read: SDXL takes the state before it"
         ),

@@ -173,6 +173,7 @@ Z_IMAGE = FAMILIES.add(
             unread=("norm_final.weight",),
         ),
         identity=lambda parts: Identity("Z-Image", "z_image"),
+        called=("z-image", "zimage"),
         silent=last_layer_unread("text_encoder", "layers", "the prompt's states are those before the last layer"),
         recognise=of_class("transformer", "ZImageTransformer2DModel"),
         check_text=check_text,
