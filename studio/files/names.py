@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from torch import nn
 
@@ -17,11 +17,14 @@ from studio.errors import nearest
 from studio.families import components, family_of, named_parts
 from studio.families.native import Native
 from studio.files.components import ANY_FLAT, NATIVE, component_words, flat_prefix, meant_by
+from studio.files.renames import other_names
 
 __all__ = ["Names"]
 
 
 _ENCODERS, _LEVEL = "text_encoders.", "transformer."
+Tables: TypeAlias = Mapping[str, Mapping[str, str]]
+"""Component -> name -> path."""
 
 
 class Names:
@@ -160,10 +163,14 @@ class Names:
 
     def find_dotted(self, text: str) -> str | None:
         """Returns the path that a dotted name means, with or without its component in front, or None."""
+        found = self._find_dotted(text, self._by_name)
+        return self._find_dotted(text, self._by_other_name) if found is None else found
+
+    def _find_dotted(self, text: str, tables: Tables) -> str | None:
         head, _, rest = text.partition(".")
         for component, label in self.labels.items():
             if label and head == label:
-                found = self._look(self._by_name[component], label, rest)
+                found = self._look(tables[component], label, rest)
                 if found is not None:
                     return found
         known = head in component_words()
@@ -171,12 +178,12 @@ class Names:
             return None  # of a component that this model does not have
         native = next((text.removeprefix(one) for one in NATIVE if text.startswith(one)), None)
         if native is not None:
-            return self._within(self.family.denoiser if self.family else "", native)
+            return self._within(self.family.denoiser if self.family else "", native, tables)
         beside = next((one for one in self._beside if text.startswith(self._beside[one])), None)
         if beside is not None:
-            return self._within(beside, text.removeprefix(self._beside[beside]).removeprefix(_LEVEL))
-        found = self._anywhere(text)
-        return self._anywhere(rest) if found is None and known else found
+            return self._within(beside, text.removeprefix(self._beside[beside]).removeprefix(_LEVEL), tables)
+        found = self._anywhere(text, tables)
+        return self._anywhere(rest, tables) if found is None and known else found
 
     def find_native(self, text: str) -> Native | None:
         """Returns the layer that a name means to those who trained the base, flattened or dotted, or None."""
@@ -205,23 +212,23 @@ class Names:
         if not prefix:
             return None
         labels, rest = meant_by(prefix, self.family), text[len(prefix) + 1 :]
-        found = {
-            self._look(self._by_flat[component], label, rest, "_")
-            for component, label in self.labels.items()
-            if not labels or not label or label in labels
-        }
-        found.discard(None)
-        return found.pop() if len(found) == 1 else None
+        meant = {one: own for one, own in self.labels.items() if not labels or not own or own in labels}
+        found = self._only(self._look(self._by_flat[one], own, rest, "_") for one, own in meant.items())
+        if found is None:
+            found = self._only(self._look(self._by_other_flat[one], own, rest, "_") for one, own in meant.items())
+        return found
 
-    def _within(self, label: str, text: str) -> str | None:
-        found = {self._look(self._by_name[one], label, text) for one, own in self.labels.items() if own == label}
-        found.discard(None)
-        return found.pop() if len(found) == 1 else None
+    def _within(self, label: str, text: str, tables: Tables) -> str | None:
+        return self._only(self._look(tables[one], label, text) for one, own in self.labels.items() if own == label)
 
-    def _anywhere(self, text: str) -> str | None:
-        found = {self._look(self._by_name[component], label, text) for component, label in self.labels.items()}
-        found.discard(None)
-        return found.pop() if len(found) == 1 else None
+    def _anywhere(self, text: str, tables: Tables) -> str | None:
+        return self._only(self._look(tables[one], own, text) for one, own in self.labels.items())
+
+    @staticmethod
+    def _only(found: Iterable[str | None]) -> str | None:
+        """The path that all of them are, where they are one."""
+        paths = set(found) - {None}
+        return paths.pop() if len(paths) == 1 else None
 
     def _look(self, table: Mapping[str, str], label: str, text: str, dot: str = ".") -> str | None:
         found = table.get(text)
@@ -241,10 +248,19 @@ class Names:
 
     @functools.cached_property
     def _by_flat(self) -> dict[str, dict[str, str]]:
-        tables: dict[str, dict[str, str]] = {component: {} for component in self.modules}
-        for path, (component, name) in self.paths.items():
-            tables[component][name.replace(".", "_")] = path
-        return tables
+        return {one: _flattened(table) for one, table in self._by_name.items()}
+
+    @functools.cached_property
+    def _by_other_name(self) -> dict[str, dict[str, str]]:
+        """The same for names of other versions of the libraries."""
+        return {
+            one: {other: table[name] for other, name in other_names(type(self.modules[one]).__name__, table).items()}
+            for one, table in self._by_name.items()
+        }
+
+    @functools.cached_property
+    def _by_other_flat(self) -> dict[str, dict[str, str]]:
+        return {one: _flattened(table) for one, table in self._by_other_name.items()}
 
     # -- hints -------------------------------------------------------------------------------------------------------
 
@@ -263,6 +279,10 @@ class Names:
         spelled = {spell(self, path) for path in layers}
         shared = sorted(spelled, key=lambda name: (-len(words & set(name.replace(".", "_").split("_"))), name))
         return next(iter(nearest(text, shared[:40], 1)), "")
+
+
+def _flattened(table: Mapping[str, str]) -> dict[str, str]:
+    return {name.replace(".", "_"): path for name, path in table.items()}
 
 
 def _library_class(models: Iterable[Any]) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from studio.errors import BadFile
 from studio.files.cache import CACHE, Kept, now, stamp_of
+from studio.files.cloneofsimo import EXPECTED, listed
 from studio.files.format import Source
 from studio.files.header import DTYPES, Header, TensorInfo, read_header, read_tensors
 from studio.files.metadata import stated_hash
@@ -162,6 +163,11 @@ def _open_pickled(
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, OSError) as error:
         reason = str(error).partition("\n")[0][:200]
         raise BadFile(f"{file} holds more than tensors, or is damaged: {reason}") from None
+    if isinstance(content, list):
+        found = listed(content)
+        if found is None:
+            raise BadFile(f"{file} holds a list of {len(content)} entries, as cloneofsimo's trainer writes; {EXPECTED}")
+        content = found
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
