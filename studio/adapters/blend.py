@@ -72,8 +72,9 @@ def block_weights(model: Any, name: str, said: str | Sequence[float] | Mapping[s
 
     Args:
         model: the model or pipeline. name: the adapter, for whose layers they are.
-        said: a preset of lora-block-weight (``"OUTALL"``), a list of numbers or its text (``"1,0,0,1,…"``), numbers by
-            block (``"IN04=0.5,OUT03-OUT05=0"``), or diffusers' table (``{"unet": {"down": 0.5, "up": {"block_1":
+        said: a preset of lora-block-weight (``"OUTALL"``) or of B-LoRA (``"content"``, ``"style"``), a list of numbers
+            or its text (``"1,0,0,1,…"``), numbers by block and glob (``"IN04=0.5,OUT03-OUT05=0,*.attn2.*=0"``), or
+            diffusers' table (``{"unet": {"down": 0.5, "up": {"block_1":
             [0, 1, 1]}}}``; globs in place of ``down`` and ``up``, for transformers: ``{"transformer":
             {"transformer_blocks[0:2]": [0.5, 1]}}``).
 

@@ -13,14 +13,14 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from studio.adapters.contract.adapter import Adapter, Delta, Factors
-from studio.adapters.hosting.mount import Mount
+from studio.adapters.contract.adapter import Adapter, Factors
+from studio.adapters.contract.change import change_of
+from studio.adapters.sites.site import Site
 from studio.device import has_dtype
-from studio.errors import DoesNotFit
 
 __all__ = ["Carried", "grams"]
 
-Carried = tuple[Mount, Mapping[int, Adapter]]
+Carried = tuple[Site, Mapping[int, Adapter]]
 """A layer, and the adapters that it carries, by their number in the Gram matrix."""
 _AT_ONCE: Final = 8 << 20  # numbers of factors that are multiplied at once
 
@@ -34,16 +34,16 @@ def grams(layers: Sequence[Carried], count: int, *, exact: bool = True) -> Tenso
         exact: whether pairs are multiplied in fp64, where the device has it; else in fp32.
 
     Raises:
-        DoesNotFit: a weight that a method's change is made of is offloaded.
+        DoesNotFit: a weight that a method's change is made of is offloaded, or not at hand.
     """
     found = torch.zeros(len(layers), count, count, dtype=torch.float64)
     read = [{i: one(type(one).factors) for i, one in own.items() if one.fused} for _, own in layers]
     for alike in _alike(read):
         _add_pairs(found, alike, [read[place] for place in alike], exact)
-    for place, (mount, own) in enumerate(layers):
+    for place, (site, own) in enumerate(layers):
         rest = {i: one for i, one in own.items() if not one.fused}
         if rest or any(pair.bias is not None for pair in read[place].values()):
-            _add_rest(found[place], mount, rest, read[place])
+            _add_rest(found[place], site, rest, read[place])
     return found
 
 
@@ -80,10 +80,10 @@ def _add_pairs(found: Tensor, places: list[int], read: list[Mapping[int, Factors
     _add(found, places, numbers, owner.t() @ products @ owner)
 
 
-def _add_rest(gram: Tensor, mount: Mount, adapters: Mapping[int, Adapter], pairs: Mapping[int, Factors]) -> None:
+def _add_rest(gram: Tensor, site: Site, adapters: Mapping[int, Adapter], pairs: Mapping[int, Factors]) -> None:
     """Adds what methods that are no pairs change at one layer, by themselves and against the pairs; and all biases."""
-    deltas = {i: _delta(mount, one) for i, one in adapters.items()}
-    weights = {i: mount.site.matrix(delta.weight) for i, delta in deltas.items() if delta.weight is not None}
+    deltas = {i: change_of(site, one) for i, one in adapters.items()}
+    weights = {i: site.matrix(delta.weight) for i, delta in deltas.items() if delta.weight is not None}
     biases = {i: delta.bias for i, delta in deltas.items() if delta.bias is not None}
     for i, weight in weights.items():
         weights[i] = weight.to(_wide(weight))
@@ -102,15 +102,6 @@ def _add(found: Tensor, places: list[int], numbers: list[int], part: Tensor) -> 
     """Adds ``part`` ``(places, numbers, numbers)`` where it belongs."""
     layers, adapters = torch.tensor(places), torch.tensor(numbers)
     found[layers[:, None, None], adapters[:, None], adapters] += part.to("cpu", torch.float64)
-
-
-def _delta(mount: Mount, adapter: Adapter) -> Delta:
-    weight, bias = mount.site.weight, mount.site.bias
-    if weight.device.type == "meta":
-        raise DoesNotFit(f"the weight of {mount.site.path} is offloaded or on the meta device; stop offloading first")
-    exact = torch.promote_types(weight.dtype, torch.float32)
-    delta: Delta = adapter(type(adapter).delta, weight.to(exact), None if bias is None else bias.to(exact))
-    return delta
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -86,6 +86,8 @@ def load_adapter(
     except (PartialLoad, BadFile) as error:
         raise type(error)(_in_options(str(error))) from None
     name = report.name
+    if word.blocks is not None:
+        _weigh(pipe, name, word)
     if not has_effect(pipe.carrier, name):
         raise NoEffect(
             f"{word.file} changes nothing: in each of its {len(report.sites)} layers the change is zero, so what "
@@ -93,16 +95,29 @@ def load_adapter(
         )
     if strength == 0:
         show.note(f"{name} has strength 0 and does not act, but where a prompt tags it")
-    for key, reason in list(report.ignored.items())[:5]:
-        show.note(f"{word.file.name}: {key} is not applied: {reason}")
-    if len(report.ignored) > 5:
-        show.note(f"{word.file.name}: and {len(report.ignored) - 5} more keys are not applied")
+    _name_ignored(show, word.file.name, report.ignored)
     show.tell(f"{name}: {report.method} in {len(report.sites)} layers, strength {word.said}, from {word.file}")
-    said = word.strength if word.schedule is None else word.said
+    said = word.strength if word.plain else word.said
     return {
         "name": name, "file": word.file, "strength": said, "method": report.method, "format": report.format,
         "sites": len(report.sites), "ignored": dict(report.ignored),
     }  # fmt: skip
+
+
+def _name_ignored(show: Show, file: str, ignored: Mapping[str, str]) -> None:
+    for key, reason in list(ignored.items())[:5]:
+        show.note(f"{file}: {key} is not applied: {reason}")
+    if len(ignored) > 5:
+        show.note(f"{file}: and {len(ignored) - 5} more keys are not applied")
+
+
+def _weigh(pipe: Pipeline, name: str, word: AdapterWord) -> None:
+    """Gives an adapter that is loaded the weights of its blocks."""
+    from studio.adapters import Strength, blend, block_weights, current_blend
+
+    number = 1.0 if word.schedule is not None else word.strength
+    blocks = block_weights(pipe.carrier, name, word.blocks or "")
+    blend(pipe.carrier, {**current_blend(pipe.carrier), name: Strength(number, blocks=blocks, schedule=word.schedule)})
 
 
 def _in_options(sentence: str) -> str:

@@ -204,9 +204,9 @@ def output_options(command: F) -> F:
 def adapter_option(command: F) -> F:
     """Adds ``--adapter``, in front of those that stand below it."""
     return click.option(
-        "--adapter", "adapters", type=ADAPTER, multiple=True, metavar="[NAME=]FILE[:STRENGTH]",
-        help="An adapter's file, or a run's folder, with its strength (1 if left out) and the name that tags call it; "
-        "repeatable.",
+        "--adapter", "adapters", type=ADAPTER, multiple=True, metavar="[NAME=]FILE[:STRENGTH][:BLOCKS]",
+        help="An adapter's file, or a run's folder, with its strength (1 if left out), the weights of its blocks "
+        "(lbw=... as in a tag, or a preset) and the name that tags call it; repeatable.",
     )(command)  # fmt: skip
 
 

@@ -139,7 +139,7 @@ def _adapters(words: Sequence[AdapterWord]) -> tuple[dict[str, Path], dict[str, 
         name = word.name or free_name(word.file, _recorded(word.file), files)
         if name in files:
             raise BadConfig(f"two adapters are called {name!r}: name one of them, --adapter other={word.file}")
-        files[name], strengths[name] = word.file, word.strength if word.schedule is None else word.said
+        files[name], strengths[name] = word.file, word.strength if word.plain else word.said
     return files, strengths
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -24,19 +24,27 @@ class AdapterWord:
     Args:
         file: its file. strength: a number. name: what tags call it; None: as the file says.
         schedule: points (progress, strength) in place of the number, where it changes while a picture is drawn.
+        blocks: how much of it acts where, as :func:`studio.block_weights` reads it; None: all alike.
     """
 
     file: Path
     strength: float = 1.0
     name: str | None = None
     schedule: tuple[tuple[float, float], ...] | None = None
+    blocks: str | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether its strength is one number."""
+        return self.schedule is None and self.blocks is None
 
     @property
     def said(self) -> str:
         """Its strength as it is written."""
-        if self.schedule is None:
-            return f"{self.strength:g}"
-        return ",".join(f"{strength:g}@{place:g}" for place, strength in self.schedule)
+        number = f"{self.strength:g}"
+        if self.schedule is not None:
+            number = ",".join(f"{strength:g}@{place:g}" for place, strength in self.schedule)
+        return number if self.blocks is None else f"{number}:lbw={self.blocks}"
 
 
 class Seeds(click.ParamType):
@@ -105,7 +113,8 @@ class Adapter(click.ParamType):
     """An adapter file with its strength: ``dog.safetensors:0.8``, ``hound=dog.safetensors``, ``C:\\dog.safetensors``.
 
     ``dog.safetensors:0@0,1@0.4`` is a strength that changes while a picture is drawn: none at its beginning, 1 from
-    four tenths on, linear between.
+    four tenths on, linear between. ``dog.safetensors:0.8:lbw=OUTALL`` weighs its blocks, as in a tag; a preset's name
+    needs no ``lbw=``: ``dog.safetensors:content``.
 
     What follows the last colon is a strength if it is a number and the whole word is no file. A drive letter is no
     strength, since what follows its colon is a path.
@@ -124,6 +133,9 @@ class Adapter(click.ParamType):
             ('dog.safetensors', 0.8, 'hound')
             >>> ADAPTER("dog:v2.safetensors").strength
             1.0
+            >>> word = ADAPTER("dog.safetensors:0.8:lbw=IN04=0.5,*.attn2.*=0")
+            >>> word.strength, word.blocks
+            (0.8, 'IN04=0.5,*.attn2.*=0')
         """
         if isinstance(value, AdapterWord):
             return value
@@ -136,6 +148,9 @@ class Adapter(click.ParamType):
         if _exists(text):
             return AdapterWord(Path(text).expanduser(), name=name)
         file, colon, number = text.rpartition(":")
+        blocks = _blocks(number) if colon and file else None
+        if blocks is not None:
+            return replace(self.convert(file, parameter, context), name=name, blocks=blocks)
         points = _points(number) if colon and file else None
         if points is not None:
             return AdapterWord(Path(file).expanduser(), name=name, schedule=points)
@@ -182,6 +197,17 @@ def _number(text: str) -> float | None:
         return None if "_" in text else float(text)
     except ValueError:
         return None
+
+
+def _blocks(text: str) -> str | None:
+    """Block weights: ``lbw=`` and what it says, or the name of a preset; None where it is neither."""
+    if text.startswith("lbw="):
+        return text.removeprefix("lbw=")
+    if not re.fullmatch(r"[A-Za-z][\w.-]*", text):
+        return None
+    from studio.adapters.targets.block_lists import BLOCK_PRESETS, PART_PRESETS
+
+    return text if text in BLOCK_PRESETS or text in PART_PRESETS else None
 
 
 def _points(text: str) -> tuple[tuple[float, float], ...] | None:

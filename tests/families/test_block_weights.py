@@ -133,3 +133,59 @@ def test_every_family_has_blocks_and_a_list_of_them(kind):
         studio.blend(pipe, {"dog": {family.denoiser: {f"{prefix}.0.*": 0.5}}})
         (strength,) = {info.strength for info in studio.adapters(pipe).values()}
         assert strength.at(family.denoiser, first[0]) == 0.5
+
+
+@pytest.fixture(scope="module")
+def sdxl():
+    unet = real("sdxl unet")
+    return Blocks({"unet": linear(unet), "text_encoder": ["layers.0.fc1"]}, linear(unet), FAMILIES["sdxl"]), unet
+
+
+@pytest.mark.parametrize("length", [12, 20, 26])
+def test_the_lists_of_sdxl(sdxl, length):
+    """Against the U-Net's names in Stability's code, by which lora-block-weight finds the blocks."""
+    blocks, unet = sdxl
+    ids = {
+        12: [("IN", n) for n in (4, 5, 7, 8)] + [("M", 0)] + [("OUT", n) for n in range(6)],
+        20: [("IN", n) for n in range(9)] + [("M", 0)] + [("OUT", n) for n in range(9)],
+        26: [("IN", n) for n in range(12)] + [("M", 0)] + [("OUT", n) for n in range(12)],
+    }[length]
+    given = [0.01 * (n + 2) for n in range(length)]
+    expected = dict(zip(ids, given[1:], strict=True))
+    found = numbers(blocks.weights(",".join(map(str, given))), "unet", linear(unet))
+    for native in sgm_names(linear(unet)):
+        match = re.match(r"(input|middle|output)_blocks?\.(\d+)", native.name)
+        if match is not None:
+            block = ("M", 0) if match[1] == "middle" else ({"input": "IN", "output": "OUT"}[match[1]], int(match[2]))
+            assert found[native.paths[0]] == pytest.approx(expected.get(block, 0.0)), native.paths
+
+
+@pytest.mark.parametrize(("presets", "part"), [
+    (("B-LoRA-content", "content"), "output_blocks.0.1."), (("B-LoRA-style", "style"), "output_blocks.1.1."),
+])  # fmt: skip
+def test_b_loras_parts_are_those_of_its_paper(sdxl, presets, part):
+    """By their names in Stability's code: all of an adapter inside, nothing of it outside."""
+    blocks, unet = sdxl
+    natives = {path: native.name for native in sgm_names(linear(unet)) for path in native.paths}
+    for preset in presets:
+        found = numbers(blocks.weights(preset), "unet", linear(unet))
+        assert {path for path, number in found.items() if number} == {
+            path for path in found if natives[path].startswith(part)
+        }
+        assert set(found.values()) == {0.0, 1.0}
+        assert Strength(blocks=blocks.weights(preset)).at("text_encoder", "layers.0.fc1") == 0.0
+
+
+def test_globs_stand_beside_blocks(sdxl):
+    blocks, unet = sdxl
+    found = numbers(blocks.weights("M00=0.5,*.attn2.*=0,unet.up_blocks.1.*=0.25"), "unet", linear(unet))
+    for path, number in found.items():
+        expected = (0.5 if path.startswith("mid_block.") else 1) * (0.25 if path.startswith("up_blocks.1.") else 1)
+        assert number == (0 if ".attn2." in path else expected), path
+
+
+def test_a_part_where_an_adapter_has_nothing_is_refused(sd1, sdxl):
+    with pytest.raises(BadConfig, match="no layer there"):
+        sd1[0].weights("content")
+    with pytest.raises(BadConfig, match="which no layer of the adapter matches"):
+        sdxl[0].weights("*.attn7.*=0")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,13 +12,19 @@ from torch import Tensor
 from studio.adapters.combining.pairs import Pair, of_rank, rounded_to, stacked
 from studio.adapters.combining.rules import Choices, Rule
 from studio.adapters.contract.adapter import Adapter, Factors
+from studio.adapters.contract.change import change_of
 from studio.adapters.sites.site import Site
 from studio.errors import DoesNotFit, UnsupportedLayer
 
-__all__ = ["Made", "combined_dense", "combined_pairs", "is_pair"]
+__all__ = ["Made", "Part", "combined_dense", "combined_pairs", "is_pair"]
 
-Part = tuple[Adapter, float]
-"""An adapter on the layer, and its strength there."""
+
+class Part(NamedTuple):
+    """An adapter on a layer: its name, itself, and its strength there."""
+
+    name: str
+    adapter: Adapter
+    strength: float
 
 
 @dataclass(frozen=True)
@@ -28,11 +34,13 @@ class Made:
     Args:
         tensors: those of a LoRA (``down``, ``up`` and maybe ``bias``) or of a full difference (``weight``, ``bias``).
         lacking: the square of what a rank left out. whole: the square of the whole change.
+        left: of a rule that takes something of each adapter, by name, the squares of what it left and of what was.
     """
 
     tensors: dict[str, Tensor]
     lacking: float = 0.0
     whole: float = 0.0
+    left: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def is_pair(adapter: Adapter) -> bool:
@@ -48,15 +56,9 @@ def combined_pairs(site: Site, parts: Sequence[Part], rule: Rule, choices: Choic
         rank: of the result; None: what comes out, or the largest of theirs where the rule compresses.
     """
     _check(site)
-    read: list[Factors] = [adapter(type(adapter).factors) for adapter, _ in parts]
+    read: list[Factors] = [one.adapter(type(one.adapter).factors) for one in parts]
     pairs: list[Pair] = [(one.down.flatten(1).double() * one.scale, one.up.double()) for one in read]
-    weights = [weight for _, weight in parts]
-    if rule.pairs is not None:
-        pair, numbers = rule.pairs(pairs, weights, choices), weights
-    else:
-        assert rule.numbers is not None, "a rule on numbers makes no pair"
-        numbers = list(rule.numbers(_gram(pairs), weights))
-        pair = stacked(pairs, numbers)
+    pair, numbers, left = _by_pairs(pairs, read, [one.strength for one in parts], rule, choices)
     asked = rank if rank is not None else max(len(down) for down, _ in pairs) if rule.compresses else None
     most = min(site.rows, site.cols)
     lacking = whole = 0.0
@@ -66,7 +68,25 @@ def combined_pairs(site: Site, parts: Sequence[Part], rule: Rule, choices: Choic
     biases = [one.bias.double() * one.scale * c for one, c in zip(read, numbers, strict=True) if one.bias is not None]
     if biases:
         tensors["bias"] = torch.stack(biases).sum(0)
-    return Made({name: tensor.float().contiguous() for name, tensor in tensors.items()}, lacking, whole)
+    squares = {one.name: of for one, of in zip(parts, left, strict=False)}
+    return Made({name: tensor.float().contiguous() for name, tensor in tensors.items()}, lacking, whole, squares)
+
+
+def _by_pairs(
+    pairs: Sequence[Pair], read: Sequence[Factors], weights: Sequence[float], rule: Rule, choices: Choices
+) -> tuple[Pair, Sequence[float], list[tuple[float, float]]]:
+    """The pair of a rule, the numbers of what is summed, and what is left of each (nothing where none loses)."""
+    if rule.factors is not None:
+        return rule.factors(read, weights, choices), weights, []
+    if rule.pairs is not None:
+        return rule.pairs(pairs, weights, choices), weights, []
+    if rule.each is not None:
+        rest = rule.each(pairs, weights, choices)
+        squares = [(_square(after), _square(before)) for after, before in zip(rest, pairs, strict=True)]
+        return stacked(rest, weights), weights, squares
+    assert rule.numbers is not None, "a rule on numbers makes no pair"
+    numbers = list(rule.numbers(_gram(pairs), weights))
+    return stacked(pairs, numbers), numbers, []
 
 
 def combined_dense(site: Site, parts: Sequence[Part], rule: Rule, choices: Choices, rank: int | None) -> Made:
@@ -77,11 +97,12 @@ def combined_dense(site: Site, parts: Sequence[Part], rule: Rule, choices: Choic
         rank: of the result, which is then a LoRA's; None: a full difference.
 
     Raises:
-        DoesNotFit: a weight that a change is made of is offloaded. UnsupportedLayer: a layer that holds several.
+        DoesNotFit: a weight that a change is made of is offloaded, or not at hand.
+        UnsupportedLayer: a layer that holds several.
     """
     _check(site)
-    weights = [weight for _, weight in parts]
-    deltas = [_delta(site, adapter) for adapter, _ in parts]
+    weights = [one.strength for one in parts]
+    deltas = [change_of(site, one.adapter) for one in parts]
     matrices = [None if one.weight is None else site.matrix(one.weight).double() for one in deltas]
     biases = [None if one.bias is None else one.bias.double() for one in deltas]
     if rule.dense is not None:
@@ -100,7 +121,7 @@ def combined_dense(site: Site, parts: Sequence[Part], rule: Rule, choices: Choic
         return Made({name: one.float().contiguous() for name, one in found.items() if one is not None})
     if weight is None:
         raise DoesNotFit(f"what is combined at {site.path} changes its bias alone, which no low-rank pair does")
-    asked = rank if rank is not None else max(_rank(adapter) for adapter, _ in parts)
+    asked = rank if rank is not None else max(_rank(one.adapter) for one in parts)
     (down, up), lacking, whole = rounded_to(weight, min(asked, site.rows, site.cols))
     tensors = {"down": down.reshape(-1, *site.inner_shape), "up": up} | ({} if bias is None else {"bias": bias})
     return Made({name: tensor.float().contiguous() for name, tensor in tensors.items()}, lacking, whole)
@@ -121,12 +142,8 @@ def _gram(pairs: Sequence[Pair]) -> Tensor:
     return torch.stack([torch.stack(row) for row in rows])
 
 
-def _delta(site: Site, adapter: Adapter) -> Any:
-    weight, bias = site.weight, site.bias
-    if weight.device.type == "meta":
-        raise DoesNotFit(f"the weight of {site.path} is offloaded or on the meta device; stop offloading first")
-    exact = torch.promote_types(weight.dtype, torch.float32)
-    return adapter(type(adapter).delta, weight.to(exact), None if bias is None else bias.to(exact))
+def _square(pair: Pair) -> float:
+    return float(_gram([pair]))
 
 
 def _by_rule(tensors: Sequence[Tensor | None], weights: Sequence[float], rule: Rule, choices: Choices) -> Tensor | None:

@@ -9,11 +9,15 @@ from typing import Final, TypeAlias
 import torch
 from torch import Tensor
 
+from studio.adapters.combining.crosswise import crosswise
 from studio.adapters.combining.knots import knots
 from studio.adapters.combining.numbers import dare_linear, dare_ties, magnitude_prune, ties
+from studio.adapters.combining.orthogonal import orthogonal
 from studio.adapters.combining.pairs import Pair
 from studio.adapters.combining.sparse import breadcrumbs, della
 from studio.adapters.combining.sphere import karcher, model_stock, slerp
+from studio.adapters.combining.ziplora import ziplora
+from studio.adapters.contract.adapter import Factors
 from studio.registry import Registry
 
 __all__ = ["COMBINES", "Choices", "Rule"]
@@ -26,13 +30,16 @@ class Choices:
     Args:
         density: part of the numbers that is kept. epsilon: of :func:`~studio.adapters.combining.sparse.della`.
         gamma: of :func:`~studio.adapters.combining.sparse.breadcrumbs`. signs: how a majority is found.
-        generator: of what is drawn.
+        sides: of :func:`~studio.adapters.combining.orthogonal.orthogonal`.
+        penalty: of :func:`~studio.adapters.combining.ziplora.ziplora`. generator: of what is drawn.
     """
 
     density: float = 0.5
     epsilon: float = 0.1
     gamma: float = 0.01
     signs: str = "total"
+    sides: str = "outputs"
+    penalty: float = 1.0
     generator: torch.Generator
 
 
@@ -41,16 +48,19 @@ Dense: TypeAlias = Callable[[Sequence[Tensor], Sequence[float], Choices], Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """A rule; it is of one of three kinds.
+    """A rule; it is of one of five kinds.
 
     Args:
         title: what it makes, in a few words.
         numbers: ``(gram, strengths) -> c`` of ``Σ c_i D_i``: a sum of pairs stays a pair.
         dense: ``(D, strengths, choices) -> D``, of changes of one shape; what comes out is no pair.
         pairs: ``(pairs, strengths, choices) -> pair``, for pairs alone.
-        takes: names of the :class:`Choices` that it heeds.
+        each: ``(pairs, strengths, choices) -> pairs'`` of ``Σ s_i D_i'``, for pairs alone: what is left of each.
+        factors: ``(factors, strengths, choices) -> pair``, for pairs alone, whose scales are not in them.
+        takes: names of the :class:`Choices` that it heeds, and ``"seed"``.
         compresses: whether it brings the sum to a rank, the largest of theirs where none is asked for.
         plain: whether all must be factor pairs.
+        runs_on: whether draws go on from layer to layer, as torch's own generator does; else each layer begins anew.
         source: where it is from.
     """
 
@@ -58,9 +68,12 @@ class Rule:
     numbers: Callable[[Tensor, Sequence[float]], Sequence[float]] | None = None
     dense: Dense | None = None
     pairs: Callable[[Sequence[Pair], Sequence[float], Choices], Pair] | None = None
+    each: Callable[[Sequence[Pair], Sequence[float], Choices], list[Pair]] | None = None
+    factors: Callable[[Sequence[Factors], Sequence[float], Choices], Pair] | None = None
     takes: tuple[str, ...] = ()
     compresses: bool = False
     plain: bool = False
+    runs_on: bool = False
     source: str = ""
 
 
@@ -162,3 +175,65 @@ COMBINES.add(
         source="https://arxiv.org/abs/2410.19735",
     ),
 )
+COMBINES.add(
+    "orthogonal",
+    Rule(
+        title="the sum after each has lost what those before it do already",
+        each=lambda pairs, weights, choices: orthogonal(pairs, choices.sides),
+        takes=("sides",),
+        plain=True,
+        source="https://arxiv.org/abs/2312.02432",
+    ),
+)
+COMBINES.add(
+    "ziplora",
+    Rule(
+        title="the sum of columns that are weighed so that they do not meet",
+        each=lambda pairs, weights, choices: ziplora(pairs, weights, choices.penalty),
+        takes=("penalty",),
+        plain=True,
+        source="https://arxiv.org/abs/2311.13600",
+    ),
+)
+
+
+def _of_factors(rule: str) -> Callable[[Sequence[Factors], Sequence[float], Choices], Pair]:
+    def made(read: Sequence[Factors], weights: Sequence[float], choices: Choices) -> Pair:
+        pairs = [(one.down.flatten(1).double(), one.up.double()) for one in read]
+        scales = [one.scale * weight for one, weight in zip(read, weights, strict=True)]
+        return crosswise(rule, pairs, scales, choices.density, choices.signs, choices.generator)
+
+    return made
+
+
+_PEFT: Final = {
+    "linear": (),
+    "ties": ("density", "signs"),
+    "dare_linear": ("density", "seed"),
+    "dare_ties": ("density", "signs", "seed"),
+    "magnitude_prune": ("density",),
+}
+for _name, _takes in _PEFT.items():
+    COMBINES.add(
+        f"peft-{_name}",
+        Rule(
+            title=f"PEFT's {_name}, on each factor by itself: it mixes the adapters crosswise and is no sum",
+            factors=_of_factors(_name),
+            takes=_takes,
+            plain=True,
+            runs_on=True,
+            source="https://github.com/huggingface/peft",
+        ),
+    )
+for _name in ("ties", "dare_linear", "dare_ties", "magnitude_prune"):
+    COMBINES.add(
+        f"peft-{_name}_svd",
+        Rule(
+            title=f"PEFT's {_name}_svd: {_name} on the changes, brought to the largest rank among them",
+            dense=COMBINES[_name].dense,
+            takes=_PEFT[_name],
+            compresses=True,
+            runs_on=True,
+            source="https://github.com/huggingface/peft",
+        ),
+    )

@@ -14,41 +14,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from studio.adapters.contract.pattern import exactly, matches
+from studio.adapters.targets.block_lists import BLOCK_PRESETS, LISTS, PART_PRESETS, UNET
 from studio.config import finite, own_number
 from studio.errors import BadConfig, nearest
 from studio.families import Family
 
-__all__ = ["BLOCK_PRESETS", "Blocks"]
-
-_UNET: Final = ["BASE", *(f"IN{n:02}" for n in range(12)), "M00", *(f"OUT{n:02}" for n in range(12))]
-
-
-def _without(*ranges: tuple[str, Iterable[int]]) -> list[str]:
-    left_out = {f"{kind}{number:02}" for kind, numbers in ranges for number in numbers}
-    return [block for block in _UNET if block not in left_out]
-
-
-_LISTS: Final[dict[int, list[str]]] = {
-    26: _UNET,
-    17: _without(("IN", (0, 3, 6, 9, 10, 11)), ("OUT", range(3))),
-    20: _without(("IN", range(9, 12)), ("OUT", range(9, 12))),
-    12: _without(("IN", (0, 1, 2, 3, 6, 9, 10, 11)), ("OUT", range(6, 12))),
-    61: ["CLIP", "T5", "IN", *(f"D{n:02}" for n in range(19)), *(f"S{n:02}" for n in range(38)), "OUT"],
-}
-BLOCK_PRESETS: Final[Mapping[str, tuple[float, ...]]] = {
-    "NONE": (0,) * 17,
-    "ALL": (1,) * 17,
-    "INS": (1, 1, 1, 1, *(0,) * 13),
-    "IND": (1, 0, 0, 0, 1, 1, 1, *(0,) * 10),
-    "INALL": (*(1,) * 7, *(0,) * 10),
-    "MIDD": (1, 0, 0, 0, *(1,) * 8, *(0,) * 5),
-    "OUTD": (1, *(0,) * 7, 1, 1, 1, 1, *(0,) * 5),
-    "OUTS": (1, *(0,) * 11, *(1,) * 5),
-    "OUTALL": (1, *(0,) * 7, *(1,) * 9),
-    "ALL0.5": (0.5,) * 17,
-    "FLUXALL": (1,) * 61,
-}
-"""lora-block-weight's own presets."""
+__all__ = ["BLOCK_PRESETS", "PART_PRESETS", "Blocks"]
 
 _KINDS: Final = (
     (re.compile(r"input_blocks\.(\d+)\."), "IN"),
@@ -99,11 +70,12 @@ class Blocks:
         """Returns pattern -> number of what was said; layers that it does not name keep 1.
 
         Args:
-            said: a preset, a list (numbers, or their text with commas), ``"IN04=0.5,OUT03-OUT05=0"``, or diffusers'
-                table.
+            said: a preset, a list (numbers, or their text with commas), blocks and globs with their numbers
+                (``"IN04=0.5,OUT03-OUT05=0,*.attn2.*=0"``), or diffusers' table.
 
         Raises:
-            BadConfig: a block or preset that is not there, a list of another length, or what is no finite number.
+            BadConfig: a block or preset that is not there, a list of another length, a glob that matches nothing, or
+                what is no finite number.
         """
         if isinstance(said, Mapping):
             blocks = all(isinstance(key, str) and _SPAN.fullmatch(key) for key in said)
@@ -112,33 +84,42 @@ class Blocks:
             said = said.strip()
             if said in BLOCK_PRESETS:
                 return self._of_list(BLOCK_PRESETS[said])
+            if said in PART_PRESETS:
+                return self._of_part(said, PART_PRESETS[said])
             if "=" in said:
                 pairs = [part.partition("=") for part in said.split(",")]
                 return self._of_blocks({key.strip(): number for key, _, number in pairs})
             if "," not in said:
-                close = nearest(said, BLOCK_PRESETS, 1)
-                hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(BLOCK_PRESETS)}"
-                raise BadConfig(f"there are no block weights called {said!r}{hint}")
+                known = (*BLOCK_PRESETS, *PART_PRESETS)
+                close = nearest(said, known, 1)
+                hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+                raise BadConfig(f"there are no block weights called {said!r}; {hint}")
             said = [part.strip() for part in said.split(",")]  # type: ignore[misc]
         return self._of_list(said)
 
     # -- lists ---------------------------------------------------------------------------------------------------------
 
     def _of_list(self, numbers: Sequence[Any]) -> dict[str, float]:
-        ids = _LISTS.get(len(numbers))
+        ids = LISTS.get(len(numbers))
         own = [block for block in self.known if block not in ("CLIP", "T5")]
         if ids is None and len(numbers) == len(own):
             ids = own
         if ids is None:
-            lengths = ", ".join(map(str, sorted({*_LISTS, len(own)})))
+            lengths = ", ".join(map(str, sorted({*LISTS, len(own)})))
             raise BadConfig(f"a list of block weights has {len(numbers)} numbers; lists of {lengths} are known here")
         given = dict(zip(ids, map(_number, numbers), strict=True))
-        absent = {block: 0.0 for block in _UNET if ids[0] == "BASE" and ids is not own and block not in given}
+        absent = {block: 0.0 for block in UNET if ids[0] == "BASE" and ids is not own and block not in given}
         return self._patterns(given | absent)
 
     def _of_blocks(self, said: Mapping[str, Any]) -> dict[str, float]:
         given: dict[str, float] = {}
+        globs = {key: _number(number) for key, number in said.items() if set(key) & set("*?.")}
+        for glob in globs:
+            if not self._acts(glob):
+                raise BadConfig(f"block weights name {glob!r}, which no layer of the adapter matches")
         for key, number in said.items():
+            if key in globs:
+                continue
             found = _SPAN.fullmatch(key)
             first, last = (found[1], found[2] or found[1]) if found else (key, key)
             for end in (first, last):
@@ -146,7 +127,19 @@ class Blocks:
                     raise BadConfig(f"there is no block {end!r} here; there are {_shortened(self.known)}")
             begin, stop = self.known.index(first), self.known.index(last)
             given |= dict.fromkeys(self.known[begin : stop + 1], _number(number))
-        return self._patterns(given)
+        return self._patterns(given) | globs
+
+    def _of_part(self, said: str, part: str) -> dict[str, float]:
+        """0 at all of the adapter's layers that are not in one part of the denoiser."""
+        inside = {path for path in self.layers.get(self.denoiser, ()) if path.startswith(f"{part}.")}
+        if not inside:
+            raise BadConfig(
+                f"block weights {said!r} leave an adapter in {part} alone, and this one has no layer there: it is a "
+                "part of SDXL's denoiser"
+            )
+        found = {f"{component}.*": 0.0 for component in self.layers if component != self.denoiser}
+        outside = (path for path in self.layers[self.denoiser] if path not in inside)
+        return found | {self._around(self.denoiser, path): 0.0 for path in outside}
 
     def _patterns(self, given: Mapping[str, float]) -> dict[str, float]:
         """Pattern -> number for the adapter's layers in these blocks."""
@@ -160,11 +153,13 @@ class Blocks:
             for path in paths:
                 block = self.blocks.get(path)
                 if block is not None and block in given:
-                    unit = _UNIT.match(path)
-                    whole = f"{component}.{path}".lstrip(".")
-                    inside = f"{component}.{unit[0]}.*".lstrip(".") if unit else exactly([whole])
-                    found[inside] = given[block]
+                    found[self._around(component, path)] = given[block]
         return {pattern: number for pattern, number in found.items() if number != 1}
+
+    def _around(self, component: str, path: str) -> str:
+        """The pattern of the part of a block that a layer is in, or of the layer alone where it is in none."""
+        unit, lead = _UNIT.match(path), f"{component}." if component else ""
+        return f"{lead}{unit[0]}.*" if unit else exactly([lead + path])
 
     # -- tables --------------------------------------------------------------------------------------------------------
 
@@ -182,8 +177,11 @@ class Blocks:
                     found |= self._of_side(component, key, value)
                 else:
                     found |= self._of_pattern(component, key, value)
-        own = [f"{component}.{path}".lstrip(".") for component, paths in self.layers.items() for path in paths]
-        return {one: number for one, number in found.items() if any(matches(one, path) for path in own)}
+        return {one: number for one, number in found.items() if self._acts(one)}
+
+    def _acts(self, pattern: str) -> bool:
+        own = (f"{component}.{path}".lstrip(".") for component, paths in self.layers.items() for path in paths)
+        return any(matches(pattern, path) for path in own)
 
     def _of_side(self, component: str, side: str, value: Any) -> dict[str, float]:
         """``"down": s | {"block_1": s | [s0, s1]}``, ``"mid": s | [s]``."""

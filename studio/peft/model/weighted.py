@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from studio.adapters import Adapter, LoRA, install
+from studio.adapters.combining.crosswise import crosswise
 from studio.adapters.combining.numbers import COMBINERS, truncated
 from studio.adapters.contract.pattern import exactly
 from studio.adapters.contract.ranked import RankedConfig, any_rank
@@ -163,9 +163,9 @@ def _by_factors(parts: Parts, way: _Way) -> Layer:
             f"All adapters must have the same r value when using combination_type linear, ties, dare_ties or "
             f"dare_linear, not {' and '.join(map(str, ranks))}; use 'cat' or 'svd'"
         )
-    roots = [math.sqrt(abs(scale)) for scale in scales]
-    signed = [math.copysign(root, scale) for root, scale in zip(roots, scales, strict=True)]
-    return _layer(way.together(downs, signed), way.together(ups, roots), biases)
+    pairs = list(zip(downs, ups, strict=True))
+    down, up = crosswise(way.rule, pairs, scales, 1.0 if way.density is None else way.density, way.sign)
+    return _layer(down, up, biases)
 
 
 def _by_change(parts: Parts, way: _Way) -> Layer:
