@@ -1,23 +1,29 @@
-"""Layers that are one matrix natively and several in diffusers: a LoRA of the one on the others, and back.
+"""Layers that are one matrix natively and several in diffusers: an adapter of the one on the others, and back.
 
-``ΔW = s · up @ down`` of a fused layer is that of its parts, stacked by rows. Fused to split is exact: every part has
-its rows of ``up`` and the shared ``down``, or its block of both where ``up`` is block-diagonal. Split to fused is exact
-too: parts that share ``down`` keep it, others make ``up`` block-diagonal, by which their ranks add up.
+A method says which of its tensors make which rows of its change (:meth:`~studio.adapters.Adapter.cut`), so that every
+part is of the method that the whole is of. A LoRA has more freedom: ``ΔW = s · up @ down`` of a fused layer is that of
+its parts, stacked by rows. Fused to split is exact: every part has its rows of ``up`` and the shared ``down``, or its
+block of both where ``up`` is block-diagonal. Split to fused is exact too: parts that share ``down`` keep it, others
+make ``up`` block-diagonal, by which their ranks add up.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from studio.adapters import Adapter
+from studio.adapters.contract.rows import Rows
 from studio.errors import DoesNotFit
 from studio.families.native import Native
 from studio.files.names import Names
 from studio.files.scale import Grade
+from studio.files.spelling import Spelling, recognise, with_axes
 
 __all__ = ["DOWN", "UP", "gathered", "mixed_ranks", "split_rows"]
 
@@ -25,6 +31,9 @@ Parts = Mapping[str, Tensor]
 DOWN: Final = "lora_down.weight"
 UP: Final = "lora_up.weight"
 BIAS: Final = "diff_b"
+MAGNITUDE: Final = "dora_scale"
+WINDOW: Final = "lokr_window"
+_PAIR: Final = {DOWN, UP, "alpha"}
 _OURS: Final = {"down", "up", "bias"}
 
 
@@ -32,19 +41,49 @@ _OURS: Final = {"down", "up", "bias"}
 
 
 def split_rows(
-    native: Native, grade: Grade, tensors: Parts, rows: Sequence[int]
+    native: Native,
+    adapter: type[Adapter],
+    fixed: Mapping[str, Any],
+    grade: Grade,
+    tensors: Parts,
+    rows: Sequence[int],
 ) -> Iterator[tuple[str, Grade, dict[str, Tensor]]]:
-    """Gives every layer its part of a LoRA of a fused one; those that it does not change get none.
+    """Gives every layer its part of an adapter of a fused one; those that a LoRA does not change get none.
 
     Args:
-        native: the fused layer. grade: rank and scale of its LoRA. rows: outputs of each of its layers here.
-        tensors: ``down`` (r, cols), ``up`` (rows, r), and perhaps ``bias`` (rows,).
+        native: the fused layer. adapter: its method's. fixed: fields of the config that the file's program fixes.
+        grade: its rank and scale. tensors: ours, of all outputs. rows: outputs of each of its layers here.
 
     Raises:
-        DoesNotFit: the tensors are of another method, or have another number of rows.
+        DoesNotFit: the method has no parts of outputs, or the tensors have another number of rows.
     """
-    if not {"down", "up"} <= tensors.keys() <= _OURS:
-        raise DoesNotFit(f"it is {_said(native)}, and only a LoRA is brought from one to the other here")
+    if {"down", "up"} <= tensors.keys() <= _OURS:
+        yield from _split_pair(native, grade, tensors, rows)
+        return
+    try:
+        if native.swapped:
+            tensors = _halves_swapped(adapter, tensors, sum(rows), fixed)
+        for path, place in zip(native.paths, _places(rows), strict=True):
+            yield path, grade, adapter.cut(tensors, place, fixed)
+    except DoesNotFit as error:
+        raise DoesNotFit(f"it is {_said(native)}: {error}") from None
+
+
+def _places(rows: Sequence[int]) -> list[Rows]:
+    ends = list(itertools.accumulate(rows))
+    return [Rows(end - count, end, ends[-1]) for count, end in zip(rows, ends, strict=True)]
+
+
+def _halves_swapped(adapter: type[Adapter], tensors: Parts, total: int, fixed: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What makes the same outputs with the two halves of them in the other order."""
+    halves = [adapter.cut(tensors, place, fixed) for place in _places([total // 2, total - total // 2])]
+    return adapter.rejoined(halves[::-1], _places([total - total // 2, total // 2]))
+
+
+def _split_pair(
+    native: Native, grade: Grade, tensors: Parts, rows: Sequence[int]
+) -> Iterator[tuple[str, Grade, dict[str, Tensor]]]:
+    """The same of a low-rank pair: ranks that only one of the layers uses are that layer's alone."""
     if len(tensors["up"]) != sum(rows):
         raise DoesNotFit(
             f"it is {_said(native)}, which have {sum(rows)} outputs together, and its tensors have {len(tensors['up'])}"
@@ -110,7 +149,7 @@ def gathered(
         format: the registry name of the file's.
 
     Raises:
-        DoesNotFit: layers that are one there have another method than LoRA.
+        DoesNotFit: layers that are one there have adapters that are not one.
     """
     found: dict[str, Parts] = {}
     for path, parts in layers.items():
@@ -119,6 +158,8 @@ def gathered(
         if name in found:
             continue  # with the first of its layers
         alone = len(whole.paths) == 1 and not whole.swapped
+        if alone and WINDOW in parts:
+            raise DoesNotFit(f"LyCORIS has no rows of a larger product, as {path} is; save with format='diffusers'")
         found[name] = parts if alone else _fused(names, whole, layers)
     return found
 
@@ -126,12 +167,60 @@ def gathered(
 def _fused(names: Names, native: Native, layers: Mapping[str, Parts]) -> dict[str, Tensor]:
     """The parts of the LoRA of a fused layer; a layer that has none gets rows of zeros."""
     given = {path: layers[path] for path in native.paths if path in layers}
-    if any(not {DOWN, UP, "alpha"} <= parts.keys() <= {DOWN, UP, "alpha", BIAS} for parts in given.values()):
-        raise DoesNotFit(
-            f"natively {native.name} is {_said(native)}, and only a LoRA is brought from one to the other here; save "
-            "with format='diffusers'"
-        )
     rows = {path: names.site(path).rows for path in native.paths}
+    try:
+        if _are_pairs(given, rows):
+            return _fused_pairs(native, given, rows)
+        return _fused_parts(native, given, rows)
+    except DoesNotFit as error:
+        raise DoesNotFit(f"natively {native.name} is {_said(native)}: {error}; save with format='diffusers'") from None
+
+
+def _fused_parts(native: Native, given: Mapping[str, Parts], rows: Mapping[str, int]) -> dict[str, Tensor]:
+    """The parts of the adapter of a fused layer, of which those of its layers are rows."""
+    first, places = next(iter(given.values())), _places(list(rows.values()))
+    spelling = recognise([with_axes(part, tensor.dim()) for part, tensor in first.items()])
+    if isinstance(spelling, str) or given.keys() != rows.keys() or not _alike(given):
+        raise DoesNotFit("not all of them have an adapter of the same method with the same tensors")
+    called = _called(spelling, first)
+    beside = {part: tensor for part, tensor in first.items() if part not in called.values()}
+    if any(not torch.equal(parts[part], beside[part]) for parts in given.values() for part in beside):
+        raise DoesNotFit(f"their {', '.join(beside)} differ, and one layer has one of each")
+    ours = [{name: parts[part] for name, part in called.items() if part in parts} for parts in given.values()]
+    adapter = spelling.adapter
+    whole = adapter.rejoined(ours, places)
+    if native.swapped:
+        whole = _halves_swapped(adapter, whole, places[0].total, adapter.lycoris.fixed)
+    return {**beside, **{called[name]: tensor for name, tensor in whole.items()}}
+
+
+def _are_pairs(given: Mapping[str, Parts], rows: Mapping[str, int]) -> bool:
+    """Whether they are LoRAs, or DoRAs of which none is missing, whose magnitudes are one per output."""
+    if all(_PAIR <= parts.keys() <= {*_PAIR, BIAS} for parts in given.values()):
+        return True
+    decomposed = all(_PAIR <= parts.keys() <= {*_PAIR, MAGNITUDE} for parts in given.values())
+    return decomposed and all(len(given.get(path, {}).get(MAGNITUDE, ())) == count for path, count in rows.items())
+
+
+def _alike(given: Mapping[str, Parts]) -> bool:
+    """Whether they have tensors of the same names; a window may be left out where it begins at the first row."""
+    return len({frozenset(parts.keys() - {WINDOW}) for parts in given.values()}) == 1
+
+
+def _called(spelling: Spelling, parts: Parts) -> dict[str, str]:
+    """Our tensor -> what it is called there, of one layer."""
+    called = {"window": WINDOW} if "window" in spelling.adapter.frozen else {}
+    either = spelling.adapter.either
+    second = either is not None and bool(parts[either.flag])
+    for part, tensor in parts.items():
+        names = spelling.ours.get(with_axes(part, tensor.dim()), ())
+        if names:
+            called[names[-1 if second else 0] if len(names) > 1 else names[0]] = part
+    return called
+
+
+def _fused_pairs(native: Native, given: Mapping[str, Parts], rows: Mapping[str, int]) -> dict[str, Tensor]:
+    """The pair of a fused layer; a layer that has none gets rows of zeros."""
     first, scale = next(iter(given.values())), _scale(next(iter(given.values())))
     ups = {path: _at(parts, scale) for path, parts in given.items()}
     shared = all(torch.equal(parts[DOWN], first[DOWN]) for parts in given.values())
@@ -143,6 +232,9 @@ def _fused(names: Names, native: Native, layers: Mapping[str, Parts]) -> dict[st
         empty = {path: first[DOWN].new_zeros(count) for path, count in rows.items()}
         bias = torch.cat([given[path].get(BIAS, empty[path]) if path in given else empty[path] for path in rows])
         found[BIAS] = _swapped(bias) if native.swapped else bias
+    if MAGNITUDE in first:
+        magnitude = torch.cat([given[path][MAGNITUDE] for path in rows])
+        found[MAGNITUDE] = _swapped(magnitude) if native.swapped else magnitude
     return {**found, "alpha": torch.tensor(scale * rank, dtype=torch.float32)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studio.adapters import METHODS, AdapterConfig
+from studio.adapters import METHODS, AdapterConfig, Site
 from studio.adapters.contract.pattern import check_foreign
 from studio.adapters.contract.ranked import RankedConfig
 from studio.errors import BadConfig, BadFile, DoesNotFit, Refused, UnsupportedLayer
@@ -156,7 +157,8 @@ def _placed(
         if native is None or (len(native.paths) == 1 and not native.swapped):
             return [(match, grade, tensors)]
         sites = {path: names.site(path, match.spelling.adapter.kinds) for path in native.paths}
-        parts = split_rows(native, grade, tensors, [site.rows for site in sites.values()])
+        adapter, rows = match.spelling.adapter, [site.rows for site in sites.values()]
+        parts = split_rows(native, adapter, match.form.fixed, grade, tensors, rows)
         return [(dataclasses.replace(match, path=path, site=sites[path]), own, part) for path, own, part in parts]
 
 
@@ -275,8 +277,17 @@ def _match(names: Names, source: Source, layer: Layer, reading: Reading) -> tupl
     label = names.relative(paths[0])[0]
     module = layer.module.removeprefix(f"{label or component_of(layer.module)}.")
     values = {part: source.tensors[key] for part, key in layer.parts.items()}
-    site = names.site(paths[0], spelling.adapter.kinds)
+    site = _whole_site([names.site(path, spelling.adapter.kinds) for path in paths])
     return Match(layer, module, paths[0], site, spelling, values, source.metadata), native
+
+
+def _whole_site(sites: Sequence[Site]) -> Site:
+    """The layer, or the one that has the outputs of all of them."""
+    if len(sites) == 1:
+        return sites[0]
+    whole = copy.copy(sites[0])
+    whole.rows = sum(site.rows for site in sites)
+    return whole
 
 
 def _notes(found: Contents, read: Sequence[Match], grades: Mapping[str, Grade]) -> Iterator[str]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from studio.adapters.contract.calibration import Gauge
 from studio.adapters.contract.foreign import Either, Layers, Lycoris, Peft, Tables
+from studio.adapters.contract.rows import Rows, cut_rows, joined_rows
 from studio.adapters.sites.site import LAYERS, Site
 from studio.config import check, own_number
 from studio.errors import BadConfig, DoesNotFit, UnsupportedLayer
@@ -271,6 +272,8 @@ class Adapter(nn.Module, ABC, Generic[Config]):
     tied: ClassVar[bool] = False
     """Whether it acts on a weight wherever it is used, so that it follows layers that are tied (:meth:`joined`)."""
 
+    rowwise: ClassVar[tuple[str, ...]] = ()
+    """Names of the tensors whose first axis runs over the outputs, where rows of them make rows of the change."""
     per_sample: ClassVar[bool] = True
     """Whether the samples of a batch can have strengths of their own."""
 
@@ -429,6 +432,34 @@ class Adapter(nn.Module, ABC, Generic[Config]):
             config: the method's config. layers: path -> name -> tensor.
         """
         return config, {path: dict(tensors) for path, tensors in layers.items()}
+
+    @classmethod
+    def cut(cls, tensors: Mapping[str, Tensor], rows: Rows, fixed: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Returns the tensors that make some of the outputs: of one layer that has those of several of ours.
+
+        Args:
+            tensors: of all outputs, by name. rows: which. fixed: fields of the config that the file's program fixes.
+
+        Raises:
+            DoesNotFit: they cannot be had apart from the others.
+        """
+        if not cls.rowwise:
+            raise DoesNotFit(f"{cls.__name__.removesuffix('Adapter')} changes its outputs together")
+        return cut_rows(tensors, cls.rowwise, rows)
+
+    @classmethod
+    def rejoined(cls, layers: Sequence[Mapping[str, Tensor]], rows: Sequence[Rows]) -> dict[str, Tensor]:
+        """Returns the tensors of one layer that has the outputs of these: what :meth:`cut` has taken apart.
+
+        Args:
+            layers: name -> tensor of each layer. rows: the outputs of each.
+
+        Raises:
+            DoesNotFit: no adapter of this method makes all of them.
+        """
+        if not cls.rowwise:
+            raise DoesNotFit(f"{cls.__name__.removesuffix('Adapter')} changes its outputs together")
+        return joined_rows(layers, cls.rowwise)
 
     def grown(self, rank: int, generator: torch.Generator) -> tuple[Config, dict[str, Tensor]]:
         """Returns a config and tensors of a higher rank with the same change; new ranks stand behind the old ones.

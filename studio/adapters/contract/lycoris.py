@@ -13,6 +13,7 @@ from torch import Tensor
 from studio.adapters.contract.adapter import Adapter, Given
 from studio.adapters.contract.foreign import Layers, Sites, Tables
 from studio.adapters.contract.ranked import RankedConfig
+from studio.adapters.contract.rows import Rows
 from studio.adapters.sites.site import Site
 from studio.config import finite
 from studio.errors import DoesNotFit
@@ -76,6 +77,15 @@ class LycorisAdapter(Adapter[Config]):
         found = next((tensors["magnitude"] for tensors in layers.values() if "magnitude" in tensors), None)
         axis = "" if found is None else AXES[0] if len(found) > 1 else AXES[1]
         return {"tucker": any(tensors.keys() & CORES for tensors in layers.values()), "decompose": axis}
+
+    @classmethod
+    def cut(cls, tensors: Mapping[str, Tensor], rows: Rows, fixed: Mapping[str, Any]) -> dict[str, Tensor]:
+        magnitude = tensors.get("magnitude")
+        if magnitude is not None and len(magnitude) != rows.total:
+            raise DoesNotFit("its magnitude per input is that of all outputs together")
+        if tensors.keys() & CORES:
+            raise DoesNotFit(f"{cls.__name__.removesuffix('Adapter')} with a core is that of a convolution")
+        return super().cut(tensors, rows, fixed)
 
     @classmethod
     def own_magnitude(cls, site: Site, config: LycorisConfig, given: Given) -> dict[str, Tensor]:

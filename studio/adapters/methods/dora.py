@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from studio.adapters.contract.adapter import METHODS, Adapter, Delta, Given
 from studio.adapters.contract.coverage import peft_convolves, peft_ungrouped
 from studio.adapters.contract.foreign import Layers, Lycoris, Peft, Sites, Tables
 from studio.adapters.contract.ranked import FactorConfig, checked_rank
+from studio.adapters.contract.rows import Rows
 from studio.adapters.contract.starts import RANDOM_STARTS, grown_pair, start_pair
 from studio.adapters.methods.lora import (
     ALIASES,
@@ -80,6 +82,7 @@ class DoRAAdapter(Adapter[DoRA]):
     """
 
     trained = ("down", "up", "magnitude", "magnitude_in")
+    rowwise = ("up", "magnitude")
     needs = ("down", "up", "magnitude")
     or_needs = ("down", "up", "magnitude_in")
     ranks = ("down",)
@@ -123,6 +126,12 @@ class DoRAAdapter(Adapter[DoRA]):
     @classmethod
     def shown(cls, layers: Layers) -> dict[str, Any]:
         return {"axis": "inputs" if any("magnitude_in" in tensors for tensors in layers.values()) else "outputs"}
+
+    @classmethod
+    def cut(cls, tensors: Mapping[str, Tensor], rows: Rows, fixed: Mapping[str, Any]) -> dict[str, Tensor]:
+        if "magnitude_in" in tensors:
+            raise DoesNotFit("its magnitude per input is that of all outputs together")
+        return super().cut(tensors, rows, fixed)
 
     def fit(self) -> None:
         rank = self.require("down", (None, *self.site.inner_shape)).shape[0]

@@ -49,6 +49,7 @@ class FullAdapter(Adapter[Full]):
     """The change of one site: ``weight`` as the layer's weight, ``bias`` ``(rows,)`` as its bias."""
 
     trained = ("weight", "bias")
+    rowwise = ("weight", "bias")
     kinds = ("norm", *LAYERS)
     # PEFT has no such method; LyCORIS has, and calls the tensors of a norm otherwise
     peft = Peft(tensors={"weight": "full_weight", "bias": "full_bias"})

@@ -68,6 +68,7 @@ class GLoRAAdapter(Adapter[GLoRA]):
     """GLoRA on one site: ``a1`` ``(in, r)``, ``a2`` ``(r, in)``, ``b1`` ``(rows, r)``, ``b2`` ``(r, *inner_shape)``."""
 
     trained = ("a1", "a2", "b1", "b2")
+    rowwise = ("b1",)
     kinds = ("linear", "conv", "conv1d-gpt2", "attention")
     needs = ("a1", "a2", "b1", "b2")
     ranks = ("b2",)

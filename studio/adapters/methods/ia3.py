@@ -106,6 +106,7 @@ class IA3Adapter(Adapter[IA3]):
     """IA³ on one site: ``gain`` ``(rows,)`` or, on a feed-forward site, ``gain_in`` (one per input channel)."""
 
     trained = ("gain", "gain_in")
+    rowwise = ("gain",)
     either = Either(
         field="feedforward",
         setting="feedforward_modules",

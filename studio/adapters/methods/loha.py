@@ -76,6 +76,7 @@ class LoHaAdapter(LycorisAdapter[LoHa]):
     """
 
     trained = ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2", "magnitude")
+    rowwise = ("w1_a", "w2_a", "magnitude")
     needs = ("w1_a", "w1_b", "w2_a", "w2_b")
     ranks = ("w1_b",)
     peft = Peft(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Final
@@ -24,6 +24,7 @@ from studio.adapters.contract.lycoris import (
     drawn,
     through_core,
 )
+from studio.adapters.contract.rows import Rows, joined_rows
 from studio.adapters.sites.site import Site
 from studio.errors import BadConfig, DoesNotFit
 
@@ -116,6 +117,8 @@ def _of_peft(fields: Mapping[str, Any], site: Site, tensors: dict[str, Tensor]) 
 def _for_peft(config: LoKr, sites: Sites, layers: Layers) -> Tables:
     for path, tensors in layers.items():
         _check_order(sites[path], tensors)
+        if "window" in tensors:
+            raise DoesNotFit(f"PEFT's LoKr has no rows of a larger product, as {path} is; save with format='diffusers'")
     return cores_for_peft(config, sites, layers)
 
 
@@ -175,6 +178,7 @@ NAMES: Final = {
     "w2_a": "lokr_w2_a",
     "w2_b": "lokr_w2_b",
     "magnitude": "dora_scale",
+    "window": "lokr_window",  # the studio's own
 }
 
 
@@ -182,10 +186,14 @@ class LoKrAdapter(LycorisAdapter[LoKr]):
     """LoKr on one site: ``w1`` or ``w1_a @ w1_b``, and ``w2``, ``w2_a @ w2_b`` or the Tucker form with ``w2_t``.
 
     In convolutions ``w2`` carries the kernel: ``(c, d, kh, kw)``, factorised ``w2_a (c, r)``, ``w2_b (r, d·kh·kw)``,
-    or ``w2_t (r, r, kh, kw)``, ``w2_a (r, c)``, ``w2_b (r, d)``.
+    or ``w2_t (r, r, kh, kw)``, ``w2_a (r, c)``, ``w2_b (r, d)``. Where the product has more rows than the layer,
+    as it was made for several layers in one, ``window`` ``(1,)`` says at which of them those of the layer begin.
     """
 
     trained = ("w1", "w1_a", "w1_b", "w2", "w2_t", "w2_a", "w2_b", "magnitude")
+    frozen = ("window",)
+    whole_numbers = ("window",)
+    rowwise = ("w1", "w1_a", "magnitude")
     ranks = ("w2_b", "w1_b")
     peft = Peft(
         type="LOKR",
@@ -241,7 +249,10 @@ class LoKrAdapter(LycorisAdapter[LoKr]):
         (a, b), (c, d) = self._part("w1"), self._part("w2")
         self.check_magnitude()
         taps = math.prod(self.site.inner_shape[1:])
-        if a * c != self.site.rows or b * d != self.site.inner_shape[0] * taps:
+        window = self.tensor("window")
+        self.__dict__["begin"] = begin = 0 if window is None else int(window)
+        fits = a * c == self.site.rows if window is None else 0 <= begin <= a * c - self.site.rows
+        if not fits or b * d != self.site.inner_shape[0] * taps:
             raise DoesNotFit(
                 f"LoKr at {self.site.path}: parts of {a} x {b} and {c} x {d} make {a * c} x {b * d}, "
                 f"the layer is {self.site.rows} x {self.site.cols}"
@@ -249,6 +260,41 @@ class LoKrAdapter(LycorisAdapter[LoKr]):
         self.__dict__["scale"] = self.config.scale_at(self.site.path)
 
     scale: float
+    begin: int
+
+    @classmethod
+    def cut(cls, tensors: Mapping[str, Tensor], rows: Rows, fixed: Mapping[str, Any]) -> dict[str, Tensor]:
+        left = next(name for name in ("w1", "w1_a") if name in tensors)
+        count = len(tensors[left])
+        if rows.of(count) is not None:
+            return super().cut(tensors, rows, fixed)
+        high = rows.total // count  # rows of w2, one of which is cut in two
+        first, last = rows.begin // high, -(-rows.end // high)
+        whole = super().cut(tensors, Rows(first * high, last * high, rows.total), fixed)
+        if "magnitude" in tensors:
+            whole["magnitude"] = tensors["magnitude"][rows.begin : rows.end].clone()
+        return {**whole, "window": torch.tensor([rows.begin - first * high])}
+
+    @classmethod
+    def rejoined(cls, layers: Sequence[Mapping[str, Tensor]], rows: Sequence[Rows]) -> dict[str, Tensor]:
+        if not any("window" in own for own in layers):
+            return super().rejoined(layers, rows)
+        left = next(name for name in ("w1", "w1_a") if name in layers[0])
+        begins = [int(own.get("window", torch.zeros(1))) for own in layers]
+        high = next(own["w2" if "w2" in own else "w2_a"].shape[0] for own in layers)
+        blocks = [(place.begin - begin) // high for place, begin in zip(rows, begins, strict=True)]
+        first = layers[0][left]
+        full = first.new_zeros(rows[0].total // high, *first.shape[1:])
+        for own, block in zip(layers, blocks, strict=True):
+            full[block : block + len(own[left])] = own[left]
+        same = all(
+            torch.equal(full[block : block + len(own[left])], own[left])
+            for own, block in zip(layers, blocks, strict=True)
+        )
+        if not same or rows[0].total % high:
+            raise DoesNotFit(f"their {left} differ where they overlap, and one layer has one of it")
+        rest = [{name: one for name, one in own.items() if name not in (left, "window")} for own in layers]
+        return {**joined_rows(rest, ("magnitude",)), left: full}
 
     def _part(self, name: str) -> tuple[int, int]:
         """Rows and columns of ``w1`` or ``w2``, checked for completeness."""
@@ -278,7 +324,8 @@ class LoKrAdapter(LycorisAdapter[LoKr]):
 
     def delta(self, weight: Tensor, bias: Tensor | None) -> Delta:
         w1, w2 = self.parts()
-        return Delta(self.site.shaped(self.magnified(weight, torch.kron(w1 * self.scale, w2.contiguous()))))
+        product = torch.kron(w1 * self.scale, w2.contiguous()).narrow(0, self.begin, self.site.rows)
+        return Delta(self.site.shaped(self.magnified(weight, product)))
 
     def change(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.site.kind not in ("linear", "conv1d-gpt2") or self.tensor("magnitude") is not None:
@@ -287,8 +334,8 @@ class LoKrAdapter(LycorisAdapter[LoKr]):
         (a, b), (c, d) = w1.shape, w2.shape
         # on matrices: with more axes, torch's order of sums depends on whether gradients are wanted
         parts = F.linear(x.reshape(-1, d), w2.to(x.dtype)).view(-1, b, c).mT.reshape(-1, b)
-        change = F.linear(parts, (w1 * self.scale).to(x.dtype)).view(-1, c, a).mT
-        return self.thinned(change.reshape(*x.shape[:-1], a * c))
+        change = F.linear(parts, (w1 * self.scale).to(x.dtype)).view(-1, c, a).mT.reshape(*x.shape[:-1], a * c)
+        return self.thinned(change.narrow(-1, self.begin, self.site.rows))
 
 
 LoKr.adapter = LoKrAdapter

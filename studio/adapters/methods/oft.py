@@ -25,6 +25,7 @@ from studio.adapters.contract.rotation import (
     to_lycoris,
     turn_blocks,
 )
+from studio.adapters.contract.rows import Rows, cut_rows
 from studio.adapters.sites.site import Site
 from studio.config import finite
 from studio.errors import DoesNotFit
@@ -203,6 +204,7 @@ class OFTAdapter(Rotation[OFT]):
     """OFT on one site: ``skew`` ``(blocks, b (b − 1) / 2)``, above the diagonals of ``Q``; ``gain`` ``(rows,)``."""
 
     trained = ("skew", "gain")
+    rowwise = ("skew", "gain")
     needs = ("skew",)
     peft = Peft(
         type="OFT",
@@ -242,6 +244,12 @@ class OFTAdapter(Rotation[OFT]):
         block = block_size_at(site, config, config.block_pattern, config.block_size, size)
         tensors = {"skew": torch.zeros(1 if config.share else size // block, block * (block - 1) // 2)}
         return {**tensors, "gain": torch.ones(site.rows)} if config.use_gain else tensors
+
+    @classmethod
+    def cut(cls, tensors: Mapping[str, Tensor], rows: Rows, fixed: Mapping[str, Any]) -> dict[str, Tensor]:
+        if fixed.get("outputs"):
+            return super().cut(tensors, rows, fixed)
+        return cut_rows(tensors, ("gain",), rows)  # what turns the inputs is the same for every output
 
     def fit(self) -> None:
         config = self.config
