@@ -77,7 +77,12 @@ _DOUBLE: Final[Renames] = {
     "txt_attn.qkv": _ADDED,
     "img_attn.proj": ("attn.to_out.0",),
     "txt_attn.proj": ("attn.to_add_out",),
+    "img_attn.norm.query_norm": ("attn.norm_q",),
+    "img_attn.norm.key_norm": ("attn.norm_k",),
+    "txt_attn.norm.query_norm": ("attn.norm_added_q",),
+    "txt_attn.norm.key_norm": ("attn.norm_added_k",),
 }
+_SINGLE: Final[Renames] = {"norm.query_norm": ("attn.norm_q",), "norm.key_norm": ("attn.norm_k",)}
 _ENDS: Final[Renames] = {
     "img_in": ("x_embedder",),
     "txt_in": ("context_embedder",),
@@ -94,5 +99,5 @@ def flux_names(double: Renames, single: Renames, ends: Renames) -> Callable[[Col
         ends: what stands outside the blocks, and is not in all of these families.
     """
     blocks = in_blocks("double_blocks.{}.", "transformer_blocks.{}.", {**_DOUBLE, **double})
-    blocks |= in_blocks("single_blocks.{}.", "single_transformer_blocks.{}.", single)
+    blocks |= in_blocks("single_blocks.{}.", "single_transformer_blocks.{}.", {**_SINGLE, **single})
     return renamed({**blocks, **_ENDS, **ends}, swapped=("final_layer.adaLN_modulation.1",))
