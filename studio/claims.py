@@ -58,6 +58,14 @@ class TensorInfo:
     end: int
 
 
+_BEGINNINGS: Final = {
+    b"PK": "it is a renamed .pt or .bin file",
+    b"\x80\x02": "it is a renamed .pt or .bin file",
+    b"GGUF": "it is a GGUF file of llama.cpp's, which is not read here",
+}
+_UNKNOWN: Final = "check what it is, or download it again"
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """A checked header.
@@ -105,8 +113,7 @@ def _length(file: Path, stream: BinaryIO, size: int) -> int:
         raise BadFile(f"{file} has {size} bytes, too few for a safetensors file; it is empty or truncated")
     (length,) = struct.unpack("<Q", start)
     if length > max(limit("header-bytes"), size - 8):
-        pickled = start[:2] in (b"PK", b"\x80\x02")
-        advice = "it is a renamed .pt or .bin file" if pickled else "check what it is, or download it again"
+        advice = next((said for begins, said in _BEGINNINGS.items() if start.startswith(begins)), _UNKNOWN)
         raise BadFile(
             f"{file} is not a safetensors file: its first bytes would announce a header of {length:,} bytes, "
             f"and the whole file has {size:,}; {advice}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -34,6 +34,7 @@ _STRANGERS: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
         (r"_custom_diffusion\.weight$", "Custom Diffusion"),
         (r"^prompt_embeddings$", "virtual tokens of a PEFT method that only its adapter_config.json names"),
         (r"^\w+:\d+:\w+$", "cloneofsimo's format, in a form that is not known"),
+        (r"\.lora_[ab]$", "MLX's format, whose factors are transposed"),
         (r"\.(query|key)_norm\.scale$", "a Flux control LoRA"),
         (r"^(model\.diffusion_model|first_stage_model|cond_stage_model)\.", "a whole checkpoint"),
     )
@@ -128,9 +129,7 @@ def sort_keys(keys: Mapping[str, TensorInfo], preferred: str = "") -> Contents:
     unknown: list[tuple[str, Format]] = []
     placed, found.strangers = numbered(keys)
     said = {**respelled(keys), **placed}
-    for key, info in keys.items():
-        if key in found.strangers:
-            continue
+    for key in [key for key in keys if key not in found.strangers]:
         root, _, last = said[key].rpartition(".")
         if last in shared_parts():
             found.shared.setdefault("" if root == "base_model" else root, {})[last] = key
@@ -139,14 +138,9 @@ def sort_keys(keys: Mapping[str, TensorInfo], preferred: str = "") -> Contents:
         split = format.split(said[key])
         if split is None:
             unknown.append((key, format))
-            continue
-        module, part = split[0], with_axes(split[1], len(info.shape))
-        layer = found.layers.setdefault(module, Layer(format, module, preferred=preferred))
-        if part in layer.parts:
-            layer.spoiled = f"{part} of this layer is in the file twice, as {layer.parts[part]} and {key}"
-            found.strangers[key] = layer.spoiled
         else:
-            layer.parts[part] = key
+            layer = found.layers.get(split[0]) or Layer(format, split[0], preferred=preferred)
+            _place(key, with_axes(split[1], len(keys[key].shape)), layer, found)
     for module in [module for module, layer in found.layers.items() if WHOLE.issuperset(layer.parts)]:
         if module.rpartition(".")[0] in found.layers:  # "to_q.lora_a.weight" is no weight of a layer "to_q.lora_a"
             layer = found.layers.pop(module)
@@ -156,12 +150,30 @@ def sort_keys(keys: Mapping[str, TensorInfo], preferred: str = "") -> Contents:
     return found
 
 
+def _place(key: str, part: str, layer: Layer, found: Contents) -> None:
+    """Gives a key to its layer, unless it is of something that has whole tensors of its own."""
+    if part in WHOLE and _stranger(key):
+        found.strangers[key] = _stranger(key)
+        return
+    found.layers[layer.module] = layer
+    if part in layer.parts:
+        layer.spoiled = f"{part} of this layer is in the file twice, as {layer.parts[part]} and {key}"
+        found.strangers[key] = layer.spoiled
+    else:
+        layer.parts[part] = key
+
+
+def _stranger(key: str) -> str:
+    """Why a key belongs to no layer, where it is of something else that is known; else ""."""
+    what = next((what for expression, what in _STRANGERS if expression.search(key)), "")
+    return what and f"it belongs to {what}, which is not read here"
+
+
 def _place_unknown(key: str, format: Format, found: Contents) -> None:
     """Notes a key whose end is unknown; a layer that it belongs to cannot be used without it."""
-    for expression, what in _STRANGERS:
-        if expression.search(key):
-            found.strangers[key] = f"it belongs to {what}, which is not read here"
-            return
+    found.strangers[key] = _stranger(key)
+    if found.strangers[key]:
+        return
     found.hints += 1
     close = f"; the nearest is {nearest_part(key)!r}" if found.hints <= _HINTS else ""
     found.strangers[key] = f"no tensor of a known method is named so{close}"
@@ -188,8 +200,12 @@ _DOWNS: Final = ("lora_A.weight", "lora_down.weight", "hada_w1_b")
 _UPS: Final = ("lora_B.weight", "lora_up.weight", "hada_w1_a")
 
 
-def guess_family(found: Contents, infos: Mapping[str, TensorInfo]) -> tuple[str, str]:
+def guess_family(found: Contents, infos: Mapping[str, TensorInfo], stated: Iterable[str] = ()) -> tuple[str, str]:
     """Guesses for which family a file was made, by the families' marks.
+
+    Args:
+        found: the file's keys. infos: what the header says about them.
+        stated: registry names of families that it says it is for; they count where it has their marks too.
 
     Returns:
         Its registry name and its title; ``("", "")`` when nothing tells.
@@ -199,7 +215,8 @@ def guess_family(found: Contents, infos: Mapping[str, TensorInfo]) -> tuple[str,
         if any(expression.search(one) for one in names if name != "llm" or not _TEXT.search(one)):
             return name, title
     clues = _clues(found, infos)
-    family = next((row for row in FAMILIES.values() if row.marks(clues)), None)
+    rows = (*(FAMILIES[name] for name in stated if name in FAMILIES), *FAMILIES.values())
+    family = next((row for row in rows if row.marks(clues)), None)
     return ("", "") if family is None else (family.name, family.title)
 
 

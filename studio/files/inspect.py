@@ -14,6 +14,7 @@ from studio.files.metadata import facts_of, own_entry
 from studio.files.mixture import methods_of
 from studio.files.peft_settings import flagged_method
 from studio.files.provenance import Provenance, provenance_of
+from studio.files.respelled import tools_of
 from studio.files.soft import soft_method
 from studio.files.source import open_source
 from studio.files.suspicions import suspicions
@@ -40,6 +41,7 @@ class AdapterFile:
         hashes: the hashes that it states of itself, by their keys, in plain letters.
         provenance: where it comes from, by its own words.
         suspicions: what looks wrong in it, a sentence each.
+        tools: programs that alone spell keys as some of its are.
     """
 
     file: Path
@@ -61,6 +63,7 @@ class AdapterFile:
     hashes: Mapping[str, str] = field(default_factory=dict)
     provenance: Provenance = field(default_factory=Provenance)
     suspicions: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
 
     @property
     def rank(self) -> int | None:
@@ -125,6 +128,7 @@ def inspect(file: str | Path) -> AdapterFile:
         hashes=stored_hashes(source.metadata),
         provenance=provenance_of(source.metadata),
         suspicions=(*troubles, *suspicions(found, source, grades, family, own=own is not None)),
+        tools=tools_of(source.infos),
     )
 
 

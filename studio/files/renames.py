@@ -96,8 +96,8 @@ def other_names(cls: str, names: Iterable[str]) -> dict[str, str]:
         Another name -> the layer's. None is the name of a layer of this model.
 
     Example:
-        >>> other_names("Qwen2VLForConditionalGeneration", ["model.language_model.layers.0.mlp.up_proj"])
-        {'model.layers.0.mlp.up_proj': 'model.language_model.layers.0.mlp.up_proj'}
+        >>> other_names("LlavaModel", ["language_model.layers.0.mlp.up_proj"])
+        {'language_model.model.layers.0.mlp.up_proj': 'language_model.layers.0.mlp.up_proj'}
     """
     rows = [row for row in RENAMES if re.search(row.classes, cls)]
     if not rows:
@@ -120,13 +120,18 @@ def _spellings(name: str, rows: Iterable[Rename]) -> set[str]:
 
 
 def _put(name: str, old: str, new: str) -> Iterator[str]:
-    """The name with other words, where it has the old ones."""
-    if not old.startswith("^"):
-        if f".{old}." in f".{name}.":
-            yield f".{name}.".replace(f".{old}.", f".{new}.", 1)[1:-1]
+    """The name with other words, where it has the old ones, and the new ones are not there already."""
+    begins = old.startswith("^")
+    old, new = old.lstrip("^"), new.lstrip("^")
+    if old in new and _has(name, new, begins):
         return
-    old, new = old[1:], new[1:]
-    if not old and not f"{name}.".startswith(f"{new}."):
+    if not old:
         yield f"{new}.{name}"
-    elif old and f"{name}.".startswith(f"{old}."):
+    elif begins and _has(name, old, begins):
         yield f"{new}{name[len(old) :]}".removeprefix(".")
+    elif _has(name, old, begins):
+        yield f".{name}.".replace(f".{old}.", f".{new}.", 1)[1:-1]
+
+
+def _has(name: str, words: str, begins: bool) -> bool:
+    return f"{name}.".startswith(f"{words}.") if begins else f".{words}." in f".{name}."
