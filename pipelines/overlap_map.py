@@ -11,18 +11,11 @@ from PIL import Image, ImageDraw
 
 from studio.adapters.interference import BlendReport, cells, heading
 from studio.adapters.overlap import Overlap
+from studio.pipelines.heat import COLD, DEEP, INK, NOTHING, PAPER, QUIET, WARM, Colour, is_dark, mixed
 from studio.pipelines.lettering import line_height, text_width, typeface, wrap, write
 
 __all__ = ["overlap_map"]
 
-Colour = tuple[int, int, int]
-PAPER: Final[Colour] = (255, 255, 255)
-INK: Final[Colour] = (32, 33, 36)
-QUIET: Final[Colour] = (95, 99, 104)
-NOTHING: Final[Colour] = (241, 243, 244)
-WARM: Final[Colour] = (214, 69, 53)
-COLD: Final[Colour] = (48, 104, 196)
-DEEP: Final[Colour] = (94, 84, 142)
 CELL: Final = 96
 HIGH: Final = 30
 GAP: Final = 2
@@ -113,7 +106,7 @@ class _Map:
         for column, (cell, colour) in enumerate(zip(row[2:], self._colours(place), strict=True)):
             x = self._left(column)
             pen.rectangle((x, y, x + CELL - 1, y + HIGH - 1), fill=colour)
-            write(pen, x, inner, [cell], text, PAPER if _dark(colour) else INK, centre=CELL)
+            write(pen, x, inner, [cell], text, PAPER if is_dark(colour) else INK, centre=CELL)
 
     def _colours(self, place: Overlap) -> list[Colour]:
         """One per column, in the order of :func:`cells`."""
@@ -124,7 +117,7 @@ class _Map:
 
     def _by_change(self, place: Overlap) -> Callable[[float], Colour]:
         """The colour of a change at a place: of its part of the base, against the largest anywhere."""
-        return lambda norm: _mixed(DEEP, _part(place, norm) / self._largest)
+        return lambda norm: mixed(DEEP, _part(place, norm) / self._largest)
 
     @cached_property
     def _largest(self) -> float:
@@ -141,16 +134,4 @@ def _or_nothing(value: float | None, colour: Callable[[float], Colour]) -> Colou
 
 
 def _two_sided(value: float) -> Colour:
-    return _mixed(WARM if value > 0 else COLD, abs(value))
-
-
-def _mixed(colour: Colour, share: float) -> Colour:
-    share = max(0.0, min(1.0, share))
-    red, green, blue = (
-        round(paper + (ink - paper) * share) for ink, paper in zip(colour, (250, 250, 250), strict=True)
-    )
-    return red, green, blue
-
-
-def _dark(colour: Colour) -> bool:
-    return sum(part * weight for part, weight in zip(colour, (0.3, 0.59, 0.11), strict=True)) < 140
+    return mixed(WARM if value > 0 else COLD, abs(value))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -14,45 +12,80 @@ from studio.commands.show import Show
 from studio.errors import Refused, UsageError
 
 if TYPE_CHECKING:
-    from studio.files import AdapterFile
+    from studio.files.magnitude import Magnitudes
 
 __all__ = ["inspect"]
 
-SHOWN = 8  # layers and foreign metadata that are listed by name
-FACTS = tuple("trigger base base_hash task steps seed dataset images resolution licence parents".split())
+BAR: Final = 32  # letters of the longest bar
 
 
 @click.command(
     short_help="Tell what is in an adapter file.",
-    epilog=example("studio inspect runs/robot", "studio inspect dog.safetensors"),
+    epilog=example(
+        "studio inspect runs/robot",
+        "studio inspect dog.safetensors --hashes",
+        "studio inspect dog.safetensors --norms --picture dog.png",
+    ),
 )
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--values", is_flag=True, help="Read the tensors too, and name those that hold NaN or infinities.")
+@click.option("--hashes", is_flag=True, help="Read the file, and tell its hashes and whether those that it states are "
+              "right.")  # fmt: skip
+@click.option("--norms", is_flag=True, help="Read the tensors, and tell how far they move each block of the base.")
+@click.option("--picture", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw that as a heat map.")
+@click.option("--family", metavar="NAME", help="With --norms: the family or public model that it is for; else told by "
+              "its keys.")  # fmt: skip
+@click.option("--base", metavar="BASE", help="With --norms: the base, where it is for none of the public models, or "
+              "its own weights count (DoRA, OFT, IA3, ...).")  # fmt: skip
 @offline_option
 @output_options
 @click.pass_context
-def inspect(context: click.Context, file: Path, values: bool, as_json: bool, quiet: bool) -> None:
-    """Tell what is in an adapter file: method, rank, layers, base, trigger, and where it comes from.
+def inspect(
+    context: click.Context,
+    file: Path,
+    values: bool,
+    hashes: bool,
+    norms: bool,
+    picture: Path | None,
+    family: str | None,
+    base: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Tell what is in an adapter file: method, rank, layers, base, trigger, where it comes from, what looks wrong.
 
     FILE is a safetensors file (of diffusers, kohya, A1111 or the studio), a folder of PEFT, the folder of a run, or a
-    hub id (owner/name), which is downloaded once. Only its header is read, so NaN in its tensors is found with --values
-    alone. The exit code is 2 for a file that holds no adapter, 3 where parts of one cannot be read.
+    hub id (owner/name), which is downloaded once. Only its header and its alphas are read, so NaN in its tensors is
+    found with --values alone. The exit code is 2 for a file that holds no adapter, 3 where parts of one cannot be read.
     """
+    from studio.commands.inspected import content, rows
     from studio.files import inspect as read
     from studio.pipelines.naming import adapter_file
 
+    if (family or base) and not (norms or picture):
+        raise UsageError("--family and --base say on what --norms is measured: give --norms too")
     file = adapter_file(file)
-    found = read(file)
-    show = Show(as_json, quiet)
+    found, show = read(file), Show(as_json, quiet)
+    made = _hashes(file) if hashes and found.format else None
     if show.talks:
-        show.table(_rows(found))
-    show.result(_content(found))
+        show.table(rows(found, made))
+    told = content(found, made)
+    if (norms or picture) and found.format:
+        told["norms"] = _norms(file, family, base, picture, show)
+    show.result(told)
     if not found.format:
         context.exit(UsageError.exit_code)
     if values:
         _check_values(file)
     if found.unread:
         context.exit(Refused.exit_code)
+
+
+def _hashes(file: Path) -> Any:
+    from studio.files.hashes import file_hashes
+    from studio.files.source import tensor_file
+
+    return file_hashes(tensor_file(file))
 
 
 def _check_values(file: Path) -> None:
@@ -69,84 +102,48 @@ def _check_values(file: Path) -> None:
     check_finite(tensors, tensors, file)
 
 
-def _rows(found: AdapterFile) -> list[tuple[str, str]]:
-    dtypes = Counter(dtype for dtype, _ in found.tensors.values())
-    ranks = ", ".join(f"{rank} ({count} layers)" for rank, count in found.ranks.items())
-    rows = [
-        ("file", str(found.file)),
-        ("format", found.format or _nothing(found)),
-        ("method", found.method or ("unknown" if found.format else "")),
-        ("rank", ranks if len(found.ranks) > 1 else str(found.rank or "")),
-        ("alpha", _alpha(found)),
-        ("name", found.name),
-        ("family", _family(found) if found.format else ""),
-        ("layers", f"{len(found.sites)}: {_parts(found.sites)}" if found.sites else "none"),
-        (
-            "tensors",
-            f"{len(found.tensors)}, {found.parameters:,} numbers, "
-            f"{', '.join(f'{count} {dtype}' for dtype, count in sorted(dtypes.items()))}",
-        ),
-        *((name.replace("_", " "), _short(found.facts.get(name, ""))) for name in FACTS),
-    ]
-    others = [f"{name}={_short(value)}" for name, value in found.facts.items() if name not in FACTS]
-    rows.append(("also", _some(others)))
-    unread = [f"{key}: {reason}" for key, reason in found.unread.items()]
-    rows += [("cannot read", line) for line in unread[:SHOWN]]
-    if len(unread) > SHOWN:
-        rows.append(("", f"and {len(unread) - SHOWN} more keys"))
-    return [(name, value) for name, value in rows if value]
+def _norms(file: Path, family: str | None, base: str | None, picture: Path | None, show: Show) -> dict[str, Any]:
+    """Says how far the adapter moves each block, and draws it where that is asked for."""
+    from studio.files.magnitude import magnitudes
 
+    report = magnitudes(file, family=family, base=base)
+    if show.talks:
+        show.say()
+        _show_norms(report, show)
+    if picture is not None:
+        from studio.pipelines import save_png
+        from studio.pipelines.strength_map import strength_map
 
-def _nothing(found: AdapterFile) -> str:
-    """Says what a file is that holds no adapter that can be read."""
-    from studio.files.checkpoint import checkpoint_title
-
-    title = checkpoint_title({key: shape for key, (_, shape) in found.tensors.items()})
-    if title is None:
-        return "none: this file holds no adapter that can be read"
-    what = f"{title} model" if title else "model"
-    return f"none: this is a whole {what} (a checkpoint), not an adapter; open it as a base"
-
-
-def _family(found: AdapterFile) -> str:
-    from studio.families import FAMILIES
-
-    if found.family in FAMILIES:
-        return FAMILIES[found.family].title
-    return found.family_title or found.family or "unknown"
-
-
-def _alpha(found: AdapterFile) -> str:
-    alpha = getattr(found.config, "alpha", None)
-    return "" if alpha is None else f"{alpha:g}"
-
-
-def _short(value: str) -> str:
-    return f"{value[:60]}…" if len(value) > 64 else value
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-
-
-def _parts(sites: tuple[str, ...]) -> str:
-    """Counts layers by component."""
-    from studio.files.components import heading
-
-    heads = Counter(heading(site) for site in sites)
-    if set(heads) == {""}:
-        return _some(sites)
-    return ", ".join(f"{count} in {head or 'others'}" for head, count in sorted(heads.items()))
-
-
-def _content(found: AdapterFile) -> dict[str, object]:
-    from studio.config import plain
-
+        picture = picture.expanduser()
+        save_png(strength_map(report, title=file.stem), picture)
+        show.say(f"picture: {picture}")
     return {
-        "file": found.file, "format": found.format, "method": found.method, "name": found.name, "rank": found.rank,
-        "ranks": {str(rank): count for rank, count in found.ranks.items()}, "family": found.family,
-        "parameters": found.parameters, "config": None if found.config is None else plain(found.config),
-        "sites": list(found.sites), "facts": dict(found.facts), "metadata": dict(found.metadata),
-        "tensors": {key: {"dtype": dtype, "shape": list(shape)} for key, (dtype, shape) in found.tensors.items()},
-        "unread": dict(found.unread),
+        "base": report.base, "whole": report.whole, "measures": list(report.measures), "picture": picture,
+        "blocks": report.blocks, "kinds": {f"{kind.group}, {kind.part}": norm for kind, norm in report.kinds.items()},
+        "layers": [
+            {"layer": one.path, "block": one.block, "kind": list(one.kind), "norm": one.norm, "measure": one.measure}
+            for one in report.layers
+        ],
     }  # fmt: skip
+
+
+def _show_norms(report: Magnitudes, show: Show) -> None:
+    from studio.files.magnitude import MEASURES
+
+    counts: dict[str, int] = {}
+    for one in report.layers:
+        counts[one.block] = counts.get(one.block, 0) + 1
+    most = max(report.blocks.values(), default=0.0) or 1.0
+    show.table([
+        ("block", "layers", "norm"),
+        *(
+            (block, str(counts[block]), f"{norm:.4g}", "█" * round(BAR * norm / most))
+            for block, norm in report.blocks.items()
+        ),
+        ("all", str(len(report.layers)), f"{report.whole:.4g}"),
+    ])  # fmt: skip
+    show.say()
+    kinds = ", ".join(f"{kind.group} {kind.part} {norm:.3g}" for kind, norm in report.kinds.items())
+    show.say(f"by kind: {kinds}")
+    for measure in report.measures:
+        show.say(f"norm: {MEASURES[measure]}")

@@ -15,8 +15,10 @@ from studio.adapters.combining.pairs import Pair, of_rank, stacked
 from studio.adapters.contract.ranked import RankedConfig
 from studio.errors import BadFile, DoesNotFit, Refused
 from studio.files.format import FORMATS
+from studio.files.hashes import file_hash
 from studio.files.loose import Loose, read_loose, write_loose
 from studio.files.names import Names
+from studio.files.source import tensor_file
 from studio.given import given_path
 
 __all__ = ["EXACT", "ConvertReport", "convert", "difference"]
@@ -83,7 +85,8 @@ def convert(
     if place.exists():
         raise BadFile(f"{place} is there already; choose another name")
     loose = read_loose(file, family=family, base=base, pickled=pickled)
-    written = write_loose(loose, place, format=format, dtype=dtype)
+    told = loose.noted("converted", file_hash(tensor_file(loose.file, pickled)))
+    written = write_loose(told, place, format=format, dtype=dtype)
     try:
         error = difference(loose, read_loose(written, base=loose.model))
         if error > EXACT and not approximate:

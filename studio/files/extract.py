@@ -102,12 +102,16 @@ def extract(
     config = _config(layers, ranks)
     made = Loose(
         file=place, model=first, base=str(base), name=name, format="diffusers", config=config, layers=layers,
-        facts={"base": str(base)} if isinstance(base, (str, Path)) else {},
+        facts={word: name for word, name in (("base", _stated(base)), ("extracted", Path(_stated(tuned)).name)) if name},
     )  # fmt: skip
     return ExtractReport(
         file=write_loose(made, place, format=format, dtype=dtype), method=config.method, ranks=Counter(ranks.values()),
         error=math.sqrt(lacking / whole) if whole else 0.0, errors=errors, left=tuple(_left(own, other, layers)),
     )  # fmt: skip
+
+
+def _stated(model: str | Path | Any) -> str:
+    return str(model) if isinstance(model, (str, Path)) else ""
 
 
 def _checked(rank: int | None, out: str | Path) -> Path:

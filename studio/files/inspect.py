@@ -10,7 +10,7 @@ from studio.adapters import AdapterConfig
 from studio.files.detect import Contents, guess_family, sort_keys
 from studio.files.grades import counted, grades_of
 from studio.files.hashes import stored_hashes
-from studio.files.metadata import facts_of, own_entry
+from studio.files.metadata import facts_of, families_named, own_entry
 from studio.files.mixture import methods_of
 from studio.files.peft_settings import flagged_method
 from studio.files.provenance import Provenance, provenance_of
@@ -104,7 +104,7 @@ def inspect(file: str | Path) -> AdapterFile:
     soft = soft_method(source, own)
     preferred = flagged_method(source.peft) if own is None else own.method
     found = sort_keys({} if soft else source.infos, preferred)
-    family, title = guess_family(found, source.infos)
+    family, title = guess_family(found, source.infos, families_named(source.metadata))
     grades, troubles = grades_of(found, source, None if own is None else own.config)
     method = soft or "+".join(methods_of(source, found, own))
     format = ("studio" if source.peft is None else "peft") if soft else found.format()

@@ -21,7 +21,7 @@ from studio.files.detect import Contents, guess_family, sort_keys
 from studio.files.format import FORMATS, Source
 from studio.files.header import payload_hash
 from studio.files.load import drop_misfits, judge, read_source
-from studio.files.metadata import facts_of, own_entry, write_metadata
+from studio.files.metadata import facts_of, families_named, own_entry, write_metadata
 from studio.files.save import spelled_layers, stored_dtype
 from studio.files.soft import soft_method
 from studio.files.source import open_source
@@ -50,6 +50,10 @@ class Loose:
     layers: Mapping[str, Mapping[str, Tensor]]
     facts: Mapping[str, str]
     notes: tuple[str, ...] = ()
+
+    def noted(self, name: str, fact: str) -> Loose:
+        """Returns the same adapter with one more fact."""
+        return dataclasses.replace(self, facts={**self.facts, name: fact})
 
     def changed(self, config: AdapterConfig, layers: Mapping[str, Mapping[str, Tensor]]) -> Loose:
         """Returns another adapter for the same base, with the same facts but those about its file's type."""
@@ -116,7 +120,9 @@ def _on_a_shape(source: Source, family: str | None) -> Loose:
     found = sort_keys(source.infos)
     title = ""
     if family is None:
-        family, title = guess_family(found, source.infos)
+        stated = families_named(source.metadata)
+        family, title = guess_family(found, source.infos, stated)
+        family = family or next((one for one in stated if one in FAMILIES), "")  # a few layers have no mark
     names = _shapes(family, source.file, title)
     first: StudioError | None = None
     for name in names:

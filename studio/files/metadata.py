@@ -7,9 +7,10 @@ repeated under their names. Nothing here depends on when, where or by whom a fil
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,15 +21,17 @@ from studio.adapters import METHODS, AdapterConfig
 from studio.adapters.contract.mixed import Mixed
 from studio.adapters.contract.ranked import RankedConfig
 from studio.errors import BadConfig, StudioError
-from studio.families import Family, family_in
+from studio.families import Family, family_called, family_in
 from studio.files.format import Source
 from studio.files.header import payload_hash
 from studio.given import parse_json
 from studio.version import __version__
 
-__all__ = ["Entry", "doubts", "facts_of", "own_entry", "stated_hash", "write_metadata"]
+__all__ = ["COMPONENT", "Entry", "doubts", "facts_of", "families_named", "own_entry", "stated_hash", "write_metadata"]
 
 KEY: Final = "studio"
+COMPONENT: Final = "studio.component"
+"""Which component of a pipeline a file is about whose names do not say it."""
 
 _HASH: Final = "sshs_model_hash"
 _HASH_TOO: Final = "modelspec.hash_sha256"
@@ -46,23 +49,34 @@ _PUBLIC: Final = {
 
 _DERIVED: Final = (
     KEY,
+    COMPONENT,
     "format",
     "lora_adapter_metadata",
     "lora_alpha",
     "network_alpha",
+    "alpha",
+    "rank",
+    "lora_rank",
+    "network_dim",
     "ss_network_module",
     "ss_network_dim",
     "ss_network_alpha",
     "ss_network_args",
-    "ss_base_model_version",
     _HASH,
     "sshs_legacy_hash",
     "modelspec.sai_model_spec",
-    "modelspec.architecture",
     "modelspec.implementation",
     _HASH_TOO,
 )
-"""Keys that follow from the tensors and the config; they are made anew at every save."""
+"""Keys that follow from the tensors and the config; they are made anew at every save, or left out."""
+_FAMILY: Final = ("modelspec.architecture", "ss_base_model_version")
+"""Keys that name the base's family. What another program says there stays where it is true: it may be more exact."""
+_OURS: Final = frozenset(
+    "trigger licence title author description base base_hash seed steps task dataset images resolution learning_rate "
+    "batch_size parents combined converted resized extracted tokenizer template system max_length dtype".split()
+)
+"""Facts of the studio's; any other stands in the header by itself, where the program that wrote it looks for it."""
+_THEIRS: Final = ("ss_", "sshs_", "ot_", "modelspec.")
 _COUNTED: Final = re.compile(r"^(unet|text_encoder)(:\d+:rank)?$")
 """Such keys of cloneofsimo's: the classes that were looked for, and the rank of every pair."""
 
@@ -87,7 +101,13 @@ class Entry:
 
 def own_entry(metadata: Mapping[str, str]) -> Entry | None:
     """Returns our entry, or None where a file has none that can be read."""
-    entry = _entry(metadata)
+    return _read_entry(metadata.get(KEY, "{}"), tuple(METHODS))
+
+
+@functools.lru_cache(maxsize=4)
+def _read_entry(text: str, methods: tuple[str, ...]) -> Entry | None:
+    """The same, of its text and with these methods there: a config may name a thousand layers, and is asked twice."""
+    entry = _entry({KEY: text})
     method = entry.get("method")
     if not isinstance(method, str):
         return None
@@ -146,9 +166,21 @@ def facts_of(metadata: Mapping[str, str]) -> dict[str, str]:
     facts = _entry(metadata).get("facts")
     own = {key: value for key, value in facts.items() if isinstance(value, str)} if isinstance(facts, dict) else {}
     repeated = {public for fact, public in _PUBLIC.items() if fact in own}
-    derived = {key for key in metadata if key in _DERIVED or key in repeated or _COUNTED.match(key)}
+    repeated |= set(_FAMILY) if KEY in metadata else set()
+    derived = {key for key in metadata if _is_derived(key) or key in repeated}
     foreign = {key: value for key, value in metadata.items() if key not in derived}
     return dict(sorted({**foreign, **own}.items()))
+
+
+def families_named(metadata: Mapping[str, str]) -> list[str]:
+    """Returns the registry names of the families that a header says its file is for, ours first."""
+    own = _entry(metadata).get("family")
+    called = [family_called(metadata.get(key, "")) for key in _FAMILY]
+    return [*([own] if isinstance(own, str) else []), *(row.name for row in called if row is not None)]
+
+
+def _is_derived(key: str) -> bool:
+    return key in _DERIVED or _COUNTED.match(key) is not None
 
 
 def _entry(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -173,7 +205,8 @@ def write_metadata(
 
     Args:
         config: the method and its settings.
-        facts: what the caller knows. Entries named as other tools name theirs ("ss_…", "modelspec.…") stay as they are.
+        facts: what the caller knows, and what a file said that the adapter was read from. Entries of other programs
+            ("ss_…", "modelspec.…", "software") stay as they are, but those that would no longer be true.
         name: the adapter's name. parts: the base's components by name. payload: hash of the tensors' bytes.
 
     Raises:
@@ -182,9 +215,10 @@ def write_metadata(
     for key, value in facts.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise BadConfig(f"metadata[{key!r}] is {value!r}; a file holds texts only: give it as a string")
-    foreign = {key: value for key, value in facts.items() if "." in key or key.startswith(("ss_", "sshs_", "ot_"))}
-    own = {key: value for key, value in facts.items() if key not in foreign}
     family = family_in(parts)
+    named = {key: facts[key] for key in _FAMILY if key in facts and _means(facts[key], family)}
+    foreign = {key: value for key, value in facts.items() if key not in _OURS and not _is_derived(key)}
+    own = {key: value for key, value in facts.items() if key not in foreign and not key.startswith(_THEIRS)} | named
     entry = _own_entry(config, own, name, family)
     algorithm = next((algo for member in config.members if (algo := member.adapter.lycoris.algo)), "")
     metadata = {
@@ -199,13 +233,19 @@ def write_metadata(
         "ss_network_args": json.dumps({"algo": algorithm} if algorithm else {}),
         _HASH: payload,
     }
-    if isinstance(config, RankedConfig):
-        metadata |= _network(config)
+    ranked = [member for member in config.members if isinstance(member, RankedConfig)]
+    if ranked:
+        metadata |= _network(ranked)
     if family is not None:
         identity = family.identity(parts)
-        metadata["modelspec.architecture"] = f"{identity.modelspec}/lora"
-        metadata["ss_base_model_version"] = identity.version
+        metadata |= dict(zip(_FAMILY, (f"{identity.modelspec}/lora", identity.version), strict=True)) | named
     return metadata
+
+
+def _means(name: str, family: Family | None) -> bool:
+    """Whether another program's name of a family is one of this family's."""
+    called = family_called(name)
+    return family is None or (called is not None and called.name == family.name)
 
 
 def _own_entry(config: AdapterConfig, facts: Mapping[str, str], name: str, family: Family | None) -> dict[str, Any]:
@@ -220,11 +260,15 @@ def _own_entry(config: AdapterConfig, facts: Mapping[str, str], name: str, famil
     }
 
 
-def _network(config: RankedConfig) -> dict[str, str]:
+def _network(configs: Sequence[RankedConfig]) -> dict[str, str]:
     """Rank and alpha, as kohya's tools state them."""
-    alpha = config.rank if config.alpha is None else config.alpha
-    varies = bool(config.alpha_pattern) or (config.alpha is None and bool(config.rank_pattern))
+    ranks = {str(config.rank) for config in configs}
+    alphas = {f"{config.rank if config.alpha is None else config.alpha:g}" for config in configs}
+    mixed = len(ranks) > 1 or any(config.rank_pattern for config in configs)
+    varies = len(alphas) > 1 or any(
+        config.alpha_pattern or (config.alpha is None and config.rank_pattern) for config in configs
+    )
     return {
-        "ss_network_dim": "Dynamic" if config.rank_pattern else str(config.rank),
-        "ss_network_alpha": "Dynamic" if varies else f"{alpha:g}",
+        "ss_network_dim": "Dynamic" if mixed else ranks.pop(),
+        "ss_network_alpha": "Dynamic" if varies else alphas.pop(),
     }

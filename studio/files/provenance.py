@@ -30,7 +30,13 @@ _WORDS: Final[Mapping[str, tuple[str, ...]]] = {
     "base_hash": ("base_hash", "ss_new_sd_model_hash", "ss_sd_model_hash"),
     "base_version": ("ss_base_model_version",),
     "architecture": ("modelspec.architecture",),
-    "parents": ("parents", "modelspec.merged_from"),
+}
+_MADE: Final[Mapping[str, tuple[str, ...]]] = {
+    "trained on from": ("parents",),
+    "combined of": ("combined", "modelspec.merged_from"),
+    "converted from": ("converted",),
+    "resized from": ("resized",),
+    "extracted from": ("extracted",),
 }
 """What is said -> the keys under which programs say it, ours first."""
 
@@ -46,7 +52,7 @@ class Provenance:
         comment: what the trainer was told to note. usage: how it wants to be used.
         base: what it was trained on. base_hash: the hash of that. base_version: the family as kohya's tools call it.
         architecture: the family as Stability's specification calls it.
-        parents: what it was made of.
+        made: how it was made of others, in words -> what is said of those.
         training: settings of its training, in words -> value.
     """
 
@@ -63,7 +69,7 @@ class Provenance:
     base_hash: str = ""
     base_version: str = ""
     architecture: str = ""
-    parents: str = ""
+    made: Mapping[str, str] = field(default_factory=dict)
     training: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -92,6 +98,7 @@ def provenance_of(metadata: Mapping[str, str]) -> Provenance:
         triggers=tuple(dict.fromkeys(word for word in (*triggers, *taught) if word)),
         tags={} if taught else tags,
         training=training,
+        made={word: text for word, keys in _MADE.items() if (text := _first(said, keys))},
         **found,
     )
 

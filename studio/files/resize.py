@@ -16,8 +16,10 @@ from studio.adapters import LoRA
 from studio.adapters.combining.pairs import Pair, of_rank
 from studio.config import finite
 from studio.errors import BadConfig, BadFile, DoesNotFit
+from studio.files.hashes import file_hash
 from studio.files.loose import Loose, read_loose, write_loose
 from studio.files.names import Names
+from studio.files.source import tensor_file
 from studio.given import given_path
 
 __all__ = ["ResizeReport", "resize"]
@@ -89,6 +91,7 @@ def resize(
     biased = any("bias" in one.tensors for one in layers.values())
     config = LoRA(targets=loose.config.targets, use_bias=biased).regraded(ranks, scales)
     resized = loose.changed(config, {path: one.tensors for path, one in layers.items()})
+    resized = resized.noted("resized", file_hash(tensor_file(loose.file)))
     written = write_loose(resized, place, format=format, dtype=_stored(loose.facts) if dtype is None else dtype)
     lacking, whole = (sum(getattr(one, of) for one in layers.values()) for of in ("lacking", "whole"))
     return ResizeReport(

@@ -16,13 +16,13 @@ from studio.errors import BadFile
 from studio.files.cache import CACHE, Kept, now, stamp_of
 from studio.files.cloneofsimo import EXPECTED, listed
 from studio.files.format import Source
-from studio.files.header import DTYPES, Header, TensorInfo, read_header, read_tensors
+from studio.files.header import DTYPES, Header, TensorInfo, read_numbers, read_tensors
 from studio.files.metadata import stated_hash
 from studio.files.payload import Payload
 from studio.files.peft import CONFIG_FILE, TENSOR_FILE
 from studio.given import check_regular, parse_json, read_given
 
-__all__ = ["PICKLED", "open_source", "read_fields"]
+__all__ = ["PICKLED", "open_source", "read_fields", "tensor_file"]
 
 _IN_FOLDERS: Final = (TENSOR_FILE, "pytorch_lora_weights.safetensors")
 PICKLED: Final = (".bin", ".pt", ".pth", ".ckpt")
@@ -39,14 +39,14 @@ def open_source(
 
     Args:
         file: a safetensors file, or a folder with one of PEFT's or diffusers' names in it.
-        tensors: whether the tensors are read, or the header only.
+        tensors: whether the tensors are read, or the header and single numbers only.
         pickled: whether a ``.pt`` or ``.bin`` file may be read (by ``torch.load(weights_only=True)``).
         check: called with what the header says before any tensor is read, to refuse the file.
 
     Raises:
         BadFile: nothing that can be read is there. What ``check`` raises.
     """
-    named, file = file, _tensor_file(file, pickled)
+    named, file = file, tensor_file(file, pickled)
     peft = _peft_config(file)
     if file.suffix in PICKLED:
         if not pickled:
@@ -57,8 +57,8 @@ def open_source(
         return _open_pickled(named, file, peft, check)
     if tensors:
         return _open_whole(named, file, peft, check)
-    header = read_header(file)
-    return Source(named, header.tensors, {}, header.metadata, peft)
+    header, numbers = read_numbers(file)
+    return Source(named, header.tensors, numbers, header.metadata, peft)
 
 
 def _open_whole(
@@ -108,8 +108,15 @@ def _read_whole(
     return Source(named, header.tensors, loaded, header.metadata, peft, payload), data if keep else None
 
 
-def _tensor_file(file: Path, pickled: bool) -> Path:
-    """The file of tensors that a path means, which may be a folder."""
+def tensor_file(file: Path, pickled: bool = False) -> Path:
+    """Returns the file of tensors that a path means, which may be a folder.
+
+    Args:
+        file: the path. pickled: whether one that ``torch.save`` wrote counts too.
+
+    Raises:
+        BadFile: there is none in the folder, or it cannot be looked at.
+    """
     try:
         if not file.is_dir():
             return file
