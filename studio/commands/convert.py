@@ -14,7 +14,7 @@ from studio.errors import UsageError
 
 __all__ = ["convert"]
 
-_FOR: Final = {"a1111": "kohya", "comfyui": "kohya", "diffusers": "diffusers", "peft": "peft"}
+_FOR: Final = ("a1111", "comfyui", "diffusers", "peft")
 
 
 @click.command(
@@ -27,7 +27,7 @@ _FOR: Final = {"a1111": "kohya", "comfyui": "kohya", "diffusers": "diffusers", "
 )
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--format", metavar="NAME", help="diffusers, kohya, native or peft.")
-@click.option("--for", "program", type=click.Choice(sorted(_FOR)), help="The program that shall read it, instead.")
+@click.option("--for", "program", type=click.Choice(_FOR), help="The program that shall read it, instead.")
 @click.option("--family", metavar="NAME", help="The family or public model that it is for; else told by its keys.")
 @click.option("--base", metavar="BASE", help="The base, where it is for none of the public models.")
 @click.option("--dtype", metavar="T", help="What the tensors are stored in (fp32, bf16, fp16); else as they were.")
@@ -55,18 +55,14 @@ def convert(
     """
     from studio.files.convert import convert as make
 
+    if (format is None) == (program is None):
+        raise UsageError("say to what: --format NAME, or --for PROGRAM")
     show = Show(as_json, quiet)
     report = make(
-        file.expanduser(), output.expanduser(), format=_wanted(format, program), family=family, base=base,
+        file.expanduser(), output.expanduser(), format=format, program=program, family=family, base=base,
         dtype=dtype, approximate=approximate, pickled=pickled,
     )  # fmt: skip
     for note in report.notes:
         show.note(note)
     show.say(str(report))
     show.result(dataclasses.asdict(report))
-
-
-def _wanted(format: str | None, program: str | None) -> str:
-    if (format is None) == (program is None):
-        raise UsageError("say to what: --format NAME, or --for PROGRAM")
-    return format or _FOR[program or ""]

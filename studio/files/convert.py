@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from torch import Tensor
 from studio.adapters import Adapter
 from studio.adapters.combining.pairs import Pair, of_rank, stacked
 from studio.adapters.contract.ranked import RankedConfig
-from studio.errors import BadFile, DoesNotFit, Refused
+from studio.errors import BadConfig, BadFile, DoesNotFit, Refused
 from studio.files.format import FORMATS
 from studio.files.hashes import file_hash
 from studio.files.loose import Loose, read_loose, write_loose
 from studio.files.names import Names
+from studio.files.programs import PROGRAMS
 from studio.files.source import tensor_file
 from studio.given import given_path
 
@@ -57,7 +59,8 @@ def convert(
     file: str | Path,
     out: str | Path,
     *,
-    format: str,
+    format: str | None = None,
+    program: str | None = None,
     family: str | None = None,
     base: str | Any | None = None,
     dtype: torch.dtype | str | None = None,
@@ -69,6 +72,8 @@ def convert(
     Args:
         file: the adapter file. out: the new one, which must not be there.
         format: of FORMATS: "diffusers", "kohya", "native" or "peft".
+        program: of PROGRAMS, instead of a format: "a1111", "comfyui", "diffusers" or "peft". What it would leave out or
+            read as another change is refused.
         family: the family or public model that it is for; None: told by its keys.
         base: a base or model, where it is for none of the public ones.
         dtype: what the tensors are stored in; None: as they were.
@@ -79,12 +84,13 @@ def convert(
         BadFile: it cannot be read, or the new one is there already. DoesNotFit: it is for no base that is known, or the
             format cannot say what it is. PartialLoad: a part of it fits no layer.
         Refused: what was written means something else than what was read; nothing is left of it.
-        UnknownName: no such format.
+        UnknownName: no such format, or no such program. BadConfig: both of them, or none.
     """
-    place, _ = given_path(out), FORMATS[format]
+    place = given_path(out)
+    format, meant = _wanted(format, program)
     if place.exists():
         raise BadFile(f"{place} is there already; choose another name")
-    loose = read_loose(file, family=family, base=base, pickled=pickled)
+    loose = meant(read_loose(file, family=family, base=base, pickled=pickled))
     told = loose.noted("converted", file_hash(tensor_file(loose.file, pickled)))
     written = write_loose(told, place, format=format, dtype=dtype)
     try:
@@ -101,6 +107,16 @@ def convert(
         file=written, source=loose.format, format=format, method=loose.config.label, base=loose.base,
         sites=len(loose.layers), error=error, notes=loose.notes,
     )  # fmt: skip
+
+
+def _wanted(format: str | None, program: str | None) -> tuple[str, Callable[[Loose], Loose]]:
+    """The format, and what brings an adapter to what is read of it."""
+    if (format is None) == (program is None):
+        raise BadConfig("convert to what: give a format, or the program that shall read it")
+    if program is None:
+        assert format is not None, "one of them is given"
+        return FORMATS[format].name, lambda loose: loose
+    return PROGRAMS[program].format, PROGRAMS[program].meant
 
 
 def difference(one: Loose, other: Loose) -> float:

@@ -41,6 +41,7 @@ class Names:
         owners: path of a bare parameter -> the module that keeps it.
         chosen: paths of the adapter that is written, where its spelling depends on what else it is on.
         also: further names that the file at hand has for paths.
+        inside: the component that the file at hand is about, where it says so beside its names; else "".
         untold: the class of a model of diffusers or transformers whose names in kohya's files are not known; else "".
     """
 
@@ -62,6 +63,7 @@ class Names:
                     self.paths[path], self.owners[path] = (component, name), owner
         self.chosen: frozenset[str] = frozenset()
         self.also: dict[str, str] = {}
+        self.inside = ""
         self._asked = 0
         self.untold = "" if self.family is not None else _library_class((model, *self.modules.values()))
         self._levels = {} if self.family is None else self.family.levels

@@ -26,6 +26,7 @@ from studio.families import named_parameters
 from studio.files.endings import shortest_endings
 from studio.files.format import FORMATS, Draft, Format, Source
 from studio.files.header import write_tensors
+from studio.files.metadata import COMPONENT
 from studio.files.names import Names
 from studio.files.peft_parameters import wrapped
 from studio.files.peft_settings import PeftSettings
@@ -142,7 +143,8 @@ def _split(key: str) -> tuple[str, str] | None:
 
 
 def _find(names: Names, module: str) -> str | None:
-    found = names.also.get(module) or names.find_dotted(module)
+    inside = names.find_dotted(f"{names.inside}.{module}") if names.inside in names.modules else None
+    found = inside or names.also.get(module) or names.find_dotted(module)
     if found is None and "base_layer.out_proj" in module:
         return names.find_dotted(module.replace("base_layer.out_proj", "out_proj"))
     return found
@@ -213,6 +215,9 @@ def warn_doubled(draft: Draft) -> None:
 
 def _write(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], draft: Draft) -> None:
     warn_doubled(draft)
+    component = draft.names.paths[next(iter(draft.sites))][0]
+    if component:
+        metadata[COMPONENT] = component
     fields = {
         "auto_mapping": None,
         "base_model_name_or_path": None,
@@ -220,7 +225,7 @@ def _write(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], 
         "modules_to_save": None,
         "revision": None,
         "task_type": None,
-        **peft_fields(draft, draft.names.paths[next(iter(draft.sites))][0]),
+        **peft_fields(draft, component),
     }
     peft = draft.config.adapter.peft
     if peft.turns:

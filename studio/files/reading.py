@@ -21,7 +21,7 @@ from studio.files.detect import Contents, Layer
 from studio.files.endings import shortest_endings
 from studio.files.format import Settings, Source
 from studio.files.fused import split_rows
-from studio.files.metadata import Entry, doubts
+from studio.files.metadata import COMPONENT, Entry, doubts
 from studio.files.names import Names
 from studio.files.peft_parameters import names_of_parameters
 from studio.files.scale import Grade, settle
@@ -113,6 +113,7 @@ def read_layers(names: Names, source: Source, found: Contents, method: str, own:
     _check_patterns(config, source)
     reading = Reading(method, config or METHODS[method].usual(), ignored=dict(found.strangers))
     names.also = names_of_parameters(names, source.peft or {})
+    names.inside = source.metadata.get(COMPONENT, "")
     grades: dict[str, Grade] = {}
     read: list[Match] = []
     for layer in found.layers.values():
