@@ -37,6 +37,7 @@ class Registry(Mapping[str, T], Generic[T]):
     def __init__(self, what: str) -> None:
         self.what = what
         self._entries: dict[str, T] = {}
+        self._names: tuple[str, ...] = ()
 
     def add(self, name: str, entry: T) -> T:
         """Registers ``entry`` under ``name`` and returns it.
@@ -47,7 +48,13 @@ class Registry(Mapping[str, T], Generic[T]):
         if name in self._entries:
             raise ValueError(f"the {self.what} {name!r} is registered already")
         self._entries[name] = entry
+        self._names = tuple(sorted(self._entries))
         return entry
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all entries, sorted; the same object until another one is added."""
+        return self._names
 
     def register(self, name: str) -> Callable[[T], T]:
         """Returns a decorator that registers what it decorates under ``name``."""
@@ -65,7 +72,7 @@ class Registry(Mapping[str, T], Generic[T]):
         return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._entries))
+        return iter(self._names)
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -45,7 +45,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
         >>> unwrapped(nn.DataParallel(model)) is model
         True
     """
-    while word := _wrapped_word(module):
+    while (word := _word_of(type(module))) and word in module._modules:
         module = cast(nn.Module, module._modules[word])
     return module
 

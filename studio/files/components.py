@@ -29,7 +29,7 @@ def _words(families: tuple[str, ...]) -> frozenset[str]:
 
 def component_words() -> frozenset[str]:
     """Returns the words that begin a dotted key and name a component of a pipeline."""
-    return _words(tuple(FAMILIES))
+    return _words(FAMILIES.names)
 
 
 def component_of(module: str) -> str:
@@ -46,7 +46,7 @@ def component_of(module: str) -> str:
 @functools.lru_cache(maxsize=8)
 def _prefixes(families: tuple[str, ...]) -> tuple[str, ...]:
     known = {prefix for name in families for prefix in FAMILIES[name].flat.values()}
-    return tuple(sorted(known | {*_DENOISERS, *_ENCODERS, _PRIOR, ANY_FLAT}, reverse=True))
+    return tuple(sorted((f"{one}_" for one in known | {*_DENOISERS, *_ENCODERS, _PRIOR, ANY_FLAT}), reverse=True))
 
 
 def flat_prefix(text: str) -> str:
@@ -56,7 +56,7 @@ def flat_prefix(text: str) -> str:
         >>> flat_prefix("lora_te1_text_model_encoder"), flat_prefix("unet.mid_block")
         ('lora_te1', '')
     """
-    return next((one for one in _prefixes(tuple(FAMILIES)) if text.startswith(f"{one}_")), "")
+    return next((one[:-1] for one in _prefixes(FAMILIES.names) if text.startswith(one)), "")
 
 
 def is_flat(key: str) -> bool:

@@ -101,7 +101,7 @@ class Entry:
 
 def own_entry(metadata: Mapping[str, str]) -> Entry | None:
     """Returns our entry, or None where a file has none that can be read."""
-    return _read_entry(metadata.get(KEY, "{}"), tuple(METHODS))
+    return _read_entry(metadata.get(KEY, "{}"), METHODS.names)
 
 
 @functools.lru_cache(maxsize=4)

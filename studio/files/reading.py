@@ -154,9 +154,9 @@ def _placed(
     match, native = _match(names, source, layer, reading)
     settings = statements.of(layer, names.relative(match.path)[0])
     grade, tensors = _unpacked(match, settings, config, source)
-    with fitting(f"the tensors {_shapes(match)} of its layer"):
-        if native is None or (len(native.paths) == 1 and not native.swapped):
-            return [(match, grade, tensors)]
+    if native is None or (len(native.paths) == 1 and not native.swapped):
+        return [(match, grade, tensors)]
+    with fitting(lambda: f"the tensors {_shapes(match)} of its layer"):
         sites = {path: names.site(path, match.spelling.adapter.kinds) for path in native.paths}
         adapter, rows = match.spelling.adapter, [site.rows for site in sites.values()]
         parts = split_rows(native, adapter, match.form.fixed, grade, tensors, rows)
@@ -242,7 +242,7 @@ def _unpacked(
 ) -> tuple[Grade, dict[str, Tensor]]:
     """As :func:`unpacked`, with the file's name where a number is refused."""
     try:
-        with fitting(f"the tensors {_shapes(match)} of its layer"):
+        with fitting(lambda: f"the tensors {_shapes(match)} of its layer"):
             return unpacked(match, settings, config)
     except Refused as error:
         raise Refused(f"{source.file}: {error}") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -130,14 +130,14 @@ def check_size(scale: float, norm: float, site: Site, source: Source, keys: Sequ
 
 
 @contextmanager
-def fitting(what: str) -> Iterator[None]:
+def fitting(what: str | Callable[[], str]) -> Iterator[None]:
     """Turns what torch and Python say of tensors and fields that nothing can be made of into a sentence.
 
     A method computes with what a file gives it; where shapes contradict each other, what fails first is a matter of
     the method, and always the same to who asked.
 
     Args:
-        what: the subject of the sentence.
+        what: the subject of the sentence, or what says it.
 
     Raises:
         DoesNotFit: such an error was raised.
@@ -146,4 +146,5 @@ def fitting(what: str) -> Iterator[None]:
         yield
     except (RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
         reason = str(error).partition("\n")[0][:200]
-        raise DoesNotFit(f"{what} do not go together ({reason})") from None
+        subject = what if isinstance(what, str) else what()
+        raise DoesNotFit(f"{subject} do not go together ({reason})") from None

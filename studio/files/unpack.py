@@ -58,7 +58,8 @@ def unpacked(match: Match, settings: Settings | None, config: AdapterConfig | No
     Raises:
         DoesNotFit: its tensors have no meaning here. BadFile: they contradict the config that came with them.
     """
-    match = dataclasses.replace(match, values=match.form.older(match.site, match.values))
+    values = match.form.older(match.site, match.values)
+    match = match if values is match.values else dataclasses.replace(match, values=values)
     rank, values = _rank(match), match.values
     if rank == 0:  # AdaLoRA may leave a layer nothing: one rank of zeros is the same
         rank, values = 1, {part: _with_an_entry(tensor) for part, tensor in values.items()}

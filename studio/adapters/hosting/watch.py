@@ -53,9 +53,8 @@ class Watch:
     def index(self) -> None:
         """Notices which items of a list run: a router calls some of its experts, training may drop whole layers."""
         wanted: dict[str, nn.Module] = {}
-        for above, holder in {
-            above: self._list_at(above) for path in self.mounts for above, _ in _splits(path)
-        }.items():
+        for above in dict.fromkeys(above for path in self.mounts for above, _ in _splits(path)):
+            holder = self._list_at(above)
             items = {} if holder is None else holder._modules
             wanted |= {_joined(above, name): item for name, item in items.items() if item is not None}
         for path in self._items.keys() - wanted.keys():

@@ -6,9 +6,10 @@ cover: norms, and any module by its output. So a pattern of LoRA's names the sam
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Collection
-from typing import cast
+from typing import TypeAlias, cast
 
 from torch import nn
 
@@ -25,13 +26,23 @@ from studio.errors import UnsupportedLayer
 __all__ = ["has_own_forward", "is_site", "kind_of", "site_for"]
 
 
+Kinds: TypeAlias = tuple[tuple[type[nn.Module], Callable[..., Site], str], ...]
+"""Class of a layer, what makes a site of it, and its kind."""
+
+
 def _gpt2_layer() -> type[nn.Module] | None:
     """GPT-2's Conv1D where transformers has been imported; a model that holds one has done so."""
     module = sys.modules.get("transformers.pytorch_utils")
     return None if module is None else cast("type[nn.Module]", module.Conv1D)
 
 
-def _layers() -> list[tuple[type[nn.Module], Callable[[str, nn.Module], Site], str]]:
+def _layers() -> Kinds:
+    return _known(quanto_layer(), _gpt2_layer())
+
+
+@functools.lru_cache(maxsize=4)
+def _known(quanto: type[nn.Module] | None, gpt2: type[nn.Module] | None) -> Kinds:
+    """The classes of layers, with those of libraries that are there."""
     kinds: list[tuple[type[nn.Module], Callable[..., Site], str]] = [
         (nn.Linear, linear_site, "linear"),
         (nn.Conv2d, ConvSite, "conv"),
@@ -41,13 +52,11 @@ def _layers() -> list[tuple[type[nn.Module], Callable[[str, nn.Module], Site], s
         (nn.MultiheadAttention, AttentionSite, "attention"),
         (GroupQuantizedLinear, GroupSite, "linear"),
     ]
-    quanto = quanto_layer()
     if quanto is not None:  # a subclass of Linear
         kinds.insert(0, (quanto, QuantoSite, "linear"))
-    gpt2 = _gpt2_layer()
     if gpt2 is not None:
         kinds.append((gpt2, GPT2Site, "conv1d-gpt2"))
-    return kinds
+    return tuple(kinds)
 
 
 def kind_of(module: nn.Module) -> str | None:
