@@ -7,7 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from studio.adapters.combining.layer import Made, Part, combined_dense, combined_pairs, is_pair
 from studio.adapters.combining.rules import COMBINES, Choices, Rule
-from studio.adapters.contract.adapter import AdapterConfig
+from studio.adapters.contract.adapter import AdapterConfig, generator_for
 from studio.adapters.contract.pattern import exactly
 from studio.adapters.contract.strength import Strength
 from studio.adapters.interference import BlendReport
@@ -30,6 +30,7 @@ __all__ = ["CombineReport", "Combination", "Way", "digest", "read_way"]
 
 CHOSEN: Final = ("density", "epsilon", "gamma", "signs", "sides", "penalty", "seed")
 """What rules may be told."""
+_SHARED: Final = ("base", "base_hash")  # facts that the new adapter has where all its parents have them alike
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,11 +147,13 @@ class Combination:
         way: how. strengths: of each adapter. adapters: all of them, at every layer where they act.
 
     Raises:
-        DoesNotFit: a rule for factor pairs, and adapters that are none.
+        BadConfig: a rule for two adapters, and not two. DoesNotFit: one for factor pairs, and adapters that are none.
     """
 
     def __init__(self, way: Way, strengths: Mapping[str, Strength], parts: Sequence[Part]) -> None:
         self.way, self.strengths = way, strengths
+        if way.rule.two and len(strengths) != 2:
+            raise BadConfig(f"{way.method} goes from one adapter to one other, and {len(strengths)} are given")
         told = {name: value for name, value in way.told.items() if name != "seed"}
         self._choices = Choices(generator=torch.Generator().manual_seed(way.seed), **told)
         self._low = way.rule.dense is None and all(is_pair(one.adapter) for one in parts)
@@ -173,10 +176,11 @@ class Combination:
             BadConfig: an impossible choice. DoesNotFit: a weight that is needed is not at hand.
             UnsupportedLayer: a layer that holds several weights in one tensor.
         """
-        if not self.way.rule.runs_on:
-            self._choices.generator.manual_seed(self.way.seed + len(self._made))
+        choices = self._choices
+        if not self.way.rule.runs_on:  # a layer's draws depend on the seed and its path alone
+            choices = replace(choices, generator=generator_for(self.way.seed, "combine", path))
         make = combined_pairs if self._low else combined_dense
-        self._made[path] = make(site, parts, self.way.rule, self._choices, self.way.rank)
+        self._made[path] = make(site, parts, self.way.rule, choices, self.way.rank)
         names, levels = tuple(self.strengths), {one.name: one.strength for one in parts}
         acting = {names.index(one.name): one.adapter for one in parts}
         self._places += measured([path], [(site, acting)], [[levels.get(name, 0.0) for name in names]], names)
@@ -200,17 +204,18 @@ class Combination:
     def _all_low(self) -> bool:
         return all("down" in one.tensors for one in self._made.values())
 
-    def facts(self, hashes: Mapping[str, str], files: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Returns what the new adapter says about where it comes from.
+    def facts(self, hashes: Mapping[str, str], known: Sequence[Mapping[str, str]]) -> dict[str, str]:
+        """Returns what the new adapter says about where it comes from, and the base that all its parents name.
 
         Args:
-            hashes: of the parents' tensors (:func:`digest`), by name. files: of the parents' files, their names.
+            hashes: of the parents' tensors (:func:`digest`), by name. known: what each parent says about itself.
         """
         parents = {name: _parent(one, hashes[name]) for name, one in self.strengths.items()}
-        for name, file in (files or {}).items():
-            parents[name]["file"] = file
+        shared = {
+            fact: known[0][fact] for fact in _SHARED if len({one.get(fact) for one in known}) == 1 and fact in known[0]
+        }
         said = {"rule": self.way.method, "rank": self.way.rank, **self.way.told, "parents": parents}
-        return {"combined": json.dumps({key: value for key, value in said.items() if value is not None})}
+        return {**shared, "combined": json.dumps({key: value for key, value in said.items() if value is not None})}
 
     def report(self, name: str) -> CombineReport:
         """Returns what came of it.

@@ -16,9 +16,10 @@ from studio.adapters.contract.ranked import any_rank
 from studio.adapters.contract.strength import Strength, StrengthLike
 from studio.adapters.hosting.attached import assemblies, check_unbaked, whole_path
 from studio.adapters.hosting.turns import in_turn
-from studio.adapters.info import state
+from studio.adapters.info import adapters, state
 from studio.adapters.sites.site import Site
 from studio.errors import BadConfig, DoesNotFit
+from studio.families import named_parts
 
 __all__ = ["CombineReport", "check_changes_weights", "combine"]
 
@@ -92,7 +93,9 @@ def combine(
     combination = Combination(way, strengths, [one for _, parts in layers.values() for one in parts])
     for path, (site, parts) in layers.items():
         combination.add(path, site, parts)
-    facts = combination.facts({one: digest(state(model, one)) for one in strengths})
+    own = adapters(model)
+    hashes = {one: digest(state(model, one)) for one in strengths}
+    facts = combination.facts(hashes, [own[one].metadata for one in strengths])
     with any_rank():
         install(model, combination.config, combination.tensors, name=name, strength=0.0, metadata=facts)
     return combination.report(name)
@@ -115,12 +118,14 @@ def check_changes_weights(name: str, adapter: Adapter) -> None:
 
 
 def _layers(model: Any, strengths: Mapping[str, Strength]) -> dict[str, tuple[Site, list[Part]]]:
-    """Path -> the layer, and the adapters that act there with their strengths."""
+    """Path -> the layer, and the adapters that act there with their strengths, in the order of the model."""
     for name, strength in strengths.items():
         check_constant(name, strength, "one adapter has one strength for all")
     found: dict[str, tuple[Site, list[Part]]] = {}
     for component, assembly in assemblies(model).items():
-        for path, mount in assembly.mounts.items():
+        places = {path: place for place, (path, _) in enumerate(named_parts(assembly.root))}
+        mounts = sorted(assembly.mounts.items(), key=lambda item: places.get(item[0], len(places)))
+        for path, mount in mounts:
             for name, strength in strengths.items():
                 adapter = mount.adapters.get(name)
                 number = 0.0 if adapter is None else assembly.levels.number(name, strength, path)

@@ -7,10 +7,13 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from safetensors.torch import load_file
 
 import studio
 from studio.cli import main
+from studio.files import inspect
+from studio.files.hashes import file_hash
 from studio.pipelines import ImagePipeline
 
 PROMPT = "a photo of sks robot"
@@ -31,7 +34,7 @@ def files(tmp_path_factory):
         generator = torch.Generator().manual_seed(seed)
         for tensor in studio.state(pipe.pipe, name).values():
             tensor.data += 0.05 * torch.randn(tensor.shape, generator=generator)
-        studio.save(pipe.pipe, folder / f"{name}.safetensors", name=name)
+        studio.save(pipe.pipe, folder / f"{name}.safetensors", name=name, metadata={"base": "emoji"})
     return folder
 
 
@@ -55,6 +58,9 @@ def test_a_rank_is_asked_for_and_what_it_loses_is_said(files, tmp_path):
     words = (files / "robot.safetensors", files / "ink.safetensors", "--base", "emoji")
     result = studio_("combine", *words, "--rank", 3, "-o", tmp_path / "low.safetensors")
     assert "of rank 3" in result.stdout and "the rank leaves out" in result.stdout and "cosine of" in result.stdout
+    lines = result.stdout.splitlines()  # what they do to each other stands before what is written
+    assert lines[0].split() == ["block", "layers", "robot", "ink", "robot·ink", "together", "growth", "kept"]
+    assert any(line.startswith("unet.mid_block ") for line in lines) and lines[-1].startswith("written: ")
     downs = [tensor for key, tensor in load_file(tmp_path / "low.safetensors").items() if "lora_A" in key]
     assert downs and all(len(down) == 3 for down in downs)
     assert "is there already" in studio_("combine", *words, "-o", tmp_path / "low.safetensors", code=2).stderr
@@ -74,6 +80,59 @@ def test_what_is_refused_leaves_no_file(files, tmp_path, words, part):
     names = (files / "robot.safetensors", files / "ink.safetensors", "--base", "emoji")
     assert part in studio_("combine", *names, *words, "-o", tmp_path / "x.safetensors", code=2).stderr
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_without_a_new_file_it_is_said_what_would_come_of_it(files):
+    words = (files / "robot.safetensors", files / "ink.safetensors")
+    said = json.loads(studio_("combine", *words, "--method", "orthogonal", "--json").stdout)
+    assert said["file"] is None and said["left"]["robot"] == 1.0 and 0 < said["left"]["ink"] < 1
+    assert said["suggestions"] and {"norms", "cosines", "kept"} <= set(said["conflict"]["blocks"][0])
+    assert "nothing is written" in studio_("combine", *words).stdout
+
+
+@pytest.mark.parametrize("blocks", ["OUTALL", "lbw=M00=0.5,*.attn2.*=0", "lbw=1,0,0,0,0,1"])
+def test_blocks_are_weighed_as_on_the_base(files, tmp_path, blocks):
+    """Presets, lists, blocks and globs: the file is the blend of ``block_weights``, and says so."""
+    out = tmp_path / "both.safetensors"
+    said = blocks.removeprefix("lbw=")
+    pipe = ImagePipeline.open("emoji")
+    robot, ink = (pipe.load(files / f"{name}.safetensors", name=name).name for name in ("robot", "ink"))
+    if said.count(",") > 2:
+        count = len(studio.block_weights(pipe.pipe, robot, "ALL")) and len(known_blocks(pipe))
+        said = ",".join(str(round(0.1 * n, 1)) for n in range(count))
+        blocks = f"lbw={said}"
+    weights = studio.block_weights(pipe.pipe, robot, said)
+    expected = studio.combine(pipe.pipe, {robot: studio.Strength(0.8, blocks=weights), ink: 0.5}, name="expected")
+    studio_("combine", f"{files / 'robot.safetensors'}:0.8:{blocks}", f"{files / 'ink.safetensors'}:0.5", "-o", out)
+    pipe.load(out, name="both")
+    own, other = studio.state(pipe.pipe, "both"), studio.state(pipe.pipe, "expected")
+    assert own.keys() == other.keys() and all(torch.equal(own[key], other[key]) for key in own)
+    told = json.loads(studio.adapters(pipe.pipe)["both"].metadata["combined"])
+    assert told["parents"]["robot"]["blocks"] == weights and expected.sites
+    assert told["parents"]["robot"]["file"] == "robot.safetensors" and inspect(out).facts["base"] == "emoji"
+    assert told["parents"]["ink"]["file_sha256"] == file_hash(files / "ink.safetensors")
+
+
+def test_generate_takes_blocks_too(files, tmp_path):
+    words = ("generate", "emoji", PROMPT, "--steps", "2", "-o", tmp_path / "out", "--json")
+    said = json.loads(studio_(*words, "--adapter", f"{files / 'robot.safetensors'}:0.8:OUTALL").stdout)
+    assert said["adapters"][0]["strength"] == "0.8:lbw=OUTALL"
+    pipe = ImagePipeline.open("emoji")
+    pipe.load(files / "robot.safetensors", name="robot")
+    blend = {"robot": studio.Strength(0.8, blocks=studio.block_weights(pipe.pipe, "robot", "OUTALL"))}
+    (expected,) = pipe.generate(PROMPT, blend=blend, steps=2, seeds=[said["pictures"][0]["seed"]])
+    drawn = Image.open(said["pictures"][0]["file"]).convert("RGB")
+    assert drawn.tobytes() == expected.tobytes()
+
+
+def known_blocks(pipe):
+    from studio.adapters.targets.block_weights import Blocks
+    from studio.families import FAMILIES, named_parts
+
+    unet = pipe.pipe.unet
+    modules = [path for path, _ in named_parts(unet) if path and "adapters" not in path.split(".")]
+    paths = [path.removeprefix("unet.") for path in studio.adapters(pipe.pipe)["robot"].sites]
+    return Blocks({"unet": paths}, modules, FAMILIES["sd1"]).known
 
 
 def test_the_ways_are_listed():

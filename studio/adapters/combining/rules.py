@@ -59,7 +59,7 @@ class Rule:
         factors: ``(factors, strengths, choices) -> pair``, for pairs alone, whose scales are not in them.
         takes: names of the :class:`Choices` that it heeds, and ``"seed"``.
         compresses: whether it brings the sum to a rank, the largest of theirs where none is asked for.
-        plain: whether all must be factor pairs.
+        plain: whether all must be factor pairs. two: whether it is for two adapters.
         runs_on: whether draws go on from layer to layer, as torch's own generator does; else each layer begins anew.
         source: where it is from.
     """
@@ -73,6 +73,7 @@ class Rule:
     takes: tuple[str, ...] = ()
     compresses: bool = False
     plain: bool = False
+    two: bool = False
     runs_on: bool = False
     source: str = ""
 
@@ -155,7 +156,7 @@ COMBINES.add(
         source="https://arxiv.org/abs/2312.06795",
     ),
 )
-COMBINES.add("slerp", Rule(title="from one to the other along the arc between them", numbers=slerp))
+COMBINES.add("slerp", Rule(title="from one to the other along the arc between them", numbers=slerp, two=True))
 COMBINES.add("karcher", Rule(title="the mean of several on the sphere", numbers=karcher))
 COMBINES.add(
     "model_stock",

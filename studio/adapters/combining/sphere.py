@@ -22,13 +22,13 @@ _ROUNDS = 100
 def slerp(gram: Tensor, weights: Sequence[float]) -> list[float]:
     """Spherical interpolation: ``(s_1 + s_2) · (sin((1−t)θ) D_1 + sin(tθ) D_2) / sin θ``, ``t = s_2 / (s_1 + s_2)``.
 
-    θ is the angle between the two; where they are nearly parallel, or one is 0, the sum is the plain one.
+    θ is the angle between the two; where they are nearly parallel, or one is 0 or not there, the sum is the plain one.
 
     Args:
-        gram: ``(2, 2)`` in float64. weights: the strengths s.
+        gram: ``(2, 2)`` in float64, or ``(1, 1)`` of one alone. weights: the strengths s.
 
     Raises:
-        BadConfig: not two, or strengths whose sum is 0.
+        BadConfig: more than two, or strengths whose sum is 0.
 
     References:
         | Animating rotation with quaternion curves (Shoemake, 1985)
@@ -37,6 +37,8 @@ def slerp(gram: Tensor, weights: Sequence[float]) -> list[float]:
         >>> [round(c, 4) for c in slerp(torch.tensor([[1.0, 0.0], [0.0, 4.0]]), [0.5, 0.5])]
         [0.7071, 0.7071]
     """
+    if len(weights) == 1:
+        return list(weights)
     if len(weights) != 2 or not sum(weights):
         raise BadConfig("slerp goes from one adapter to one other, at strengths whose sum is not 0")
     whole = sum(weights)
