@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from studio.adapters.methods import *  # noqa: F403  (the configs: LoRA, DoRA, ...)
     from studio.adapters.normalized import normalized
     from studio.errors import StudioError
-    from studio.files import convert, extract, inspect, load, resize, save
+    from studio.files import combine_files, convert, extract, inspect, load, resize, save
 
 _HOMES = {
     "studio.adapters": (
@@ -58,7 +58,7 @@ _HOMES = {
     ),
     "studio.adapters.interference": ("blend_report", "BlendReport"),
     "studio.adapters.normalized": ("normalized",),
-    "studio.files": ("save", "load", "inspect", "convert", "resize", "extract"),
+    "studio.files": ("save", "load", "inspect", "combine_files", "convert", "resize", "extract"),
     "studio.errors": ("StudioError",),
 }  # fmt: skip
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -82,6 +82,7 @@ __all__ = [
     "blended_samples",
     "block_weights",
     "combine",
+    "combine_files",
     "convert",
     "detach",
     "extract",

@@ -3,6 +3,7 @@
 from studio.files import diffusers as _diffusers  # noqa: F401  (registers its format)
 from studio.files import kohya as _kohya  # noqa: F401
 from studio.files import peft as _peft  # noqa: F401
+from studio.files.combine import Parent, combine_files
 from studio.files.convert import ConvertReport, convert
 from studio.files.extract import ExtractReport, extract
 from studio.files.format import FORMATS, Format
@@ -19,7 +20,9 @@ __all__ = [
     "ExtractReport",
     "Format",
     "LoadReport",
+    "Parent",
     "ResizeReport",
+    "combine_files",
     "convert",
     "extract",
     "inspect",
