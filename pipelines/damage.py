@@ -92,6 +92,11 @@ def _upscale(value: Any) -> bool:
     return whole and 1 < value["factor"] <= 16 and 0 < value["strength"] <= 1
 
 
+def _embeddings(value: Any) -> bool:
+    named = isinstance(value, list) and all(isinstance(use, Mapping) and _text(use.get("name")) for use in value)
+    return named and all(_text(use.get("state")) and _text_or_none(use.get("sha256")) for use in value)
+
+
 PICTURE: Final[dict[str, Callable[[Any], bool]]] = {
     "prompt": _text, "negative": _text_or_none, "resolved": _text_or_none, "resolved_negative": _text_or_none,
     "guidance": _number, "width": _count("side"), "height": _count("side"),
@@ -103,6 +108,7 @@ PICTURE: Final[dict[str, Callable[[Any], bool]]] = {
     "vae_slicing": lambda value: value is None or isinstance(value, bool),
     "seed": lambda value: type(value) is int and 0 <= value < 2**63, "steps": _count("steps"), "rows": _count("rows"),
     "scheduler": _scheduler, "adapters": lambda value: isinstance(value, list),
+    "embeddings": lambda value: value is None or _embeddings(value),
 }  # fmt: skip
 BASE: Final[dict[str, Callable[[Any], bool]]] = {"id": _text, "hash": _text_or_none, "dtype": _text}
 ADAPTER: Final[dict[str, Callable[[Any], bool]]] = {

@@ -15,6 +15,7 @@ from studio.pipelines.pictures import picture_facts
 from studio.pipelines.request import Request
 from studio.pipelines.schedulers import Sampler
 from studio.pipelines.sources import Source, state_hash
+from studio.pipelines.word_uses import words_said
 from studio.version import __version__
 
 __all__ = ["describe"]
@@ -44,11 +45,12 @@ def describe(
         resolved: what the prompt and the negative prompt became by their choices.
     """
     family, uses, digest = base.family, _uses(base, sources, request), _base_hash(base)
+    words = words_said(base.pipe, sources, request.prompt, request.negative)
     parameters = parameters_text(
         text=request.prompt,
         negative=request.negative,
         fields=_fields(base, digest, request, sampler),
-        adapters=uses, encoders=family.readers, denoiser=family.denoiser,
+        adapters=uses, encoders=family.readers, denoiser=family.denoiser, embeddings=words,
     )  # fmt: skip
     dtype = str(base.pipe.components[family.denoiser].dtype).removeprefix("torch.")
     content = to_json(
@@ -70,6 +72,7 @@ def describe(
         rows=rows,
         device=base.pipe._execution_device.type,
         adapters=uses,
+        embeddings=words,
     )
     return {"parameters": parameters, "studio": content}
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from studio.adapters.hosting.attached import assemblies
 from studio.families import Base, Conditioning
+from studio.families.vocabulary import learned
 from studio.families.words import Words
 from studio.limits import limit
 
@@ -104,7 +105,7 @@ _HELD: Final[weakref.WeakKeyDictionary[Any, _Texts]] = weakref.WeakKeyDictionary
 
 def _acting(base: Base) -> Acting | None:
     """What acts on the encoders; None where nothing is to be kept: a training, or rows with blends of their own."""
-    found: list[object] = []
+    found: list[object] = [tuple(learned(base.pipe).items())]
     for component, assembly in assemblies(base.pipe).items():
         levels = assembly.levels
         if component not in base.family.readers:

@@ -14,13 +14,14 @@ from studio.adapters import adapters, block_weights, current_blend, read_strengt
 from studio.config import own_number
 from studio.errors import BadConfig
 from studio.families import Base
+from studio.families.vocabulary import asked_for, escaped
 from studio.pipelines.asking import StartingPictures, Wanted, request_of
 from studio.pipelines.baking import baking
 from studio.pipelines.blends import deal_blend
 from studio.pipelines.burning import Holder, burn_remarks
 from studio.pipelines.describe import describe
 from studio.pipelines.drawing import Drawing
-from studio.pipelines.prompting.tags import TaggedPrompt, check_changes, parse_prompt
+from studio.pipelines.prompting.tags import TaggedPrompt, check_changes, check_text, parse_prompt
 from studio.pipelines.prompting.wildcards import Wildcards
 from studio.pipelines.remarks import Remark, remarks
 from studio.pipelines.request import Request
@@ -137,15 +138,18 @@ def read_tags(base: Base, prompt: Any) -> TaggedPrompt:
         base: on which the adapters are. prompt: as it was written.
 
     Raises:
-        UnknownName: a tag names an adapter that is not loaded.
+        UnknownName: a tag names an adapter that is not loaded, or ``embedding:name`` a word that is not.
         BadConfig: a tag that cannot be read, or what is no text.
     """
+    check_text(prompt)
+    prompt = escaped(base.pipe, prompt)
     family, here = base.family, adapters(base.pipe)
     sites = [site for info in here.values() for site in info.sites]
     encoders = [name for name in family.readers if any(site.startswith(f"{name}.") for site in sites)]
     blocks = functools.partial(block_weights, base.pipe)
     read = parse_prompt(prompt, here, denoiser=family.denoiser, encoders=encoders, blocks=blocks)
     check_changes(prompt, emphasis=family.emphasis)
+    asked_for(base.pipe, prompt)
     return read
 
 

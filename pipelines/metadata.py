@@ -24,6 +24,7 @@ from studio.given import given_path, parse_json, read_given
 from studio.limits import within
 from studio.pipelines.damage import damage
 from studio.pipelines.drawing import SHEET, save_options, texts_of
+from studio.pipelines.word_uses import WordUse
 
 __all__ = [
     "AdapterUse",
@@ -77,6 +78,7 @@ def to_json(
     rows: int,
     device: str,
     adapters: Sequence[AdapterUse],
+    embeddings: Sequence[WordUse] = (),
 ) -> str:
     """Returns the ``studio`` text: sorted, so that equal pictures have equal texts."""
     content = {
@@ -89,6 +91,7 @@ def to_json(
         "rows": rows,
         "device": device,
         "adapters": [{key: value for key, value in asdict(use).items() if value is not None} for use in adapters],
+        **({"embeddings": [use.content for use in embeddings]} if embeddings else {}),
     }
     return json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
 

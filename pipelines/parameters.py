@@ -22,6 +22,7 @@ from typing import Final
 from studio.adapters import Strength
 from studio.pipelines.metadata import AdapterUse, strength_from_json
 from studio.pipelines.naming import SILENT
+from studio.pipelines.word_uses import WordUse
 
 __all__ = ["Parameters", "parameters_text", "read_parameters"]
 
@@ -55,6 +56,7 @@ def parameters_text(
     adapters: Sequence[AdapterUse],
     encoders: Sequence[str],
     denoiser: str,
+    embeddings: Sequence[WordUse] = (),
 ) -> str:
     """Returns the text that A1111 writes under ``parameters``.
 
@@ -65,6 +67,7 @@ def parameters_text(
         adapters: the adapters that acted.
         encoders: names of the text encoders.
         denoiser: name of the denoiser.
+        embeddings: the learned words that the prompts have.
 
     Example:
         >>> print(parameters_text(text="a dog", negative="", fields={"Steps": 20, "Model": "a, b"}, adapters=[],
@@ -81,6 +84,9 @@ def parameters_text(
     version = last.pop("Version", None)
     if hashes:
         last["Lora hashes"] = ", ".join(hashes)
+    words = [f"{use.name}: {use.sha256[:12]}" for use in embeddings if use.sha256]
+    if words:
+        last["TI hashes"] = ", ".join(words)
     if version is not None:
         last["Version"] = version
     lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in last.items()))

@@ -12,7 +12,10 @@ import torch
 import studio.adapters as core
 from studio.adapters import AdapterInfo, Strength
 from studio.errors import DoesNotFit
-from studio.files import inspect
+from studio.files import embeddings, inspect, remove_embedding
+from studio.files.embedding import METHOD
+from studio.files.embedding_file import words_in
+from studio.files.source import open_source
 from studio.pipelines.blends import BlendLike
 from studio.pipelines.naming import adapter_file, free_name
 from studio.pipelines.sources import PICKLED, Source, source_of
@@ -33,7 +36,7 @@ class Pipeline(ABC):
 
     Attributes:
         base: the base.
-        sources: the file of every adapter that :meth:`load` loaded, by name.
+        sources: the file of every adapter that :meth:`load` loaded, by name; of learned words by ``embedding:name``.
     """
 
     _open_base: ClassVar[Callable[..., Any]]
@@ -42,6 +45,7 @@ class Pipeline(ABC):
         self.base = base
         self.sources: dict[str, Source] = {}
         self._places: dict[str, Path] = {}
+        self._brought: dict[str, tuple[str, ...]] = {}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} on {self.base.id}; adapters: {', '.join(self.adapters) or 'none'}>"
@@ -83,6 +87,11 @@ class Pipeline(ABC):
         """The adapters, in the order in which they came."""
         return core.adapters(self.carrier)
 
+    @property
+    def embeddings(self) -> dict[str, tuple[str, ...]]:
+        """The learned words (textual inversion): name -> how they are written in a prompt."""
+        return embeddings(self.carrier)
+
     def load(
         self,
         file: str | Path,
@@ -94,6 +103,8 @@ class Pipeline(ABC):
         pickled: bool = False,
     ) -> LoadReport:
         """Loads an adapter and adds it to the current blend; as :func:`studio.load`, which lists what it raises.
+
+        A file of learned words (textual inversion) adds them to what prompts may say.
 
         Args:
             file: a safetensors file, a folder in PEFT's format, or the folder of a run.
@@ -110,20 +121,25 @@ class Pipeline(ABC):
         from studio.files import load
 
         file = adapter_file(file)
-        recorded = ""
-        if not (pickled and file.suffix in PICKLED):
+        recorded, words = "", False
+        if pickled and file.suffix in PICKLED:
+            words = words_in(open_source(file, pickled=True)) is not None
+        else:
             found = inspect(file)
             self._check_fit(found)
-            recorded = found.name
+            recorded, words = found.name, found.method == METHOD
         source = source_of(file)
-        if name is None:
+        if name is None and not words:
             self._check_new(file)
             name = free_name(file, recorded, self.adapters)
         report = load(
             self.carrier, file, name=name, strength=strength, allow_partial=allow_partial, trainable=trainable,
             pickled=pickled,
         )  # fmt: skip
-        self.sources[report.name], self._places[report.name] = source, file.resolve()
+        self.sources |= {f"embedding:{one}": source for one in report.embeddings}
+        if not words:
+            self.sources[report.name], self._places[report.name] = source, file.resolve()
+            self._brought[report.name] = report.embeddings
         return report
 
     def _check_new(self, file: Path) -> None:
@@ -135,14 +151,22 @@ class Pipeline(ABC):
         """Checks that an adapter's file is not for another base, where its tensors do not tell."""
 
     def unload(self, name: str) -> None:
-        """Takes an adapter off; the base's bits under it are as they were.
+        """Takes an adapter off, with the words that its file brought, or learned words; the base is as it was.
 
         Raises:
-            UnknownName: no adapter has this name; the nearest is named.
+            UnknownName: neither an adapter nor an embedding has this name; the nearest is named.
+            DoesNotFit: somebody else has given the tokenizer other tokens since.
         """
-        core.detach(self.carrier, name)
+        held = self.embeddings
+        words = [one for one in {name: None, **dict.fromkeys(self._brought.get(name, ()))} if one in held]
+        if name in self.adapters or not words:
+            core.detach(self.carrier, name)
+        for one in words:
+            remove_embedding(self.carrier, one)
+            self.sources.pop(f"embedding:{one}", None)
         self.sources.pop(name, None)
         self._places.pop(name, None)
+        self._brought.pop(name, None)
 
     def blend(self, blend: BlendLike | str) -> None:
         """Sets the current blend: which adapters act from now on; ``{}`` is the base alone.

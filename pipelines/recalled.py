@@ -11,6 +11,7 @@ from typing import Any, Final
 from PIL import Image
 
 from studio.errors import BadConfig, BadFile, UnknownName
+from studio.families.vocabulary import missing
 from studio.pipelines.asking import Wanted
 from studio.pipelines.drawing import texts_of
 from studio.pipelines.foreign.reading import TOOLS, said_by
@@ -122,13 +123,16 @@ def _written(pipe: ImagePipeline, said: Said, unused: list[str]) -> tuple[str, s
 
 def _names(pipe: ImagePipeline) -> dict[str, str]:
     """What other programs call the adapters that are here: their files' names."""
-    files = {plain_name(file_stem(source.file)): name for name, source in pipe.sources.items()}
+    files = {plain_name(file_stem(source.file)): name for name, source in pipe.sources.items() if ":" not in name}
     return {**files, **{name: name for name in pipe.adapters}}
 
 
 def _read(pipe: ImagePipeline, text: str, unused: list[str]) -> str:
     """A text as it is, or, where the prompt language refuses what the other program forgave, as plain words."""
     text = text.strip()
+    absent = missing(pipe.pipe, text)
+    unused += [f"embedding:{name} (not given with --adapter)" for name in absent]
+    text = re.sub(r"(?i)embedding:", lambda found: found[0].replace(":", r"\:"), text) if absent else text
     if _reads(pipe, text):
         return text
     unused.append(f"brackets that are drawn as they stand: {shown(text)}")

@@ -19,6 +19,7 @@ from studio.families.saving import Saving
 from studio.given import given_path
 from studio.pipelines.asking import Wanted
 from studio.pipelines.image import ImagePipeline
+from studio.pipelines.making import read_tags
 from studio.pipelines.metadata import read_metadata, strength_from_json, strength_to_json
 from studio.pipelines.naming import adapter_file
 from studio.pipelines.pictures import given_picture, picture_facts
@@ -26,6 +27,7 @@ from studio.pipelines.prompting.escaping import escape_prompt
 from studio.pipelines.remarks import Remark
 from studio.pipelines.schedulers import sampler_from_record
 from studio.pipelines.sources import source_of, state_hash
+from studio.pipelines.word_uses import check_words
 
 __all__ = ["as_made", "load_again", "regenerate", "start_of"]
 
@@ -161,7 +163,7 @@ def _open(content: dict[str, Any], base: Any | None, device: torch.device | str 
 
 
 def load_again(pipe: ImagePipeline, content: Mapping[str, Any], places: Sequence[Path]) -> list[Path]:
-    """Loads a picture's adapters in the order in which they stood: it decides the last bits of a sum.
+    """Loads a picture's adapters in the order in which they stood: it decides the last bits of a sum; then its words.
 
     Args:
         pipe: loads them. content: of the picture. places: their files, and folders to look for them in.
@@ -175,8 +177,10 @@ def load_again(pipe: ImagePipeline, content: Mapping[str, Any], places: Sequence
     """
     found = {source_of(file).sha256: (file, place) for place in places for file in _files_at(place)}
     used = set()
-    for use in content["adapters"]:
+    for use in (*content["adapters"], *(content.get("embeddings") or ())):
         name, digest = use["name"], use.get("sha256")
+        if "strength" not in use and name in pipe.embeddings:
+            continue  # an adapter brought it
         if digest is None:
             raise UnknownName(
                 f"the adapter {name!r} of the picture was attached, not loaded from a file; only the pipeline that has "
@@ -222,6 +226,7 @@ def _check(pipe: ImagePipeline, content: dict[str, Any]) -> None:
         same = source.sha256 == use.get("sha256") if source else state_hash(pipe.pipe, info) == use.get("state")
         if not same:
             raise DoesNotFit(f"the adapter {name!r} on the pipeline is not the picture's: their hashes differ")
+    check_words(pipe.pipe, content, (read_tags(pipe.base, text).text for text in _resolved(content)))
     baked = {info.name: strength_to_json(info.strength) for info in standing}
     wanted = {use["name"]: use["strength"] for use in content["adapters"] if use.get("baked")}
     if standing and baked != wanted:

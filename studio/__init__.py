@@ -47,7 +47,20 @@ if TYPE_CHECKING:
     from studio.adapters.methods import *  # noqa: F403  (the configs: LoRA, DoRA, ...)
     from studio.adapters.normalized import normalized
     from studio.errors import StudioError
-    from studio.files import combine_files, convert, extract, inspect, load, resize, save
+    from studio.files import (
+        Embedding,
+        combine_files,
+        convert,
+        embeddings,
+        extract,
+        inspect,
+        load,
+        read_embeddings,
+        remove_embedding,
+        resize,
+        save,
+        save_embedding,
+    )
 
 _HOMES = {
     "studio.adapters": (
@@ -58,7 +71,10 @@ _HOMES = {
     ),
     "studio.adapters.interference": ("blend_report", "BlendReport"),
     "studio.adapters.normalized": ("normalized",),
-    "studio.files": ("save", "load", "inspect", "combine_files", "convert", "resize", "extract"),
+    "studio.files": (
+        "save", "load", "inspect", "combine_files", "convert", "resize", "extract", "Embedding", "embeddings",
+        "read_embeddings", "remove_embedding", "save_embedding",
+    ),
     "studio.errors": ("StudioError",),
 }  # fmt: skip
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -69,6 +85,7 @@ __all__ = [
     "COMBINES",
     "METHODS",
     "BlendReport",
+    "Embedding",
     "Schedule",
     "StudioError",
     "Strength",
@@ -85,15 +102,19 @@ __all__ = [
     "combine_files",
     "convert",
     "detach",
+    "embeddings",
     "extract",
     "grow",
     "inspect",
     "load",
     "normalized",
     "quantize",
+    "read_embeddings",
+    "remove_embedding",
     "resize",
     "sample_rows",
     "save",
+    "save_embedding",
     "slots",
     "state",
     "trainable",

@@ -7,6 +7,7 @@ from typing import Final
 
 from studio.adapters.effect import has_effect
 from studio.errors import NoEffect
+from studio.files.embedding import METHOD
 from studio.pipelines.image import ImagePipeline
 
 __all__ = ["Standing"]
@@ -60,9 +61,9 @@ class Standing:
         self._bad.clear()
 
     def _load(self, name: str, file: str) -> None:
-        self.pipe.load(file, name=name, allow_partial=self.allow_partial, pickled=self.pickled)
+        report = self.pipe.load(file, name=name, allow_partial=self.allow_partial, pickled=self.pickled)
         self._files[name] = file
-        if not has_effect(self.pipe.carrier, name):
+        if report.method != METHOD and not has_effect(self.pipe.carrier, name):
             self._unload(name)
             raise NoEffect(
                 f"{file} changes nothing: the change is zero in each of its layers, so what is made would be the "

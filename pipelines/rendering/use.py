@@ -16,7 +16,7 @@ from studio.pipelines.rendering.job import Job
 __all__ = ["adapters_of", "check_adapters"]
 
 _NAME: Final = re.compile(r"[\w-]+", re.ASCII)
-_TAGGED: Final = re.compile(r"<\s*(?:lora\s*:)?\s*([\w.-]+)")
+_TAGGED: Final = re.compile(r"(?:<\s*(?:lora\s*:)?\s*|\bembedding:)([\w.-]+)")
 
 
 def check_adapters(declared: Any, what: str) -> dict[str, str]:

@@ -62,7 +62,8 @@ def _about(found: AdapterFile) -> Iterator[tuple[str, str]]:
     yield "scale", _counts(found.scales) if set(found.scales) - {1.0} else ""
     yield "name", found.name
     yield "family", _family(found) if found.format else ""
-    yield "layers", f"{len(found.sites)}: {_parts(found.sites)}" if found.sites else "none"
+    yield from (("word", _word(token, sizes)) for token, sizes in found.embeddings.items())
+    yield "layers", f"{len(found.sites)}: {_parts(found.sites)}" if found.sites else "" if found.embeddings else "none"
     yield "tensors", f"{len(found.tensors)}, {found.parameters:,} numbers, {kinds}"
 
 
@@ -106,6 +107,12 @@ def _counts(table: Mapping[Any, int]) -> str:
         return f"{next(iter(table)):g}"
     shown = [f"{value:.6g} ({count} layers)" for value, count in table.items()]
     return ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")
+
+
+def _word(token: str, sizes: Mapping[str, tuple[int, int]]) -> str:
+    """A learned word and its vectors."""
+    said = {label: f"{count} vector{'s' if count > 1 else ''} of {width}" for label, (count, width) in sizes.items()}
+    return f"{token}: {', '.join(f'{one} for {label}' if label else one for label, one in said.items())}"
 
 
 def _own_alpha(found: AdapterFile) -> str:
@@ -179,6 +186,8 @@ def content(found: AdapterFile, hashes: FileHashes | None) -> dict[str, Any]:
         "suspicions": [*found.suspicions, *wrong_hashes(found.hashes, hashes)],
         "tensors": {key: {"dtype": dtype, "shape": list(shape)} for key, (dtype, shape) in found.tensors.items()},
         "unread": dict(found.unread),
+        "embeddings": {token: {label: list(size) for label, size in own.items()}
+                       for token, own in found.embeddings.items()},
     }  # fmt: skip
 
 

@@ -75,6 +75,7 @@ def load_adapter(
     """
     from studio.adapters import Strength
     from studio.adapters.effect import has_effect
+    from studio.files.embedding import METHOD
 
     strength = word.strength if word.schedule is None else Strength(schedule=word.schedule)
     if word.name is not None and word.name in pipe.adapters:
@@ -85,10 +86,10 @@ def load_adapter(
         )  # fmt: skip
     except (PartialLoad, BadFile) as error:
         raise type(error)(_in_options(str(error))) from None
-    name = report.name
+    name, words = report.name, report.method == METHOD
     if word.blocks is not None:
         _weigh(pipe, name, word)
-    if not has_effect(pipe.carrier, name):
+    if not words and not has_effect(pipe.carrier, name):
         raise NoEffect(
             f"{word.file} changes nothing: in each of its {len(report.sites)} layers the change is zero, so what "
             "is made would be the base's own; it was saved before it was trained, or its tensors were lost"
@@ -96,7 +97,10 @@ def load_adapter(
     if strength == 0:
         show.note(f"{name} has strength 0 and does not act, but where a prompt tags it")
     _name_ignored(show, word.file.name, report.ignored)
-    show.tell(f"{name}: {report.method} in {len(report.sites)} layers, strength {word.said}, from {word.file}")
+    for note in report.notes if report.embeddings else ():
+        show.tell(note)
+    where = "encoders" if words else f"layers, strength {word.said}"
+    show.tell(f"{name}: {report.method} in {len(report.sites)} {where}, from {word.file}")
     said = word.strength if word.plain else word.said
     return {
         "name": name, "file": word.file, "strength": said, "method": report.method, "format": report.format,

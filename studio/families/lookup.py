@@ -26,9 +26,9 @@ _PREFIXED: Final = r"(?:\.(?:pt|bin|safetensors))?(?![\w-]|\.\w)"
 """What may stand behind the name of a file, and what may not."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Word:
-    """A word that encoders have vectors for.
+    """A word that encoders have vectors for; equal to itself alone.
 
     Args:
         spellings: how it is written in a prompt; upper and lower case are the same.

@@ -26,8 +26,8 @@ from studio.families.family import Encoder, family_of
 from studio.families.lookup import Lookup, Word, lookup_of, spelled
 
 __all__ = [
-    "Reader", "Word", "asked_for", "escaped", "forget", "learn", "learned", "readers", "said", "spellings_of",
-    "state_hash",
+    "Reader", "Word", "asked_for", "escaped", "forget", "learn", "learned", "missing", "readers", "said",
+    "spellings_of", "state_hash",
 ]  # fmt: skip
 
 _PREFIX: Final = "embedding:"
@@ -209,16 +209,27 @@ def asked_for(pipe: Any, prompt: str) -> None:
         UnknownName: one is not; the nearest is named.
     """
     held = learned(pipe)
-    known = [_pattern(one) for words in held.values() for word in words for one in word.spellings]
-    for found in _PREFIXED.finditer(prompt):
-        if not any(one.match(prompt, found.start()) for one in known):
-            name = re.split(r"[^\w.-]", prompt[found.end() :], maxsplit=1)[0].rstrip(".-") or "?"
-            close = nearest(name, held, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise UnknownName(
-                f"the prompt asks for the embedding {name!r}, which is not loaded (loaded: {', '.join(held) or 'none'})"
-                f"{hint}; load its file, or write embedding\\: for the characters"
-            )
+    for name in missing(pipe, prompt):
+        close = nearest(name, held, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise UnknownName(
+            f"the prompt asks for the embedding {name!r}, which is not loaded (loaded: {', '.join(held) or 'none'})"
+            f"{hint}; load its file, or write embedding\\: for the characters"
+        )
+
+
+def missing(pipe: Any, prompt: str) -> list[str]:
+    """Returns what stands behind every ``embedding:`` of a prompt that is no word that is there.
+
+    Args:
+        pipe: a diffusers pipeline. prompt: as it was written.
+    """
+    known = [_pattern(one) for words in learned(pipe).values() for word in words for one in word.spellings]
+    return [
+        re.split(r"[^\w.-]", prompt[found.end() :], maxsplit=1)[0].rstrip(".-") or "?"
+        for found in _PREFIXED.finditer(prompt)
+        if not any(one.match(prompt, found.start()) for one in known)
+    ]
 
 
 def _pattern(spelling: str) -> re.Pattern[str]:

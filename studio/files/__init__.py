@@ -5,6 +5,9 @@ from studio.files import kohya as _kohya  # noqa: F401
 from studio.files import peft as _peft  # noqa: F401
 from studio.files.combine import Parent, combine_files
 from studio.files.convert import ConvertReport, convert
+from studio.files.embedding import EMBEDDINGS, Embedding
+from studio.files.embedding_file import read_embeddings, save_embedding
+from studio.files.embedding_load import embeddings, remove_embedding
 from studio.files.extract import ExtractReport, extract
 from studio.files.format import FORMATS, Format
 from studio.files.inspect import AdapterFile, inspect
@@ -14,9 +17,11 @@ from studio.files.resize import ResizeReport, resize
 from studio.files.save import save
 
 __all__ = [
+    "EMBEDDINGS",
     "FORMATS",
     "AdapterFile",
     "ConvertReport",
+    "Embedding",
     "ExtractReport",
     "Format",
     "LoadReport",
@@ -24,9 +29,13 @@ __all__ = [
     "ResizeReport",
     "combine_files",
     "convert",
+    "embeddings",
     "extract",
     "inspect",
     "load",
+    "read_embeddings",
+    "remove_embedding",
     "resize",
     "save",
+    "save_embedding",
 ]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from studio.adapters import Adapter
 from studio.adapters.combining.pairs import Pair, of_rank, stacked
 from studio.adapters.contract.ranked import RankedConfig
 from studio.errors import BadConfig, BadFile, DoesNotFit, Refused
+from studio.files.embedding import EMBEDDINGS, METHOD, Embedding
+from studio.files.embedding_file import read_embeddings, save_embedding, words_of
 from studio.files.format import FORMATS
 from studio.files.hashes import file_hash
 from studio.files.loose import Loose, read_loose, write_loose
@@ -27,6 +29,8 @@ __all__ = ["EXACT", "ConvertReport", "convert", "difference"]
 
 EXACT = 1e-6
 """How far a change may be from what it was, as a part of it, before a conversion says so."""
+WORDS_FOR: Final = {"a1111": "kohya", "comfyui": "kohya", "diffusers": "diffusers"}
+"""Program -> the format in which it reads learned words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +55,8 @@ class ConvertReport:
 
     def __str__(self) -> str:
         exact = "exactly" if self.error == 0 else f"with an error of {self.error:.1e}"
-        what = f"{self.method} in {self.sites} layers of {self.base}"
+        where = "encoders" if self.method == METHOD else "layers"
+        what = f"{self.method} in {self.sites} {where} of {self.base}"
         return f"{self.file}: {what}, from {self.source} to {self.format} {exact}"
 
 
@@ -71,7 +76,8 @@ def convert(
 
     Args:
         file: the adapter file. out: the new one, which must not be there.
-        format: of FORMATS: "diffusers", "kohya", "native" or "peft".
+        format: of FORMATS: "diffusers", "kohya", "native" or "peft"; of learned words (textual inversion) one of
+            :data:`EMBEDDINGS <studio.files.embedding.EMBEDDINGS>`.
         program: of PROGRAMS, instead of a format: "a1111", "comfyui", "diffusers" or "peft". What it would leave out or
             read as another change is refused.
         family: the family or public model that it is for; None: told by its keys.
@@ -87,9 +93,11 @@ def convert(
         UnknownName: no such format, or no such program. BadConfig: both of them, or none.
     """
     place = given_path(out)
+    words = words_of(file, pickled=pickled)
+    if words:
+        return _convert_words(words, place, format, program, dtype)
     format, meant = _wanted(format, program)
-    if place.exists():
-        raise BadFile(f"{place} is there already; choose another name")
+    _check_new(place)
     loose = meant(read_loose(file, family=family, base=base, pickled=pickled))
     told = loose.noted("converted", file_hash(tensor_file(loose.file, pickled)))
     written = write_loose(told, place, format=format, dtype=dtype)
@@ -107,6 +115,41 @@ def convert(
         file=written, source=loose.format, format=format, method=loose.config.label, base=loose.base,
         sites=len(loose.layers), error=error, notes=loose.notes,
     )  # fmt: skip
+
+
+def _check_new(place: Path) -> None:
+    if place.exists():
+        raise BadFile(f"{place} is there already; choose another name")
+
+
+def _convert_words(
+    words: Sequence[Embedding], place: Path, format: str | None, program: str | None, dtype: Any
+) -> ConvertReport:
+    """Writes learned words in another format, with the same bytes."""
+    if (format is None) == (program is None) or dtype is not None:
+        raise BadConfig("learned words are converted to a format or for a program, and keep the type of their vectors")
+    if program is not None and program not in WORDS_FOR:
+        raise DoesNotFit(f"{program} reads no learned words; these do: {', '.join(sorted(WORDS_FOR))}")
+    chosen = EMBEDDINGS[WORDS_FOR[program] if program is not None else format or ""].name
+    _check_new(place)
+    save_embedding(words, place, format=chosen)
+    again = read_embeddings(place, pickled=True)
+    if not all(map(_same_vectors, words, again)):
+        place.unlink()
+        raise Refused(f"as {chosen}, {words[0].name!r} would not be read as it is: nothing is written")
+    return ConvertReport(
+        file=place, source=words[0].format, format=chosen, method=METHOD, base=words[0].title,
+        sites=sum(len(word.vectors) for word in words), error=0.0,
+    )  # fmt: skip
+
+
+def _same_vectors(one: Embedding, other: Embedding) -> bool:
+    alone = len(one.vectors) == len(other.vectors) == 1  # then no label is needed
+    named = one.vectors.keys() == other.vectors.keys()
+    return (alone or named) and all(
+        torch.equal(rows, next(iter(other.vectors.values())) if alone else other.vectors[label])
+        for label, rows in one.vectors.items()
+    )
 
 
 def _wanted(format: str | None, program: str | None) -> tuple[str, Callable[[Loose], Loose]]:

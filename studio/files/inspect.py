@@ -8,6 +8,7 @@ from pathlib import Path
 
 from studio.adapters import AdapterConfig
 from studio.files.detect import Contents, guess_family, sort_keys
+from studio.files.embedding_told import words_told
 from studio.files.grades import counted, grades_of
 from studio.files.hashes import stored_hashes
 from studio.files.metadata import facts_of, families_named, own_entry
@@ -42,6 +43,8 @@ class AdapterFile:
         provenance: where it comes from, by its own words.
         suspicions: what looks wrong in it, a sentence each.
         tools: programs that alone spell keys as some of its are.
+        embeddings: learned words (textual inversion) in it: word -> label of an encoder, or "" -> number and width of
+            its vectors. A file that holds nothing else is of the method "textual inversion".
     """
 
     file: Path
@@ -64,6 +67,7 @@ class AdapterFile:
     provenance: Provenance = field(default_factory=Provenance)
     suspicions: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
+    embeddings: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
 
     @property
     def rank(self) -> int | None:
@@ -103,11 +107,16 @@ def inspect(file: str | Path) -> AdapterFile:
     own = own_entry(source.metadata)
     soft = soft_method(source, own)
     preferred = flagged_method(source.peft) if own is None else own.method
-    found = sort_keys({} if soft else source.infos, preferred)
-    family, title = guess_family(found, source.infos, families_named(source.metadata))
+    told = words_told(source)
+    found = sort_keys({} if soft else told.rest, preferred)
+    family, title = (
+        guess_family(found, source.infos, families_named(source.metadata))
+        if told.family is None
+        else (told.family.name, told.family.title)
+    )
     grades, troubles = grades_of(found, source, None if own is None else own.config)
-    method = soft or "+".join(methods_of(source, found, own))
-    format = ("studio" if source.peft is None else "peft") if soft else found.format()
+    method = soft or told.method or "+".join(methods_of(source, found, own))
+    format = ("studio" if source.peft is None else "peft") if soft else told.format or found.format()
     return AdapterFile(
         file=source.file,
         format=format if method else "",
@@ -122,12 +131,13 @@ def inspect(file: str | Path) -> AdapterFile:
         family_title=title,
         ranks=counted(one.rank for one in grades),
         peft=source.peft,
-        unread=_unread(found),
+        unread=dict(sorted({**_unread(found), **told.unread}.items())),
         alphas=counted(None if one.rank is None else one.alpha for one in grades),
         scales=counted(one.scale for one in grades),
         hashes=stored_hashes(source.metadata),
         provenance=provenance_of(source.metadata),
-        suspicions=(*troubles, *suspicions(found, source, grades, family, own=own is not None)),
+        suspicions=(*troubles, *suspicions(source, grades, family, own=own is not None)),
+        embeddings=told.words,
         tools=tools_of(source.infos),
     )
 

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,8 @@ from studio.device import on_cpu
 from studio.errors import BadFile, DoesNotFit, PartialLoad, StudioError
 from studio.families import components
 from studio.files.detect import Contents, guess_family, sort_keys
+from studio.files.embedding_file import words_in
+from studio.files.embedding_load import check_plain, load_brought, load_words
 from studio.files.format import Source
 from studio.files.header import TensorInfo
 from studio.files.metadata import Entry, doubts, facts_of, own_entry
@@ -53,7 +56,8 @@ def load(
     Args:
         model: any module, or a diffusers pipeline. A file that covers one component loads into that component by itself
             as well as into a pipeline.
-        file: a ``.safetensors`` file of diffusers, kohya, A1111, LyCORIS or the studio, or a PEFT folder.
+        file: a ``.safetensors`` file of diffusers, kohya, A1111, LyCORIS or the studio, a PEFT folder, or a file of
+            learned words (textual inversion), for a pipeline: they act where a prompt has them.
         name: the adapter's name; None: the one in the file, else "default".
         strength: its strength in the blend: a number, or a :class:`studio.Strength`.
         allow_partial: apply what fits, and list the rest in the report.
@@ -83,9 +87,15 @@ def load(
     """
     with _collector_paused(), on_cpu():
         source = open_source(given_path(file), pickled=pickled, check=lambda infos: _check_size(model, file, infos))
-        return load_source(
-            model, source, name=name, strength=strength, allow_partial=allow_partial, trainable=trainable, into=into
-        )
+        words = words_in(source)
+        if words is not None:
+            check_plain(source, strength == 1.0 and not trainable and into is None)
+            return load_words(model, source, *words, name=name, allow_partial=allow_partial)
+        attach = partial(
+            load_source, model, name=name, strength=strength, allow_partial=allow_partial, trainable=trainable,
+            into=into,
+        )  # fmt: skip
+        return load_brought(model, source, attach, allow_partial=allow_partial)
 
 
 def _check_size(model: Any, file: str | Path, infos: Mapping[str, TensorInfo]) -> None:

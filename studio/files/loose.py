@@ -18,6 +18,7 @@ from studio.families import BASES, FAMILIES, open_base
 from studio.families.shapes import SHAPES, outline
 from studio.files.components import heading, meant_by
 from studio.files.detect import Contents, guess_family, sort_keys
+from studio.files.embedding_file import words_in
 from studio.files.format import FORMATS, Source
 from studio.files.header import payload_hash
 from studio.files.load import drop_misfits, judge, read_source
@@ -80,6 +81,11 @@ def read_loose(
     with on_cpu():
         source = open_source(given_path(file), pickled=pickled)
         own, facts = own_entry(source.metadata), facts_of(source.metadata)
+        if words_in(source) is not None:
+            raise DoesNotFit(
+                f"{source.file} holds learned words (textual inversion), which change no layer: there is nothing to "
+                "combine, to resize or to measure in it"
+            )
         if soft_method(source, own):
             raise DoesNotFit(
                 f"{source.file} holds virtual tokens of a language model, which have one form in all files"

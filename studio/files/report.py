@@ -18,6 +18,7 @@ class LoadReport:
         ignored: keys that do not -> why, sorted; empty unless a partial load was allowed.
         sites: paths of the layers that carry the adapter.
         notes: what else is worth knowing (a pattern of the file's config that matches nothing, ...).
+        embeddings: names of the learned words that were in it.
 
     Example:
         >>> print(LoadReport("dog", "lora", "kohya", ("a.lora_up.weight",), {"b.alpha": "no such layer"}, ("a",)))
@@ -32,10 +33,12 @@ class LoadReport:
     ignored: Mapping[str, str]
     sites: tuple[str, ...] = field(repr=False)
     notes: tuple[str, ...] = field(default=())
+    embeddings: tuple[str, ...] = field(default=())
 
     def __str__(self) -> str:
+        where = "encoders" if self.embeddings == (self.name,) else "layers"
         head = (
-            f"{self.name!r}: {self.method} from a {self.format} file, {len(self.sites)} layers, "
+            f"{self.name!r}: {self.method} from a {self.format} file, {len(self.sites)} {where}, "
             f"{len(self.applied)} keys applied, {len(self.ignored)} ignored"
         )
         lines = [f"  ignored {key}: {reason}" for key, reason in self.ignored.items()]

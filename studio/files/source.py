@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from studio.errors import BadFile
+from studio.files.a1111_word import open_word_picture, word_in
 from studio.files.cache import CACHE, Kept, now, stamp_of
 from studio.files.cloneofsimo import EXPECTED, listed
 from studio.files.format import Source
@@ -38,7 +39,7 @@ def open_source(
     """Opens an adapter file.
 
     Args:
-        file: a safetensors file, or a folder with one of PEFT's or diffusers' names in it.
+        file: a safetensors file, a folder with one of PEFT's or diffusers' names in it, or a PNG that holds a word.
         tensors: whether the tensors are read, or the header and single numbers only.
         pickled: whether a ``.pt`` or ``.bin`` file may be read (by ``torch.load(weights_only=True)``).
         check: called with what the header says before any tensor is read, to refuse the file.
@@ -55,6 +56,8 @@ def open_source(
                 "ask for pickled=True, which reads its tensors only"
             )
         return _open_pickled(named, file, peft, check)
+    if file.suffix == ".png":
+        return open_word_picture(file)
     if tensors:
         return _open_whole(named, file, peft, check)
     header, numbers = read_numbers(file)
@@ -157,19 +160,27 @@ def read_fields(place: Path) -> dict[str, Any]:
     return fields
 
 
-def _open_pickled(
-    named: Path, file: Path, peft: dict[str, Any] | None, check: Callable[[Mapping[str, TensorInfo]], None] | None
-) -> Source:
+def _unpickled(file: Path) -> Any:
     try:
         _check_unpacked(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([nn.ParameterDict]):  # as A1111 pickled words
+            return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise BadFile(f"there is no file {file}; check the path") from None
     except BadFile as error:
         raise BadFile(f"{file} {error}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, OSError) as error:
+    except (
+        pickle.UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, OSError, LookupError,
+        AttributeError, TypeError,
+    ) as error:  # fmt: skip
         reason = str(error).partition("\n")[0][:200]
         raise BadFile(f"{file} holds more than tensors, or is damaged: {reason}") from None
+
+
+def _open_pickled(
+    named: Path, file: Path, peft: dict[str, Any] | None, check: Callable[[Mapping[str, TensorInfo]], None] | None
+) -> Source:
+    content = _unpickled(file)
     if isinstance(content, list):
         found = listed(content)
         if found is None:
@@ -177,6 +188,7 @@ def _open_pickled(
         content = found
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
+    content, stated = word_in(content)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise BadFile(f"{file} does not hold a table of tensors; it is no adapter of a kind that can be read")
     words = {dtype: word for word, dtype in DTYPES.items()}
@@ -187,7 +199,7 @@ def _open_pickled(
     }
     if check is not None:
         check(infos)
-    return Source(named, infos, loaded, {}, peft)
+    return Source(named, infos, loaded, stated, peft)
 
 
 def _check_unpacked(file: Path) -> None:

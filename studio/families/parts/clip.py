@@ -1,7 +1,8 @@
 """Prompts that CLIP reads in chunks: as many tokens as it has places for, one chunk behind the other.
 
 A chunk has the tokenizer's length: the begin token, 75 tokens of text and the end token for the public ones. A comma at
-most 20 tokens before a full chunk's end ends it, so that what stands behind it is not torn apart.
+most 20 tokens before a full chunk's end ends it, so that what stands behind it is not torn apart; nor is a learned word
+of several vectors.
 
 References:
     AUTOMATIC1111: stable-diffusion-webui, 2022, https://github.com/AUTOMATIC1111/stable-diffusion-webui.
@@ -9,13 +10,14 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from studio.families.lookup import inner_tokens
 from studio.families.parts.emphasis import emphasised
 from studio.families.parts.place import device_of
 from studio.families.parts.texts import check_tokens
@@ -107,8 +109,8 @@ def _spelled(pipe: Any, tokenizer: Any) -> Callable[[str], str]:
 def _filled(tokenizer: Any, prompt: str | Words, prepare: Callable[[str], str] = str) -> list[list[Token]]:
     """The chunks of a prompt without their frames, and the empty ones that its length asks for."""
     words = Words((((prompt, 1.0),),)) if isinstance(prompt, str) else prompt
-    places, comma = tokenizer.model_max_length - 2, _comma(tokenizer)
-    chunks = [chunk for part in words.parts for chunk in _cut(_tokens(tokenizer, part, prepare), places, comma)]
+    places, comma, inner = tokenizer.model_max_length - 2, _comma(tokenizer), inner_tokens(tokenizer)
+    chunks = [chunk for part in words.parts for chunk in _cut(_tokens(tokenizer, part, prepare), places, comma, inner)]
     if len(chunks) > 1 and not chunks[-1]:  # nothing stands behind the last BREAK
         chunks.pop()
     wanted = -(-words.length // tokenizer.model_max_length)
@@ -127,8 +129,8 @@ def _tokens(tokenizer: Any, part: tuple[tuple[str, float], ...], prepare: Callab
             yield token, weight
 
 
-def _cut(tokens: Iterable[Token], places: int, comma: int | None) -> list[list[Token]]:
-    """Cuts a part into chunks; without any token it is one."""
+def _cut(tokens: Iterable[Token], places: int, comma: int | None, inner: Collection[int]) -> list[list[Token]]:
+    """Cuts a part into chunks, never before an inner token of a word; without any token it is one."""
     done: list[list[Token]] = []
     chunk: list[Token] = []
     last = -1  # where the chunk's last comma stands
@@ -136,6 +138,8 @@ def _cut(tokens: Iterable[Token], places: int, comma: int | None) -> list[list[T
         if len(chunk) == places:
             torn = token[0] != comma and last >= 0 and places - last <= BACKTRACK
             end = last + 1 if torn else places
+            while end > 1 and (*chunk, token)[end][0] in inner:
+                end -= 1
             done.append(chunk[:end])
             chunk, last = chunk[end:], -1
         elif token[0] == comma:
