@@ -10,9 +10,12 @@ from typing import Final
 
 __all__ = ["ELSEWHERE"]
 
+_TLORA: Final = "T-LoRA, which subtracts its start and leaves that out of its files: they do not say what it changes"
+
 ELSEWHERE: Final[Mapping[str, str]] = {
     "bm.weight": "GLoRA with a core",
     "set_weight": "a replaced weight",
     "c3a_kernel": "C3A",
+    **dict.fromkeys(("q_layer.weight", "p_layer.weight", "lambda_layer"), _TLORA),
 }
 """End of a key -> what it is of, in words."""

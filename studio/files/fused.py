@@ -34,7 +34,9 @@ BIAS: Final = "diff_b"
 MAGNITUDE: Final = "dora_scale"
 WINDOW: Final = "lokr_window"
 _PAIR: Final = {DOWN, UP, "alpha"}
-_OURS: Final = {"down", "up", "bias"}
+_BESIDE: Final = ("bias", "magnitude")
+"""What a pair has per output beside it: the change of a bias, and DoRA's length of every row."""
+_OURS: Final = {"down", "up", *_BESIDE}
 
 
 # -- fused to split ----------------------------------------------------------------------------------------------------
@@ -88,15 +90,19 @@ def _split_pair(
         raise DoesNotFit(
             f"it is {_said(native)}, which have {sum(rows)} outputs together, and its tensors have {len(tensors['up'])}"
         )
+    if len(tensors["down"]) != tensors["up"].shape[1]:
+        shapes = {name: tuple(one.shape) for name, one in tensors.items()}
+        raise DoesNotFit(f"it is {_said(native)}, and its two tensors have other ranks: {shapes}")
     turned = {name: _swapped(one) if native.swapped and name != "down" else one for name, one in tensors.items()}
     ups = turned["up"].split(list(rows))
-    biases = turned["bias"].split(list(rows)) if "bias" in turned else (None,) * len(rows)
-    for path, up, bias, (begin, end) in zip(native.paths, ups, biases, _ranks(ups), strict=True):
-        if begin == end and (bias is None or not bias.any()):
+    beside = {name: turned[name].split(list(rows)) for name in _BESIDE if name in turned}
+    for index, (path, up, (begin, end)) in enumerate(zip(native.paths, ups, _ranks(ups), strict=True)):
+        own = {name: parts[index].clone() for name, parts in beside.items()}
+        if begin == end and not any(bool(part.any()) for part in own.values()):
             continue
         begin, end = (begin, end) if begin < end else (0, up.shape[1])
-        own = {"down": turned["down"][begin:end].clone(), "up": up[:, begin:end].clone()}
-        yield path, Grade(end - begin, grade.scale), own if bias is None else {**own, "bias": bias.clone()}
+        pair = {"down": turned["down"][begin:end].clone(), "up": up[:, begin:end].clone()}
+        yield path, Grade(end - begin, grade.scale), {**pair, **own}
 
 
 def _said(native: Native) -> str:

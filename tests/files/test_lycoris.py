@@ -98,6 +98,29 @@ def test_a_file_gives_what_its_own_network_gives(name, tmp_path):
     assert torch.allclose(other(sample()), expected, atol=1e-5)
 
 
+def test_a_file_of_tlora_does_not_say_what_it_changes_and_is_refused(tmp_path):
+    """``ΔW = s (P diag(λ) Q − P₀ diag(λ₀) Q₀)``: the second term, of W's singular directions, is not in the file."""
+    from lycoris.modules.tlora import TLoraModule
+
+    layer, draws = nn.Linear(16, 32), torch.Generator().manual_seed(1)
+    starts = [
+        TLoraModule("lycoris_wide", layer, lora_dim=4, alpha=2.0, sig_type=sort) for sort in ("principal", "last")
+    ]
+    trained = [0.2 * torch.randn(parameter.shape, generator=draws) for parameter in starts[0].parameters()]
+    changes, files = [], []
+    with torch.no_grad():
+        for module in starts:
+            for parameter, value in zip(module.parameters(), trained, strict=True):
+                parameter.copy_(value)
+            changes.append(module.get_diff_weight()[0])
+            files.append({f"lycoris_wide.{key}": tensor.clone() for key, tensor in module.state_dict().items()})
+    assert files[0].keys() == files[1].keys() and all(torch.equal(files[0][key], files[1][key]) for key in files[0])
+    assert (changes[0] - changes[1]).norm() > 0.1 * changes[0].norm()
+    save_file(files[0], tmp_path / "a.safetensors")
+    with pytest.raises(studio.StudioError, match="T-LoRA, which subtracts its start and leaves that out of its files"):
+        studio.load(Net(), tmp_path / "a.safetensors")
+
+
 def test_the_first_form_of_glora_is_told_by_its_shapes(tmp_path):
     """``W a2 a1 + b2 b1``, a1 ``(r, n)``: the same change as the present form with the names exchanged."""
     _, tensors, expected = network(ALGORITHMS["glora"])
