@@ -38,7 +38,7 @@ def figure(number: float) -> str:
         >>> [figure(number) for number in (123.4, 7.0, 0.01234, 1e-9, 0.0)]
         ['123', '7.00', '0.0123', '1.0e-09', '0']
     """
-    if not number or number >= 100:
+    if not number or number >= 99.95:
         return f"{number:.0f}" if number < 1e5 else f"{number:.1e}"
     return f"{number:#.3g}" if number >= 1e-3 else f"{number:.1e}"
 
@@ -87,7 +87,8 @@ class _Map:
     @cached_property
     def columns(self) -> dict[Kind, int]:
         """Kind -> where its column begins."""
-        x, found = MARGIN + self.band, {}
+        found: dict[Kind, int] = {}
+        x = MARGIN + self.band
         for _, kinds in groupby(self.report.kinds, key=lambda kind: kind.group):
             for kind in kinds:
                 found[kind] = x
@@ -99,7 +100,8 @@ class _Map:
     def rows(self) -> dict[str, int]:
         """Block -> where its row begins."""
         parts = {one.block: one.path.partition(".")[0] for one in self.report.layers}
-        y, found, before = self.top, {}, ""
+        found: dict[str, int] = {}
+        y, before = self.top, ""
         for block in self.blocks:
             kind = block.rstrip("0123456789") if block[-1:].isdigit() and "." not in block else parts[block]
             y += APART // 2 if found and kind != before else 0

@@ -12,6 +12,7 @@ from studio.commands.show import Show
 from studio.errors import Refused, UsageError
 
 if TYPE_CHECKING:
+    from studio.files import AdapterFile
     from studio.files.magnitude import Magnitudes
 
 __all__ = ["inspect"]
@@ -62,16 +63,15 @@ def inspect(
     from studio.files import inspect as read
     from studio.pipelines.naming import adapter_file
 
-    if (family or base) and not (norms or picture):
-        raise UsageError("--family and --base say on what --norms is measured: give --norms too")
+    norms = _wanted(norms, picture, family, base)
     file = adapter_file(file)
     found, show = read(file), Show(as_json, quiet)
     made = _hashes(file) if hashes and found.format else None
     if show.talks:
         show.table(rows(found, made))
     told = content(found, made)
-    if (norms or picture) and found.format:
-        told["norms"] = _norms(file, family, base, picture, show)
+    if norms and found.format:
+        told["norms"] = _norms(found, family, base, picture, show)
     show.result(told)
     if not found.format:
         context.exit(UsageError.exit_code)
@@ -79,6 +79,13 @@ def inspect(
         _check_values(file)
     if found.unread:
         context.exit(Refused.exit_code)
+
+
+def _wanted(norms: bool, picture: Path | None, family: str | None, base: str | None) -> bool:
+    """Whether norms are asked for, which a picture is."""
+    if (family or base) and not (norms or picture):
+        raise UsageError("--family and --base say on what --norms is measured: give --norms too")
+    return norms or picture is not None
 
 
 def _hashes(file: Path) -> Any:
@@ -102,11 +109,13 @@ def _check_values(file: Path) -> None:
     check_finite(tensors, tensors, file)
 
 
-def _norms(file: Path, family: str | None, base: str | None, picture: Path | None, show: Show) -> dict[str, Any]:
+def _norms(
+    found: AdapterFile, family: str | None, base: str | None, picture: Path | None, show: Show
+) -> dict[str, Any]:
     """Says how far the adapter moves each block, and draws it where that is asked for."""
     from studio.files.magnitude import magnitudes
 
-    report = magnitudes(file, family=family, base=base)
+    report = magnitudes(found.file, family=family, base=base)
     if show.talks:
         show.say()
         _show_norms(report, show)
@@ -115,7 +124,8 @@ def _norms(file: Path, family: str | None, base: str | None, picture: Path | Non
         from studio.pipelines.strength_map import strength_map
 
         picture = picture.expanduser()
-        save_png(strength_map(report, title=file.stem), picture)
+        named = found.name if found.name not in ("", "default") else ""
+        save_png(strength_map(report, title=named), picture)
         show.say(f"picture: {picture}")
     return {
         "base": report.base, "whole": report.whole, "measures": list(report.measures), "picture": picture,

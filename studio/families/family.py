@@ -206,6 +206,7 @@ class Family:
         hashes_files: whether a base is known by the bytes of its files, not by its weights as fp32
             (:mod:`studio.families.opening.hashing`).
         identity: ``components by name -> what other tools call it``.
+        alike: families whose adapters can have the same layers, of the same sizes.
         called: what the names begin with that any tool calls it by, as :func:`family_called` compares them.
         silent: ``(component, module) -> layers`` that no picture depends on.
         recognise: whether a set of components (name -> module) is one of this family; a bare module comes as
@@ -258,6 +259,7 @@ class Family:
     hashes_files: bool = True
     identity: Callable[[Parts], Identity]
     called: tuple[str, ...] = ()
+    alike: tuple[str, ...] = ()
     silent: Callable[[str, nn.Module], tuple[Silent, ...]] = lambda component, module: ()
     recognise: Callable[[Parts], bool]
     check_text: Callable[[Pipe, Prompts], None]

@@ -18,7 +18,7 @@ from studio.files.header import TensorInfo
 from studio.files.respelled import respelled
 from studio.files.spelling import WHOLE, Spelling, nearest_part, recognise, shared_parts, with_axes
 
-__all__ = ["Contents", "Layer", "family_fits", "guess_family", "sort_keys"]
+__all__ = ["Contents", "Layer", "guess_family", "sort_keys"]
 
 _ORDER: Final = (peft.PEFT, kohya.KOHYA, native.NATIVE, diffusers.DIFFUSERS)
 """Formats as they are asked whose a key is; the last takes what is left."""
@@ -205,7 +205,7 @@ def guess_family(found: Contents, infos: Mapping[str, TensorInfo], stated: Itera
 
     Args:
         found: the file's keys. infos: what the header says about them.
-        stated: registry names of families that it says it is for; they count where it has their marks too.
+        stated: registry names of families that it says it is for; the first counts that its layers do not deny.
 
     Returns:
         Its registry name and its title; ``("", "")`` when nothing tells.
@@ -215,18 +215,10 @@ def guess_family(found: Contents, infos: Mapping[str, TensorInfo], stated: Itera
         if any(expression.search(one) for one in names if name != "llm" or not _TEXT.search(one)):
             return name, title
     clues = _clues(found, infos)
-    rows = (*(FAMILIES[name] for name in stated if name in FAMILIES), *FAMILIES.values())
-    family = next((row for row in rows if row.marks(clues)), None)
+    told = next((row for row in FAMILIES.values() if row.marks(clues)), None)
+    likely = (FAMILIES[name] for name in stated if name in FAMILIES)
+    family = next((row for row in likely if told is None or told.name in row.alike or row.marks(clues)), told)
     return ("", "") if family is None else (family.name, family.title)
-
-
-def family_fits(family: str, found: Contents, infos: Mapping[str, TensorInfo]) -> bool:
-    """Says whether a file has the marks of a family, of which it may have those of several.
-
-    Args:
-        family: its registry name. found: the file's keys. infos: what the header says about them.
-    """
-    return FAMILIES[family].marks(_clues(found, infos))
 
 
 def _clues(found: Contents, infos: Mapping[str, TensorInfo]) -> Clues:

@@ -51,7 +51,8 @@ def grades_of(found: Contents, source: Source, config: AdapterConfig | None) -> 
         found: its keys. source: the file, with its single numbers. config: ours, where the file has it.
     """
     statements = _Statements(source, config)
-    return [one for layer in found.layers.values() for one in _graded(layer, source, statements)], statements.troubles
+    grades = [one for layer in found.layers.values() for one in _graded(layer, source, statements)]
+    return grades, statements.troubles()
 
 
 class _Statements:
@@ -60,7 +61,14 @@ class _Statements:
     def __init__(self, source: Source, config: AdapterConfig | None) -> None:
         self._source, self._config = source, config
         self._made: dict[tuple[str, ...], Settings | None] = {}
-        self.troubles: list[str] = []
+        self._troubles: list[str] = []
+
+    def troubles(self) -> list[str]:
+        """What is wrong with them, once all layers are graded: patterns that no layer matched among it."""
+        for settings in filter(None, self._made.values()):
+            settings.fields()
+            self._troubles += [note for note in settings.notes if note not in self._troubles]
+        return self._troubles
 
     def of(self, layer: Layer, method: str) -> Settings | None:
         component = component_of(layer.module)
@@ -87,8 +95,8 @@ class _Statements:
         return None if header is None else (header[1], header[1] / rank)
 
     def _note(self, error: StudioError) -> None:
-        if str(error) not in self.troubles:
-            self.troubles.append(str(error))
+        if str(error) not in self._troubles:
+            self._troubles.append(str(error))
 
 
 def _members(config: AdapterConfig | None) -> tuple[AdapterConfig, ...]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from studio.adapters import AdapterConfig
 from studio.files.detect import Contents, guess_family, sort_keys
 from studio.files.embedding_told import words_told
-from studio.files.grades import counted, grades_of
+from studio.files.grades import Graded, counted, grades_of
 from studio.files.hashes import stored_hashes
 from studio.files.metadata import facts_of, families_named, own_entry
 from studio.files.mixture import methods_of
@@ -35,12 +36,9 @@ class AdapterFile:
         sites: the layers, as the file names them, sorted. tensors: key -> (dtype, shape).
         metadata: the container's texts. facts: what they say that does not follow from the tensors.
         family: registry name of the family it was made for, or "". family_title: the same in words.
-        ranks: rank -> number of layers that have it. peft: the content of ``adapter_config.json``, or None.
+        peft: the content of ``adapter_config.json``, or None.
         unread: key -> why it cannot be read, whatever the model.
-        alphas: numerator of the scale -> number of layers; layers of which nothing states it are left out.
-        scales: ``alpha / rank`` (``/ sqrt(rank)`` where it is rank-stabilized) -> number of layers.
-        hashes: the hashes that it states of itself, by their keys, in plain letters.
-        provenance: where it comes from, by its own words.
+        grades: what it says about rank and scale of each layer.
         suspicions: what looks wrong in it, a sentence each.
         tools: programs that alone spell keys as some of its are.
         embeddings: learned words (textual inversion) in it: word -> label of an encoder, or "" -> number and width of
@@ -58,16 +56,37 @@ class AdapterFile:
     facts: Mapping[str, str]
     family: str
     family_title: str
-    ranks: Mapping[int, int]
     peft: Mapping[str, object] | None
     unread: Mapping[str, str]
-    alphas: Mapping[float, int] = field(default_factory=dict)
-    scales: Mapping[float, int] = field(default_factory=dict)
-    hashes: Mapping[str, str] = field(default_factory=dict)
-    provenance: Provenance = field(default_factory=Provenance)
+    grades: tuple[Graded, ...] = ()
     suspicions: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
     embeddings: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
+
+    @property
+    def ranks(self) -> dict[int, int]:
+        """Rank -> number of layers that have it."""
+        return counted(one.rank for one in self.grades)
+
+    @property
+    def alphas(self) -> dict[float, int]:
+        """Numerator of the scale -> number of layers; layers of which nothing states it are left out."""
+        return counted(None if one.rank is None else one.alpha for one in self.grades)
+
+    @property
+    def scales(self) -> dict[float, int]:
+        """``alpha / rank`` (``/ sqrt(rank)`` where it is rank-stabilized) -> number of layers."""
+        return counted(one.scale for one in self.grades)
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """The hashes that it states of itself, by their keys, in plain letters."""
+        return stored_hashes(self.metadata)
+
+    @cached_property
+    def provenance(self) -> Provenance:
+        """Where it comes from, by its own words."""
+        return provenance_of(self.metadata)
 
     @property
     def rank(self) -> int | None:
@@ -109,11 +128,8 @@ def inspect(file: str | Path) -> AdapterFile:
     preferred = flagged_method(source.peft) if own is None else own.method
     told = words_told(source)
     found = sort_keys({} if soft else told.rest, preferred)
-    family, title = (
-        guess_family(found, source.infos, families_named(source.metadata))
-        if told.family is None
-        else (told.family.name, told.family.title)
-    )
+    family, title = guess_family(found, source.infos, families_named(source.metadata))
+    family, title = (family, title) if told.family is None else (told.family.name, told.family.title)
     grades, troubles = grades_of(found, source, None if own is None else own.config)
     method = soft or told.method or "+".join(methods_of(source, found, own))
     format = ("studio" if source.peft is None else "peft") if soft else told.format or found.format()
@@ -129,13 +145,9 @@ def inspect(file: str | Path) -> AdapterFile:
         facts=facts_of(source.metadata),
         family=own.family if own is not None and own.family else family,
         family_title=title,
-        ranks=counted(one.rank for one in grades),
         peft=source.peft,
         unread=dict(sorted({**_unread(found), **told.unread}.items())),
-        alphas=counted(None if one.rank is None else one.alpha for one in grades),
-        scales=counted(one.scale for one in grades),
-        hashes=stored_hashes(source.metadata),
-        provenance=provenance_of(source.metadata),
+        grades=tuple(grades),
         suspicions=(*troubles, *suspicions(source, grades, family, own=own is not None)),
         embeddings=told.words,
         tools=tools_of(source.infos),

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from studio.families import FAMILIES, family_called
-from studio.files.detect import Contents, family_fits
 from studio.files.format import Source
 from studio.files.grades import Graded, counted
 from studio.files.header import TensorInfo
@@ -23,12 +22,12 @@ _FUSED: Final = ("_qkv", ".qkv", "linear1")
 """Ends of layers that hold several, of which sd-scripts saves the parts in one."""
 
 
-def suspicions(found: Contents, source: Source, grades: Sequence[Graded], family: str, *, own: bool) -> Iterator[str]:
+def suspicions(source: Source, grades: Sequence[Graded], family: str, *, own: bool) -> Iterator[str]:
     """Says what looks wrong in a file, a sentence each.
 
     Args:
-        found: its keys. source: the file, with its single numbers. grades: what it says about its layers' scales.
-        family: registry name of the family that its keys tell, or "". own: whether the studio wrote it.
+        source: the file, with its single numbers. grades: what it says about its layers' scales.
+        family: registry name of the family that its layers are of, or "". own: whether the studio wrote it.
     """
     yield from _alphas(grades)
     yield from _scales(grades)
@@ -36,7 +35,7 @@ def suspicions(found: Contents, source: Source, grades: Sequence[Graded], family
     yield from _contradictions(grades, source.metadata)
     yield from _types(source.infos, grades)
     if not own:
-        yield from _other_family(found, source, family)
+        yield from _other_family(source.metadata, family)
 
 
 def _places(grades: Sequence[Graded]) -> str:
@@ -122,15 +121,14 @@ def _types(infos: Mapping[str, TensorInfo], grades: Sequence[Graded]) -> Iterato
         )
 
 
-def _other_family(found: Contents, source: Source, family: str) -> Iterator[str]:
-    """A family in the header that the keys are not of."""
+def _other_family(metadata: Mapping[str, str], family: str) -> Iterator[str]:
+    """A family in the header that the layers are not of."""
     for key in ("modelspec.architecture", "ss_base_model_version"):
-        row = family_called(source.metadata.get(key, ""))
-        if row is None or not family or row.name == family or family_fits(row.name, found, source.infos):
-            continue
-        title = FAMILIES[family].title if family in FAMILIES else family
-        yield (
-            f"the header says {key}={json.dumps(source.metadata[key][:60])}, which is {row.title}, and its layers are "
-            f"those of {title}: the layers count"
-        )
-        return
+        row = family_called(metadata.get(key, ""))
+        if row is not None and family and row.name != family:
+            title = FAMILIES[family].title if family in FAMILIES else family
+            yield (
+                f"the header says {key}={json.dumps(metadata[key][:60])}, which is {row.title}, and its layers are "
+                f"those of {title}: the layers count"
+            )
+            return

@@ -142,7 +142,8 @@ class TokenEmbeddingAdapter(Adapter[TokenEmbedding]):
         self.__dict__["owner"] = self
         if self.tensor("rows") is not None:
             self.require("rows", (len(config.tokens), self.site.weight_shape[1]))
-        places, order = torch.tensor(config.tokens, device=self.site.weight.device).sort()
+        device = self.site.weight.device  # of a weight that is not at hand, the places are
+        places, order = torch.tensor(config.tokens, device=None if device.type == "meta" else device).sort()
         self.keep("places", places)
         self.keep("order", order)
 

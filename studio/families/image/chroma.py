@@ -135,6 +135,7 @@ CHROMA = FAMILIES.add(
         ),
         identity=lambda parts: Identity("chroma", "chroma"),
         called=("chroma",),
+        alike=("flux1",),
         recognise=of_class("transformer", "ChromaTransformer2DModel"),
         check_text=lambda pipe, prompts: check_tokens(pipe.tokenizer, prompts, LENGTH),
         emphasis=True,

@@ -218,6 +218,7 @@ FLUX1 = FAMILIES.add(
         ),
         identity=_identity,
         called=("flux1", "flux-1", "flux-dev", "flux-schnell"),
+        alike=("chroma",),
         recognise=of_class("transformer", "FluxTransformer2DModel"),
         check_text=check_text,
         emphasis=True,
