@@ -16,6 +16,7 @@ from studio.adapters.slots import Slots
 from studio.device import on_cpu
 from studio.errors import BadFile, DoesNotFit, PartialLoad, StudioError
 from studio.families import components
+from studio.files.alphas import alpha_form
 from studio.files.detect import Contents, guess_family, sort_keys
 from studio.files.embedding_file import words_in
 from studio.files.embedding_load import check_plain, load_brought, load_words
@@ -147,7 +148,7 @@ def load_source(
         return _load_soft(model, source, own, soft, name, strength, allow_partial, trainable)
     names, found, reading = read_source(model, source, own)
     taken = name if name is not None else (own.name if own is not None and own.name else "default")
-    facts = {**facts_of(source.metadata), **_dtype(source, reading)}
+    facts = {**facts_of(source.metadata), **_dtype(source, reading), **alpha_form(source, reading.applied())}
 
     def put() -> None:
         with fitting(f"the tensors of {source.file}"):

@@ -16,6 +16,7 @@ from studio.device import on_cpu
 from studio.errors import BadConfig, DoesNotFit, StudioError, nearest
 from studio.families import BASES, FAMILIES, open_base
 from studio.families.shapes import SHAPES, outline
+from studio.files.alphas import FORM, alpha_form, in_form
 from studio.files.components import heading, meant_by
 from studio.files.detect import Contents, guess_family, sort_keys
 from studio.files.embedding_file import words_in
@@ -113,7 +114,7 @@ def write_loose(
     stored = stored_dtype(dtype, facts, False)
     with on_cpu():
         draft, tensors = spelled_layers(loose.model, loose.config, loose.layers, chosen, stored)
-    place = given_path(file)
+    tensors, place = in_form(tensors, facts.pop(FORM, "")), given_path(file)
     text = write_metadata(
         draft.config, facts, name=loose.name, parts=draft.names.modules, payload=payload_hash(tensors)
     )  # fmt: skip
@@ -175,7 +176,8 @@ def _read(source: Source, model: Any, base: str) -> Loose:
         "F16",
         "BF16",
     }
-    facts = {**facts_of(source.metadata), **({"dtype": words.pop()} if len(words) == 1 else {})}
+    stored = {"dtype": words.pop()} if len(words) == 1 else {}
+    facts = {**facts_of(source.metadata), **stored, **alpha_form(source, reading.applied())}
     return Loose(
         file=source.file, model=model, base=base, name=own.name if own is not None and own.name else "default",
         format=found.format(), config=reading.config, layers=reading.placed(names), facts=facts,

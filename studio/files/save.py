@@ -19,6 +19,7 @@ from studio.adapters.tokens.contract import TokenConfig
 from studio.device import dtype_named, on_cpu
 from studio.errors import BadConfig, DoesNotFit
 from studio.families import is_pipeline
+from studio.files.alphas import FORM, in_form
 from studio.files.format import FORMATS, Draft, Format
 from studio.files.header import DTYPES, payload_hash
 from studio.files.layout import to_file
@@ -89,6 +90,7 @@ def save(
         return save_soft(model, file, chosen, name, facts, stored)
     with on_cpu():
         draft, tensors = spelled(model, name, chosen, stored)
+    tensors = in_form(tensors, facts.pop(FORM, ""))
     text = write_metadata(draft.config, facts, name=name, parts=draft.names.modules, payload=payload_hash(tensors))
     chosen.write(file, tensors, text, draft)
     return file
