@@ -20,7 +20,7 @@ from studio.adapters.folded import Folded, folded_bytes, put_back, set_aside
 from studio.adapters.hosting.attached import assemblies
 from studio.adapters.hosting.turns import turn
 from studio.adapters.overlap import without_change
-from studio.adapters.sites.gridsite import GridSite
+from studio.adapters.sites.quantized import QuantizedSite
 from studio.errors import BadConfig, DoesNotFit
 from studio.families import Base
 from studio.families.offloading import offloaded
@@ -134,7 +134,7 @@ def _against(base: Base, blend: Mapping[str, Strength]) -> str:
 def _is_cheap(base: Base, blend: Mapping[str, Strength]) -> bool:
     """Whether weights are dense, nothing is compiled, and there is room for them twice."""
     for assembly in assemblies(base.pipe).values():
-        if any(isinstance(mount.site, GridSite) for mount in assembly.mounts.values()):
+        if any(isinstance(mount.site, QuantizedSite) for mount in assembly.mounts.values()):
             return False
         if any(_is_compiled(module) for module in assembly.root.modules()):
             return False

@@ -39,6 +39,7 @@ class Extra:
 EXTRAS: dict[str, Extra] = {
     "xformers": Extra(("xformers",), "xFormers' attention in diffusers' pipelines, in which adapters act as before"),
     "quant": Extra(("bitsandbytes", "torchao", "optimum-quanto"), "adapters on bases that these have quantised"),
+    "gguf": Extra(("gguf",), "bases in llama.cpp's .gguf files"),
     "llm": Extra(("datasets", "trl"), "Hugging Face's data sets and TRL's trainers, for scripts with studio.peft"),
     "metrics": Extra(("tensorboard",), "TensorBoard curves of a run"),
     "heic": Extra(("pillow-heif",), "HEIC pictures, as phones make them"),

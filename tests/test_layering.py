@@ -28,9 +28,10 @@ MAPPED = ("studio", "benchmarks", "examples", "docs", "tests")
 GROUND = {"", *"version errors registry config atomic caches claims packages device limits given".split()}
 GROUND |= set("shown rgb exif runs signals temporary".split())
 PARTS = {
-    "families": set(),
+    "quantization": set(),
+    "families": {"quantization"},
     "datasets": set(),
-    "adapters": {"families"},
+    "adapters": {"families", "quantization"},
     "files": {"adapters", "families"},
     "fidelity": {"families"},
     "pipelines": {"adapters", "families", "files"},

@@ -32,10 +32,10 @@ from studio.adapters.info import AdapterInfo, TrainableReport, adapters, site_of
 from studio.adapters.methods import *  # noqa: F403  (the configs of all methods)
 from studio.adapters.quantize import QuantizeReport, quantize
 from studio.adapters.samples import blended_samples
-from studio.adapters.sites.quantized import GroupQuantizedLinear
 from studio.adapters.sites.site import Site
 from studio.adapters.slots import Slots, slots
 from studio.adapters.tokens.wiring import for_tasks
+from studio.quantization.grid import GroupQuantizedLinear
 
 __all__ = [
     "COMBINES",

@@ -76,9 +76,9 @@ def _device(site: Site) -> torch.device:
     """Where the adapter of a site lives: with its weight, or where offloading computes it."""
     hook = site.holder.__dict__.get("_hf_hook")
     wanted = getattr(hook, "execution_device", None)
-    if site.weight.device.type == "meta" and wanted is not None:
+    if site.device.type == "meta" and wanted is not None:
         return torch.device(wanted)
-    return site.weight.device
+    return site.device
 
 
 @torch.inference_mode(False)
@@ -242,7 +242,8 @@ def _tied(assembly: Assembly, name: str) -> Iterator[str]:
     adapted = set(assembly.records[name].paths)
     for path, adapter in assembly.adapters(name):
         own = assembly.mounts[path].site
-        shared = holders.get(id(own.weight), ()) if own.weight_name in own.module._parameters else ()
+        held = own.module._parameters.get(own.weight_name)  # not made anew, as that of a quantised layer is
+        shared = () if held is None else holders.get(id(held), ())
         others = {other.rpartition(".")[0] for other in shared} - {path, path.rpartition(".")[0]}
         if others and adapter.bakes and not adapter.tied:
             here = whole_path(assembly.component, path)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,28 +16,65 @@ from studio.adapters.hosting.assembly import Assembly
 from studio.adapters.hosting.attached import assemblies, check_unbaked
 from studio.adapters.hosting.mount import Mount
 from studio.adapters.hosting.turns import in_turn
-from studio.adapters.sites.gridsite import GridSite
+from studio.adapters.sites.quantized import QuantizedSite, put
 from studio.errors import DoesNotFit
+from studio.quantization.backend import Held
 
-__all__ = ["bake", "unbake"]
+__all__ = ["Requantized", "bake", "unbake"]
 
 
+@dataclass
+class Requantized:
+    """What :func:`bake` has packed anew.
+
+    Attributes:
+        sites: paths of the layers, with their component in front for a pipeline.
+        error: ``‖W − Q‖ / ‖W‖`` over them, of the weights with the blend in them.
+    """
+
+    sites: list[str] = field(default_factory=list)
+    off: float = 0.0
+    norm: float = 0.0
+
+    @property
+    def error(self) -> float:
+        return (self.off / self.norm) ** 0.5 if self.norm else 0.0
+
+    def __str__(self) -> str:
+        return f"{len(self.sites)} layers quantised anew, relative error {self.error:.4f}"
+
+
+@overload
+def bake(model: Any, blend: Mapping[str, StrengthLike] | str | None = None) -> None: ...
+@overload
+def bake(
+    model: Any, blend: Mapping[str, StrengthLike] | str | None = None, *, requantize: Literal[True]
+) -> Requantized: ...
 @in_turn
-def bake(model: Any, blend: Mapping[str, StrengthLike] | str | None = None) -> None:
+def bake(
+    model: Any, blend: Mapping[str, StrengthLike] | str | None = None, *, requantize: bool = False
+) -> Requantized | None:
     """Folds a blend into the weights: ``W ← round(W + Σ s_i ΔW_i)``, computed in fp32 and rounded once.
 
     The original tensors are kept and come back by :func:`unbake`. While a blend is baked, no adapter acts live.
 
-    A quantised layer gets a dense weight meanwhile, unless every change there is constant in each of its groups of
-    columns (QA-LoRA): then its zero points move and nothing else.
+    A quantised layer gets a dense weight meanwhile, in the type that it computes in, unless every change there is
+    constant in each of its groups of columns (QA-LoRA): then its zero points move and nothing else.
 
     Args:
         model: the model or pipeline.
         blend: the blend; None bakes the current one.
+        requantize: pack the changed weights of quantised layers as they were packed before: as small as the base, and
+            as far from the blend as quantising is.
+
+    Returns:
+        With ``requantize``, what was packed and with which error; else None.
 
     Raises:
         UnknownName: an adapter that is not attached. BadConfig: an impossible strength.
-        DoesNotFit: a blend is baked already, strengths differ by sample, or weights are offloaded.
+        DoesNotFit: a blend is baked already, strengths differ by sample, weights are offloaded, or nothing is quantised
+            that could be quantised anew.
+        UnsupportedLayer: a packing that can be read and not written (GGUF's K-quants).
 
     Example:
         >>> import torch, studio
@@ -53,16 +91,22 @@ def bake(model: Any, blend: Mapping[str, StrengthLike] | str | None = None) -> N
     for name, strength in strengths.items():
         check_constant(name, strength, "weights can hold one strength for all")
     present = list(assemblies(model).values())
+    anew = Requantized() if requantize else None
+    if requantize and not any(
+        isinstance(mount.site, QuantizedSite) for one in present for mount in one.mounts.values()
+    ):
+        raise DoesNotFit("no layer with adapters is quantised, so there is nothing to quantise anew")
     try:
         for assembly in present:
-            _bake_one(assembly, {n: s for n, s in strengths.items() if n in assembly.records})
+            _bake_one(assembly, {n: s for n, s in strengths.items() if n in assembly.records}, anew)
     except BaseException:
         for assembly in present:
             _restore(assembly)
         raise
+    return anew
 
 
-def _bake_one(assembly: Assembly, strengths: dict[str, Strength]) -> None:
+def _bake_one(assembly: Assembly, strengths: dict[str, Strength], anew: Requantized | None) -> None:
     assembly.levels.baked = {}
     for path, mount in assembly.mounts.items():
         acting = [(name, assembly.levels.number(name, strength, path)) for name, strength in strengths.items()]
@@ -71,22 +115,34 @@ def _bake_one(assembly: Assembly, strengths: dict[str, Strength]) -> None:
             continue
         site, change = mount.site, _by_group(mount, acting)
         if change is not None:
-            assembly.originals[path] = cast(GridSite, site).shift(change)
+            assembly.originals[path] = cast(QuantizedSite, site).shift(change)
             continue
         weight, bias = _folded(mount, acting)
-        table = site.module._parameters
-        made = {site.weight_name: weight}
+        if anew is not None and isinstance(site, QuantizedSite):
+            before = _pack(site, weight, anew, f"{assembly.component}.{path}".strip("."))
+        else:
+            own = nn.Parameter(weight.to(site.weight.dtype).contiguous(), requires_grad=False)
+            before = put(site.module, [Held("_parameters", site.weight_name, own)])
+        assembly.originals[path] = before
         if bias is not None and site.bias_name is not None:
-            made[site.bias_name] = bias
-        assembly.originals[path] = [("_parameters", name, table.get(name)) for name in made]
-        for name, tensor in made.items():
-            table[name] = nn.Parameter(tensor, requires_grad=False)
+            own = nn.Parameter(bias, requires_grad=False)
+            before += put(site.module, [Held("_parameters", site.bias_name, own)])
     assembly.levels.baked = strengths
     assembly.levels.touch()
 
 
+def _pack(site: QuantizedSite, weight: Tensor, anew: Requantized, path: str) -> list[Held]:
+    """Packs a changed weight in place of the base's; returns what was there."""
+    before = site.pack(weight)
+    anew.sites.append(path)
+    anew.off += float((weight - site.weight.to(weight.dtype)).square().sum())
+    anew.norm += float(weight.square().sum())
+    return before
+
+
 @torch.no_grad()
 def _folded(mount: Mount, acting: list[tuple[str, float]]) -> tuple[Tensor, Tensor | None]:
+    """The changed weight in at least fp32, and the changed bias in its own type, or None where it is unchanged."""
     site = mount.site
     weight, bias = site.weight, site.bias
     if weight.device.type == "meta":
@@ -104,13 +160,13 @@ def _folded(mount: Mount, acting: list[tuple[str, float]]) -> tuple[Tensor, Tens
             change = delta.bias.to(exact) * number
             shift = change if shift is None else shift + change
     unchanged = shift is None or shift is offset
-    return total.to(weight.dtype).contiguous(), None if unchanged else cast(Tensor, shift).to(weight.dtype)
+    return total, None if unchanged else cast(Tensor, shift).to(weight.dtype)
 
 
 @torch.no_grad()
 def _by_group(mount: Mount, acting: list[tuple[str, float]]) -> Tensor | None:
     """``Σ s_i ΔW_i`` as one number per row and group, where the layer has groups and it is constant in each."""
-    if not isinstance(mount.site, GridSite):
+    if not isinstance(mount.site, QuantizedSite):
         return None
     grid = mount.site.grid
     if grid is None:

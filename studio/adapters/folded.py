@@ -12,7 +12,7 @@ from studio.adapters.contract.strength import Strength
 from studio.adapters.hosting.assembly import Assembly
 from studio.adapters.hosting.attached import assemblies, check_unbaked
 from studio.adapters.hosting.turns import in_turn
-from studio.adapters.sites.gridsite import Held
+from studio.quantization.backend import Held
 
 __all__ = ["Folded", "folded_bytes", "put_back", "set_aside"]
 
@@ -95,7 +95,7 @@ def folded_bytes(model: Any, names: Any) -> int:
 def _now(assembly: Assembly, path: str, held: list[Held]) -> list[Held]:
     """What a layer has in the places of ``held`` now."""
     module = assembly.mounts[path].site.module
-    return [(table, name, getattr(module, table).get(name)) for table, name, _ in held]
+    return [Held(table, name, getattr(module, table).get(name)) for table, name, _ in held]
 
 
 def _state(assembly: Assembly) -> State:

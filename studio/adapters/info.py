@@ -12,10 +12,10 @@ from studio.adapters.contract.adapter import AdapterConfig
 from studio.adapters.contract.strength import Strength
 from studio.adapters.hosting.assembly import site_at
 from studio.adapters.hosting.attached import assemblies, check_known, known_names, whole_path
-from studio.adapters.sites.quantized import GroupQuantizedLinear
 from studio.adapters.sites.site import Site
 from studio.errors import DoesNotFit
 from studio.families import components as components_of
+from studio.quantization.counting import hidden_numbers
 
 __all__ = ["AdapterInfo", "TrainableReport", "adapters", "site_of", "split_path", "state", "trainable"]
 
@@ -101,13 +101,8 @@ def trainable(model: Any) -> TrainableReport:
     """Counts the parameters of ``model`` that require gradients, and all of them; tied ones once."""
     unique = {id(p): p for module in components_of(model).values() for p in module.parameters()}
     numbers = [(parameter.numel(), parameter.requires_grad) for parameter in unique.values()]
-    codes = sum(
-        layer.in_features * layer.out_features
-        for module in components_of(model).values()
-        for layer in module.modules()
-        if isinstance(layer, GroupQuantizedLinear) and layer.dense is None
-    )
-    return TrainableReport(sum(n for n, required in numbers if required), codes + sum(n for n, _ in numbers))
+    hidden = sum(map(hidden_numbers, components_of(model).values()))
+    return TrainableReport(sum(n for n, required in numbers if required), hidden + sum(n for n, _ in numbers))
 
 
 def state(model: Any, name: str = "default") -> dict[str, Tensor]:

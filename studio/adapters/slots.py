@@ -134,7 +134,7 @@ class Slots:
                     "targets that name it"
                 )
             site = here[whole][0]
-            moved = {key: tensor.to(site.weight.device) for key, tensor in own.items()}
+            moved = {key: tensor.to(site.device) for key, tensor in own.items()}
             own_config = config.at(site.path)
             made[whole] = own_config.adapter(site, own_config, moved, trainable=False).eval()
         for member in config.members:

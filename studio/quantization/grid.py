@@ -15,10 +15,13 @@ from torch import Tensor, nn
 
 from studio.errors import BadConfig
 
-__all__ = ["Grid", "GroupQuantizedLinear", "to_grid"]
+__all__ = ["BITS", "Grid", "GroupQuantizedLinear", "packed_codes", "to_grid"]
 
 _PLANES: Final = {2: (2,), 3: (2, 1), 4: (4,), 8: (8,)}
 """Bits of a code -> the parts that it is stored in, lowest first; a byte holds 8 / part of them."""
+
+BITS: Final = tuple(_PLANES)
+"""Bits that a code may have."""
 
 
 class Grid(NamedTuple):
@@ -61,7 +64,7 @@ def to_grid(weight: Tensor, bits: int, group: int) -> Grid:
     return Grid(codes.to(torch.uint8).flatten(1), scales, -low / scales)
 
 
-def _packed(codes: Tensor, bits: int) -> Tensor:
+def packed_codes(codes: Tensor, bits: int) -> Tensor:
     """Packs codes ``(rows, cols)`` of ``bits`` bits into bytes."""
     codes = F.pad(codes, (0, -codes.shape[1] % 8))
     planes = []
@@ -156,7 +159,7 @@ class GroupQuantizedLinear(nn.Module):
         made = cls(
             cols, rows, bits=bits, group=grid.group, bias=bias is not None, dtype=weight.dtype, device=weight.device
         )
-        made.codes, made.scales, made.zeros = _packed(grid.codes, bits), grid.scales, grid.zeros
+        made.codes, made.scales, made.zeros = packed_codes(grid.codes, bits), grid.scales, grid.zeros
         made.bias = bias
         return made
 

@@ -21,13 +21,13 @@ from studio.adapters.hosting.host import check_removable, host, is_hosted, unhos
 from studio.adapters.hosting.levels import Levels
 from studio.adapters.hosting.mount import Mount
 from studio.adapters.hosting.watch import Watch
-from studio.adapters.sites.gridsite import Held
 from studio.adapters.sites.kinds import site_for
 from studio.adapters.sites.parameter import BARE, ParameterSite, parameter_site
 from studio.adapters.sites.read import module_at
 from studio.adapters.sites.site import AttentionSite, Site
 from studio.errors import DoesNotFit, UnsupportedLayer, nearest
 from studio.families import check_own, named_parameters, named_parts
+from studio.quantization.backend import Held, Undo, packing_of
 
 __all__ = ["Assembly", "Record", "assembly_at", "site_at"]
 
@@ -70,6 +70,7 @@ class Assembly:
         self._required_grad: list[str] | None = None
         self._frozen_beside: list[nn.Parameter] = []
         self._watch: Watch | None = None
+        self._kept_trainable: list[Undo] = []
 
     @property
     def component(self) -> str:
@@ -177,7 +178,7 @@ class Assembly:
         for path, mount in self.mounts.items():
             names = tuple(mount.adapters.names())
             if names:  # an attention that only lets its output projection act has none
-                device = mount.site.weight.device
+                device = mount.site.device
                 carriers[path] = names, torch.device("cpu") if device.type == "meta" else device
         self.levels.index(carriers, tuple(self.records))
 
@@ -200,6 +201,7 @@ class Assembly:
     def _begin_life(self) -> None:
         root = self.root
         root.__dict__[_KEY] = self
+        self._kept_trainable = _made_trainable(root)
         self._watch = Watch(root, self.mounts, self.levels)
         if callable(getattr(type(root), "save_pretrained", None)):
             root.__dict__["save_pretrained"] = functools.partial(_save_base, root)
@@ -211,6 +213,8 @@ class Assembly:
             self._watch = None
         root.__dict__.pop(_KEY, None)
         root.__dict__.pop("save_pretrained", None)
+        while self._kept_trainable:
+            self._kept_trainable.pop()()
         if self._required_grad is not None:
             required = set(self._required_grad)
             for path, parameter in named_parameters(root):
@@ -253,6 +257,17 @@ class Assembly:
         config, layers = self.records[name].config, dict(self.adapters(name))
         for member in config.members:
             yield member.adapter, {path: one for path, one in layers.items() if config.at(path) is member}
+
+
+def _made_trainable(root: nn.Module) -> list[Undo]:
+    """Lets gradients go through all quantised layers, those that carry nothing too; returns what ends that."""
+    undone = []
+    for module in root.modules():
+        packing = packing_of(module)
+        undo = None if packing is None else packing.make_trainable(module)
+        if undo is not None:
+            undone.append(undo)
+    return undone
 
 
 def _save_base(root: nn.Module, *args: Any, **kwargs: Any) -> Any:

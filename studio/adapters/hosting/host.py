@@ -89,11 +89,11 @@ def _norm_forward(base_forward: Forward) -> Forward:
 
 
 def _quantized_forward(base_forward: Forward) -> Forward:
-    """A layer of others that would not multiply by a baked weight itself."""
+    """A layer whose weight is packed: its site knows what it computes, a baked weight included."""
 
     def forward(self: nn.Module, x: Tensor) -> Tensor:
         mount: Any = self.__dict__[MOUNT]
-        return cast(Tensor, mount.changed(x, mount.site.run(base_forward, x)))
+        return cast(Tensor, mount.changed(x, mount.site.run(base_forward, mount.moved(x))))
 
     return forward
 

@@ -207,7 +207,7 @@ class Mount:
         self.callers.add(threading.get_ident())
         plan = self.prepare()
         # in training or by hand, y may be needed as it is; and a module may give out what is not its own
-        own = self.site.hosting == "layer" and not torch.is_grad_enabled()
+        own = self.site.hosting in ("layer", "quantized") and not torch.is_grad_enabled()
         if plan.apart is not None and not torch.is_grad_enabled():
             return changed_apart(self, x, y, plan, own)
         alone = not (plan.others or plan.masked)

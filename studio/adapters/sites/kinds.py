@@ -13,15 +13,15 @@ from typing import TypeAlias, cast
 
 from torch import nn
 
-from studio.adapters.sites.gridsite import GroupSite, QuantoSite, linear_site, quanto_layer
 from studio.adapters.sites.language import ModelSite
 from studio.adapters.sites.module import ModuleSite
 from studio.adapters.sites.norm import NormSite, is_norm
-from studio.adapters.sites.quantized import GroupQuantizedLinear
-from studio.adapters.sites.site import LAYERS, AttentionSite, ConvSite, EmbeddingSite, GPT2Site, Site
+from studio.adapters.sites.quantized import QuantizedSite
+from studio.adapters.sites.site import LAYERS, AttentionSite, ConvSite, EmbeddingSite, GPT2Site, LinearSite, Site
 from studio.adapters.sites.stored import check_stored
 from studio.adapters.sites.subclass import ScaledEmbeddingSite, computes_linear
 from studio.errors import UnsupportedLayer
+from studio.quantization import packing_of
 
 __all__ = ["has_own_forward", "is_site", "kind_of", "site_for"]
 
@@ -37,23 +37,20 @@ def _gpt2_layer() -> type[nn.Module] | None:
 
 
 def _layers() -> Kinds:
-    return _known(quanto_layer(), _gpt2_layer())
+    return _known(_gpt2_layer())
 
 
 @functools.lru_cache(maxsize=4)
-def _known(quanto: type[nn.Module] | None, gpt2: type[nn.Module] | None) -> Kinds:
+def _known(gpt2: type[nn.Module] | None) -> Kinds:
     """The classes of layers, with those of libraries that are there."""
     kinds: list[tuple[type[nn.Module], Callable[..., Site], str]] = [
-        (nn.Linear, linear_site, "linear"),
+        (nn.Linear, LinearSite, "linear"),
         (nn.Conv2d, ConvSite, "conv"),
         (nn.Embedding, EmbeddingSite, "embedding"),
         (nn.Conv1d, ConvSite, "conv"),
         (nn.Conv3d, ConvSite, "conv"),
         (nn.MultiheadAttention, AttentionSite, "attention"),
-        (GroupQuantizedLinear, GroupSite, "linear"),
     ]
-    if quanto is not None:  # a subclass of Linear
-        kinds.insert(0, (quanto, QuantoSite, "linear"))
     if gpt2 is not None:
         kinds.append((gpt2, GPT2Site, "conv1d-gpt2"))
     return tuple(kinds)
@@ -66,6 +63,8 @@ def kind_of(module: nn.Module) -> str | None:
         >>> [kind_of(module) for module in (nn.Linear(2, 2), nn.LayerNorm(2), nn.Sequential(), nn.ModuleList())]
         ['linear', 'norm', 'module', None]
     """
+    if packing_of(module) is not None:
+        return "linear"
     for layer, _, kind in _layers():
         if isinstance(module, layer):
             return kind
@@ -77,7 +76,9 @@ def kind_of(module: nn.Module) -> str | None:
 def has_own_forward(module: nn.Module) -> bool:
     """Says whether a layer is of a class that computes something else than its torch class."""
     own = vars(type(module)).get("hosts", type(module))
-    return any(isinstance(module, layer) and own.forward is not layer.forward for layer, _, _ in _layers())
+    return packing_of(module) is None and any(
+        isinstance(module, layer) and own.forward is not layer.forward for layer, _, _ in _layers()
+    )
 
 
 def is_site(module: nn.Module, kinds: Collection[str] = ()) -> bool:
@@ -111,6 +112,9 @@ def site_for(path: str, module: nn.Module, kinds: Collection[str] = ()) -> Site:
     """
     if "model" in kinds:
         return ModelSite(path, module)
+    packing = packing_of(module)
+    if packing is not None:
+        return QuantizedSite(path, module, packing)
     for layer, make, _ in _layers():
         if isinstance(module, layer):
             return _layer_site(path, module, kinds, layer, make)
@@ -131,8 +135,7 @@ def _layer_site(
     make: Callable[[str, nn.Module], Site],
 ) -> Site:
     """The site of an ordinary layer, which may be of a subclass of ``layer``."""
-    if layer is not GroupQuantizedLinear:
-        check_stored(path, module)
+    check_stored(path, module)
     if type(module).forward is layer.forward:
         return make(path, module)
     if "module" in kinds:

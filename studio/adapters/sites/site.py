@@ -99,6 +99,11 @@ class Site(ABC):
         return cast(Tensor, self.module._parameters[self.weight_name])
 
     @property
+    def device(self) -> torch.device:
+        """Where the layer's weight is."""
+        return self.weight.device
+
+    @property
     def bias(self) -> Tensor | None:
         """The layer's bias as it stands now."""
         return None if self.bias_name is None else self.module._parameters.get(self.bias_name)

@@ -16,8 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 import studio
 from studio.adapters import METHODS, GroupQuantizedLinear, LoRA, QALoRA, attach, bake, blended, detach, state, unbake
-from studio.adapters.sites.quantized import _packed, _unpacked, to_grid
 from studio.errors import BadConfig, DoesNotFit, UnsupportedLayer
+from studio.quantization.grid import _unpacked, packed_codes, to_grid
 
 
 def net() -> nn.Sequential:
@@ -72,7 +72,7 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> set[str]:
 @pytest.mark.parametrize("cols", [8, 12, 40])
 def test_codes_come_back_from_their_bytes(bits: int, cols: int) -> None:
     codes = torch.randint(0, 2**bits, (5, cols), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    packed = _packed(codes, bits)
+    packed = packed_codes(codes, bits)
     assert torch.equal(_unpacked(packed, bits, cols), codes)
     assert packed.shape[1] == -(-cols // 8) * bits  # eight codes take `bits` bytes
 

@@ -1,0 +1,143 @@
+"""Which layers of a model are quantised, and putting quantised ones in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import torch
+from torch import Tensor, nn
+
+from studio.errors import DoesNotFit
+from studio.quantization.backend import Backend, Named, packing_of
+
+__all__ = ["Quantized", "matrix_of", "quantizable", "quantize_layer", "quantize_layers", "replace_layer", "whole_error"]
+
+
+_GPT2: Final = Named("transformers.pytorch_utils", "Conv1D")
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantised layer beside what it stands for.
+
+    Attributes:
+        path: where it is. before, after: bytes of its weight. off, norm: ``‖W − Q‖²`` and ``‖W‖²``.
+    """
+
+    path: str
+    before: int
+    after: int
+    off: float
+    norm: float
+
+
+def quantizable(root: nn.Module) -> dict[str, nn.Module]:
+    """Returns the layers that are quantised where nobody names any: path -> layer.
+
+    They are all Linears (and GPT-2's ``Conv1D``), but for the model's head, those whose weight another module holds or
+    reads, and those that the model's class keeps in fp32.
+
+    Example:
+        >>> net = nn.ModuleDict({"a": nn.Linear(4, 4), "n": nn.LayerNorm(4), "m": nn.MultiheadAttention(4, 1)})
+        >>> list(quantizable(net))
+        ['a']
+    """
+    holders: dict[int, int] = {}
+    for module in root.modules():
+        for held in module._parameters.values():
+            if held is not None:
+                holders[id(held)] = holders.get(id(held), 0) + 1
+    apart = set(map(id, _heads(root)))
+    exact = set(getattr(type(root), "_keep_in_fp32_modules", None) or ())
+    return {
+        path: module
+        for path, module in root.named_modules()
+        if path and _is_plain(module) and id(module) not in apart and holders[id(module._parameters["weight"])] == 1
+        and not exact & set(path.split("."))
+    }  # fmt: skip
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module is a Linear that is called, and computes what torch's does."""
+    apart = isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+    plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+    plain = plain or _GPT2.among(type(module))
+    return plain and not apart and packing_of(module) is None and "weight" in module._parameters
+
+
+def _heads(root: Any) -> Iterator[nn.Module]:
+    """The projections that make the model's result, as transformers names them."""
+    ask = getattr(type(root), "get_output_embeddings", None)
+    found = None if ask is None else ask(root)
+    if found is not None:
+        yield found
+
+
+def matrix_of(layer: nn.Module) -> Tensor:
+    """Returns the weight of a layer as ``(rows, cols)``; GPT-2's stores the transpose."""
+    weight = cast(Tensor, layer._parameters["weight"]).detach()
+    return weight.t() if _GPT2.among(type(layer)) else weight
+
+
+@torch.no_grad()
+def quantize_layer(
+    path: str, layer: nn.Module, backend: Backend, rounded: Callable[[Tensor], Tensor] | None = None
+) -> tuple[nn.Module, Quantized]:
+    """Returns a quantised layer for a Linear, and what that cost.
+
+    Args:
+        path: where it is. layer: the Linear. backend: how.
+        rounded: what of the weight ``(rows, cols)`` is packed; None: all of it.
+
+    Raises:
+        BadConfig: its shape does not divide.
+        DoesNotFit: its weight has no values.
+    """
+    weight = matrix_of(layer)
+    backend.check(path, *weight.shape)
+    if weight.is_meta:
+        raise DoesNotFit(f"{path} is offloaded or on the meta device: quantise a base whose weights are at hand")
+    given = weight.contiguous() if rounded is None else rounded(weight.contiguous())
+    made = backend.layer(given, cast("nn.Parameter | None", layer._parameters.get("bias"))).train(layer.training)
+    packing = backend.packing
+    after = sum(part.nbytes for part in packing.tensors(made).values())
+    exact = weight.float()
+    off = float((exact - packing.unpacked(made).float()).square().sum())
+    return made, Quantized(path, weight.nbytes, after, off, float(exact.square().sum()))
+
+
+def quantize_layers(
+    root: nn.Module, layers: dict[str, nn.Module], backend: Backend,
+    rounded: Callable[[Tensor], Tensor] | None = None,
+) -> list[Quantized]:  # fmt: skip
+    """Quantises layers of a model in place, one by one, so that each weight is gone before the next one is packed.
+
+    Args:
+        root: the model. layers: path -> layer; it is emptied. backend: how. rounded: see :func:`quantize_layer`.
+
+    Raises:
+        BadConfig: a shape that does not divide; nothing is changed then.
+    """
+    for path, layer in layers.items():
+        backend.check(path, *matrix_of(layer).shape)
+    done = []
+    while layers:
+        path = next(iter(layers))
+        made, cost = quantize_layer(path, layers.pop(path), backend, rounded)
+        replace_layer(root, path, made)
+        done.append(cost)
+    return done
+
+
+def replace_layer(root: nn.Module, path: str, layer: nn.Module) -> None:
+    """Puts a layer in the place of another one."""
+    above, _, last = path.rpartition(".")
+    root.get_submodule(above)._modules[last] = layer
+
+
+def whole_error(done: list[Quantized]) -> float:
+    """Returns ``‖W − Q‖ / ‖W‖`` over several layers."""
+    norm = sum(one.norm for one in done)
+    return (sum(one.off for one in done) / norm) ** 0.5 if norm else 0.0
