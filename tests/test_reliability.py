@@ -9,13 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from benchmarks.reliability import __main__ as page  # noqa: E402
-from benchmarks.reliability import data, disks, files, kills, mutations, prompts  # noqa: E402
+from benchmarks.reliability import data, disks, files, formats, kills, mutations, prompts  # noqa: E402
 from benchmarks.reliability._forked import End, ran  # noqa: E402
 from benchmarks.reliability._jobs import complaint, leftovers  # noqa: E402
 from benchmarks.reliability.trial import attempt  # noqa: E402
@@ -29,6 +30,31 @@ def faults(trials):
 def test_files_that_are_damaged_at_random_end_well(tmp_path):
     found = list(mutations.trials(tmp_path, long=False))
     assert len(found) == mutations.SHORT and faults(found) == []
+
+
+def test_files_of_every_format_that_are_changed_at_random_end_well(tmp_path):
+    """20,000 of them are slow (``test_every_attack_in_full``)."""
+    found = list(formats.trials(tmp_path, long=False))
+    assert len(found) > formats.SHORT and faults(found) == [] and formats.LONG == 20_000
+
+
+def test_a_wrong_result_would_be_found():
+    """The formulas are not those of the studio: a change that is left out, or of twice the strength, is a fault."""
+    world = formats.goods()[0].world
+    tensors = formats.goods()[0].tensors
+    content = formats.packed(tensors)
+    with torch.no_grad():
+        assert "has no meaning" not in formats.right(world, content, Applied(tensors))
+        assert "computes something else" in formats.right(world, content, Applied(tensors))
+        assert "silently" in formats.right(world, content, Applied(dict(list(tensors.items())[:-1])))
+    assert "no meaning" in formats.right(world, formats.packed({**tensors, "x": torch.ones(1)}), Applied(tensors))
+
+
+class Applied:
+    """A report of a load that did nothing."""
+
+    def __init__(self, tensors):
+        self.applied, self.ignored, self.sites = tuple(tensors), {}, ()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are forked, calls refused as Linux does it")

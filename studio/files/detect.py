@@ -139,8 +139,8 @@ def sort_keys(keys: Mapping[str, TensorInfo], preferred: str = "") -> Contents:
         if split is None:
             unknown.append((key, format))
         else:
-            layer = found.layers.get(split[0]) or Layer(format, split[0], preferred=preferred)
-            _place(key, with_axes(split[1], len(keys[key].shape)), layer, found)
+            new = Layer(format, split[0], preferred=preferred)
+            _place(key, with_axes(split[1], len(keys[key].shape)), new, found)
     for module in [module for module, layer in found.layers.items() if WHOLE.issuperset(layer.parts)]:
         if module.rpartition(".")[0] in found.layers:  # "to_q.lora_a.weight" is no weight of a layer "to_q.lora_a"
             layer = found.layers.pop(module)
@@ -150,13 +150,16 @@ def sort_keys(keys: Mapping[str, TensorInfo], preferred: str = "") -> Contents:
     return found
 
 
-def _place(key: str, part: str, layer: Layer, found: Contents) -> None:
+def _place(key: str, part: str, new: Layer, found: Contents) -> None:
     """Gives a key to its layer, unless it is of something that has whole tensors of its own."""
     if part in WHOLE and _stranger(key):
         found.strangers[key] = _stranger(key)
         return
-    found.layers[layer.module] = layer
-    if part in layer.parts:
+    layer = found.layers.setdefault(new.module, new)
+    if layer.format is not new.format:
+        layer.spoiled = f"one part of it is named as in a {layer.format.title}, and {key} as in a {new.format.title}"
+        found.strangers[key] = layer.spoiled
+    elif part in layer.parts:
         layer.spoiled = f"{part} of this layer is in the file twice, as {layer.parts[part]} and {key}"
         found.strangers[key] = layer.spoiled
     else:

@@ -43,7 +43,7 @@ def settle(config: AdapterConfig, grades: Mapping[str, Grade]) -> AdapterConfig:
     stabilized = isinstance(config, FactorConfig) and config.rank_stabilized
     ranks = {path: config.rank_at(path) if said.rank is None else said.rank for path, said in grades.items()}
     alphas = {
-        path: config.alpha_at(path)
+        path: _alpha(config, path, ranks[path])
         if said.scale is None
         else float(f"{said.scale * root_or_rank(ranks[path], stabilized):.12g}")
         for path, said in grades.items()
@@ -57,6 +57,12 @@ def settle(config: AdapterConfig, grades: Mapping[str, Grade]) -> AdapterConfig:
         rank_pattern={pattern: int(value) for pattern, value in _exceptions(ranks, rank).items()},
         alpha_pattern={} if follows else _exceptions(alphas, alpha),
     )
+
+
+def _alpha(config: RankedConfig, path: str, rank: int) -> float:
+    """Alpha at a layer of this rank, which may be another than the config says; an alpha not given follows it."""
+    follows = config.alpha is None and config.alpha_at(path) == config.rank_at(path)
+    return float(rank) if follows else config.alpha_at(path)
 
 
 def _agrees(config: RankedConfig, path: str, said: Grade) -> bool:

@@ -18,7 +18,7 @@ from studio.files.detect import Layer
 from studio.files.format import Settings
 from studio.files.layout import fits, from_file
 from studio.files.scale import Grade
-from studio.files.sound import one_number, whole_numbers
+from studio.files.sound import check_finite, one_number, whole_numbers
 from studio.files.spelling import Spelling
 from studio.files.stated import check_header_rank, header_alpha
 
@@ -61,7 +61,8 @@ def unpacked(match: Match, settings: Settings | None, config: AdapterConfig | No
     values = match.form.older(match.site, match.values)
     match = match if values is match.values else dataclasses.replace(match, values=values)
     rank, values = _rank(match), match.values
-    if rank == 0:  # AdaLoRA may leave a layer nothing: one rank of zeros is the same
+    if rank == 0 and not any(values[part].numel() for part in match.spelling.needs):
+        # AdaLoRA may leave a layer nothing: one rank of zeros is the same
         rank, values = 1, {part: _with_an_entry(tensor) for part, tensor in values.items()}
     ranked = issubclass(match.spelling.config, RankedConfig)
     grade = _grade(match, rank, settings, config) if ranked else Grade(None, None)
@@ -183,4 +184,12 @@ def _meant(match: Match, settings: Settings | None, tensors: dict[str, Tensor]) 
     reason = form.refusal(match.site)
     if reason:
         raise DoesNotFit(f"{match.site.path} is no layer for its method there: {reason}")
-    return {name: tensor.contiguous() for name, tensor in form.read(stated, match.site, tensors).items()}
+    read = {name: tensor.contiguous() for name, tensor in form.read(stated, match.site, tensors).items()}
+    if _numbers(read) < _numbers(tensors):  # a skew matrix has half of its numbers twice: those left out count too
+        keyed = {key: match.values[part] for part, key in match.layer.parts.items()}
+        check_finite(keyed, keyed, match.site.path)
+    return read
+
+
+def _numbers(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors.values())

@@ -297,7 +297,10 @@ def blocks_of_peft(config: Any, sites: Sites, size: int, count: int, *, fitted: 
 
 def from_lycoris(fields: Mapping[str, Any], site: Site, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Reads whole matrices ``X``, ``Q = X - Xᵀ``; alpha bounds ``‖Q‖`` over all blocks at ``alpha · rows``."""
-    entries, bound = packed(tensors["skew"]), float(fields.get("alpha", 0.0)) * site.rows
+    whole = tensors["skew"]
+    if whole.dim() < 3 or whole.shape[-1] != whole.shape[-2]:
+        raise DoesNotFit(f"{site.path} is turned by blocks of the shape {tuple(whole.shape)}, and they are square")
+    entries, bound = packed(whole), float(fields.get("alpha", 0.0)) * site.rows
     norm = torch.linalg.vector_norm(entries) * 2**0.5
     return {**tensors, "skew": entries * (bound / norm) if 0 < bound < norm else entries}
 

@@ -299,7 +299,7 @@ class LoKrAdapter(LycorisAdapter[LoKr]):
     def _part(self, name: str) -> tuple[int, int]:
         """Rows and columns of ``w1`` or ``w2``, checked for completeness."""
         whole, left, right, core = (self.tensor(name + end) for end in ("", "_a", "_b", "_t"))
-        if whole is not None and left is None and right is None and core is None:
+        if whole is not None and left is None and right is None and core is None and self._is_flat(name, whole):
             return whole.shape[0], math.prod(whole.shape[1:])
         if whole is None and left is not None and right is not None and left.dim() == right.dim() == 2:
             if core is None and left.shape[1] == right.shape[0]:
@@ -310,6 +310,12 @@ class LoKrAdapter(LycorisAdapter[LoKr]):
         raise DoesNotFit(
             f"LoKr at {self.site.path} needs {name!r}, or '{name}_a' and '{name}_b' that multiply; found {shapes}"
         )
+
+    def _is_flat(self, name: str, whole: Tensor) -> bool:
+        """Whether a part is a matrix, or has the kernel's axes too, which are those of ``w2``."""
+        kernel = self.site.inner_shape[1:]
+        axes = tuple(whole.shape[2:])
+        return whole.dim() == 2 or (name == "w2" and whole.dim() > 2 and axes in (kernel, (1,) * len(axes)))
 
     def parts(self) -> tuple[Tensor, Tensor]:
         """Returns ``w1`` ``(a, b)`` and ``w2`` ``(c, d·kernel)`` as matrices."""

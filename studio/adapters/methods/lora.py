@@ -31,7 +31,7 @@ from studio.adapters.contract.starts import (
 )
 from studio.adapters.sites.site import LAYERS, Site
 from studio.config import finite
-from studio.errors import BadConfig, UnsupportedLayer, nearest
+from studio.errors import BadConfig, DoesNotFit, UnsupportedLayer, nearest
 
 __all__ = ["LoRA", "LoRAAdapter", "fold_start"]
 
@@ -233,9 +233,17 @@ def without_core(fields: Mapping[str, Any], site: Site, tensors: dict[str, Tenso
     """Works the middle tensor of a LoCon into ``down``: ``ΔW[p,q,h,w] = Σ_ij up[p,i] core[i,j,h,w] down[j,q]``."""
     if "core" not in tensors:
         return tensors
-    down = through_core(tensors.pop("core"), tensors["down"].flatten(1))
+    core, right = tensors.pop("core"), tensors["down"].flatten(1)
+    if core.dim() < 2 or core.shape[1] != len(right) or _kernel(core.shape[2:]) != _kernel(site.inner_shape[1:]):
+        raise DoesNotFit(f"a core of the shape {tuple(core.shape)} does not go between an up and a down of {site.path}")
+    down = through_core(core, right)
     shape = (len(down), *site.inner_shape)
     return {**tensors, "down": down.reshape(shape) if down.numel() == math.prod(shape) else down}
+
+
+def _kernel(axes: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes of a kernel without ones at the end, which a file may leave out or add."""
+    return _kernel(axes[:-1]) if axes and axes[-1] == 1 else tuple(axes)
 
 
 class LoRAAdapter(FactorAdapter[LoRA]):
