@@ -47,9 +47,7 @@ def describe(
     family, uses, digest = base.family, _uses(base, sources, request), _base_hash(base)
     words = words_said(base.pipe, sources, request.prompt, request.negative)
     parameters = parameters_text(
-        text=request.prompt,
-        negative=request.negative,
-        fields=_fields(base, digest, request, sampler),
+        text=request.prompt, negative=request.negative, fields=_fields(base, digest, request, sampler),
         adapters=uses, encoders=family.readers, denoiser=family.denoiser, embeddings=words,
     )  # fmt: skip
     dtype = str(base.pipe.components[family.denoiser].dtype).removeprefix("torch.")

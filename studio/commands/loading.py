@@ -10,6 +10,7 @@ from studio.commands.words import AdapterWord
 from studio.errors import BadConfig, BadFile, NoEffect, PartialLoad
 
 if TYPE_CHECKING:
+    from studio.files import LoadReport
     from studio.pipelines.pipeline import Pipeline
 
 __all__ = ["load_adapter", "open_pipeline"]
@@ -86,21 +87,17 @@ def load_adapter(
         )  # fmt: skip
     except (PartialLoad, BadFile) as error:
         raise type(error)(_in_options(str(error))) from None
-    name, words = report.name, report.method == METHOD
+    name = report.name
     if word.blocks is not None:
         _weigh(pipe, name, word)
-    if not words and not has_effect(pipe.carrier, name):
+    if report.method != METHOD and not has_effect(pipe.carrier, name):
         raise NoEffect(
             f"{word.file} changes nothing: in each of its {len(report.sites)} layers the change is zero, so what "
             "is made would be the base's own; it was saved before it was trained, or its tensors were lost"
         )
     if strength == 0:
         show.note(f"{name} has strength 0 and does not act, but where a prompt tags it")
-    _name_ignored(show, word.file.name, report.ignored)
-    for note in report.notes if report.embeddings else ():
-        show.tell(note)
-    where = "encoders" if words else f"layers, strength {word.said}"
-    show.tell(f"{name}: {report.method} in {len(report.sites)} {where}, from {word.file}")
+    _tell(show, word, report)
     said = word.strength if word.plain else word.said
     return {
         "name": name, "file": word.file, "strength": said, "method": report.method, "format": report.format,
@@ -108,11 +105,17 @@ def load_adapter(
     }  # fmt: skip
 
 
-def _name_ignored(show: Show, file: str, ignored: Mapping[str, str]) -> None:
+def _tell(show: Show, word: AdapterWord, report: LoadReport) -> None:
+    """Says what was loaded, what of it is not applied, and how the words that it brought are written."""
+    file, ignored = word.file.name, report.ignored
     for key, reason in list(ignored.items())[:5]:
         show.note(f"{file}: {key} is not applied: {reason}")
     if len(ignored) > 5:
         show.note(f"{file}: and {len(ignored) - 5} more keys are not applied")
+    for note in report.notes if report.embeddings else ():
+        show.tell(note)
+    where = f"layers, strength {word.said}" if report.embeddings != (report.name,) else "encoders"
+    show.tell(f"{report.name}: {report.method} in {len(report.sites)} {where}, from {word.file}")
 
 
 def _weigh(pipe: Pipeline, name: str, word: AdapterWord) -> None:

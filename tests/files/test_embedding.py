@@ -1,4 +1,4 @@
-"""Files of learned words: the same vectors out of each, written in each with the same bytes, and hostile ones refused."""
+"""Files of learned words: the same vectors from each, written in each with the same bytes; hostile ones are refused."""
 
 from __future__ import annotations
 
@@ -183,7 +183,9 @@ def test_convert_writes_words_for_other_programs(tmp_path, file):
     torch.save(a1111(rows), tmp_path / "cat.pt")
     save_file({"emb_params": rows}, tmp_path / "cat.safetensors")
     for program, key in (("a1111", "emb_params"), ("comfyui", "emb_params"), ("diffusers", "cat")):
-        report = studio.files.convert(tmp_path / file, tmp_path / f"{program}.safetensors", program=program, pickled=True)
+        report = studio.files.convert(
+            tmp_path / file, tmp_path / f"{program}.safetensors", program=program, pickled=True
+        )
         assert report.method == "textual inversion" and "Stable Diffusion 1.x exactly"[:20] in str(report)
         written = load_file(tmp_path / f"{program}.safetensors")
         assert {name: bits(tensor) for name, tensor in written.items()} == {key: bits(rows)}
