@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -63,11 +62,12 @@ def test_an_alpha_in_the_header_counts_where_no_tensor_has_one(tmp_path):
     assert found.alphas == {4.0: 4} and found.scales == {0.5: 4}
 
 
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the system does not count what is read")
 def test_a_large_file_is_inspected_from_its_header(tmp_path):
-    """Ten thousand keys and a GB that is never read (the file is sparse)."""
+    """Of a GB (the file is sparse) the header and the alphas are read, and nothing else."""
     entries, offset = {}, 0
-    for number in range(5000):
-        for part, size in (("lora_down.weight", 100_000), ("alpha", 1)):
+    for number in range(500):
+        for part, size in (("lora_down.weight", 1_000_000), ("alpha", 1)):
             entries[f"{UNET.format(number, 'attn2_to_k')}.{part}"] = {
                 "dtype": "F16", "shape": [8, size // 8] if size > 1 else [],
                 "data_offsets": [offset, offset + 2 * size],
@@ -78,9 +78,13 @@ def test_a_large_file_is_inspected_from_its_header(tmp_path):
         stream.write(len(text).to_bytes(8, "little") + text)
         stream.truncate(8 + len(text) + offset)
     studio.inspect(written(tmp_path, lora()))  # what is imported once
-    start = time.perf_counter()
+
+    def read() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    before = read()
     found = studio.inspect(tmp_path / "big.safetensors")
-    assert time.perf_counter() - start < 3 and len(found.tensors) == 10_000
+    assert read() - before < 500 * (1 << 15) and len(found.tensors) == 1000  # a buffer for each alpha, at most
     assert (tmp_path / "big.safetensors").stat().st_size > 1_000_000_000
 
 
