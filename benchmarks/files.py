@@ -1,4 +1,4 @@
-"""What reading, resizing and inspecting adapter files costs: ``python -m benchmarks.files``.
+"""What reading, resizing, combining and inspecting adapter files costs: ``python -m benchmarks.files``.
 
 Files are written for the shapes of public models, whose weights need not be there. Times are medians; loading is onto
 a model on the meta device, so that nothing but the file is measured.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -83,10 +85,37 @@ def measure(folder: Path, rounds: int = 5) -> dict[str, float]:
     found["resize Flux, rank 64 to 16"] = _median(
         lambda: resize(folder / "flux.safetensors", folder / f"r{next(turn)}.safetensors", rank=16), 1
     )
+    found |= _combined(folder)
     big = {f"lora_unet_layer_{n}.lora_down.weight": torch.zeros(4096, 4096, dtype=torch.float16) for n in range(32)}
     save_file(big, folder / "big.safetensors")
     found["inspect 1 GB"] = _median(lambda: inspect(folder / "big.safetensors"), rounds)
     return found
+
+
+_COMBINE = """
+import json, resource, sys, time
+from studio.files import combine_files
+from studio.families.shapes import outline
+one, two, out = sys.argv[1:]
+outline("flux-dev", ["transformer"])
+before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+combine_files({one: 0.7, two: 0.4}, out)
+print(json.dumps([time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before]))
+"""
+
+
+def _combined(folder: Path) -> dict[str, float]:
+    """Two Flux files of rank 16 as one of rank 32, in a process of its own: seconds, and what its memory grew by."""
+    files = [folder / f"flux-{name}.safetensors" for name in ("one", "two", "both")]
+    for file in files[:2]:
+        _written(outline("flux-dev", ["transformer"]), file, 16, "attention+mlp")
+    words = [sys.executable, "-c", _COMBINE, *map(str, files)]
+    seconds, grown = json.loads(subprocess.run(words, capture_output=True, check=True, text=True).stdout)
+    return {
+        "combine two of Flux, rank 16, to one of rank 32": seconds,
+        "and the memory for it, in MB": grown * 1024 / 1e6,
+        "where the two files together have, in MB": sum(file.stat().st_size for file in files[:2]) / 1e6,
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -85,7 +85,7 @@ def _by_pairs(
         squares = [(_square(after), _square(before)) for after, before in zip(rest, pairs, strict=True)]
         return stacked(rest, weights), weights, squares
     assert rule.numbers is not None, "a rule on numbers makes no pair"
-    numbers = list(rule.numbers(_gram(pairs), weights))
+    numbers = list(rule.numbers(lambda: _gram(pairs), weights))
     return stacked(pairs, numbers), numbers, []
 
 
@@ -114,7 +114,7 @@ def combined_dense(site: Site, parts: Sequence[Part], rule: Rule, choices: Choic
         ]
         size = max(map(len, flat))
         rows = torch.stack([torch.nn.functional.pad(one, (0, size - len(one))) for one in flat])
-        numbers = rule.numbers(rows @ rows.mT, weights)
+        numbers = rule.numbers(lambda: rows @ rows.mT, weights)
         weight, bias = _sum(matrices, numbers), _sum(biases, numbers)
     if rank is None and not rule.compresses:
         found = {"weight": None if weight is None else site.shaped(weight), "bias": bias}

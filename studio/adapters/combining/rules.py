@@ -44,6 +44,7 @@ class Choices:
 
 
 Dense: TypeAlias = Callable[[Sequence[Tensor], Sequence[float], Choices], Tensor]
+Numbers: TypeAlias = Callable[[Callable[[], Tensor], Sequence[float]], Sequence[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class Rule:
 
     Args:
         title: what it makes, in a few words.
-        numbers: ``(gram, strengths) -> c`` of ``Σ c_i D_i``: a sum of pairs stays a pair.
+        numbers: ``(gram, strengths) -> c`` of ``Σ c_i D_i``, gram() being ``⟨D_i, D_j⟩``: a sum of pairs stays a pair.
         dense: ``(D, strengths, choices) -> D``, of changes of one shape; what comes out is no pair.
         pairs: ``(pairs, strengths, choices) -> pair``, for pairs alone.
         each: ``(pairs, strengths, choices) -> pairs'`` of ``Σ s_i D_i'``, for pairs alone: what is left of each.
@@ -65,7 +66,7 @@ class Rule:
     """
 
     title: str
-    numbers: Callable[[Tensor, Sequence[float]], Sequence[float]] | None = None
+    numbers: Numbers | None = None
     dense: Dense | None = None
     pairs: Callable[[Sequence[Pair], Sequence[float], Choices], Pair] | None = None
     each: Callable[[Sequence[Pair], Sequence[float], Choices], list[Pair]] | None = None
@@ -78,7 +79,7 @@ class Rule:
     source: str = ""
 
 
-def _as_they_are(gram: Tensor, weights: Sequence[float]) -> Sequence[float]:
+def _as_they_are(gram: Callable[[], Tensor], weights: Sequence[float]) -> Sequence[float]:
     return weights
 
 
@@ -156,13 +157,16 @@ COMBINES.add(
         source="https://arxiv.org/abs/2312.06795",
     ),
 )
-COMBINES.add("slerp", Rule(title="from one to the other along the arc between them", numbers=slerp, two=True))
-COMBINES.add("karcher", Rule(title="the mean of several on the sphere", numbers=karcher))
+COMBINES.add(
+    "slerp",
+    Rule(title="from one to the other along the arc between them", numbers=lambda gram, s: slerp(gram(), s), two=True),
+)
+COMBINES.add("karcher", Rule(title="the mean of several on the sphere", numbers=lambda gram, s: karcher(gram(), s)))
 COMBINES.add(
     "model_stock",
     Rule(
         title="the mean, drawn back to the base by how little they agree",
-        numbers=model_stock,
+        numbers=lambda gram, s: model_stock(gram(), s),
         source="https://arxiv.org/abs/2403.19522",
     ),
 )
