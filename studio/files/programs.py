@@ -48,7 +48,7 @@ def _of_diffusers(loose: Loose) -> Loose:
     """
     names = Names(loose.model)
     _check_components(loose, names)
-    form = loose.config.adapter.lycoris.form
+    form = None if len(loose.config.members) > 1 else loose.config.adapter.lycoris.form
     if form is not None:
         loose = loose.changed(*form(loose.config, {path: dict(tensors) for path, tensors in loose.layers.items()}))
     for path in loose.layers:

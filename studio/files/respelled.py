@@ -47,6 +47,8 @@ _ROWS: Final = (
     ),
 )
 _BARE: Final = re.compile(r"^(.+)\.lora_([AB])$")
+_PAIR: Final = re.compile(r"^(.+)\.lora_([AB])\.weight$")
+_KOHYA: Final = {"A": "down", "B": "up"}
 _NORM: Final = re.compile(r"^(.+\.(?:query|key)_norm)\.scale$")
 """In Flux' control LoRAs: the weight that a norm has under them, beside pairs; in a checkpoint it stands by itself."""
 
@@ -66,7 +68,14 @@ def respelled(keys: Collection[str]) -> dict[str, str]:
     adaptive = {key.removesuffix(".lora_E") for key in keys if key.endswith(".lora_E")}  # AdaLoRA's have no ending
     paired = any(key.endswith(".lora_A.weight") for key in keys)
     norms = {key: f"{found[1]}.ln_tuning_layers.weight" for key in keys if paired and (found := _NORM.match(key))}
-    return {key: norms.get(key) or _said(key, adaptive) for key in keys}
+    biased = {key.removesuffix(".diff_b") for key in keys if key.endswith(".diff_b")}
+    return {key: norms.get(key) or _beside_bias(key, biased) or _said(key, adaptive) for key in keys}
+
+
+def _beside_bias(key: str, biased: Collection[str]) -> str:
+    """A pair in PEFT's names beside a bias in ComfyUI's, as files for Wan have it: kohya's names, or ""."""
+    found = _PAIR.match(key)
+    return f"{found[1]}.lora_{_KOHYA[found[2]]}.weight" if found is not None and found[1] in biased else ""
 
 
 def tools_of(keys: Mapping[str, TensorInfo]) -> tuple[str, ...]:

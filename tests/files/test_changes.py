@@ -178,3 +178,32 @@ def test_what_is_no_pair_is_combined_too_and_not_left_out(method, tmp_path):
     assert torch.allclose(net.layer(x), wanted, atol=1e-5)
     assert not torch.allclose(One(nn.LayerNorm(16) if "norm" in method else linear(16, 16)).layer(x), wanted, atol=1e-3)
     assert adapters(net)["both"].sites == ("layer",)
+
+
+@pytest.mark.parametrize("sides", [("lora_A", "lora_B"), ("lora_down", "lora_up")], ids=["PEFT's", "kohya's"])
+def test_whole_differences_and_biases_beside_pairs_are_kept(sides, tmp_path):
+    """Check 33: ``.diff`` and ``.diff_b`` as files for Wan have them, which diffusers drops: for it they are refused.
+
+    Video models have no family yet; the keys are the same on any.
+    """
+    from studio.errors import DoesNotFit
+    from studio.files.convert import convert
+    from tests.support.tiny_pipelines import build
+
+    pipe = build("flux1")
+    lead, block = "diffusion_model.double_blocks.0.img_", pipe.transformer.transformer_blocks[0]
+    pair, whole = block.attn.to_out[0], block.ff.net[0].proj
+    down, up, bias, difference, other = drawn((2, 32), (32, 2), (32,), tuple(whole.weight.shape), (len(whole.weight),))
+    tensors = {f"{lead}attn.proj.{side}.weight": one for side, one in zip(sides, (down, up), strict=True)}
+    tensors |= {f"{lead}attn.proj.diff_b": bias, f"{lead}mlp.0.diff": difference, f"{lead}mlp.0.diff_b": other}
+    save_file(tensors, tmp_path / "a.safetensors")
+    x, y = torch.eye(32), torch.eye(whole.in_features)
+    before = pair(x), whole(y)
+    report = studio.load(pipe, tmp_path / "a.safetensors")
+    assert set(report.applied) == set(tensors) and not report.ignored
+    assert torch.allclose(pair(x) - before[0], (up @ down).T + bias, atol=1e-5)
+    assert torch.allclose(whole(y) - before[1], difference.T + other, atol=1e-5)
+    studio.detach(pipe)
+    with pytest.raises(DoesNotFit, match="diffusers reads LoRA and DoRA, and a.safetensors is of full at"):
+        convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", program="diffusers", base=pipe)
+    assert convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", format="kohya", base=pipe).error == 0
