@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.reliability._worlds import World, flux, numbered, plain
 
-__all__ = ["CONFIG", "Good", "goods"]
+__all__ = ["CONFIG", "Good", "Words", "goods", "words"]
 
 CONFIG: Final = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "target_modules": ["wide", "square", "bare"]}
 """Of the folder."""
@@ -31,6 +31,34 @@ class Good:
     tensors: dict[str, Tensor]
     folder: bool = False
     share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Words:
+    """A good file of learned words.
+
+    Attributes:
+        name: its format. tensors: the file's. metadata: its texts. known: keys of such files.
+    """
+
+    name: str
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    known: tuple[str, ...] = ("emb_params", "clip_l", "clip_g", "t5xxl", "t5", "clip_l_out", "<cat>", "cat")
+
+
+def words() -> list[Words]:
+    """Textual inversions, one of each form."""
+    torch.manual_seed(6)
+    rows = {width: torch.randn(2, width) for width in (768, 1280, 4096)}
+    told = {"<s1>": "<embed>", "<s2>": "<embed>"}
+    return [
+        Words("kohya words", {"emb_params": rows[768]}, {}),
+        Words("sdxl words", {"clip_l": rows[768], "clip_g": rows[1280]}, {}),
+        Words("onetrainer words", {"clip_l": rows[768], "clip_l_out": rows[768] + 1, "t5": rows[4096]}, {}),
+        Words("diffusers words", {"<cat>": rows[768][0].clone()}, {}),
+        Words("cloneofsimo words", dict(zip(told, rows[768], strict=True)), told),
+    ]
 
 
 def goods() -> list[Good]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import random
 import struct
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -17,11 +18,12 @@ from torch import Tensor
 
 import studio
 from benchmarks.reliability._changes import changed, doubled
-from benchmarks.reliability._good import CONFIG, Good, goods
+from benchmarks.reliability._good import CONFIG, Good, Words, goods, words
 from benchmarks.reliability._subject import packed, write_raw
 from benchmarks.reliability._worlds import World
 from benchmarks.reliability.mutations import damaged
 from benchmarks.reliability.trial import Trial, attempt
+from studio.files.embedding_file import read_embeddings
 
 __all__ = ["LONG", "SHORT", "TITLE", "right", "trials"]
 
@@ -46,13 +48,22 @@ def trials(folder: Path, long: bool) -> Iterator[Trial]:
     """
     draw = random.Random(SEED)
     files = goods()
+    learned = words()
     for good in files:
         yield attempt(f"unchanged: {good.name}", partial(_loaded, good, packed(good.tensors), folder, must=True))
+    for word in learned:
+        yield attempt(
+            f"unchanged: {word.name}", partial(_read, word, packed(word.tensors, word.metadata), folder, True)
+        )
     for number in range(LONG if long else SHORT):
+        if number % 10 == 9:
+            word = draw.choice(learned)
+            content, what = _spoiled(word.tensors, word.metadata, word.known, draw)
+            yield _within(attempt(f"{number}: {word.name}: {what}", partial(_read, word, content, folder)))
+            continue
         (good,) = draw.choices(files, weights=[file.share for file in files])
-        content, what = _spoiled(good, draw)
-        trial = attempt(f"{number}: {good.name}: {what}", partial(_loaded, good, content, folder))
-        yield _within(trial)
+        content, what = _spoiled(good.tensors, {"format": "pt"}, sorted(good.world.names), draw)
+        yield _within(attempt(f"{number}: {good.name}: {what}", partial(_loaded, good, content, folder)))
 
 
 def _within(trial: Trial) -> Trial:
@@ -64,16 +75,51 @@ def _within(trial: Trial) -> Trial:
     return trial
 
 
-def _spoiled(good: Good, draw: random.Random) -> tuple[bytes, str]:
+def _spoiled(
+    tensors: dict[str, Tensor], metadata: dict[str, str], known: Sequence[str], draw: random.Random
+) -> tuple[bytes, str]:
     """Changes of what a file says (most often), or of its bytes."""
     kind = draw.random()
-    metadata = {"format": "pt"}
     if kind < 0.15:
-        return damaged(packed(good.tensors, metadata), draw)
+        return damaged(packed(tensors, metadata), draw)
     if kind < 0.18:
-        return doubled(good.tensors, metadata, draw), "doubled"
-    content, what = changed((good.tensors, metadata), sorted(good.world.names), draw)
+        return doubled(tensors, metadata, draw), "doubled"
+    content, what = changed((tensors, metadata), known, draw)
     return packed(*content), what
+
+
+def _read(word: Words, content: bytes, folder: Path, must: bool = False) -> str:
+    """Reads a file of learned words; returns what is wrong with the outcome, "" if nothing.
+
+    Args:
+        word: what it was. content: its bytes. folder: where it is put. must: whether it may not be refused.
+
+    Raises:
+        StudioError: it is refused, which is right for all but good files.
+    """
+    file = write_raw(folder / word.name.replace(" ", "-") / "cat.safetensors", content)
+    with contextlib.suppress(studio.StudioError):
+        studio.inspect(file)
+    try:
+        found = read_embeddings(file)
+    except studio.StudioError as error:
+        if must:
+            return f"a good file is refused: {error}"
+        raise
+    tensors = _tensors(content)
+    if tensors is None:
+        return "it loads, and no other reader can read it"
+    used = [key for one in found for key in one.keys.values()]
+    if sorted(used) != sorted(tensors):
+        return f"{len(used)} of {len(tensors)} keys are used, silently"
+    for one in found:
+        for label, key in one.keys.items():
+            vectors, own = one.vectors[label], tensors[key]
+            if vectors.dim() != 2 or not torch.isfinite(vectors.float()).all():
+                return f"{key} gives vectors of {tuple(vectors.shape)}, or NaN"
+            if vectors.dtype != own.dtype or not torch.equal(vectors.reshape(-1), own.reshape(-1)):
+                return f"{key} gives other vectors than it has"
+    return ""
 
 
 def _loaded(good: Good, content: bytes, folder: Path, must: bool = False) -> str:
@@ -91,11 +137,9 @@ def _loaded(good: Good, content: bytes, folder: Path, must: bool = False) -> str
         write_raw(place / "adapter_config.json", json.dumps(CONFIG).encode())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
+        with contextlib.suppress(studio.StudioError):
             found = studio.inspect(file)
             f"{found.metadata} {found.facts} {found.unread}".encode()
-        except studio.StudioError:
-            pass
         model = good.world.model
         try:
             report = studio.load(model, place if good.folder else file, name="x")

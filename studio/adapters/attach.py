@@ -30,7 +30,7 @@ from studio.families import components as components_of
 
 __all__ = ["AttachReport", "attach", "check_name", "detach", "install"]
 
-_NAME: Final = re.compile(r"[\w-]+")
+_NAME: Final = re.compile(r"[\w-]{1,200}")
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,11 @@ def check_name(model: Any, name: str) -> None:
     """Checks that ``name`` can be given to a new adapter.
 
     Raises:
-        BadConfig: other characters than letters, digits, ``_`` and ``-``. DoesNotFit: the name is taken.
+        BadConfig: other characters than letters, digits, ``_`` and ``-``, or more than 200. DoesNotFit: the name is
+            taken.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise BadConfig(f"{name!r} cannot name an adapter; use letters, digits, '_' and '-'")
+        raise BadConfig(f"{name!r:.100} cannot name an adapter; use letters, digits, '_' and '-', at most 200 of them")
     if name in known_names(model):
         raise DoesNotFit(f"an adapter named {name!r} is attached already; give another name, or detach it first")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -163,7 +164,8 @@ def read_fields(place: Path) -> dict[str, Any]:
 def _unpickled(file: Path) -> Any:
     try:
         _check_unpacked(file)
-        with torch.serialization.safe_globals([nn.ParameterDict]):  # as A1111 pickled words
+        with warnings.catch_warnings(), torch.serialization.safe_globals([nn.ParameterDict]):  # as A1111 pickled words
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # it is read, or refused below
             return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise BadFile(f"there is no file {file}; check the path") from None
