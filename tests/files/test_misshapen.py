@@ -95,3 +95,19 @@ def test_a_layer_that_is_named_in_two_ways_is_refused(tmp_path):
     good = {"conv.lora_A.weight": torch.randn(2, 4, 3, 3), "conv.lora_B.weight": torch.randn(6, 2, 1, 1)}
     with pytest.raises(PartialLoad, match="2 of the 4 keys"):
         loaded(tmp_path, tensors | good)
+
+
+def test_a_bound_holds_numbers_that_fp32_cannot_square(tmp_path):
+    """Constrained OFT: ``‖Q‖ <= alpha · rows``, however far beyond it the blocks are."""
+    blocks = torch.zeros(3, 4, 4, dtype=torch.float64)
+    blocks[1, 1, 2] = 3e38
+    net = Net()
+    tensors = {"lycoris_wide.oft_blocks": blocks.float(), "lycoris_wide.alpha": torch.tensor(0.01)}
+    loaded(tmp_path, tensors, model=net)
+    skew = blocks - blocks.mT
+    skew *= 0.01 * 12 / skew.norm()
+    one = torch.eye(4, dtype=torch.float64)
+    turned = torch.block_diag(*torch.linalg.solve(one - skew, one + skew, left=False))
+    x = torch.randn(3, 8)
+    expected = x.double() @ (turned.mT @ Net().wide.weight.double()).T + Net().wide.bias.double()
+    assert torch.allclose(net.wide(x).double(), expected, atol=1e-5)

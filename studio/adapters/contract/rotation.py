@@ -301,8 +301,8 @@ def from_lycoris(fields: Mapping[str, Any], site: Site, tensors: dict[str, Tenso
     if whole.dim() < 3 or whole.shape[-1] != whole.shape[-2]:
         raise DoesNotFit(f"{site.path} is turned by blocks of the shape {tuple(whole.shape)}, and they are square")
     entries, bound = packed(whole), float(fields.get("alpha", 0.0)) * site.rows
-    norm = torch.linalg.vector_norm(entries) * 2**0.5
-    return {**tensors, "skew": entries * (bound / norm) if 0 < bound < norm else entries}
+    norm = float(torch.linalg.vector_norm(entries, dtype=torch.float64)) * 2**0.5
+    return {**tensors, "skew": (entries.double() * (bound / norm)).to(entries) if 0 < bound < norm else entries}
 
 
 def to_lycoris(layers: Layers) -> Tables:
