@@ -18,12 +18,14 @@ __all__ = [
     "Memory",
     "choose_device",
     "choose_dtype",
+    "collective_backend",
     "device_rows",
     "dtype_named",
     "free_cache",
     "has_dtype",
     "memory",
     "on_cpu",
+    "own_device",
     "reset_peak",
     "wait",
 ]
@@ -116,6 +118,25 @@ def choose_device(asked: str | torch.device | None = None) -> torch.device:
             f"the device {str(asked)!r} was asked for and there are {count}: the last is '{backend}:{count - 1}'"
         )
     return torch.device(str(asked))
+
+
+def collective_backend() -> str:
+    """Returns what processes exchange tensors by: torch's word for gloo, with nccl or xccl where the devices have it."""
+    if _count("cuda"):
+        return "cpu:gloo,cuda:nccl"
+    return "cpu:gloo,xpu:xccl" if _count("xpu") else "gloo"
+
+
+def own_device(number: int) -> None:
+    """Makes one device of several the one that is meant where none is numbered.
+
+    Args:
+        number: of the process on this machine; processes beyond the last device begin with the first one again.
+    """
+    for backend in ("cuda", "xpu"):
+        if _count(backend):
+            getattr(torch, backend).set_device(number % _count(backend))
+            return
 
 
 def on_cpu() -> AbstractContextManager[object]:

@@ -152,9 +152,12 @@ class DreamBooth(ImageTask):
         settings: dict[str, Any] = {"instance_prompt": self.instance_prompt, "prior": self._prior(recipe)}
         inputs, prior = {"instance_images": folder.digest}, None
         if settings["prior"] != "none":
-            rows = (recipe.prior_rows if self.prior_rows is None else self.prior_rows) or opening.plan.batch_size
+            batch = opening.plan.batch_size
+            assert batch is not None, "the plan has been filled"
+            rows = (recipe.prior_rows if self.prior_rows is None else self.prior_rows) or batch
             prior = Prior(
                 prompts=self._prior_prompts(opening), own=settings["prior"] == "self", rows=rows,
+                batch=batch,
                 weight=recipe.prior_weight if self.prior_weight is None else self.prior_weight,
                 draws=Draws(opening.plan.seed, "prior"), source=lambda: latents,
             )  # fmt: skip

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from studio.launched import is_main
 from studio.shown import shown
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ class Show:
 
     @property
     def talks(self) -> bool:
-        """Whether text for people is printed."""
-        return not (self.as_json or self.quiet)
+        """Whether text for people is printed: not by the further processes of a training, which has one result."""
+        return not (self.as_json or self.quiet) and is_main()
 
     @property
     def console(self) -> Console:
@@ -58,12 +59,12 @@ class Show:
 
     def note(self, line: str) -> None:
         """Prints a line about something to look at, to stderr."""
-        if not self.quiet:
+        if not self.quiet and is_main():
             click.echo(f"{click.style('note:', fg='yellow')} {shown(line, lines=True)}", err=True)
 
     def result(self, content: Mapping[str, Any]) -> None:
         """Prints the result as JSON, where JSON was asked for."""
-        if self.as_json:
+        if self.as_json and is_main():
             # half a surrogate pair cannot be encoded; JSON has a way to write it, and what a terminal would act on
             text = json.dumps(content, indent=2, ensure_ascii=False, default=_plain)
             click.echo(_LONE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))

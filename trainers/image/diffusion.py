@@ -117,6 +117,9 @@ class Diffusion(Lesson):
             losses = self._losses(*batch)
             return Loss(losses.mean())
         also = self.prior.numbers(numbers)
+        if not also:  # those of this share are with another one
+            instance = self._losses(*batch).mean()
+            return Loss(instance, {"instance": instance.detach(), "prior": torch.zeros(())})
         texts = self.prior.texts(also)
         conditioning = self.prompts.live(texts) if self.trains_text else self.prompts.frozen(texts)
         second = self._rows(
@@ -124,7 +127,7 @@ class Diffusion(Lesson):
             frozen=self.prompts.frozen(texts),
         )  # fmt: skip
         losses = self._losses(*(_joined(first, other) for first, other in zip(batch, second, strict=True)))
-        instance, prior = losses[: len(numbers)].mean(), losses[len(numbers) :].mean()
+        instance, prior = losses[: len(numbers)].mean(), self.prior.share(losses[len(numbers) :], len(numbers))
         parts = {"instance": instance.detach(), "prior": prior.detach()}
         return Loss(instance + self.prior.weight * prior, parts)
 

@@ -23,7 +23,7 @@ from studio.atomic import atomic_write
 from studio.errors import BadFile
 from studio.temporary import remove
 
-__all__ = ["Checkpoint", "adapter_file", "newest", "read", "write"]
+__all__ = ["Checkpoint", "adapter_file", "newest", "packed", "read", "unpacked", "write"]
 
 VERSION: Final = 2
 KEPT: Final = 2  # states to go on from; adapter files are all kept, they are small
@@ -71,12 +71,23 @@ def write(folder: Path, checkpoint: Checkpoint, run: str = "") -> None:
     Raises:
         BadFile: nothing can be written there; the checkpoints before are as they were.
     """
-    buffer = io.BytesIO()
-    torch.save({"version": VERSION, "run": run, **vars(checkpoint)}, buffer)
-    content = buffer.getvalue()
+    content = packed(checkpoint, run)
     atomic_write(_state_file(folder, checkpoint.step), MARK + _digest(content) + b"\n" + content)
     for file in _states(folder)[:-KEPT]:
         remove(file)
+
+
+def packed(checkpoint: Checkpoint, run: str = "") -> bytes:
+    """Returns a state as bytes, which a file holds and other processes are handed."""
+    buffer = io.BytesIO()
+    torch.save({"version": VERSION, "run": run, **vars(checkpoint)}, buffer)
+    return buffer.getvalue()
+
+
+def unpacked(content: bytes) -> tuple[int, str, Checkpoint]:
+    """Returns the version, the run's identity and the state that bytes hold; nothing but tensors and plain values."""
+    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return state.pop("version"), state.pop("run", ""), Checkpoint(**state)
 
 
 def newest(folder: Path, run: str = "", say: Callable[[str], None] = lambda line: None) -> Checkpoint | None:
@@ -119,8 +130,7 @@ def read(file: Path, run: str = "") -> Checkpoint:
     """
     content = _checked(file)
     try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        version, own, found = state.pop("version"), state.pop("run", ""), Checkpoint(**state)
+        version, own, found = unpacked(content)
     except Exception as problem:  # whatever torch's reader makes of bytes that no checksum guards
         raise BadFile(f"{file} is damaged ({type(problem).__name__})") from None
     if version != VERSION:

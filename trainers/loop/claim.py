@@ -13,10 +13,11 @@ from studio.errors import BadFile
 from studio.given import given_path
 from studio.runs import RUN_ADAPTER, RUN_FILE, is_run
 from studio.temporary import remove, remove_leftovers
+from studio.trainers.loop.group import Group
 from studio.trainers.loop.lock import locked
 from studio.trainers.loop.run import RESULT, RunFolder
 
-__all__ = ["claim"]
+__all__ = ["claim", "held"]
 
 LOCK: Final = ".lock"
 KEPT_IN: Final = ("checkpoints", "previews")  # folders of a run in which files are written
@@ -52,6 +53,23 @@ def claim(output: str | os.PathLike[str]) -> Iterator[RunFolder]:
         for place in made:
             with contextlib.suppress(OSError):  # it holds something by now, or was never made
                 place.rmdir()
+
+
+@contextlib.contextmanager
+def held(output: str | os.PathLike[str], group: Group) -> Iterator[RunFolder]:
+    """Holds the folder of a run of several processes: the main one claims it, the others look at it.
+
+    Args:
+        output: the folder. group: the processes.
+
+    Raises:
+        BadFile, DoesNotFit: as :func:`claim`, in the main process.
+    """
+    if not group.main:
+        yield RunFolder(given_path(output, "output"))
+        return
+    with claim(output) as folder:
+        yield folder
 
 
 def _missing(folder: Path) -> list[Path]:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from studio.adapters.contract.adapter import generator_for
 from studio.errors import BadConfig
+from studio.trainers.loop.group import Group
 
-__all__ = ["Draws", "sample_numbers"]
+__all__ = ["Draws", "micro_batches", "sample_numbers"]
 
 
 def sample_numbers(step: int, micro: int, batch_size: int, accumulation: int) -> range:
@@ -34,6 +35,25 @@ def sample_numbers(step: int, micro: int, batch_size: int, accumulation: int) ->
     """
     first = (step * accumulation + micro) * batch_size
     return range(first, first + batch_size)
+
+
+def micro_batches(step: int, batch_size: int, accumulation: int, group: Group) -> list[range]:
+    """Returns the numbers of the samples that a process computes in a step, one range for each forward pass.
+
+    Args:
+        step: optimizer steps done before, >= 0.
+        batch_size: samples of a forward pass of one process by itself; several divide them.
+        accumulation: such passes per step.
+        group: the processes.
+
+    Example:
+        >>> from studio.trainers.loop.group import Group
+        >>> micro_batches(1, 4, 2, Group()), micro_batches(1, 4, 2, Group(1, 2))
+        ([range(8, 12), range(12, 16)], [range(12, 14), range(14, 16)])
+    """
+    count, width = batch_size * accumulation, -(-batch_size // group.size)
+    own = group.share(range(step * count, (step + 1) * count))
+    return [own[begin : begin + width] for begin in range(0, len(own), width)]
 
 
 class Draws:

@@ -34,7 +34,7 @@ class Log:
     """The log of one run; a context.
 
     Args:
-        file: ``log.jsonl``, which is appended to.
+        file: ``log.jsonl``, which is appended to; None writes none.
         total: steps of the run.
         before: the losses of the steps that were done before.
         out: where lines for the user go.
@@ -46,7 +46,7 @@ class Log:
     """
 
     def __init__(
-        self, file: Path, *, total: int, before: Sequence[float], out: Console, device: torch.device,
+        self, file: Path | None, *, total: int, before: Sequence[float], out: Console, device: torch.device,
         tensorboard: Path | None,
     ) -> None:  # fmt: skip
         self.file, self.total, self.first, self.out, self.device = file, total, len(before), out, device
@@ -65,8 +65,9 @@ class Log:
         self._row: TaskID | None = None
 
     def __enter__(self) -> Log:
-        with sentences(self.file):
-            self._stream = self.file.open("a", encoding="utf-8", buffering=1)
+        if self.file is not None:
+            with sentences(self.file):
+                self._stream = self.file.open("a", encoding="utf-8", buffering=1)
         if self.out.is_terminal and not self.out.quiet:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -84,7 +85,7 @@ class Log:
             self._bar.stop()
         if self._curves is not None:
             self._curves.close()
-        if self._stream is not None:
+        if self._stream is not None and self.file is not None:
             with sentences(self.file):
                 self._stream.close()
 
@@ -101,11 +102,12 @@ class Log:
         seconds = time.perf_counter() - self._begin
         done = step - self.first
         self._smooth = self._mean.take(figures["loss"])
-        assert self._stream is not None, "a log is a context"
         used = memory(self.device).used
-        with sentences(self.file):
-            entry = {"step": step, **figures, "seconds": round(seconds, 4), "memory": used}
-            self._stream.write(json.dumps(entry) + "\n")
+        if self.file is not None:
+            assert self._stream is not None, "a log is a context"
+            with sentences(self.file):
+                entry = {"step": step, **figures, "seconds": round(seconds, 4), "memory": used}
+                self._stream.write(json.dumps(entry) + "\n")
         if self._curves is not None:
             for name, value in figures.items():
                 self._curves.add_scalar(name, value, step)

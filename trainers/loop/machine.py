@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 import torch
 
-__all__ = ["machine", "noted", "told"]
+from studio.version import __version__
 
-WORDS = {"threads": "{} threads", "torch": "torch {}", "device": "the device {}"}
+__all__ = ["machine", "noted", "told", "versions"]
+
+WORDS = {"threads": "{} threads", "torch": "torch {}", "device": "the device {}", "processes": "{} processes"}
 
 
-def machine(device: torch.device) -> dict[str, str]:
+def machine(device: torch.device, processes: int = 1) -> dict[str, str]:
     """Returns what the last bits depend on here.
+
+    Args:
+        device: where it is computed. processes: in how many processes.
 
     Example:
         >>> list(machine(torch.device("cpu")))
-        ['threads', 'torch', 'device']
+        ['threads', 'torch', 'device', 'processes']
     """
-    return {"threads": str(torch.get_num_threads()), "torch": torch.__version__, "device": str(device)}
+    return {
+        "threads": str(torch.get_num_threads()), "torch": torch.__version__, "device": str(device),
+        "processes": str(processes),
+    }  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that the processes of one run have to share."""
+    return {name: version(name) for name in ("torch", "diffusers", "transformers")} | {"adapter-studio": __version__}
 
 
 def noted(before: Any, now: Mapping[str, str]) -> dict[str, list[str]]:

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from studio.adapters.contract.adapter import generator_for
-from studio.errors import DoesNotFit
 
 __all__ = [
     "Loan",
@@ -24,21 +23,14 @@ __all__ = [
 
 
 def accelerator_for(precision: str, device: torch.device) -> Any:
-    """Returns an accelerator; accelerate's process-wide state is made anew where it says another precision.
-
-    Raises:
-        DoesNotFit: several processes were started.
-    """
+    """Returns an accelerator; accelerate's process-wide state is made anew where it says another precision."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
     wanted = "bf16" if precision == "bf16" else "no"
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != wanted:
         AcceleratorState._reset_state()
-    made = Accelerator(mixed_precision=wanted, cpu=device.type == "cpu")
-    if made.num_processes > 1:
-        raise DoesNotFit(f"{made.num_processes} processes were started and a run uses one: start it without a launcher")
-    return made
+    return Accelerator(mixed_precision=wanted, cpu=device.type == "cpu")
 
 
 @contextlib.contextmanager

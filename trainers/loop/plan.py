@@ -14,7 +14,7 @@ from studio.errors import BadConfig
 
 __all__ = ["FREE", "Plan"]
 
-FREE: Final = frozenset({"checkpoint_every", "preview_every", "tensorboard", "device", "cache"})
+FREE: Final = frozenset({"checkpoint_every", "preview_every", "tensorboard", "device", "cache", "sharding"})
 """Fields that leave the adapter as it is (device: but for last bits), so a run may be resumed with other ones."""
 
 
@@ -34,7 +34,9 @@ class Plan:
         weight_decay: AdamW's, >= 0.
         beta2: AdamW's decay of the squared gradients, in [0, 1).
         optimizer: ``"adamw"``; ``"lora-plus"``, AdamW with a higher rate for the side of a pair that starts at zero;
-            or ``"lora-fa"``, which trains that side alone (less memory: a layer's inputs are not kept).
+            ``"lora-fa"``, which trains that side alone (less memory: a layer's inputs are not kept); bitsandbytes'
+            ``"adamw-8bit"``, moments in a quarter of the memory, and ``"paged-adamw"`` and ``"paged-adamw-8bit"``,
+            which an accelerator may keep in the CPU's memory.
         rate_ratio: of lora-plus: that side's rate over the other's, > 0.
         embedding_rate: of lora-plus: the rate of pairs on embeddings, > 0.
         grow: steps done -> rank that the adapter then grows to; both rise. The optimizer's moments are kept.
@@ -45,6 +47,7 @@ class Plan:
         preview_every: steps between previews; 0 makes them only at the start and the end.
         tensorboard: also write TensorBoard curves into the run's folder.
         device: where to compute; None takes the best there is.
+        sharding: of several processes, ``"none"``: each holds the whole base; ``"full"``: each holds a part of it.
         cache: folder for latents, text embeddings and class pictures; None is the user's cache folder.
 
     Raises:
@@ -61,7 +64,7 @@ class Plan:
     clip: float = 1.0
     weight_decay: float = 1e-2
     beta2: float | None = None
-    optimizer: Literal["adamw", "lora-plus", "lora-fa"] = "adamw"
+    optimizer: Literal["adamw", "lora-plus", "lora-fa", "adamw-8bit", "paged-adamw", "paged-adamw-8bit"] = "adamw"
     rate_ratio: float = 16.0
     embedding_rate: float = 1e-6
     grow: Mapping[str, int] = field(default_factory=dict)
@@ -72,6 +75,7 @@ class Plan:
     preview_every: int | None = None
     tensorboard: bool = False
     device: str | None = None
+    sharding: Literal["none", "full"] = "none"
     cache: str | None = None
 
     def __post_init__(self) -> None:
@@ -98,6 +102,8 @@ class Plan:
             self._require(name, sound, f"left out: it is of optimizer='lora-plus', this is {self.optimizer!r}")
 
     def _check_growth(self) -> None:
+        whole = not (self.grow and self.optimizer.endswith("8bit"))
+        self._require("grow", whole, f"left out: the moments of {self.optimizer} are in blocks that cannot grow")
         wanted = "a table of whole numbers, steps = rank, in which the ranks rise with the steps"
         self._require("grow", all(step.isdecimal() and int(step) > 0 for step in self.grow), wanted)
         ranks = list(self.stages.values())

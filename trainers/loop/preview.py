@@ -22,7 +22,7 @@ __all__ = ["preview_files", "read_measures", "save_previews"]
 NAME: Final = re.compile(r"step-(\d{6,12})-(\d{2,6})\.(?:png|txt)")
 
 
-def save_previews(folder: Path, step: int, lesson: Lesson) -> list[Path]:
+def save_previews(folder: Path, step: int, lesson: Lesson, *, writes: bool = True) -> list[Path]:
     """Makes the previews and writes them to ``previews/step-000100-00.png``, with metadata that regenerates them.
 
     Texts go to ``previews/step-000100-00.txt``.
@@ -31,11 +31,12 @@ def save_previews(folder: Path, step: int, lesson: Lesson) -> list[Path]:
         folder: the run's folder.
         step: steps done.
         lesson: makes the pictures or texts, and measures, with the blend that is on.
+        writes: whether this process writes what it makes.
     """
     from studio.pipelines import save_png
 
-    files = []
-    for index, made in enumerate(lesson.preview()):
+    files, shown = [], lesson.preview()
+    for index, made in enumerate(shown if writes else ()):
         stem = folder / "previews" / f"step-{step:06d}-{index:02d}"
         if isinstance(made, str):
             files.append(stem.with_suffix(".txt"))
@@ -44,7 +45,7 @@ def save_previews(folder: Path, step: int, lesson: Lesson) -> list[Path]:
             files.append(stem.with_suffix(".png"))
             save_png(made, files[-1])
     figures = lesson.measure()
-    if figures:
+    if figures and writes:
         measured = {**read_measures(folder), step: dict(figures)}
         text = json.dumps({str(at): measured[at] for at in sorted(measured)}, indent=1)
         atomic_write(_measures(folder), text + "\n")

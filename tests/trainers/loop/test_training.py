@@ -324,7 +324,6 @@ def test_prior_rows_draw_the_same_however_they_are_split(dreambooth, settings, t
     lesson = task.open(LoRA(rank=2), Plan(batch_size=4), lambda line: None)
     lesson.prior.rows = 2
     assert lesson.prior.numbers(range(8, 12)) == range(4, 6)
-    lesson.prior.rows = 1
     assert [*lesson.prior.numbers(range(8, 10)), *lesson.prior.numbers(range(10, 12))] == [4, 5]
 
 

@@ -1,0 +1,57 @@
+"""What a process of ``test_group.py`` does: trains several models, each with the base whole and in parts."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from studio import LoRA
+from studio.errors import DoesNotFit
+from studio.launched import started_processes
+from studio.trainers import CausalLM, DreamBooth, train
+
+__all__ = ["SETTINGS", "tasks", "train_all"]
+
+SETTINGS: dict[str, Any] = {
+    "steps": 3, "batch_size": 4, "seed": 3, "warmup": 0, "preview_every": 0, "quiet": True, "checkpoint_every": 2
+}  # fmt: skip
+LEARN: dict[str, Any] = {"adapter": LoRA(rank=2, targets="attention"), "learning_rate": 1e-3}
+
+
+def tasks(folder: Path) -> dict[str, Any]:
+    """A UNet, a transformer of pictures and words, and a language model, of the bases in a folder."""
+    shown: dict[str, Any] = {"instance_images": folder / "photos", "instance_prompt": "a photo of sks thing",
+                             "resolution": 64, "preview_steps": 2}  # fmt: skip
+    return {
+        "unet": DreamBooth(base=folder / "unet", class_prompt="a thing", prior="self", prior_rows=2, **shown),
+        "mmdit": DreamBooth(base=folder / "mmdit", prior="none", **shown),
+        "llama": CausalLM(base=folder / "llama", data=folder / "texts.jsonl"),
+    }
+
+
+def train_all(folder: Path, out: Path, ways: dict[str, str]) -> None:
+    """Trains every task in every way: name of the way -> how the base is kept."""
+    for name, task in tasks(folder).items():
+        for way, sharding in ways.items():
+            train(task, output=out / f"{name}-{way}", cache=str(folder / "cache"), sharding=sharding, **LEARN,
+                  **SETTINGS)  # fmt: skip
+
+
+def refused(folder: Path, out: Path) -> None:
+    """Starts a training with a seed of each process's own, and writes down what is said."""
+    rank, _ = started_processes()
+    try:
+        train(
+            tasks(folder)["unet"],
+            output=out / "odd",
+            cache=str(folder / "cache"),
+            **{**LEARN, **SETTINGS, "seed": rank},
+        )
+    except DoesNotFit as error:
+        (out / f"odd-{rank}.txt").write_text(str(error))
+
+
+if __name__ == "__main__":
+    train_all(Path(sys.argv[1]), Path(sys.argv[2]), {"whole": "none", "parts": "full"})
+    refused(Path(sys.argv[1]), Path(sys.argv[2]))
