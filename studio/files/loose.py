@@ -125,7 +125,7 @@ def write_loose(
 def _on_a_shape(source: Source, family: str | None) -> Loose:
     """On the first public model that all of it fits."""
     found = sort_keys(source.infos)
-    title = ""
+    title, told = "", family is None
     if family is None:
         stated = families_named(source.metadata)
         family, title = guess_family(found, source.infos, stated)
@@ -138,6 +138,8 @@ def _on_a_shape(source: Source, family: str | None) -> Loose:
         except StudioError as error:
             first = first or error
     assert first is not None, "there is a shape"
+    if told and isinstance(first, DoesNotFit):
+        raise DoesNotFit(f"{first}; where it is for a model of other sizes, name its base") from None
     raise first
 
 

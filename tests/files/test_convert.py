@@ -10,15 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import studio
-from studio.adapters import METHODS, adapters
+from studio.adapters import adapters
 from studio.errors import BadConfig, BadFile, DoesNotFit, Refused, UnknownName
-from studio.families import family_of
 from studio.families.shapes import SHAPES, outline
 from studio.files import FORMATS
-from studio.files.convert import convert, difference
+from studio.files.convert import convert
 from studio.files.loose import Loose, read_loose, write_loose
 from studio.files.resize import resize
-from tests.support.tiny_pipelines import BUILDERS, build
+from tests.support.tiny_pipelines import build
 
 QUICK = ("sdxl", "flux-dev")
 SINGLE = [name for name, format in FORMATS.items() if not format.folder]
@@ -82,45 +81,6 @@ def test_text_encoders_are_told_apart(tmp_path):
     assert sum(key.startswith("lora_te2_text_model_encoder_layers_") for key in load_file(file)) == 3 * 32
     report = convert(file, tmp_path / "b.safetensors", format="diffusers")
     assert (report.sites, report.error, report.base) == (113, 0, "sdxl")
-
-
-METHODS_HERE = [name for name, config in METHODS.items() if {"linear"} <= set(config.adapter.kinds)]
-KINDS = [kind if kind == "flux1" else pytest.param(kind, marks=pytest.mark.slow) for kind in BUILDERS]
-
-
-@pytest.mark.parametrize("method", METHODS_HERE)
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_method_in_every_format_there_and_back(kind, method, tmp_path):
-    """Each cell is exact, bytes and change, or refuses by name and leaves no file."""
-    pipe = build(kind)
-    denoiser = family_of(pipe).denoiser
-    targets = tuple(f"re:{denoiser}\\.{path}" for path in _few(pipe.components[denoiser]))
-    loose = adapter_for(pipe, METHODS[method].example(targets=targets))
-    held = {}
-    for format, row in FORMATS.items():
-        place = tmp_path / (format if row.folder else f"{format}.safetensors")
-        try:
-            held[format] = write_loose(loose, place, format=format)
-        except DoesNotFit as refusal:
-            assert not place.exists() and str(refusal)
-            continue
-        if format == "peft":
-            continue  # a folder is for one component, as PEFT has it
-        assert difference(loose, read_loose(held[format], base=pipe)) < 2e-6, format
-    assert "diffusers" in held
-    for source in [one for one in held if one != "peft"]:
-        for target in [one for one in held if one not in ("peft", source)]:
-            there, back = tmp_path / f"{source}{target}.safetensors", tmp_path / f"{source}{target}b.safetensors"
-            assert convert(held[source], there, format=target, base=pipe).error < 2e-6
-            assert convert(there, back, format=source, base=pipe).error < 2e-6
-            if read_loose(there, base=pipe).config.method == method:  # kohya's tools know some as a LoRA alone
-                assert equal(held[source], back), (source, target)
-
-
-def _few(denoiser):
-    """Some linear layers of several blocks."""
-    paths = [path for path, module in denoiser.named_modules() if isinstance(module, torch.nn.Linear)]
-    return [path.replace(".", "\\.") for path in paths if path.endswith(("to_q", "to_k", "to_v"))][:6]
 
 
 # -- refusals ------------------------------------------------------------------------------------------------------
