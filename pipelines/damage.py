@@ -110,7 +110,9 @@ PICTURE: Final[dict[str, Callable[[Any], bool]]] = {
     "scheduler": _scheduler, "adapters": lambda value: isinstance(value, list),
     "embeddings": lambda value: value is None or _embeddings(value),
 }  # fmt: skip
-BASE: Final[dict[str, Callable[[Any], bool]]] = {"id": _text, "hash": _text_or_none, "dtype": _text}
+BASE: Final[dict[str, Callable[[Any], bool]]] = {
+    "id": _text, "hash": _text_or_none, "dtype": _text, "quantize": _text_or_none,
+}  # fmt: skip
 ADAPTER: Final[dict[str, Callable[[Any], bool]]] = {
     "name": _text, "strength": _strength, "file": _text_or_none, "sha256": _text_or_none, "state": _text_or_none,
     "baked": lambda value: value is None or isinstance(value, bool),

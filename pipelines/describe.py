@@ -53,7 +53,7 @@ def describe(
     dtype = str(base.pipe.components[family.denoiser].dtype).removeprefix("torch.")
     content = to_json(
         version=__version__,
-        base={"id": base.id, "family": family.name, "hash": digest, "dtype": dtype},
+        base={"id": base.id, "family": family.name, "hash": digest, "dtype": dtype, **_quantization(base)},
         request={
             "prompt": prompt,
             "negative": negative,
@@ -109,6 +109,10 @@ def _strengths(request: Request) -> dict[str, str | int | float]:
     steps = {} if upscale.steps is None else {"Hires steps": upscale.steps}
     twice = {"Denoising strength": upscale.strength, "Hires upscale": upscale.factor, **steps}
     return {**twice, "Hires upscaler": "Lanczos"}
+
+
+def _quantization(base: Base) -> dict[str, str]:
+    return {"quantize": base.quantization} if base.quantized else {}
 
 
 def _base_hash(base: Base) -> str | None:

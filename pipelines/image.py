@@ -21,6 +21,7 @@ from studio.pipelines.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from studio.files import AdapterFile
+    from studio.quantization.wishes import Wishes
 
 __all__ = ["ImagePipeline", "Made"]
 
@@ -68,6 +69,7 @@ class ImagePipeline(Pipeline):
         attention: str | None = None,
         vae_tiling: bool = False,
         vae_slicing: bool = False,
+        quantize: Wishes | None = None,
     ) -> AnyImagePipeline:
         """Opens a base; as :func:`studio.families.open_base`, which lists what it takes and raises.
 
@@ -83,15 +85,17 @@ class ImagePipeline(Pipeline):
                 ``"sliced"`` (least memory), ``"flash"`` or ``"xformers"``. Nothing is set on the model for it.
             vae_tiling: the autoencoder takes a picture in overlapping tiles, which changes large ones a little.
             vae_slicing: the autoencoder takes the pictures of a batch one by one.
+            quantize: which components are kept in fewer bits, and how: ``"nf4"`` for the denoiser,
+                ``"text_encoder_2=int8"`` for another one.
 
         Raises:
-            UnknownName: neither a known name nor a path nor an id that the hub has, or no such type, attention or way
-                to offload.
+            UnknownName: neither a known name nor a path nor an id that the hub has, or no such type, attention, way to
+                offload or to quantise.
             BadFile: what is there is not a whole base.
             DoesNotFit: a base of a family that the studio does not know, or a device that cannot do this.
         """
         opened = open_base(
-            base, dtype=dtype, device=device, config_of=config_of, offline=offline, offload=offload
+            base, dtype=dtype, device=device, config_of=config_of, offline=offline, offload=offload, quantize=quantize
         )  # fmt: skip
         given = {"attention": attention, "vae_tiling": vae_tiling or None, "vae_slicing": vae_slicing or None}
         return cls(opened.sparing(**{name: value for name, value in given.items() if value is not None}))

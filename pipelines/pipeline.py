@@ -22,6 +22,7 @@ from studio.pipelines.sources import PICKLED, Source, source_of
 
 if TYPE_CHECKING:
     from studio.files import AdapterFile, LoadReport
+    from studio.quantization.wishes import Wishes
 
 __all__ = ["Pipeline"]
 
@@ -58,6 +59,7 @@ class Pipeline(ABC):
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         offline: bool = False,
+        quantize: Wishes | None = None,
     ) -> AnyPipeline:
         """Opens a base.
 
@@ -69,13 +71,14 @@ class Pipeline(ABC):
                 on a CPU, unchanged for an object; ``"auto"``: the same, or what the device computes fastest in.
             device: where to; ``None``: the CPU for what is read from disk, unchanged for an object.
             offline: never ask the hub.
+            quantize: what is kept in fewer bits, and how: ``"nf4"``.
 
         Raises:
             UnknownName: neither a known name nor a folder nor an id that the hub has, or no such type.
             BadFile: what is there is not a whole base.
             DoesNotFit: a base of a family that the studio does not know.
         """
-        return cls(cls._open_base(base, dtype=dtype, device=device, offline=offline))
+        return cls(cls._open_base(base, dtype=dtype, device=device, offline=offline, quantize=quantize))
 
     @property
     @abstractmethod

@@ -14,7 +14,7 @@ from PIL import Image
 
 from studio.adapters.contract.mask import MaskLike, as_mask
 from studio.errors import BadFile, DoesNotFit, UnknownName
-from studio.families import BASES
+from studio.families import BASES, Base
 from studio.families.saving import Saving
 from studio.given import given_path
 from studio.pipelines.asking import Wanted
@@ -159,7 +159,10 @@ def _open(content: dict[str, Any], base: Any | None, device: torch.device | str 
             f"the picture was made by the base {made_by['id']!r}, which is not an embedded one ({', '.join(BASES)}); "
             "say where it is: base=folder"
         )
-    return ImagePipeline.open(made_by["id"] if base is None else base, dtype=made_by["dtype"], device=device)
+    return ImagePipeline.open(
+        made_by["id"] if base is None else base, dtype=made_by["dtype"], device=device,
+        quantize=None if isinstance(base, Base) and base.quantized else made_by.get("quantize"),
+    )  # fmt: skip
 
 
 def load_again(pipe: ImagePipeline, content: Mapping[str, Any], places: Sequence[Path]) -> list[Path]:

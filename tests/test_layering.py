@@ -34,8 +34,8 @@ PARTS = {
     "adapters": {"families", "quantization"},
     "files": {"adapters", "families"},
     "fidelity": {"families"},
-    "pipelines": {"adapters", "families", "files"},
-    "trainers": {"adapters", "families", "files", "pipelines", "datasets", "fidelity"},
+    "pipelines": {"adapters", "families", "files", "quantization"},
+    "trainers": {"adapters", "families", "files", "pipelines", "datasets", "fidelity", "quantization"},
     "peft": {"adapters", "files"},
 }
 FREE = {"__main__", "cli", "commands", "doctor", "survey"}

@@ -49,6 +49,8 @@ class CausalLM:
         preview_tokens: tokens of a preview's answer at most.
         name: the adapter's name; None: that of the data file.
         licence: what the adapter file says about its licence.
+        quantize: what of the base is kept in fewer bits, and how: ``"nf4"``, ``"nf4,text_encoder_2=int8"``; None:
+            nothing.
 
     Raises:
         BadConfig: a field with an impossible value.
@@ -69,6 +71,7 @@ class CausalLM:
     preview_tokens: int = 32
     name: str | None = None
     licence: str | None = None
+    quantize: str | None = None
 
     def __post_init__(self) -> None:
         check(self)
@@ -85,7 +88,8 @@ class CausalLM:
         """See :meth:`studio.trainers.Task.open`."""
         read = self._look()
         opening = open_with_recipe(
-            self.task_name, self.base, open_language_base, LANGUAGE_BASES, adapter=adapter, plan=plan, say=say
+            self.task_name, self.base, open_language_base, LANGUAGE_BASES, adapter=adapter, plan=plan, say=say,
+            quantize=self.quantize,
         )  # fmt: skip
         base, length = opening.base, self._length(opening.base, opening.adapter)
         rows, held_out, digests = self._read(read, opening, length)
@@ -97,11 +101,13 @@ class CausalLM:
         return Causal(
             base=base, adapter=opening.adapter, plan=opening.plan, rates={"": opening.rate},
             name=name,
-            settings={"task": self.task_name, "max_length": length, "samples": len(rows), **_marks(rows, base)},
+            settings={"task": self.task_name, "max_length": length, "samples": len(rows), **_marks(rows, base),
+                      **({} if self.quantize is None else {"quantize": self.quantize})},
             recorded={"base": opening.base_name, "data": str(self.data), "held_out": str(self.held_out or ""),
                       "name": name},
             inputs=inputs, samples=rows, held_out=held_out, previews=self._previews(base, held_out or rows),
-            start=opening.start, call=("studio", "complete", opening.base_name, _asked(rows[0].sample)),
+            start=opening.start, call=("studio", "complete", opening.base_name, _asked(rows[0].sample),
+                  *(() if self.quantize is None else ("--quantize", self.quantize))),
             answers=self.answers, preview_tokens=self.preview_tokens,
             origin=self._origin(opening, digests["data"], rows, length), say=say, notes=opening.notes,
         )  # fmt: skip

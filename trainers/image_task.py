@@ -82,6 +82,8 @@ class ImageTask(ABC):
         caption_encoding: what caption files without a mark are read as: ``"utf-8"``, or ``"windows-1252"``.
         licence: what the adapter file says about its licence.
         config_of: for a base in one file, the folder or the hub id of its configs, and of what the file lacks.
+        quantize: what of the base is kept in fewer bits, and how: ``"nf4"``, ``"nf4,text_encoder_2=int8"``; None:
+            nothing.
 
     Raises:
         BadConfig: a field with an impossible value, or two that contradict each other.
@@ -109,6 +111,7 @@ class ImageTask(ABC):
     caption_encoding: Literal["utf-8", "windows-1252"] = "utf-8"
     licence: str | None = None
     config_of: str | None = None
+    quantize: str | None = None
 
     def __post_init__(self) -> None:
         check(self)
@@ -171,7 +174,7 @@ class ImageTask(ABC):
         folders = self.look()
         opening = open_with_recipe(
             self.task_name, self.base, lambda base, **more: open_base(base, config_of=self.config_of, **more), BASES,
-            adapter=adapter, plan=plan, say=say,
+            adapter=adapter, plan=plan, say=say, quantize=self.quantize,
         )  # fmt: skip
         base, recipe = opening.base, opening.recipe
         assert isinstance(recipe, ImageRecipe), "the recipes of these tasks"
@@ -202,6 +205,7 @@ class ImageTask(ABC):
     def _call(self, opening: Opening[Base], material: Material) -> tuple[str, ...]:
         """Returns the command that draws what is learned, before the adapter is named."""
         configs = () if self.config_of is None else ("--config-of", self.config_of)
+        configs += () if self.quantize is None else ("--quantize", self.quantize)
         return ("studio", "generate", opening.base_name, self.answers_to.previews(material.captions)[0], *configs)
 
     def latents_of(self, folder: ImageFolder, opening: Opening[Base], size: tuple[int, int]) -> Latents:
@@ -264,6 +268,7 @@ class ImageTask(ABC):
             "weighting": objective.weighting, "gamma": self.gamma, "learning_rates": dict(rates),
             "captions": content_key(material.captions)[:16], **material.settings,
             **(times if times != {"density": "uniform", "shift": 1.0} else {}),
+            **({} if self.quantize is None else {"quantize": self.quantize}),
         }  # fmt: skip
 
     def _rates(self, opening: Opening[Base], recipe: ImageRecipe) -> dict[str, float]:

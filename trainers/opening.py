@@ -16,6 +16,7 @@ from studio.errors import BadFile
 from studio.families import Base
 from studio.families.causal import LanguageBase
 from studio.pipelines.naming import adapter_file as named_file
+from studio.quantization.counting import packed_layers
 from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.run import sha256
 from studio.trainers.loop.task import AdapterLike, Say
@@ -96,6 +97,7 @@ def open_with_recipe(
     adapter: AdapterLike,
     plan: Plan,
     say: Say,
+    quantize: str | None = None,
 ) -> Opening[AnyBase]:
     """Opens a base and fills what is open of the plan and the adapter from the recipe.
 
@@ -107,6 +109,7 @@ def open_with_recipe(
         adapter: the adapter's config, or a file with one to train on from; None takes the recipe's.
         plan: the loop's settings.
         say: takes lines for the user.
+        quantize: what of the base is kept in fewer bits, and how; None: nothing.
 
     Raises:
         UsageError: the device or the base is not there, or cannot do this.
@@ -118,8 +121,10 @@ def open_with_recipe(
         say(precision.note)
     name = _name(base, embedded)
     say(f"opening the base {name}")
-    opened = open_base(base, device=device)
+    opened = open_base(base, device=device, quantize=quantize)
     _widen(opened, device, say)
+    for part, done in opened.quantized.items():
+        say(f"{part or 'the model'}: {done}")
     recipe = recipe_for(task_name, opened)
     config = adapter(recipe) if callable(adapter) else adapter
     if start is not None:
@@ -146,6 +151,8 @@ def _widen(base: Base | LanguageBase, device: torch.device, say: Say) -> None:
     choice = choose_dtype(torch.bfloat16, device, training=True)
     for part in halves:
         part.to(choice.dtype)
+        for _, layer, packing in packed_layers(part):
+            packing.compute_in(layer, choice.dtype)
     say(f"its files are fp16, whose gradients underflow: training in {choice.name} instead")
 
 

@@ -79,7 +79,7 @@ class Known:
         """
         scheduler = base.pipe.scheduler
         set_so = sorted((key, value) for key, value in scheduler.config.items() if not key.startswith("_"))
-        own = f"{base.hash} {type(scheduler).__name__} {set_so}"
+        own = f"{base.fingerprint} {type(scheduler).__name__} {set_so}"
         digest = hashlib.sha256(own.encode()).hexdigest()
         if base.folder is not None:
             place = base.folder.absolute()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast, overload
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ class Requantized:
 
     Attributes:
         sites: paths of the layers, with their component in front for a pipeline.
-        error: ``‖W − Q‖ / ‖W‖`` over them, of the weights with the blend in them.
+        off, norm: ``‖W − Q‖²`` and ``‖W‖²`` over them, of the weights with the blend in them.
     """
 
     sites: list[str] = field(default_factory=list)
@@ -38,18 +38,13 @@ class Requantized:
 
     @property
     def error(self) -> float:
+        """``‖W − Q‖ / ‖W‖``."""
         return (self.off / self.norm) ** 0.5 if self.norm else 0.0
 
     def __str__(self) -> str:
         return f"{len(self.sites)} layers quantised anew, relative error {self.error:.4f}"
 
 
-@overload
-def bake(model: Any, blend: Mapping[str, StrengthLike] | str | None = None) -> None: ...
-@overload
-def bake(
-    model: Any, blend: Mapping[str, StrengthLike] | str | None = None, *, requantize: Literal[True]
-) -> Requantized: ...
 @in_turn
 def bake(
     model: Any, blend: Mapping[str, StrengthLike] | str | None = None, *, requantize: bool = False

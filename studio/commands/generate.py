@@ -187,8 +187,9 @@ def _opened(base: str | None, recalled: Recalled | None, *, dtype: str | None, *
     from studio.pipelines import ImagePipeline
 
     name = base_of(recalled, base) if recalled else base or ""
-    own = recalled.content["base"]["dtype"] if recalled and recalled.content else None
-    return open_pipeline(ImagePipeline, name, dtype=dtype or own, saving=click.get_current_context().obj, **options)
+    own = recalled.content["base"] if recalled and recalled.content else {}
+    saving = {"quantize": own.get("quantize"), **(click.get_current_context().obj or {})}
+    return open_pipeline(ImagePipeline, name, dtype=dtype or own.get("dtype"), saving=saving, **options)
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import click
+
 from studio.commands.show import Show
 from studio.commands.words import AdapterWord
 from studio.errors import BadConfig, BadFile, NoEffect, PartialLoad
@@ -45,13 +47,23 @@ def open_pipeline(
     from studio.device import choose_device, choose_dtype
 
     place = choose_device(device)
+    given = click.get_current_context(silent=True)
+    wished = (given.obj or {}).get("quantize") if given is not None else None
     own: dict[str, Any] = {**(saving or {}), **({} if config_of is None else {"config_of": config_of})}
+    own |= {} if wished is None else {"quantize": wished}
     if dtype in (None, "auto"):
-        return pipeline.open(base, dtype="auto", device=place, **own)
+        return _told(pipeline.open(base, dtype="auto", device=place, **own), show)
     numbers = choose_dtype(dtype, place)
     if numbers.note:
         show.note(numbers.note)
-    return pipeline.open(base, dtype=numbers.dtype, device=place, **own)
+    return _told(pipeline.open(base, dtype=numbers.dtype, device=place, **own), show)
+
+
+def _told(pipe: AnyPipeline, show: Show) -> AnyPipeline:
+    """Says what was quantised."""
+    for part, done in pipe.base.quantized.items():
+        show.tell(f"{part or 'the model'}: {done}")
+    return pipe
 
 
 def load_adapter(

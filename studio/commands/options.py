@@ -51,6 +51,11 @@ _OFFLINE = click.option(
     "--offline", is_flag=True, expose_value=False, callback=_environment("HF_HUB_OFFLINE"), is_eager=True,
     help="Never ask the hub: take what is in its cache on this machine.",
 )  # fmt: skip
+_QUANTIZE = setting(
+    "--quantize", field="quantize", metavar="HOW|PART=HOW[,...]",
+    help="Keep the base in fewer bits: nf4 for its denoiser, or its language model; text_encoder_2=int8 for another "
+    "part alone; both with a comma between. Ways: nf4, int8, fp8, grid4, quanto-int4, gguf-q4-0 and more.",
+)  # fmt: skip
 _ATTENTION = click.Choice(["sdpa", "sliced", "flash", "xformers"])
 _CONFIG_OF = "For a base in one file: the folder, or the hub id, of its configs, and of what the file lacks."
 
@@ -79,11 +84,8 @@ _RUN = (
     setting("--preview-every", field="preview_every", type=int, metavar="N", help="Steps between previews."),
     setting("--checkpoint-every", field="checkpoint_every", type=int, metavar="N", help="Steps between checkpoints."),
     _OFFLINE,
+    _QUANTIZE,
     setting("--device", field="device", metavar="NAME", help="Where to compute: auto, cpu, ..."),
-    setting(
-        "--sharding", field="sharding", type=click.Choice(["none", "full"]),
-        help="Of several processes (launch): each holds the whole base, or a part of it.",
-    ),
     setting(
         "--dtype", field="precision", type=click.Choice(["fp32", "bf16"]),
         help="What products are computed in; the adapter itself is fp32.",
@@ -142,6 +144,7 @@ _TEXTS = _training(
 _PIPELINE = (
     click.option("--allow-partial", is_flag=True, help="Load what fits of an adapter file, and name the rest."),
     click.option("--pickled", is_flag=True, help="Read .pt and .bin adapter files too; of those, the tensors alone."),
+    _QUANTIZE,
     _OFFLINE,
     click.option("--device", metavar="NAME", help="Where to compute: auto, cpu, ..."),
     click.option(

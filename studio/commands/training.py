@@ -201,6 +201,7 @@ def _tell_pictures(task: Any, run: Run, show: Show) -> dict[str, Any]:
     trigger = task.answers_to
     prompt = f"{trigger.words}, ..." if trigger.phrase else trigger.alone
     configs = () if task.config_of is None else ("--config-of", task.config_of)
+    configs += () if task.quantize is None else ("--quantize", task.quantize)
     command = ("studio", "generate", _named(task.base), prompt, *configs, "--adapter", run.adapter, "-o", "out")
     show.say(f"try it: {shell(*command)}")
     return {"trigger": trigger.words}
@@ -212,7 +213,8 @@ def _tell_texts(task: Any, run: Run, show: Show) -> dict[str, Any]:
     for name, value in ((name, value) for name, value in after.items() if name in before):
         show.say(f"{name.replace('_', ' ')}: {before[name]:.3f} before, {value:.3f} after")
     question = _question(task.data)
-    show.say(f"try it: {shell('studio', 'complete', _named(task.base), question, '--adapter', run.adapter)}")
+    own = () if task.quantize is None else ("--quantize", task.quantize)
+    show.say(f"try it: {shell('studio', 'complete', _named(task.base), question, *own, '--adapter', run.adapter)}")
     return {"before": before, "after": after}
 
 

@@ -11,7 +11,7 @@ import torch
 
 from studio.device import choose_device
 from studio.errors import BadConfig, DoesNotFit, UnknownName, nearest
-from studio.families.family import FAMILIES, Defaults, Family, family_of, is_pipeline
+from studio.families.family import FAMILIES, Defaults, Family, components, family_of, is_pipeline
 from studio.families.nature import nature_of
 from studio.families.offloading import check_resident
 from studio.families.offloading import offload as put_away
@@ -24,6 +24,9 @@ from studio.families.opening.selection import Selection, one_file, pipeline_file
 from studio.families.opening.single_file import read_single_file
 from studio.families.opening.weights import Weights
 from studio.families.saving import Saving
+from studio.quantization.counting import hidden_numbers
+from studio.quantization.parts import QuantizedPart, component_of, quantize_part
+from studio.quantization.wishes import Wishes, read_wishes, written
 
 __all__ = ["BASES", "Base", "modules_hash", "move", "open_base", "weights_hash"]
 
@@ -45,6 +48,7 @@ class Base:
         defaults: steps, guidance and what else is taken where nothing is asked for.
         weights: the files that hold its weights, by component; none for a pipeline object.
         saving: how it draws with less memory.
+        quantized: what was quantised when it was opened, by component.
     """
 
     pipe: Any
@@ -56,6 +60,7 @@ class Base:
     defaults: Defaults = field(kw_only=True)
     weights: Weights = field(default_factory=dict, kw_only=True)
     saving: Saving = field(default_factory=Saving, kw_only=True)
+    quantized: dict[str, QuantizedPart] = field(default_factory=dict, kw_only=True)
 
     def __repr__(self) -> str:
         return f"<Base {self.id}: {self.family.title}, {self.native[0]}x{self.native[1]} pixels>"
@@ -67,6 +72,16 @@ class Base:
         :mod:`studio.families.opening.hashing` says over which of their forms.
         """
         return files_hash(self.weights) if self.weights and self.family.hashes_files else weights_hash(self.pipe)
+
+    @property
+    def quantization(self) -> str:
+        """What was quantised when it was opened, as ``quantize`` takes it; "" where nothing was."""
+        return written({part: done.backend for part, done in self.quantized.items()})
+
+    @property
+    def fingerprint(self) -> str:
+        """What two bases that compute the same have in common: the hash, and what was quantised."""
+        return f"{self.hash} {self.quantization}" if self.quantized else self.hash
 
     def sparing(self, **changes: Any) -> Base:
         """Returns the same base, drawing with less memory.
@@ -91,7 +106,8 @@ class Base:
     @property
     def parameters(self) -> int:
         """How many weights the denoiser has."""
-        return sum(parameter.numel() for parameter in getattr(self.pipe, self.family.denoiser).parameters())
+        denoiser = getattr(self.pipe, self.family.denoiser)
+        return hidden_numbers(denoiser) + sum(parameter.numel() for parameter in denoiser.parameters())
 
 
 def open_base(
@@ -102,6 +118,7 @@ def open_base(
     config_of: str | Path | None = None,
     offline: bool = False,
     offload: str | None = None,
+    quantize: Wishes | None = None,
 ) -> Base:
     """Opens a base.
 
@@ -121,15 +138,19 @@ def open_base(
         offload: where weights rest while they do not compute, a key of
             :data:`~studio.families.offloading.OFFLOADS`; ``device`` is then where they compute, ``None``: the best
             there is. ``"none"`` ends what holds; ``None``: unchanged for a pipeline object.
+        quantize: which components are kept in fewer bits, and how (:data:`studio.quantization.BACKENDS`): ``"nf4"`` for
+            the denoiser, ``"text_encoder_2=int8"`` for another component alone, both with a comma between. Layer by
+            layer, in place and for good; ``None``: none.
 
     Returns:
         The base, its modules in evaluation mode.
 
     Raises:
-        UnknownName: neither a known name nor a path nor an id that the hub has, or no such type.
+        UnknownName: neither a known name nor a path nor an id that the hub has, or no such type, component or way to
+            quantise. MissingPackage: what quantises is not installed.
         BadFile: what is there cannot be opened, or the hub does not give it.
-        DoesNotFit: the base's family is not known, a checkpoint lacks components, or the device cannot do what is
-            asked of it.
+        DoesNotFit: the base's family is not known, a checkpoint lacks components, the device cannot do what is asked of
+            it, or a component cannot be quantised.
         BadConfig: ``config_of`` for what is no checkpoint of one file.
 
     Example:
@@ -138,18 +159,22 @@ def open_base(
         ...
         studio.errors.UnknownName: no base or folder is called 'emoij'; did you mean 'emoji'? (embedded bases: emoji)
     """
-    dtype = named(dtype)
+    dtype, wishes = named(dtype), read_wishes(quantize)
     if config_of is not None and not isinstance(base, (str, Path)):
         raise BadConfig(f"config_of is for a checkpoint of one file, and the base is open: leave it out ({base!r:.60})")
     wished = dtype if isinstance(dtype, torch.dtype) else None
     if isinstance(base, Base):
+        _quantize(base, wishes)
         _put(base.pipe, wished, device, offload)
         return base
     if is_pipeline(base):
         pipe: Any = base
-        _put(pipe, wished, device, offload)
+        _put(pipe, wished, device, offload if not wishes else None)
         name = str(pipe.config.get("_name_or_path") or "")
-        return _describe(pipe, Path(name).name or type(pipe).__name__)
+        found = _quantize(_describe(pipe, Path(name).name or type(pipe).__name__), wishes)
+        if wishes and offload is not None:
+            _put(pipe, None, device, offload)
+        return found
     if not isinstance(base, (str, Path)):
         raise DoesNotFit(
             f"a base is a name, a diffusers folder, a .safetensors checkpoint, a hub id or a diffusers pipeline, not a "
@@ -165,8 +190,20 @@ def open_base(
     else:
         pipe, weights = read_single_file(place, dtype, where, config_of=config_of, away=offline)
     pipe.set_progress_bar_config(disable=True)
+    found = _quantize(_describe(pipe, name, place, weights), wishes)
     _put(pipe, None, where if away else device, offload)
-    return _describe(pipe, name, place, weights)
+    return found
+
+
+def _quantize(base: Base, wishes: dict[str, str]) -> Base:
+    """Quantises what is asked for; the base keeps the hash of what it was."""
+    modules = components(base.pipe) if wishes else {}
+    parts = {component_of(part, modules, base.family.denoiser): name for part, name in wishes.items()}
+    if parts and not (base.weights and base.family.hashes_files):
+        _ = base.hash
+    for part, name in parts.items():
+        base.quantized[part] = quantize_part(f"the {part} of {base.id}", modules[part], name)
+    return base
 
 
 def _put(pipe: Any, dtype: torch.dtype | None, device: torch.device | str | None, offload: str | None) -> None:

@@ -21,6 +21,9 @@ from studio.families.opening.ids import hub_id
 from studio.families.opening.selection import language_files
 from studio.families.opening.weights import header_of, held
 from studio.families.quiet import quietly
+from studio.quantization.counting import hidden_numbers
+from studio.quantization.parts import QuantizedPart, component_of, quantize_part
+from studio.quantization.wishes import Wishes, read_wishes
 
 __all__ = ["LANGUAGE_BASES", "PLAIN_TEMPLATE", "LanguageBase", "facts_file", "open_language_base"]
 
@@ -45,12 +48,14 @@ class LanguageBase:
         tokenizer: its tokenizer.
         id: the name in messages and in files: ``"facts"``, the folder's name, or the class of a model object.
         folder: where it was opened from; ``None`` for objects.
+        quantized: what was quantised when it was opened.
     """
 
     model: Any
     tokenizer: Any
     id: str
     folder: Path | None = field(default=None)
+    quantized: dict[str, QuantizedPart] = field(default_factory=dict, kw_only=True)
     _probed: dict[str, list[int]] = field(default_factory=dict, init=False)
 
     def __repr__(self) -> str:
@@ -147,7 +152,7 @@ class LanguageBase:
     @property
     def parameters(self) -> int:
         """How many weights the base has."""
-        return sum(
+        return hidden_numbers(self.model) + sum(
             parameter.numel() for name, parameter in self.model.named_parameters() if ".adapters." not in f".{name}"
         )
 
@@ -184,6 +189,7 @@ def open_language_base(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     offline: bool = False,
+    quantize: Wishes | None = None,
 ) -> LanguageBase:
     """Opens a causal language base.
 
@@ -197,14 +203,17 @@ def open_language_base(
             where the files hold fp32.
         device: where to; ``None``: the CPU for what is read from disk, unchanged for objects.
         offline: never ask the hub; ``HF_HUB_OFFLINE=1`` says so too.
+        quantize: how the model is kept in fewer bits, such as ``"nf4"`` (:data:`studio.quantization.BACKENDS`): layer
+            by layer, in place and for good; ``None``: as it is.
 
     Returns:
         The base, its model in evaluation mode.
 
     Raises:
-        UnknownName: neither a known name nor a folder nor an id that the hub has.
+        UnknownName: neither a known name nor a folder nor an id that the hub has, or no such way to quantise.
+        MissingPackage: what quantises is not installed.
         BadFile: what is there is not a whole transformers model with its tokenizer, or the hub does not give it.
-        DoesNotFit: it is no causal language model.
+        DoesNotFit: it is no causal language model, or cannot be quantised.
 
     Example:
         >>> open_language_base("fact")
@@ -213,9 +222,9 @@ def open_language_base(
         studio.errors.UnknownName: no language base or folder is called 'fact'; did you mean 'facts'? (embedded language
         bases: facts)
     """
-    dtype = named(dtype)
+    dtype, wishes = named(dtype), read_wishes(quantize)
     if isinstance(base, (str, Path)):
-        return _read(base, dtype, device, offline)
+        return _read(base, dtype, device, offline, wishes)
     if isinstance(base, LanguageBase):
         found = base
     elif isinstance(base, Sequence) and len(base) == 2:
@@ -226,7 +235,16 @@ def open_language_base(
             f"{type(base).__name__}"
         )
     move(found.model, dtype if isinstance(dtype, torch.dtype) else None, device)
-    return found
+    return _quantize(found, wishes)
+
+
+def _quantize(base: LanguageBase, wishes: Mapping[str, str]) -> LanguageBase:
+    """Quantises what is asked for; the base keeps the hash of what it was."""
+    for part, name in wishes.items():
+        component_of(part, {"": base.model}, "")
+        _ = base.hash
+        base.quantized[""] = quantize_part(base.id, base.model, name)
+    return base
 
 
 def facts_file(name: str) -> Path:
@@ -235,8 +253,9 @@ def facts_file(name: str) -> Path:
 
 
 def _read(
-    base: str | Path, dtype: torch.dtype | str | None, device: torch.device | str | None, offline: bool
-) -> LanguageBase:
+    base: str | Path, dtype: torch.dtype | str | None, device: torch.device | str | None, offline: bool,
+    wishes: Mapping[str, str],
+) -> LanguageBase:  # fmt: skip
     name, folder = _place(base, offline)
     model_type = _model_type(folder)
     files = chosen(folder, language_files)
@@ -246,8 +265,9 @@ def _read(
     model = _read_model(folder, model_type, kind)
     if not tokenizer.is_fast:
         raise DoesNotFit(f"the tokenizer of {folder} cannot say which characters a token is of; save it as a fast one")
-    move(model.eval(), None, device)
-    return LanguageBase(model, tokenizer, name, folder)
+    found = _quantize(LanguageBase(model.eval(), tokenizer, name, folder), wishes)
+    move(model, None, device)
+    return found
 
 
 def _place(base: str | Path, offline: bool) -> tuple[str, Path]:

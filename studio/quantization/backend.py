@@ -99,6 +99,9 @@ class Packing(ABC):
         """Sees to it that gradients go through the layer, whatever it has computed; returns what ends that."""
         return None
 
+    def compute_in(self, layer: Any, dtype: torch.dtype) -> None:  # noqa: B027  (most follow what ``to`` says)
+        """Lets the layer compute in another type."""
+
     # -- the same for all ----------------------------------------------------------------------------------------------
 
     def place(self, layer: nn.Module) -> Tensor | None:
@@ -183,7 +186,8 @@ class Backend(ABC):
     def layer(self, weight: Tensor, bias: nn.Parameter | None) -> nn.Module:
         """Returns a layer with ``weight`` ``(rows, cols)`` quantised and ``bias`` as it is."""
 
-    def step(self, cols: int) -> int:
+    @property
+    def step(self) -> int:
         """Returns of what the inputs of a layer must be a multiple."""
         return 1
 
@@ -193,9 +197,9 @@ class Backend(ABC):
         Raises:
             BadConfig: its inputs do not divide into the blocks of this backend.
         """
-        if cols % self.step(cols):
+        if cols % self.step:
             raise BadConfig(
-                f"{self.name} packs {self.step(cols)} inputs at a time, which does not divide the {cols} inputs of "
+                f"{self.name} packs {self.step} inputs at a time, which does not divide the {cols} inputs of "
                 f"{path}; exclude it, or use another backend"
             )
 

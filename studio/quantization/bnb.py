@@ -8,6 +8,7 @@ Its 8-bit layer rounds its inputs to 8 bits in evaluation: here, and in fp32, it
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +62,9 @@ class FourBitPacking(Packing):
         )  # fmt: skip
         made = made.to(old.device)
         return [Held("_parameters", "weight", made), Held("__dict__", "quant_state", made.quant_state)]
+
+    def compute_in(self, layer: Any, dtype: torch.dtype) -> None:
+        layer.compute_dtype = dtype
 
     def make_trainable(self, layer: Any) -> Undo | None:
         flag, place, state = layer.support_avx512bf16_for_cpu, layer.weight, _state(layer)
@@ -198,7 +202,8 @@ class LLMInt8(Backend):
 
     def layer(self, weight: Tensor, bias: nn.Parameter | None) -> nn.Module:
         library = self.need()
-        made = library.nn.Linear8bitLt(1, 1, bias=False, has_fp16_weights=False, device=torch.device("meta"))
+        exact = importlib.import_module("studio.quantization.int8_layer").ExactLinear8bit
+        made = exact(1, 1, bias=False, has_fp16_weights=False, device=torch.device("meta"))
         made.out_features, made.in_features = weight.shape
         own = library.nn.Int8Params(weight.detach().cpu(), has_fp16_weights=False, requires_grad=False)
         made.weight, made.bias = own.to(weight.device), bias

@@ -48,6 +48,9 @@ class GGUFPacking(Packing):
             return remade_product(x, lambda: self.unpacked(layer), layer.bias)
         return forward(layer, x)
 
+    def compute_in(self, layer: Any, dtype: torch.dtype) -> None:
+        layer.compute_dtype = dtype
+
     def repacked(self, layer: Any, weight: Tensor) -> list[Held]:
         made = _parameter(weight, layer._parameters["weight"].quant_type)
         return [Held("_parameters", "weight", made)]
@@ -81,7 +84,8 @@ class GGUF(Backend):
         self.kind, self.name, self.packing = kind, f"gguf-{kind.replace('_', '-')}", PACKING
         self.says = f"GGUF's {kind.upper()}"
 
-    def step(self, cols: int) -> int:
+    @property
+    def step(self) -> int:
         return _BLOCK
 
     def bytes(self, rows: int, cols: int, itemsize: int = 4) -> int:

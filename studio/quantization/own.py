@@ -65,6 +65,10 @@ class OwnGrid(Backend):
         self.says = f"the studio's grid of {bits} bits, groups of {group}"
         self.packing = PACKING
 
+    @property
+    def step(self) -> int:
+        return self.group
+
     def check(self, path: str, rows: int, cols: int) -> None:
         if self.bits not in BITS:
             raise BadConfig(f"bits={self.bits!r}: a code has {', '.join(map(str, BITS))} bits")

@@ -52,8 +52,8 @@ class TorchaoPacking(Packing):
 
     def tensors(self, layer: Any) -> dict[str, Tensor]:
         weight = layer._parameters["weight"]
-        names = (*weight.tensor_data_names, *weight.optional_tensor_data_names)
-        return {name: part for name in names if (part := getattr(weight, name)) is not None}
+        names = (*weight.tensor_data_names, "zero_point")
+        return {name: part for name in names if (part := vars(weight).get(name)) is not None}
 
     def repacked(self, layer: Any, weight: Tensor) -> list[Held]:
         old = layer._parameters["weight"]
@@ -101,7 +101,8 @@ class Torchao(Backend):
         self.kind, self.name, self.packing = kind, f"torchao-{kind}", PACKING
         self.says = f"torchao's {kind} of weights"
 
-    def step(self, cols: int) -> int:
+    @property
+    def step(self) -> int:
         return _GROUP if self.kind == "int4" else 1
 
     def bytes(self, rows: int, cols: int, itemsize: int = 4) -> int:

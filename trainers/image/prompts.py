@@ -57,7 +57,7 @@ class Prompts:
     def _found(self, text: str) -> Conditioning:
         from studio.datasets.cache import content_key
 
-        key = content_key("text", self.base.hash, text)
+        key = content_key("text", self.base.fingerprint, text)
         found = self.cache.get(key)
         if found is None:
             row = self._encode([text])

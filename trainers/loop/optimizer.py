@@ -13,6 +13,7 @@ from studio.adapters import Adapter
 from studio.adapters.contract.starts import padded
 from studio.adapters.lorafa import LoRAFA
 from studio.errors import UnsupportedLayer
+from studio.packages import need
 from studio.trainers.loop.plan import Plan
 
 __all__ = ["OPTIMIZERS", "Work", "adamw", "hand_on", "set_rates"]
@@ -149,10 +150,34 @@ def _require_pairs(work: Work, optimizer: str, sound: Callable[[Adapter], bool])
             )
 
 
+def _of_bitsandbytes(kind: str) -> Callable[[Work], torch.optim.Optimizer]:
+    """AdamW with moments in 8 bits, or in memory that an accelerator may lend to the CPU, or both.
+
+    Tensors of less than 4096 numbers keep moments of 32 bits.
+
+    References:
+        | 8-bit Optimizers via Block-wise Quantization (Dettmers et al., 2021), arXiv:2110.02861
+    """
+
+    def make(work: Work) -> torch.optim.Optimizer:
+        library = need("bitsandbytes", f"the optimizer {kind!r}", extra="quant")
+        groups = [_group([tensor for _, _, tensor in work.trained(part)], rate) for part, rate in work.rates.items()]
+        made = getattr(library.optim, kind)
+        found: torch.optim.Optimizer = made(
+            groups, lr=1e-3, betas=(BETA1, work.beta2), weight_decay=work.plan.weight_decay
+        )
+        return found
+
+    return make
+
+
 OPTIMIZERS: Final[Mapping[str, Callable[[Work], torch.optim.Optimizer]]] = {
     "adamw": _plain,
     "lora-plus": _lora_plus,
     "lora-fa": _lora_fa,
+    "adamw-8bit": _of_bitsandbytes("AdamW8bit"),
+    "paged-adamw": _of_bitsandbytes("PagedAdamW32bit"),
+    "paged-adamw-8bit": _of_bitsandbytes("PagedAdamW8bit"),
 }
 """Name -> what makes it; it may also make tensors require no gradient."""
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from studio.adapters import AdapterConfig
 from studio.families import components, family_in
+from studio.trainers.loop.exact_norms import ExactNorms
 from studio.trainers.loop.mode import Loan, checkpoint_gradients
 from studio.trainers.loop.plan import Plan
 
@@ -77,6 +78,7 @@ class Lesson(ABC):
 
     def __post_init__(self) -> None:
         self._loan = Loan(components(self.model).values())
+        self._norms: ExactNorms | None = None
 
     @property
     @abstractmethod
@@ -86,9 +88,13 @@ class Lesson(ABC):
     def prepare(self, say: Say) -> None:
         """Does the slow part once, while the base is still bare: caches, class pictures.
 
-        Here it switches gradient checkpointing on where the plan says so.
+        Here it switches gradient checkpointing on where the plan says so, and lets the norms of what is quantised
+        compute in fp32.
         """
         parts = components(self.model)
+        self._norms = ExactNorms(parts[component] for component in self.rates)
+        if self._norms.count:
+            say(f"the base is quantised: its {self._norms.count} norms compute in fp32 while it is trained")
         family = family_in(parts)
         for component in self.rates if self.plan.gradient_checkpointing else ():
             own = family.checkpointed if family is not None and component == family.denoiser else None
@@ -126,6 +132,8 @@ class Lesson(ABC):
 
     def close(self) -> None:
         """Gives the base back as it was."""
+        if self._norms is not None:
+            self._norms.give_back()
         self._loan.give_back()
 
 
