@@ -296,7 +296,11 @@ def blocks_of_peft(config: Any, sites: Sites, size: int, count: int, *, fitted: 
 
 
 def from_lycoris(fields: Mapping[str, Any], site: Site, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Reads whole matrices ``X``, ``Q = X - Xᵀ``; alpha bounds ``‖Q‖`` over all blocks at ``alpha · rows``."""
+    """Reads whole matrices ``X``, ``Q = X - Xᵀ``; alpha bounds ``‖Q‖`` over all blocks at ``alpha · rows``.
+
+    Raises:
+        DoesNotFit: the matrices are not square.
+    """
     whole = tensors["skew"]
     if whole.dim() < 3 or whole.shape[-1] != whole.shape[-2]:
         raise DoesNotFit(f"{site.path} is turned by blocks of the shape {tuple(whole.shape)}, and they are square")
