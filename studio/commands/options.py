@@ -87,6 +87,10 @@ _RUN = (
     _QUANTIZE,
     setting("--device", field="device", metavar="NAME", help="Where to compute: auto, cpu, ..."),
     setting(
+        "--sharding", field="sharding", type=click.Choice(["none", "full"]),
+        help="Of several processes (launch): each holds the whole base, or a part of it.",
+    ),
+    setting(
         "--dtype", field="precision", type=click.Choice(["fp32", "bf16"]),
         help="What products are computed in; the adapter itself is fp32.",
     ),

@@ -22,6 +22,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+from torch import Tensor
+
 from studio.families import Base
 from studio.trainers.image.latents import Latents
 from studio.trainers.loop.draws import Draws
@@ -43,7 +45,7 @@ class Prior:
         weight: λ, the half's weight against the instance half.
         own: the target is the base's own prediction (``self``) instead of the noise that was added.
         draws: the half's draws.
-        rows: rows per micro-batch; None: as many as instance rows.
+        rows: rows that go with ``batch`` instance rows. batch: instance rows of a micro-batch.
     """
 
     source: Callable[[], Latents]
@@ -51,7 +53,8 @@ class Prior:
     weight: float
     own: bool
     draws: Draws
-    rows: int | None = None
+    rows: int
+    batch: int
 
     @cached_property
     def latents(self) -> Latents:
@@ -59,11 +62,17 @@ class Prior:
         return self.source()
 
     def numbers(self, instance: Sequence[int]) -> Sequence[int]:
-        """Returns the numbers of the prior samples that go with a micro-batch of instance samples."""
-        if self.rows is None or self.rows == len(instance):
-            return instance
-        first = instance[0] // len(instance) * self.rows
-        return range(first, first + self.rows)
+        """Returns the numbers of the prior samples that go with consecutive instance samples, perhaps none."""
+        return range(instance[0] * self.rows // self.batch, (instance[-1] + 1) * self.rows // self.batch)
+
+    def share(self, losses: Tensor, instance: int) -> Tensor:
+        """Returns the part of the half's mean loss that goes with so many instance samples.
+
+        Args:
+            losses: of the prior samples of :meth:`numbers`, ``(N,)``. instance: instance samples.
+        """
+        wanted = instance * self.rows / self.batch
+        return losses.mean() if len(losses) == wanted else losses.sum() / wanted
 
     def texts(self, numbers: Sequence[int]) -> list[str]:
         """Returns the class prompt of each sample."""

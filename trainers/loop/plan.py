@@ -14,7 +14,7 @@ from studio.errors import BadConfig
 
 __all__ = ["FREE", "Plan"]
 
-FREE: Final = frozenset({"checkpoint_every", "preview_every", "tensorboard", "device", "cache"})
+FREE: Final = frozenset({"checkpoint_every", "preview_every", "tensorboard", "device", "cache", "sharding"})
 """Fields that leave the adapter as it is (device: but for last bits), so a run may be resumed with other ones."""
 
 
@@ -47,6 +47,7 @@ class Plan:
         preview_every: steps between previews; 0 makes them only at the start and the end.
         tensorboard: also write TensorBoard curves into the run's folder.
         device: where to compute; None takes the best there is.
+        sharding: of several processes, ``"none"``: each holds the whole base; ``"full"``: each holds a part of it.
         cache: folder for latents, text embeddings and class pictures; None is the user's cache folder.
 
     Raises:
@@ -74,6 +75,7 @@ class Plan:
     preview_every: int | None = None
     tensorboard: bool = False
     device: str | None = None
+    sharding: Literal["none", "full"] = "none"
     cache: str | None = None
 
     def __post_init__(self) -> None:

@@ -15,8 +15,9 @@ from studio.adapters.training import on_step, penalty
 from studio.errors import BadFile, DoesNotFit
 from studio.families import components
 from studio.trainers.loop import checkpoint, report
-from studio.trainers.loop.claim import claim
-from studio.trainers.loop.draws import sample_numbers
+from studio.trainers.loop.claim import held
+from studio.trainers.loop.draws import micro_batches, sample_numbers
+from studio.trainers.loop.group import Group, joined
 from studio.trainers.loop.guard import (
     Interruption,
     NotFinite,
@@ -26,12 +27,13 @@ from studio.trainers.loop.guard import (
     interruptible,
 )  # fmt: skip
 from studio.trainers.loop.log import Log, console
-from studio.trainers.loop.machine import machine
+from studio.trainers.loop.machine import machine, versions
 from studio.trainers.loop.mode import accelerator_for, chance, training_mode
 from studio.trainers.loop.optimizer import set_rates
 from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.preview import save_previews
 from studio.trainers.loop.run import Run, RunFolder
+from studio.trainers.loop.sharding import check_shards, shard
 from studio.trainers.loop.task import AdapterLike, Lesson, Loss, Say, Task
 from studio.trainers.loop.weights import Weights, rehearsed_growth
 
@@ -72,6 +74,7 @@ def train(
     preview_every: int | None = None,
     tensorboard: bool = False,
     device: str | None = None,
+    sharding: Literal["none", "full"] = "none",
     cache: str | None = None,
     further: bool = False,
     quiet: bool = False,
@@ -87,7 +90,7 @@ def train(
             recipe's.
         steps, seed, learning_rate, batch_size, accumulation, warmup, schedule, clip, weight_decay, beta2, optimizer,
             rate_ratio, embedding_rate, grow, precision, ema, gradient_checkpointing, checkpoint_every, preview_every,
-            tensorboard, device, cache: see :class:`~studio.trainers.Plan`; None takes the recipe's value.
+            tensorboard, device, sharding, cache: see :class:`~studio.trainers.Plan`; None takes the recipe's value.
         further: the run in ``output`` had fewer steps and trains on to these, its learning rate as it stands at that
             place of the longer schedule; if it was finished, the optimizer's moments start anew.
         quiet: print nothing.
@@ -107,19 +110,21 @@ def train(
         rate_ratio=rate_ratio, embedding_rate=embedding_rate, grow={str(at): rank for at, rank in (grow or {}).items()},
         precision=precision, ema=ema, gradient_checkpointing=gradient_checkpointing,
         checkpoint_every=checkpoint_every, preview_every=preview_every, tensorboard=tensorboard, device=device,
-        cache=cache,
+        sharding=sharding, cache=cache,
     )  # fmt: skip
-    out = console(quiet)
-    with claim(output) as folder:
+    group = joined()
+    with held(output, group) as folder:
+        out = console(quiet or not group.main)
         lesson = task.open(adapter, plan, partial(out.print, markup=False))
         try:
             settings = folder.settings(lesson)
-            if folder.check(settings, further=further):
+            group.check_same({**settings, "versions": versions(), "output": str(folder.folder)})
+            if group.handed(lambda: folder.check(settings, further=further)):
                 out.print(f"the run in {folder.folder} is finished: {folder.adapter}", markup=False)
                 return folder.result(lesson.plan.steps or 0, partial(out.print, markup=False), already=True)
-            return Training(lesson, folder, out).run(settings)
+            return Training(lesson, folder, out, group).run(settings)
         finally:
-            if lesson.name in adapters(lesson.model):
+            if lesson.name in adapters(lesson.model) and sharding == "none":  # a divided base does not come back
                 detach(lesson.model, lesson.name)
             lesson.close()
 
@@ -131,10 +136,11 @@ class Training:
         lesson: the opened task.
         folder: the run's folder, held by this process.
         out: where lines for the user go.
+        group: the processes of the run, of which the main one alone writes.
     """
 
-    def __init__(self, lesson: Lesson, folder: RunFolder, out: Console) -> None:
-        self.lesson, self.folder, self.out, self.plan = lesson, folder, out, lesson.plan
+    def __init__(self, lesson: Lesson, folder: RunFolder, out: Console, group: Group) -> None:
+        self.lesson, self.folder, self.out, self.plan, self.group = lesson, folder, out, lesson.plan, group
         self.say = partial(out.print, markup=False)
         self.remarks: list[str] = []
         assert self.plan.steps is not None and self.plan.batch_size is not None, "the plan has been filled"
@@ -149,18 +155,23 @@ class Training:
         Raises:
             KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP; the step was finished and a checkpoint written.
         """
+        samples = self.batch_size * self.plan.accumulation
+        self.group.check_room(samples)
+        check_shards(self.plan.sharding, self.group, samples)
         self._prepare()
         self.identity = self.folder.identity(settings)
-        first = self._train_on() if self.folder.ended else self._resume()
-        self._remark(self.folder.begin(settings, machine(self.device)))
-        losses = self.folder.rewind(first, self._remark)
+        first = self._begin_at()
+        if self.plan.sharding == "full":
+            shard(self.modules, list(self.weights.tensors.values()), self.group)
+        losses = self.group.handed(lambda: self._begin(first, settings))
         if first:
             self.say(f"going on after step {first} of {self.steps}")
         if self._shows(first):  # a run that goes on may have been ended after its checkpoint and before its previews
             self._preview(first, self.say)
         curves = self.folder.folder / "tensorboard" if self.plan.tensorboard else None
         log = Log(
-            self.folder.log, total=self.steps, before=losses, out=self.out, device=self.device, tensorboard=curves
+            self.folder.log if self.group.main else None, total=self.steps, before=losses, out=self.out,
+            device=self.device, tensorboard=curves if self.group.main else None,
         )  # fmt: skip
         with training_mode(self.modules), interruptible() as request, log:
             for done in range(first + 1, self.steps + 1):
@@ -173,6 +184,25 @@ class Training:
                 self._keep(done, request, log)
         return self._finish(losses, settings)
 
+    def _begin_at(self) -> int:
+        """Brings all processes to where the run stands; returns the steps that it has done."""
+
+        def found() -> checkpoint.Checkpoint:
+            first = self._train_on() if self.folder.ended else self._resume()
+            return self.weights.checkpoint(first)
+
+        if self.group.alone:
+            return found().step
+        state = checkpoint.unpacked(self.group.handed(lambda: checkpoint.packed(found())))[-1]
+        if not self.group.main:
+            self.weights.restore(state)
+        return state.step
+
+    def _begin(self, first: int, settings: Mapping[str, Any]) -> list[float]:
+        """Writes what the run is; returns the losses of the steps before."""
+        self._remark(self.folder.begin(settings, machine(self.device, self.group.size)))
+        return self.folder.rewind(first, self._remark)
+
     def _remark(self, line: str | None) -> None:
         """Says something about the run's own files, now and in the report."""
         if line is not None:
@@ -181,7 +211,8 @@ class Training:
 
     def _prepare(self) -> None:
         lesson, plan = self.lesson, self.plan
-        lesson.prepare(self.say)
+        with self.group.in_order():  # caches and class pictures are made once
+            lesson.prepare(self.say)
         parts = components(lesson.model)
         self.modules = [parts[name] for name in lesson.rates]
         self.device = next(self.modules[0].parameters()).device
@@ -197,7 +228,8 @@ class Training:
         self.weights = Weights(lesson)
         if lesson.start is not None:
             self.weights.take(lesson.start)
-        self.folder.probe(math.ceil(self.weights.size * most) * (1 + checkpoint.KEPT * STATE_SIZE) + SPARE)
+        if self.group.main:
+            self.folder.probe(math.ceil(self.weights.size * most) * (1 + checkpoint.KEPT * STATE_SIZE) + SPARE)
         self.say(f"training {self.weights.numbers:,} numbers in {len(found.sites)} layers")
 
     def _calibrate(self, model: Any) -> None:
@@ -241,11 +273,13 @@ class Training:
         """Does the step after which ``done`` steps are done; returns the figures for the log."""
         lesson, weights = self.lesson, self.weights
         rate = set_rates(weights.optimizer, self.plan.rate_factor(done - 1))
-        totals = self._differentiate(done)
+        totals = self.group.totals(self._differentiate(done))
+        self.group.add_gradients(weights.trained.values())
+        if not math.isfinite(totals["loss"]):
+            raise self._not_finite(done, f"the loss is {totals['loss']}", self._numbers(done))
         norm = float(self.accelerator.clip_grad_norm_(weights.trained.values(), self.plan.clip or math.inf))
         if not math.isfinite(norm):
-            last = sample_numbers(done - 1, self.plan.accumulation - 1, self.batch_size, self.plan.accumulation)
-            raise self._not_finite(done, f"the gradient's norm is {norm}", last)
+            raise self._not_finite(done, f"the gradient's norm is {norm}", self._numbers(done)[-self.batch_size :])
         weights.optimizer.step()
         if done == CHECKED_STEP or done == self.steps < CHECKED_STEP:
             silent = silent_layers(components(lesson.model))
@@ -257,21 +291,25 @@ class Training:
         return {**totals, "learning_rate": rate, "gradient_norm": norm}
 
     def _differentiate(self, done: int) -> dict[str, float]:
-        """Accumulates the gradients of a step's micro-batches; returns the loss and its parts."""
-        totals, accumulation = {"loss": 0.0}, self.plan.accumulation
-        for micro in range(accumulation):
-            numbers = sample_numbers(done - 1, micro, self.batch_size, accumulation)
-            loss = self._loss(numbers)
+        """Accumulates the gradients of this process's samples; returns its share of the loss and its parts."""
+        totals, count = {"loss": 0.0}, self.batch_size * self.plan.accumulation
+        for numbers in micro_batches(done - 1, self.batch_size, self.plan.accumulation, self.group):
+            loss, of_step = self._loss(numbers), len(numbers) / count
             value = float(loss.total.detach())
-            if not math.isfinite(value):
+            if not math.isfinite(value) and self.group.alone:
                 raise self._not_finite(done, f"the loss is {value}", numbers)
             extra = penalty(self.lesson.model, self.lesson.name)
             total = loss.total if extra is None else loss.total + extra
-            self.accelerator.backward(total / accumulation)
-            totals["loss"] += value / accumulation
+            self.accelerator.backward(total * of_step)
+            totals["loss"] += value * of_step
             for name, part in loss.parts.items():
-                totals[name] = totals.get(name, 0.0) + float(part) / accumulation
+                totals[name] = totals.get(name, 0.0) + float(part) * of_step
         return totals
+
+    def _numbers(self, done: int) -> range:
+        """The samples of a step, of all processes."""
+        count = self.batch_size * self.plan.accumulation
+        return range((done - 1) * count, done * count)
 
     def _not_finite(self, done: int, what: str, numbers: range) -> NotFinite:
         where = find_not_finite(self.lesson.model, self.weights.tensors, lambda: self._loss(numbers).total)
@@ -284,14 +322,14 @@ class Training:
 
     def _keep(self, done: int, request: Interruption, log: Log) -> None:
         """Writes what is due after a step; stops here where someone asked for it."""
-        stops = request.name is not None
+        stops = self.group.any(request.name is not None)
         due = self.plan.checkpoint_every and done % self.plan.checkpoint_every == 0
         if stops or (due and done < self.steps):
             self._save(done)
         if done == self.steps:
             return
         if stops:
-            log.say(f"stopped by {request.name} after step {done}; the same command goes on from there")
+            log.say(f"stopped by {request.name or 'a signal'} after step {done}; the same command goes on from there")
             raise KeyboardInterrupt
         if self._shows(done):
             self._preview(done, log.say)
@@ -302,6 +340,8 @@ class Training:
 
     def _save(self, done: int) -> None:
         """Writes a checkpoint: first the adapter as a file, then the state, which makes the checkpoint count."""
+        if not self.group.main:
+            return
         self._save_adapter(checkpoint.adapter_file(self.folder.folder, done), done)
         checkpoint.write(self.folder.folder, self.weights.checkpoint(done), self.identity)
 
@@ -315,16 +355,22 @@ class Training:
             )  # fmt: skip
 
     def _preview(self, done: int, say: Say) -> None:
-        self.folder.check_there()
-        with self.weights.averaged():
-            files = save_previews(self.folder.folder, done, self.lesson)
+        if not self.group.main and self.plan.sharding == "none":
+            return
+        if self.group.main:
+            self.folder.check_there()
+        with self.weights.averaged():  # of a divided base, all processes have to run it
+            files = save_previews(self.folder.folder, done, self.lesson, writes=self.group.main)
         if files:
             say(f"previews of step {done}: {files[0]}{f' and {len(files) - 1} more' if len(files) > 1 else ''}")
 
     def _finish(self, losses: list[float], settings: Mapping[str, Any]) -> Run:
-        self._save_adapter(self.folder.adapter, self.steps)
+        if self.group.main:
+            self._save_adapter(self.folder.adapter, self.steps)
         self._preview(self.steps, self.say)
-        self.folder.check_there()
-        report.write(self.folder, self.lesson, settings, losses, self.weights.movements(), self.remarks)
-        self.folder.finish(losses)
+        if self.group.main:
+            self.folder.check_there()
+            report.write(self.folder, self.lesson, settings, losses, self.weights.movements(), self.remarks)
+            self.folder.finish(losses)
+        self.group.wait()
         return self.folder.result(self.steps, self.say, already=False)
