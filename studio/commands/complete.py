@@ -86,7 +86,6 @@ def complete(
     tagged = [prompt for prompt in prompts if pipe.read_tags(prompt).blend is not None]
     if per_sample and tagged:
         _refuse_tag(tagged[0])
-    _note_bases(pipe, show)
     if system is None and pipe.system and (pipe.asks_by_chat if chat is None else chat):
         show.tell(f"asking with the system prompt that the adapters were trained with: {pipe.system!r}")
     blend = [{entry["name"]: entry["strength"]} for entry in used] if per_sample else None
@@ -112,12 +111,3 @@ def _require_pairs(prompts: Sequence[str], adapters: Sequence[AdapterWord]) -> N
 
 def _refuse_tag(prompt: str) -> NoReturn:
     raise BadConfig(f"the prompt {prompt!r} has a tag, and --per-sample says which adapter acts: drop one of them")
-
-
-def _note_bases(pipe: TextPipeline, show: Show) -> None:
-    """Says which adapters were trained on other weights."""
-    for name, info in pipe.adapters.items():
-        theirs = info.metadata.get("base_hash")
-        if theirs is not None and theirs != pipe.base.hash:
-            of = info.metadata.get("base", "another base")
-            show.note(f"{name} was trained on other weights ({of}) than those of {pipe.base.id}")
