@@ -221,13 +221,13 @@ def shown_blocks(layers: Layers) -> dict[str, Any]:
 
 
 def packed_size(count: int) -> int:
-    """Returns the size ``b`` of blocks with ``b (b - 1) / 2`` entries.
+    """Returns the size ``b`` of blocks with ``b (b - 1) / 2`` entries; one of 1 turns nothing.
 
     Raises:
         DoesNotFit: there is no such size.
     """
     size = (1 + math.isqrt(1 + 8 * count)) // 2
-    if size < 2 or size * (size - 1) // 2 != count:
+    if size * (size - 1) // 2 != count:
         raise DoesNotFit(f"{count} numbers are not the entries above the diagonal of a square block")
     return size
 

@@ -85,12 +85,12 @@ class OFT(AdapterConfig):
     dropout: float = 0.0
 
     def check(self) -> None:
-        for name, size in (
-            ("block_size", self.block_size),
-            *(("block_pattern", v) for v in self.block_pattern.values()),
+        for name, size, least in (
+            ("block_size", self.block_size, 2),
+            *(("block_pattern", size, 1) for size in self.block_pattern.values()),  # LyCORIS has layers of blocks of 1
         ):
-            sound = isinstance(size, int) and not isinstance(size, bool) and size >= 2
-            self.require(sound, name, "a whole number, at least 2")
+            sound = isinstance(size, int) and not isinstance(size, bool) and size >= least
+            self.require(sound, name, f"a whole number, at least {least}")
         sound = self.terms is None or (isinstance(self.terms, int) and self.terms >= 2)
         self.require(sound, "terms", "a whole number, at least 2, or None for the exact rotation")
         self.require(self.eps is None or (finite(self.eps) and self.eps > 0), "eps", "a number above 0, or None")
