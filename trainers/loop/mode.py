@@ -18,6 +18,7 @@ __all__ = [
     "checkpoint_gradients",
     "checkpoints_gradients",
     "evaluating",
+    "kept_activations",
     "training_mode",
 ]
 
@@ -55,6 +56,17 @@ def chance(seed: int, number: int, device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_rng_state(before)
+
+
+def kept_activations(offloaded: bool, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Returns a context in which what a forward pass keeps for the backward pass stays where it is, or on the CPU.
+
+    Args:
+        offloaded: whether it goes to the CPU. device: where it is computed.
+    """
+    if not offloaded:
+        return contextlib.nullcontext()
+    return torch.autograd.graph.save_on_cpu(pin_memory=device.type != "cpu", device_type=device.type)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from studio.errors import BadConfig
 
 __all__ = ["FREE", "Plan"]
 
-FREE: Final = frozenset({"checkpoint_every", "preview_every", "tensorboard", "device", "cache", "sharding"})
+FREE: Final = frozenset({"checkpoint_every", "preview_every", "tensorboard", "device", "cache", "sharding", "offload_activations"})
 """Fields that leave the adapter as it is (device: but for last bits), so a run may be resumed with other ones."""
 
 
@@ -47,6 +47,8 @@ class Plan:
         preview_every: steps between previews; 0 makes them only at the start and the end.
         tensorboard: also write TensorBoard curves into the run's folder.
         device: where to compute; None takes the best there is.
+        offload_activations: keep what the backward pass needs in the machine's memory meanwhile: less of the device's,
+            at the speed of the bus.
         sharding: of several processes, ``"none"``: each holds the whole base; ``"full"``: each holds a part of it.
         cache: folder for latents, text embeddings and class pictures; None is the user's cache folder.
 
@@ -75,6 +77,7 @@ class Plan:
     preview_every: int | None = None
     tensorboard: bool = False
     device: str | None = None
+    offload_activations: bool = False
     sharding: Literal["none", "full"] = "none"
     cache: str | None = None
 

@@ -28,7 +28,7 @@ from studio.trainers.loop.guard import (
 )  # fmt: skip
 from studio.trainers.loop.log import Log, console
 from studio.trainers.loop.machine import machine, versions
-from studio.trainers.loop.mode import accelerator_for, chance, training_mode
+from studio.trainers.loop.mode import accelerator_for, chance, kept_activations, training_mode
 from studio.trainers.loop.optimizer import set_rates
 from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.preview import save_previews
@@ -74,6 +74,7 @@ def train(
     preview_every: int | None = None,
     tensorboard: bool = False,
     device: str | None = None,
+    offload_activations: bool = False,
     sharding: Literal["none", "full"] = "none",
     cache: str | None = None,
     further: bool = False,
@@ -90,7 +91,8 @@ def train(
             recipe's.
         steps, seed, learning_rate, batch_size, accumulation, warmup, schedule, clip, weight_decay, beta2, optimizer,
             rate_ratio, embedding_rate, grow, precision, ema, gradient_checkpointing, checkpoint_every, preview_every,
-            tensorboard, device, sharding, cache: see :class:`~studio.trainers.Plan`; None takes the recipe's value.
+            tensorboard, device, offload_activations, sharding, cache: see :class:`~studio.trainers.Plan`; None takes
+            the recipe's value.
         further: the run in ``output`` had fewer steps and trains on to these, its learning rate as it stands at that
             place of the longer schedule; if it was finished, the optimizer's moments start anew.
         quiet: print nothing.
@@ -110,7 +112,7 @@ def train(
         rate_ratio=rate_ratio, embedding_rate=embedding_rate, grow={str(at): rank for at, rank in (grow or {}).items()},
         precision=precision, ema=ema, gradient_checkpointing=gradient_checkpointing,
         checkpoint_every=checkpoint_every, preview_every=preview_every, tensorboard=tensorboard, device=device,
-        sharding=sharding, cache=cache,
+        offload_activations=offload_activations, sharding=sharding, cache=cache,
     )  # fmt: skip
     group = joined()
     with held(output, group) as folder:
@@ -294,7 +296,9 @@ class Training:
         """Accumulates the gradients of this process's samples; returns its share of the loss and its parts."""
         totals, count = {"loss": 0.0}, self.batch_size * self.plan.accumulation
         for numbers in micro_batches(done - 1, self.batch_size, self.plan.accumulation, self.group):
-            loss, of_step = self._loss(numbers), len(numbers) / count
+            of_step = len(numbers) / count
+            with kept_activations(self.plan.offload_activations, self.device):
+                loss = self._loss(numbers)
             value = float(loss.total.detach())
             if not math.isfinite(value) and self.group.alone:
                 raise self._not_finite(done, f"the loss is {value}", numbers)

@@ -101,6 +101,16 @@ def test_gradient_checkpointing_gives_the_same_losses(dreambooth, settings, tmp_
     assert checkpointed.losses == pytest.approx(plain.losses, rel=1e-5)
 
 
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_activations_that_wait_elsewhere_change_no_bit(dreambooth, settings, tmp_path, checkpointed):
+    runs = [
+        train(dreambooth(), output=tmp_path / str(away), offload_activations=away, gradient_checkpointing=checkpointed,
+              **settings)
+        for away in (False, True)
+    ]  # fmt: skip
+    assert runs[0].adapter.read_bytes() == runs[1].adapter.read_bytes()
+
+
 def test_bf16_trains_fp32_tensors(dreambooth, settings, tmp_path):
     run = train(dreambooth(), output=tmp_path / "a", precision="bf16", **settings)
     assert all(map(math.isfinite, run.losses))
