@@ -34,8 +34,9 @@ PARTS = {
     "adapters": {"families", "quantization"},
     "files": {"adapters", "families"},
     "fidelity": {"families"},
+    "planning": {"families", "quantization"},
     "pipelines": {"adapters", "families", "files", "quantization"},
-    "trainers": {"adapters", "families", "files", "pipelines", "datasets", "fidelity", "quantization"},
+    "trainers": {"adapters", "families", "files", "pipelines", "datasets", "fidelity", "planning", "quantization"},
     "peft": {"adapters", "files"},
 }
 FREE = {"__main__", "cli", "commands", "doctor", "survey"}
@@ -61,7 +62,8 @@ ROOMS = {
         "loop": set(),
         "image": {"loop"},
         "language": {"loop"},
-        "": {"loop", "image", "language"},
+        "forecast": {"loop", "image", "language"},
+        "": {"loop", "image", "language", "forecast"},
     },
     "studio.peft": {
         "terms": set(),

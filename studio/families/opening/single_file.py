@@ -23,7 +23,7 @@ from studio.families.opening.ids import hub_id
 from studio.families.opening.selection import INDEX, Read, config_files, parts_of, read_index
 from studio.families.opening.weights import Weights, header_of, held
 
-__all__ = ["check_kind", "read_single_file"]
+__all__ = ["check_kind", "read_single_file", "told"]
 
 _DENOISER: Final = "model.diffusion_model."
 _PICKLES: Final = (".ckpt", ".pt", ".pth", ".bin")
@@ -69,7 +69,7 @@ def read_single_file(
     """
     check_kind(file)
     header = header_of(file)
-    family, single, shapes = _told(file, header)
+    family, single, shapes = told(file, header)
     lacking = _lacking(family, single, header)
     if lacking and config_of is None:
         raise DoesNotFit(_incomplete(file, family, lacking, single.configs(shapes)))
@@ -94,8 +94,15 @@ def read_single_file(
     return pipe, weights
 
 
-def _told(file: Path, header: Header) -> tuple[Family, SingleFile, Shapes]:
-    """Returns the family of a checkpoint, by the names of its tensors, and what its denoiser has."""
+def told(file: Path, header: Header) -> tuple[Family, SingleFile, Shapes]:
+    """Returns the family of a checkpoint, by the names of its tensors, and what its denoiser has.
+
+    Args:
+        file: the checkpoint, for messages. header: what it says.
+
+    Raises:
+        DoesNotFit: it is of no family that is known in one file.
+    """
     shapes = _denoiser(header)
     for family in FAMILIES.values():
         if family.single is not None and family.single.tells(shapes):

@@ -1,0 +1,1 @@
+"""Planning: what a training takes, from shapes alone, before anything is loaded."""

@@ -1,0 +1,74 @@
+"""What several processes share, by formula over what one of them was counted to hold.
+
+With N processes, W bytes of frozen weights, A of adapter, G of gradients, O of optimizer states and u the largest unit
+that is put together at once (a block)::
+
+    ddp      W + A + G + O + b            b: the buckets that gradients travel in, as many bytes as gradients
+    fsdp     W/N + 2u + A + G + O         the base in parts, one unit whole and the next on its way; adapters whole
+    zero1    W + A + G + O/N
+    zero2    W + A + G/N + O/N + b
+    zero3    W/N + 2u + A/N + G/N + O/N
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["SHARDINGS", "Sharding", "share"]
+
+Bytes = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """Which share of each category a process keeps.
+
+    Args:
+        what: in words. weights, adapter, gradients, optimizer: whether each is divided among processes.
+        buckets: whether gradients travel in buckets of their own.
+    """
+
+    what: str
+    weights: bool = False
+    adapter: bool = False
+    gradients: bool = False
+    optimizer: bool = False
+    buckets: bool = True
+
+
+SHARDINGS: Final[Mapping[str, Sharding]] = {
+    "ddp": Sharding("each process holds everything"),
+    "fsdp": Sharding("the frozen base is divided, adapters are whole", weights=True, buckets=False),
+    "zero1": Sharding("optimizer states are divided", optimizer=True),
+    "zero2": Sharding("optimizer states and gradients are divided", gradients=True, optimizer=True),
+    "zero3": Sharding(
+        "everything is divided", weights=True, adapter=True, gradients=True, optimizer=True, buckets=False
+    ),
+}
+
+
+def share(held: Bytes, way: Sharding, processes: int, unit: int) -> dict[str, int]:
+    """Returns what one of several processes holds of each category.
+
+    Args:
+        held: category -> bytes of a process by itself. way: how it is divided. processes: N, >= 1.
+        unit: bytes of the largest block.
+
+    Example:
+        >>> share({"weights": 800, "adapter": 40, "gradients": 40, "optimizer": 80}, SHARDINGS["zero3"], 4, 50)
+        {'weights': 300, 'adapter': 10, 'gradients': 10, 'optimizer': 20}
+    """
+    found = dict(held)
+    if processes == 1:
+        return found
+    divide: Callable[[int], int] = lambda size: -(-size // processes)  # noqa: E731
+    for name in ("weights", "adapter", "gradients", "optimizer"):
+        if getattr(way, name) and name in found:
+            found[name] = divide(found[name])
+    if way.weights:
+        found["weights"] = found.get("weights", 0) + 2 * unit
+    if way.buckets and found.get("gradients"):
+        found["communication"] = held["gradients"]
+    return found

@@ -1,0 +1,140 @@
+"""What a forecast is asked about: a base, and the settings of a training that decide what it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import torch
+
+from studio.adapters import AdapterConfig
+from studio.config import check
+from studio.device import dtype_named
+from studio.errors import BadConfig, UnknownName, nearest
+from studio.limits import limit, too_many
+from studio.planning.quantised import wishes
+from studio.planning.sharding import SHARDINGS
+from studio.trainers.image.prior import PRIORS
+
+__all__ = ["ATTENTION_KINDS", "OPTIMIZER_KINDS", "Asked"]
+
+ATTENTION_KINDS: Final = ("sdpa", "eager", "xformers")
+OPTIMIZER_KINDS: Final = ("adamw", "adamw8bit", "paged-adamw8bit", "lora-plus", "lora-fa")
+
+_CHOICES: Final = {
+    "attention": ATTENTION_KINDS, "optimizer": OPTIMIZER_KINDS, "sharding": tuple(SHARDINGS),
+    "offload": ("none", "optimizer", "all"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The settings that decide what a training takes; ``None`` is the recipe's value.
+
+    Attributes:
+        task: ``"dreambooth"``, ``"style"``, ``"causal-lm"`` or ``"seq2seq"``; None: by the base.
+        adapter: the adapter's config; None is the recipe's.
+        whole: every weight of what is trained is trained itself, without an adapter.
+        resolution: width and height in pixels; None: the base's own.
+        length: tokens of a sample, or of a caption where its family pads none. answer: of a seq2seq's answer.
+        batch_size: samples of a forward pass. accumulation: forward passes of a step.
+        precision: as in a training, ``"fp32"`` or ``"bf16"`` products. dtype: the base's; None: that of its files, else
+            bf16. quantize: ``"nf4"``, ``"nf4,text_encoder_2=int8"``.
+        gradient_checkpointing, ema: as in a training.
+        attention: ``"sdpa"``, ``"xformers"`` (which keep no scores) or ``"eager"`` (which keeps them).
+        optimizer: ``"adamw"``, ``"adamw8bit"``, ``"paged-adamw8bit"``, ``"lora-plus"``, ``"lora-fa"``.
+        text_encoder: whether the text encoders are adapted too.
+        prior: of DreamBooth; ``"images"`` and ``"generate"`` double the rows, ``"self"`` adds a pass without gradients.
+        cached: whether encoders and autoencoder leave the device after their outputs are kept.
+        keep_gradients: gradients are zeroed, not dropped, between steps.
+        previews: whether the run draws some.
+        offload: what rests in the CPU's memory: ``"optimizer"``, or ``"all"``, the base too.
+        processes: how many share the work. sharding: a key of :data:`studio.planning.sharding.SHARDINGS`.
+
+    Raises:
+        BadConfig: a value that is impossible.
+        UnknownName: a word that is not known.
+
+    Example:
+        >>> Asked(optimizer="adamw8")
+        Traceback (most recent call last):
+        ...
+        studio.errors.UnknownName: no optimizer is named 'adamw8'; did you mean 'adamw8bit'? (known: adamw, adamw8bit,
+        paged-adamw8bit, lora-plus, lora-fa)
+    """
+
+    task: str | None = None
+    adapter: AdapterConfig | None = None
+    whole: bool = False
+    resolution: tuple[int, int] | int | None = None
+    length: int | None = None
+    answer: int = 32
+    batch_size: int | None = None
+    accumulation: int = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    dtype: str | None = None
+    quantize: str | None = None
+    gradient_checkpointing: bool = False
+    attention: str = "sdpa"
+    optimizer: str = "adamw"
+    ema: float = 0.0
+    text_encoder: bool | None = None
+    prior: str | None = None
+    cached: bool = True
+    keep_gradients: bool = False
+    previews: bool = True
+    offload: str = "none"
+    processes: int = 1
+    sharding: str = "ddp"
+
+    def __post_init__(self) -> None:
+        check(self)
+        for name, least in (("batch_size", 1), ("accumulation", 1), ("processes", 1), ("length", 2), ("answer", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise BadConfig(f"{name}={value!r} must be a whole number, at least {least}")
+        if not 0 <= self.ema < 1:
+            raise BadConfig(f"ema={self.ema!r} must be in [0, 1)")
+        self._check_words()
+        sides = (self.resolution,) if isinstance(self.resolution, int) else self.resolution or ()
+        if any(side < 1 or side > limit("side") for side in sides):
+            raise BadConfig(f"resolution={self.resolution!r}: sides are whole numbers from 1 on, {too_many('side')}")
+        if self.whole and self.quantize:
+            raise BadConfig("whole=True trains the weights themselves, which a quantised base does not let: take one")
+
+    def _check_words(self) -> None:
+        known = {**_CHOICES, "prior": PRIORS}
+        for name, words in known.items():
+            value = getattr(self, name)
+            if value is not None and value not in words:
+                close = nearest(str(value), words, 1)[0]
+                raise UnknownName(f"no {name} is named {value!r}; did you mean {close!r}? (known: {', '.join(words)})")
+        if self.dtype is not None:
+            dtype_named(self.dtype)
+        wishes(self.quantize)
+
+    @property
+    def rows(self) -> int:
+        """Samples that one process computes together."""
+        return -(-(self.batch_size or 1) // self.processes)
+
+    def type_of(self, files: torch.dtype | None) -> torch.dtype:
+        """Returns the type of the base's weights.
+
+        Args:
+            files: what its files hold, where that is known.
+        """
+        if self.dtype is not None:
+            return dtype_named(self.dtype)
+        if files is torch.float16:  # whose gradients underflow: a training widens it
+            return torch.bfloat16
+        return files or torch.bfloat16
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what differs from the defaults, by name, in plain values."""
+        found = {}
+        for name, one in self.__dataclass_fields__.items():
+            value = getattr(self, name)
+            if value != one.default:
+                found[name] = f"{value.method}" if isinstance(value, AdapterConfig) else value
+        return found

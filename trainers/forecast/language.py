@@ -1,0 +1,92 @@
+"""The trainers' own lesson on a causal language model that is a blueprint, and one on pairs of texts beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from studio.families.causal import LanguageBase
+from studio.planning.blueprint import Blueprint
+from studio.trainers.forecast.asked import Asked
+from studio.trainers.forecast.stage import Scene
+from studio.trainers.forecast.still import Blank, Still
+from studio.trainers.language.causal import Causal
+from studio.trainers.language.texts import TokenRow
+from studio.trainers.loop.plan import Plan
+from studio.trainers.loop.task import Lesson, Loss
+from studio.trainers.recipes import RECIPES, SMALL_BASE, usual_adapter
+
+__all__ = ["LENGTH", "language_scene"]
+
+LENGTH = 512
+"""Tokens of a sample where nothing is said."""
+
+
+def language_scene(drawn: Blueprint, asked: Asked) -> Scene:
+    """Returns what a training on texts plays.
+
+    Args:
+        drawn: the base. asked: the settings, all filled.
+    """
+    model: Any = drawn.language
+    model.to(asked.type_of(drawn.dtype)).requires_grad_(False)
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    recipe = RECIPES["causal-lm", "small" if numbers < SMALL_BASE else "large"]
+    plan = Plan(
+        steps=recipe.steps, batch_size=asked.rows, accumulation=asked.accumulation, precision=asked.precision,
+        ema=asked.ema, gradient_checkpointing=asked.gradient_checkpointing, learning_rate=recipe.learning_rate,
+        optimizer=asked.optimizer if asked.optimizer in ("lora-plus", "lora-fa") else "adamw",  # type: ignore[arg-type]
+    )  # fmt: skip
+    adapter = asked.adapter or usual_adapter(recipe)
+    shared = dict(
+        adapter=adapter, name="forecast", plan=plan, rates={"": recipe.learning_rate}, settings={}, recorded={},
+        inputs={}, origin={},
+    )  # fmt: skip
+    length = asked.length or LENGTH
+    if asked.task == "seq2seq":
+        lesson: Lesson = Pairs(read=length, said=asked.answer, inner=model, **shared)
+    else:
+        base = LanguageBase(model, Blank(length), drawn.name)
+        row = TokenRow(None, (1,) * length, (True,) * length)  # type: ignore[arg-type]
+        causal = Causal(
+            base=base, samples=[row], held_out=[], previews=[], answers=0, preview_tokens=1, say=print, **shared
+        )
+        causal.draws = Still(0)
+        lesson = causal
+    return Scene(lesson, whole=asked.whole, sizes={"length": length})
+
+
+@dataclass(kw_only=True)
+class Pairs(Lesson):
+    """Texts that are made of others, as transformers' models for it compute their loss.
+
+    Args:
+        inner: the model. read: tokens of a question. said: of an answer.
+    """
+
+    inner: Any
+    read: int
+    said: int
+
+    @property
+    def model(self) -> Any:
+        """The model."""
+        return self.inner
+
+    def loss(self, numbers: Sequence[int]) -> Loss:
+        """Returns the loss of as many pairs."""
+        ids = torch.zeros(len(numbers), self.read, dtype=torch.int64)
+        labels = torch.zeros(len(numbers), self.said, dtype=torch.int64)
+        mask = torch.ones_like(ids)
+        return Loss(self.inner(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss)
+
+    def preview(self) -> list[str]:
+        """Nothing is shown."""
+        return []
+
+    def captions(self) -> list[str]:
+        """Of nothing."""
+        return []

@@ -1,0 +1,218 @@
+"""The forecast of a training: its stages played on tensors without numbers, and what is a matter of formulas put on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from studio.errors import DoesNotFit
+from studio.families import components
+from studio.planning.blueprint import Blueprint, blueprint
+from studio.planning.fakes import Fakes
+from studio.planning.forecast import PHASES, Forecast, Phase
+from studio.planning.quantised import Saved, matrices, quantised, wishes
+from studio.planning.sharding import SHARDINGS, share
+from studio.planning.tracker import Tracker
+from studio.trainers.forecast.asked import Asked
+from studio.trainers.forecast.image import image_scene
+from studio.trainers.forecast.language import language_scene
+from studio.trainers.forecast.stage import play
+from studio.trainers.loop import checkpoint
+
+__all__ = ["forecast", "plan"]
+
+IMAGE_TASKS: Final = ("dreambooth", "style")
+TEXT_TASKS: Final = ("causal-lm", "seq2seq")
+STATE_SHARE: Final = {"adamw8bit": (2 + 2 * 4 / 256) / 8, "paged-adamw8bit": (2 + 2 * 4 / 256) / 8}
+"""Bytes of an optimizer's states against AdamW's eight per number: two in 8 bits, a scale in fp32 per 256 of them."""
+
+
+def plan(base: str | Path, **settings: Any) -> Forecast:
+    """Says what a training will take, from configs alone: no weights, no accelerator, nothing of the network.
+
+    The trainers' own loss, the adapter's own layers and the loop's own optimizer run for one step on tensors that have
+    shapes and no numbers, and every storage is counted from its making to its end.
+
+    Args:
+        base: a public model's name (``"sd1"``, ``"sdxl"``, ``"flux-dev"``, ``"llama-3-8b"``, …), an embedded base, a
+            folder, a checkpoint of one file, or a hub id whose configs are in the cache on this machine.
+        settings: fields of :class:`~studio.trainers.forecast.asked.Asked`: ``adapter``, ``resolution``,
+            ``batch_size``, ``gradient_checkpointing``, ``quantize``, …
+
+    Returns:
+        The forecast; ``str()`` of it is a table.
+
+    Raises:
+        UnknownName: nothing is known of the base's shape, or a setting's word is not known.
+        BadConfig: a setting with an impossible value.
+        DoesNotFit: settings that do not belong to this sort of base.
+        BadFile: the base's configs cannot be read.
+
+    Example:
+        >>> found = plan("emoji", batch_size=4)
+        >>> found.worst.name, found.peak < 1e9
+        ('backward', True)
+    """
+    return forecast(base, Asked(**settings))
+
+
+def forecast(base: str | Path, asked: Asked) -> Forecast:
+    """As :func:`plan`, of settings that have been put together."""
+    asked = _for(base, asked)
+    # what is a matter of formulas is left out of what is played, so that a search plays little
+    plain = replace(
+        asked, quantize=None, offload="none", sharding="ddp", processes=1, batch_size=asked.rows,
+        optimizer=asked.optimizer if asked.optimizer in ("lora-plus", "lora-fa") else "adamw",
+    )  # fmt: skip
+    return _adjusted(_played(str(base), plain), asked)
+
+
+@lru_cache(maxsize=16)
+def _kind(base: str) -> bool:
+    """Whether a base draws pictures."""
+    return blueprint(base).family is not None
+
+
+def _for(base: str | Path, asked: Asked) -> Asked:
+    """Returns the settings with what the sort of the base decides.
+
+    Raises:
+        DoesNotFit: a setting of the other sort.
+    """
+    draws = _kind(str(base))
+    tasks = IMAGE_TASKS if draws else TEXT_TASKS
+    if asked.task is not None and asked.task not in tasks:
+        raise DoesNotFit(f"task={asked.task!r}: {base} is {'an image' if draws else 'a language'} base: {', '.join(tasks)}")
+    wrong = ("answer",) if draws else ("resolution", "text_encoder", "prior")
+    for name in wrong:
+        if getattr(asked, name) != Asked.__dataclass_fields__[name].default:
+            sort = "a language" if draws else "an image"
+            raise DoesNotFit(f"{name}={getattr(asked, name)!r} is of {sort} base, and {base} is none: leave it out")
+    if asked.processes > (asked.batch_size or asked.processes):
+        raise DoesNotFit(
+            f"{asked.processes} processes share batches of {asked.batch_size} samples, so some would have none: give a "
+            f"batch_size of {asked.processes} or more"
+        )
+    task = asked.task or ("seq2seq" if not draws and _reads_and_writes(str(base)) else tasks[0])
+    return replace(asked, task=task, batch_size=asked.batch_size or asked.processes)
+
+
+def _reads_and_writes(base: str) -> bool:
+    config: Any = blueprint(base).language.config  # type: ignore[union-attr]
+    return bool(config.is_encoder_decoder)
+
+
+class _Play:
+    """A run that was played: what was counted, and what formulas ask about its modules."""
+
+    def __init__(self, base: str, asked: Asked) -> None:
+        fakes, self.tracker = Fakes(), Tracker()
+        drawn: Blueprint = blueprint(base)
+        self.name, self.dtype = drawn.name, asked.type_of(drawn.dtype)
+        self.known_dtype = drawn.dtype is not None
+        scene = image_scene(drawn, asked, fakes) if drawn.family else language_scene(drawn, asked)
+        parts = components(scene.lesson.model)
+        first = next(iter(scene.lesson.rates))
+        main = parts[first]
+        self.matrices = {name: matrices(part) for name, part in parts.items()}
+        self.matrices |= {"": self.matrices[first], **{n: matrices(m) for n, m in scene.beside.items() if n not in parts}}
+        self.resident = {"", first, *scene.lesson.rates, *scene.resident}
+        play(scene, asked, fakes, self.tracker)
+        self.unit = max((_bytes(block) for block in _blocks(main)), default=_bytes(main))
+        self.weights = sum(_own(module) for module in {id(m): m for m in (*parts.values(), *scene.beside.values())}.values())
+        trained = (p for part in scene.lesson.rates for p in parts[part].parameters() if p.requires_grad)
+        self.trained = sum(parameter.numel() for parameter in trained)
+        self.cached = _cache_bytes(scene)
+        self.sizes = scene.sizes
+
+
+@lru_cache(maxsize=64)
+def _played(base: str, asked: Asked) -> _Play:
+    return _Play(base, asked)
+
+
+def _own(module: nn.Module) -> int:
+    return sum(p.numel() for name, p in module.named_parameters() if ".adapters." not in f".{name}")
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+def _blocks(module: nn.Module) -> Iterable[nn.Module]:
+    return (block for part in module.modules() if isinstance(part, nn.ModuleList) for block in part)
+
+
+def _cache_bytes(scene: Any) -> dict[str, int]:
+    """What is kept of a picture and of a caption, on the disk."""
+    lesson = scene.lesson
+    if scene.cache is None:
+        return {}
+    latent = next(iter(lesson.latents._made.values()))
+    said = next(iter(lesson.prompts._encoded.values()))
+    return {
+        "latents per picture": latent.numel() * 4,
+        "embedding per caption": sum(4 * tensor.numel() for tensor in said.tensors().values()),
+    }
+
+
+def _adjusted(played: _Play, asked: Asked) -> Forecast:
+    """Puts on what is a matter of formulas: quantisation, the optimizer's kind, offloading, several processes."""
+    host: dict[str, int] = {}
+    phases = []
+    for name in PHASES:
+        found = played.tracker.peaks.get(name)
+        if found is not None:
+            phases.append(Phase(name, _phase(dict(found.by), name, played, asked, host)))
+    numbers = played.trained * 4
+    disk = {"adapter": numbers, "checkpoints": numbers * (1 + 3 * checkpoint.KEPT), **played.cached}
+    flops = sum(count for name, count in played.tracker.flops.items() if name in ("forward", "backward"))
+    micro = min(asked.accumulation, 2)
+    return Forecast(
+        played.name, asked.facts(), tuple(phases), host, played.trained, played.weights,
+        flops / micro * asked.accumulation, asked.precision == "bf16" or played.dtype is not torch.float32, disk,
+        played.sizes, tuple(_assumed(played, asked)),
+    )  # fmt: skip
+
+
+def _phase(by: dict[str, int], name: str, played: _Play, asked: Asked, host: dict[str, int]) -> Mapping[str, int]:
+    works, steps = name not in ("load", "save", "optimizer"), name in ("forward", "backward", "optimizer", "save")
+    wanted = {part: how for part, how in wishes(asked.quantize).items() if not steps or part in played.resident}
+    saved = quantised(played.matrices, wanted)
+    by["weights"] -= saved.before - saved.after
+    if works and saved.layers:
+        by["temporaries"] = by.get("temporaries", 0) + saved.largest
+    if "optimizer" in by:
+        by["optimizer"] = round(by["optimizer"] * STATE_SHARE.get(asked.optimizer, 1.0))
+        if asked.optimizer.startswith("paged") or asked.offload != "none":
+            host["optimizer"] = by.pop("optimizer")
+    unit = played.unit if not saved.layers else round(played.unit * saved.after / saved.before)
+    by = share(by, SHARDINGS[asked.sharding], asked.processes, unit)
+    if asked.offload == "all":
+        host["weights"] = max(host.get("weights", 0), by["weights"])
+        by["weights"] = 2 * unit if works else 0
+    return {category: size for category, size in by.items() if size}
+
+
+def _assumed(played: _Play, asked: Asked) -> Iterable[str]:
+    yield (
+        "memory that tensors hold, in blocks of 512 bytes; the device's own context (0.3 to 0.8 GB), the workspaces of "
+        "its libraries and the gaps between blocks come on top"
+    )
+    if not played.known_dtype and asked.dtype is None:
+        yield "the base's files hold bf16 (dtype= says otherwise)"
+    if asked.attention == "sdpa":
+        yield "attention is computed by a kernel that keeps no scores (attention='eager' keeps them)"
+    if asked.quantize:
+        wanted = wishes(asked.quantize)
+        saved: Saved = quantised(played.matrices, wanted)
+        ways = ", ".join(dict.fromkeys(how.says for how in wanted.values()))
+        yield f"{saved.layers} layers are quantised ({ways}), and one is put together at a time"
+    if asked.processes > 1:
+        yield f"{asked.processes} processes, {asked.sharding}: {SHARDINGS[asked.sharding].what}"

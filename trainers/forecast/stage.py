@@ -1,0 +1,163 @@
+"""The stages of a run, each played once with the run's own objects and counted: caching, the step, previews, saving."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from studio.adapters import attach, state
+from studio.adapters.training import on_step, penalty
+from studio.families import components
+from studio.planning.attending import attending_as
+from studio.planning.tracker import Tracker
+from studio.trainers.forecast.asked import Asked
+from studio.trainers.forecast.whole import Whole
+from studio.trainers.loop.mode import training_mode
+from studio.trainers.loop.task import Lesson
+from studio.trainers.loop.weights import Weights
+
+__all__ = ["Scene", "Stuff", "play"]
+
+
+class Stuff(Protocol):
+    """What tensors are made of: nothing (:class:`studio.planning.fakes.Fakes`), or, to hold a forecast against, memory."""
+
+    def tensor(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Returns a tensor."""
+
+    def fill(self, module: nn.Module) -> None:
+        """Gives a module on the meta device tensors."""
+
+    def entered(self, tracker: Tracker | None = None) -> AbstractContextManager[None]:
+        """While it lasts, what is computed is computed so, and counted."""
+
+
+@dataclass
+class Scene:
+    """What is played.
+
+    Args:
+        lesson: what is trained. beside: the modules that are used around the steps: autoencoder, encoders.
+        resident: those of them that stay on the device while it trains.
+        cache: computes what is kept before the first step. draw: computes a preview.
+        whole: every weight is trained itself, and no adapter is put on. sizes: of the samples.
+    """
+
+    lesson: Lesson
+    beside: dict[str, nn.Module] = field(default_factory=dict)
+    resident: tuple[str, ...] = ()
+    cache: Callable[[], Any] | None = None
+    draw: Callable[[], Any] | None = None
+    whole: bool = False
+    sizes: dict[str, int] = field(default_factory=dict)
+
+
+def play(scene: Scene, asked: Asked, stuff: Stuff, tracker: Tracker) -> None:
+    """Plays a run's stages and counts them.
+
+    Args:
+        scene: what is played. asked: the settings. stuff: what tensors are made of. tracker: counts.
+    """
+    lesson = scene.lesson
+    parts = components(lesson.model)
+    trained = [parts[name] for name in lesson.rates]
+    Lesson.prepare(lesson, lambda line: None)
+    if not scene.whole:
+        _attach(lesson)
+    else:
+        for module in trained:
+            module.requires_grad_(True)
+    lone = {name: module for name, module in scene.beside.items() if module not in trained}
+    for module in [*trained, *lone.values()]:
+        stuff.fill(module)
+    with tracker.phase("load", "weights"):
+        for module in [*trained, *lone.values()]:
+            tracker.own([t for n, t in _tensors(module) if ".adapters." not in f".{n}"], "weights")
+    with stuff.entered(tracker), attending_as(asked.attention, [*trained, *lone.values()]):
+        if scene.cache is not None:
+            with torch.no_grad(), tracker.phase("caching", "temporaries"):
+                scene.cache()
+        _away(tracker, [lone[name] for name in lone if name not in scene.resident])
+        with tracker.phase("optimizer", "adapter"):
+            tracker.own({} if scene.whole else state(lesson.model, lesson.name).values(), "adapter")
+        with training_mode(trained):
+            weights = _prepared(scene, asked, tracker)
+            _step(lesson, weights, asked, tracker)
+        with tracker.phase("save", "save"), weights.averaged():
+            kept = [tensor.detach().clone() for tensor in weights.tensors.values()]
+        del kept
+        if scene.draw is not None:
+            tracker.own([t for m in lone.values() for _, t in _tensors(m)], "weights")
+            with torch.no_grad(), tracker.phase("preview", "preview"), weights.averaged():
+                scene.draw()
+
+
+def _attach(lesson: Lesson) -> None:
+    attach(
+        lesson.model, lesson.adapter, name=lesson.name, seed=lesson.plan.seed,
+        components=[name for name in lesson.rates if name] or None,
+    )  # fmt: skip
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _away(tracker: Tracker, modules: Sequence[nn.Module]) -> None:
+    """Modules that leave the device count there no more; they come back with the previews."""
+    tracker.leave(tensor for module in modules for _, tensor in _tensors(module))
+
+
+def _prepared(scene: Scene, asked: Asked, tracker: Tracker) -> Weights | Whole:
+    """Makes the loop's own objects, and lets the optimizer make its states with gradients of nothing."""
+    with tracker.phase("optimizer", "adapter"):
+        weights = Whole(scene.lesson) if scene.whole else Weights(scene.lesson)
+    for tensor in weights.trained.values():
+        tensor.register_post_accumulate_grad_hook(lambda one: tracker.own([one.grad], "gradients"))
+        tensor.grad = torch.zeros_like(tensor)
+        tracker.own([tensor.grad], "gradients")
+    with tracker.phase("warming", "temporaries"):
+        weights.optimizer.step()
+    tracker.peaks.pop("warming")
+    states = [value for kept in weights.optimizer.state.values() for value in kept.values()]
+    tracker.own([one for one in states if isinstance(one, Tensor)], "optimizer")
+    weights.optimizer.zero_grad(set_to_none=not asked.keep_gradients)
+    return weights
+
+
+def _step(lesson: Lesson, weights: Weights | Whole, asked: Asked, tracker: Tracker) -> None:
+    """A step as the loop does it, with two of its micro-batches: gradients stand beside the second's activations."""
+    micro = min(asked.accumulation, 2)
+    for number in range(micro):
+        rows = range(number * asked.rows, (number + 1) * asked.rows)
+        with tracker.phase("forward", "activations"), _products(asked):
+            total = lesson.loss(rows).total
+            extra = None if isinstance(weights, Whole) else penalty(lesson.model, lesson.name)
+            total = (total if extra is None else total + extra) / asked.accumulation
+        with tracker.phase("backward", "temporaries"):
+            total.backward()
+        del total, extra
+    with tracker.phase("optimizer", "temporaries"):
+        if lesson.plan.clip:
+            torch.nn.utils.clip_grad_norm_(weights.trained.values(), lesson.plan.clip)
+        weights.optimizer.step()
+        if isinstance(weights, Weights):
+            on_step(lesson.model, lesson.name, step=1, steps=lesson.plan.steps or 1)
+        if asked.keep_gradients:
+            weights.optimizer.zero_grad(set_to_none=False)
+        else:
+            weights.step(1)
+
+
+def _products(asked: Asked) -> AbstractContextManager[Any]:
+    """What products are computed in, as the accelerator of a run sees to."""
+    if asked.precision == "bf16":
+        return torch.autocast("cpu", torch.bfloat16)
+    return contextlib.nullcontext()
