@@ -224,10 +224,9 @@ def _tensors_apart(one: Loose, other: Loose, path: str, site: Any) -> tuple[floa
     first, second = (
         {name: tensor for name, tensor in loose.layers[path].items() if name not in shared} for loose in (one, other)
     )
-    if first.keys() != second.keys():
-        raise DoesNotFit(
-            f"the tensors of {path} are {', '.join(first)} in one file and {', '.join(second)} in the other"
-        )
+    shapes = [{name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (first, second)]
+    if shapes[0] != shapes[1]:
+        raise DoesNotFit(f"the tensors of {path} are {shapes[0]} in one file and {shapes[1]} in the other")
     scales = [config.scale_at(site.path) if isinstance(config, RankedConfig) else 1.0 for config in configs]
     apart = sum(_squares(first[name].double() - second[name].double()) for name in first)
     size = sum(_squares(tensor) for tensor in first.values())

@@ -34,7 +34,7 @@ BIAS: Final = "diff_b"
 MAGNITUDE: Final = "dora_scale"
 WINDOW: Final = "lokr_window"
 _PAIR: Final = {DOWN, UP, "alpha"}
-_BESIDE: Final = ("bias", "magnitude")
+_BESIDE: Final[tuple[str, ...]] = ("bias", "magnitude")
 """What a pair has per output beside it: the change of a bias, and DoRA's length of every row."""
 _OURS: Final = {"down", "up", *_BESIDE}
 
