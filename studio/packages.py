@@ -46,7 +46,8 @@ EXTRAS: dict[str, Extra] = {
     "ray": Extra(("ray", "pyarrow", "pandas"), "lists of pictures that are drawn on a Ray cluster"),
     "bench": Extra(("peft", "psutil"), "side-by-side measurements against PEFT"),
     "test": Extra(
-        ("pytest", "pytest-xdist", "hypothesis", "peft", "tensorboard", "scikit-image"), "the studio's own tests"
+        ("pytest", "pytest-xdist", "hypothesis", "peft", "lycoris-lora", "tensorboard", "scikit-image"),
+        "the studio's own tests",
     ),
     "dev": Extra(("ruff", "mypy", "build"), "the tools of the studio's developers"),
 }

@@ -16,7 +16,6 @@ from studio.errors import BadConfig, DoesNotFit, PartialLoad
 from studio.files.convert import convert
 from tests.support.tiny_pipelines import build
 
-
 SOURCE = torch.Generator().manual_seed(0)
 
 

@@ -14,7 +14,7 @@ from studio.errors import BadConfig
 
 __all__ = ["FREE", "Plan"]
 
-FREE: Final = frozenset({"checkpoint_every", "preview_every", "tensorboard", "device", "cache", "sharding", "offload_activations"})
+FREE: Final = frozenset("checkpoint_every preview_every tensorboard device cache sharding offload_activations".split())
 """Fields that leave the adapter as it is (device: but for last bits), so a run may be resumed with other ones."""
 
 
