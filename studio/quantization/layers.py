@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from studio.errors import DoesNotFit
 from studio.quantization.backend import Backend, Named, packing_of
+from studio.quantization.memory import give_back
 
 __all__ = ["Quantized", "matrix_of", "quantizable", "quantize_layer", "quantize_layers", "replace_layer", "whole_error"]
 
 
+_BETWEEN: Final = 8  # layers between two times that freed memory is given back
 _GPT2: Final = Named("transformers.pytorch_utils", "Conv1D")
 
 
@@ -128,6 +130,8 @@ def quantize_layers(
         made, cost = quantize_layer(path, layers.pop(path), backend, rounded)
         replace_layer(root, path, made)
         done.append(cost)
+        if len(done) % _BETWEEN == 0:
+            give_back()
     return done
 
 

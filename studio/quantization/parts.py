@@ -11,6 +11,7 @@ from studio.errors import DoesNotFit, UnknownName, nearest
 from studio.quantization.backend import BACKENDS
 from studio.quantization.counting import packed_layers
 from studio.quantization.layers import matrix_of, quantizable, quantize_layers, whole_error
+from studio.quantization.memory import let_files_go
 
 __all__ = ["QuantizedPart", "component_of", "quantize_part"]
 
@@ -77,6 +78,7 @@ def quantize_part(what: str, root: nn.Module, name: str) -> QuantizedPart:
         raise DoesNotFit(f"{what} {why}, so it cannot be quantised as {name!r}: leave it out")
     kept = tuple(path for path in found if path not in taken)
     del found
+    let_files_go(root, taken.values())
     done = quantize_layers(root, taken, backend)
     return QuantizedPart(
         name, len(done), kept, sum(one.before for one in done), sum(one.after for one in done), whole_error(done)

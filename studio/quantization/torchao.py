@@ -106,7 +106,8 @@ class Torchao(Backend):
         return _GROUP if self.kind == "int4" else 1
 
     def bytes(self, rows: int, cols: int, itemsize: int = 4) -> int:
-        return rows * cols + (rows * (cols // _GROUP) * (itemsize + 1) if self.kind == "int4" else 4 * rows)
+        beside = {"int8": 4 + 1, "fp8": 4, "int4": (cols // _GROUP) * (itemsize + 1)}  # scales and zero points
+        return rows * (cols + beside[self.kind])
 
     def layer(self, weight: Tensor, bias: nn.Parameter | None) -> nn.Module:
         self.need()
