@@ -170,7 +170,7 @@ def test_a_checkpoint_with_tensors_too_many_or_too_few_is_refused(folders, tmp_p
     }
     with pytest.raises(BadFile, match="alone.safetensors lacks tensors that the configs of .*qwen-image describe"):
         open_base(written(alone, tmp_path / "alone.safetensors"), config_of=folders("qwen-image"))
-    more = state | {"model.diffusion_model.out.3.scale_weight": torch.ones(7)}
+    more = state | {"model.diffusion_model.out.3.weight": torch.ones(7)}
     with pytest.raises(BadFile, match="its denoiser holds .* numbers and the one that its configs describe"):
         open_base(written(more, tmp_path / "more.safetensors"), config_of=folders("sdxl"))
     shaped = state | {"model.diffusion_model.out.2.bias": torch.ones(5)}
@@ -189,9 +189,9 @@ def test_what_is_no_base_is_refused_with_what_it_is(tmp_path):
         (tmp_path / name).write_bytes(b"PK")
         with pytest.raises(BadFile, match="is a pickle, which can run programs, and is not read: convert it once"):
             open_base(tmp_path / name)
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(BadFile, match="is no base: a base in one file is a .safetensors checkpoint"):
-        open_base(tmp_path / "model.gguf")
+    (tmp_path / "model.onnx").write_bytes(b"ONNX")
+    with pytest.raises(BadFile, match="is no base: a base in one file is a .safetensors checkpoint, or a .gguf file"):
+        open_base(tmp_path / "model.onnx")
     (tmp_path / "model.safetensors").write_bytes(b"PK\x03\x04" + b"\xff" * 100)
     with pytest.raises(BadFile, match="is not a safetensors file: .*renamed .pt or .bin file"):
         open_base(tmp_path / "model.safetensors")

@@ -23,6 +23,7 @@ from studio.atomic import atomic_write
 from studio.caches import cache_folder
 from studio.claims import Header, TensorInfo
 from studio.errors import BadFile
+from studio.families.opening.gguf_file import is_gguf
 from studio.families.opening.weights import Weights, header_of
 
 __all__ = ["files_hash", "modules_hash", "weights_hash"]
@@ -110,8 +111,12 @@ def _made(weights: Weights) -> str:
         with contextlib.ExitStack() as opened:
             places: dict[str, tuple[TensorInfo, int, BinaryIO]] = {}
             for file in files:
-                header: Header = header_of(file)
                 stream: BinaryIO = opened.enter_context(file.open("rb"))
+                if is_gguf(file):  # one whose tensors are in blocks: all its bytes
+                    digest.update(f"{component} {file.stat().st_size}\n".encode())
+                    _feed(digest, stream, file.stat().st_size)
+                    continue
+                header: Header = header_of(file)
                 places.update((key, (info, header.start, stream)) for key, info in header.tensors.items())
             for key, (info, start, stream) in sorted(places.items()):
                 digest.update(f"{component}.{key} {info.dtype} {info.shape}\n".encode())

@@ -199,12 +199,12 @@ def one_file(files: Collection[str], read: Read, *, name: str) -> list[str]:
     """A :class:`Selection` of one file.
 
     Raises:
-        BadFile: it is not there, or no safetensors file.
+        BadFile: it is not there, or neither a safetensors nor a GGUF file.
     """
     if name not in files:
-        kind = [file for file in files if file.endswith(".safetensors")]
+        kind = [file for file in files if file.endswith((".safetensors", ".gguf"))]
         raise BadFile(f"has no file {name!r} (it holds {_listed(kind) if kind else _some(files)})")
-    if not name.endswith(".safetensors"):
+    if not name.endswith((".safetensors", ".gguf")):
         raise BadFile(f"has {name!r}, which is no safetensors file: only these are taken from the hub")
     return [name]
 

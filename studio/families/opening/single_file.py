@@ -19,9 +19,12 @@ from studio.families.family import FAMILIES, Family, Shapes, SingleFile
 from studio.families.opening import hub
 from studio.families.opening.dtype import by_component, usual_dtype
 from studio.families.opening.folder import chosen, class_of, index_of, load_part, load_pipeline, reading, weights_of
+from studio.families.opening.gguf_file import gguf_header, gguf_tensors, is_gguf
 from studio.families.opening.ids import hub_id
+from studio.families.opening.scaled_file import BESIDE, read_scaled, scale_names
 from studio.families.opening.selection import INDEX, Read, config_files, parts_of, read_index
 from studio.families.opening.weights import Weights, header_of, held
+from studio.quantization.counting import packed_layers
 
 __all__ = ["check_kind", "read_single_file", "told"]
 
@@ -31,7 +34,7 @@ _ADAPTER: Final = ("lora_", ".lora_A.", ".lora_B.", ".lora.", "hada_", "lokr_", 
 
 
 def check_kind(file: Path) -> None:
-    """Refuses what is no safetensors file, by its name.
+    """Refuses what is neither a safetensors nor a GGUF file, by its name.
 
     Raises:
         BadFile: it is a pickle, or another kind of file.
@@ -41,8 +44,8 @@ def check_kind(file: Path) -> None:
             f"{file} is a pickle, which can run programs, and is not read: convert it once where you trust it, with "
             "safetensors.torch.save_file(torch.load(file, weights_only=True)['state_dict'], 'model.safetensors')"
         )
-    if file.suffix.lower() != ".safetensors":
-        raise BadFile(f"{file} is no base: a base in one file is a .safetensors checkpoint")
+    if file.suffix.lower() != ".safetensors" and not is_gguf(file):
+        raise BadFile(f"{file} is no base: a base in one file is a .safetensors checkpoint, or a .gguf file")
 
 
 def read_single_file(
@@ -56,7 +59,7 @@ def read_single_file(
     """Reads a pipeline, and says which files its weights are in.
 
     Args:
-        file: a safetensors checkpoint.
+        file: a safetensors checkpoint, or a denoiser alone in a GGUF file.
         dtype: see :func:`~studio.families.opening.dtype.usual_dtype`. device: where it will compute.
         config_of: a diffusers folder, or the hub id of one, with configs, tokenizers, and components that the file
             lacks; None: the hub's folder of such a base, without its weights.
@@ -68,9 +71,12 @@ def read_single_file(
         UnknownName: ``config_of`` is not there, or no configs in the cache where the network is not to be asked.
     """
     check_kind(file)
-    header = header_of(file)
+    header = gguf_header(file) if is_gguf(file) else header_of(file)
     family, single, shapes = told(file, header)
     lacking = _lacking(family, single, header)
+    whole = len(lacking) <= len(family.readers)
+    if whole and (is_gguf(file) or scale_names(header.tensors)):
+        raise DoesNotFit(f"{file} holds a whole base in few bits; only denoisers alone are read so: give one of those")
     if lacking and config_of is None:
         raise DoesNotFit(_incomplete(file, family, lacking, single.configs(shapes)))
     folder = _configs(config_of or single.configs(shapes), lacking, named=config_of is not None, away=away)
@@ -177,12 +183,9 @@ def _read(
     parts, default = parts_of(dict(index)), dtypes["default"]
     if len(lacking) > len(family.readers):
         import diffusers
-        from safetensors.torch import load_file
 
-        tensors = {single.level + name.removeprefix(_DENOISER): tensor for name, tensor in load_file(file).items()}
-        denoiser = getattr(diffusers, parts[family.denoiser][1]).from_single_file(
-            tensors, config=str(folder), subfolder=family.denoiser, dtype=default, local_files_only=True
-        )
+        own = getattr(diffusers, parts[family.denoiser][1])
+        denoiser = _read_denoiser(file, own, folder, family.denoiser, single.level, default)
         return load_pipeline(folder, cls, dtypes, needed, **{family.denoiser: denoiser})
     others = {
         part: load_part(folder, index, part, dtypes.get(part, default), needed) for part in lacking if part in parts
@@ -192,6 +195,21 @@ def _read(
         if part in pipe.components:
             pipe.components[part].to(dtype)
     return pipe
+
+
+def _read_denoiser(file: Path, cls: Any, folder: Path, part: str, level: str, dtype: torch.dtype) -> Any:
+    """Reads a denoiser alone; weights that the file holds in few bits stay so."""
+    from diffusers import GGUFQuantizationConfig
+    from safetensors.torch import load_file
+
+    read = gguf_tensors if is_gguf(file) else load_file
+    tensors = {level + name.removeprefix(_DENOISER): tensor for name, tensor in read(file).items()}
+    if scale_names(tensors):
+        return read_scaled(cls, tensors, str(folder), part, dtype)
+    packed = {"quantization_config": GGUFQuantizationConfig(compute_dtype=dtype)} if is_gguf(file) else {}
+    return cls.from_single_file(
+        tensors, config=str(folder), subfolder=part, dtype=dtype, local_files_only=True, **packed
+    )  # fmt: skip
 
 
 def _check_whole(file: Path, pipe: Any, family: Family, single: SingleFile, header: Header) -> None:
@@ -206,13 +224,24 @@ def _check_whole(file: Path, pipe: Any, family: Family, single: SingleFile, head
             lost = [key for key, tensor in part.state_dict().items() if tensor.is_meta]
             if lost:
                 raise BadFile(f"{file} lacks {len(lost)} tensors of the {name} that its configs describe ({lost[0]})")
-    there = sum(_count(shape) for key, shape in _denoiser(header).items() if not key.endswith(single.unread))
-    taken = sum(tensor.numel() for tensor in pipe.components[family.denoiser].state_dict().values())
+    unread = (*single.unread, *BESIDE)
+    there = sum(_count(shape) for key, shape in _denoiser(header).items() if not key.endswith(unread))
+    taken = _numbers(pipe.components[family.denoiser])
     if there != taken:
         raise BadFile(
             f"{file}: its denoiser holds {there:,} numbers and the one that its configs describe {taken:,}; give "
             "--config-of (config_of=) with the folder or the hub id of its own configs"
         )
+
+
+def _numbers(root: nn.Module) -> int:
+    """How many numbers a module has, with those that packed weights stand for."""
+    packed = {path: packing.shape(layer) for path, layer, packing in packed_layers(root)}
+    plain = (
+        tensor.numel() for key, tensor in root.state_dict().items()
+        if key.endswith(".bias") or key.rpartition(".")[0] not in packed
+    )  # fmt: skip
+    return sum(plain) + sum(rows * cols for rows, cols in packed.values())
 
 
 def _count(shape: tuple[int, ...]) -> int:
