@@ -75,9 +75,9 @@ def _scale(values: Parts, rank: int, stated: float | None) -> float:
     alpha = values.get("alpha")
     if alpha is None:
         return 1.0 if stated is None else stated
-    if alpha.numel() != 1 or not rank:
+    if alpha.numel() != 1:
         raise Meaningless
-    return float(alpha.item()) / rank
+    return float(alpha.item()) / rank if rank else 0.0  # a pair of no rank changes nothing
 
 
 def _lora(values: Parts, weight: Tensor, scale: float | None) -> Tensor:

@@ -180,7 +180,9 @@ def right(world: World, content: bytes, report: Any) -> str:
 
 def _rounded(tensors: Mapping[str, Tensor]) -> float:
     """How far fp32 may be off, as a part of the largest output: ``(I + Q)(I − Q)⁻¹`` is as ill-conditioned as ‖Q‖."""
-    skews = [float(one.abs().max()) for key, one in tensors.items() if key.endswith("oft_blocks") and one.numel()]
+    skews = [
+        float(one.float().abs().max()) for key, one in tensors.items() if key.endswith("oft_blocks") and one.numel()
+    ]
     return max([1e-4, *(1e-6 * size for size in skews)])
 
 
