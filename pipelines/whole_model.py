@@ -11,10 +11,11 @@ from studio.adapters import bake, blended, current_blend, unbake
 from studio.adapters.contract.strength import StrengthLike
 from studio.atomic import atomic_folder
 from studio.errors import BadFile, NoEffect, Refused
-from studio.families import Base, open_base
+from studio.families import Base, components, open_base
 from studio.given import given_path
 from studio.pipelines.request import Request
 from studio.pipelines.sample import draw
+from studio.quantization.layers import in_dense_layers
 
 __all__ = ["write_whole_model"]
 
@@ -52,7 +53,8 @@ def write_whole_model(
         if torch.equal(plain, wanted):
             raise NoEffect("the blend changes nothing that is drawn, so the folder would be the base: name adapters")
         with atomic_folder(place) as temporary:
-            pipe.save_pretrained(temporary, safe_serialization=True)
+            with in_dense_layers(components(pipe).values()):
+                pipe.save_pretrained(temporary, safe_serialization=True)
             written = open_base(str(temporary), dtype=pipe.components[base.family.denoiser].dtype)
             apart = float((_probe(written) - wanted).abs().max())
             if apart > 1 / 255:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -13,7 +14,16 @@ from studio.errors import DoesNotFit
 from studio.quantization.backend import Backend, Named, packing_of
 from studio.quantization.memory import give_back
 
-__all__ = ["Quantized", "matrix_of", "quantizable", "quantize_layer", "quantize_layers", "replace_layer", "whole_error"]
+__all__ = [
+    "Quantized",
+    "in_dense_layers",
+    "matrix_of",
+    "quantizable",
+    "quantize_layer",
+    "quantize_layers",
+    "replace_layer",
+    "whole_error",
+]
 
 
 _BETWEEN: Final = 8  # layers between two times that freed memory is given back
@@ -139,6 +149,38 @@ def replace_layer(root: nn.Module, path: str, layer: nn.Module) -> None:
     """Puts a layer in the place of another one."""
     above, _, last = path.rpartition(".")
     root.get_submodule(above)._modules[last] = layer
+
+
+@contextmanager
+def in_dense_layers(roots: Iterable[nn.Module]) -> Iterator[None]:
+    """Lets torch's own Linears stand in the place of quantised layers for a while, so that models are saved as others
+    are: each with the weight that the quantised one computes with, a baked one included.
+
+    Args:
+        roots: the models.
+    """
+    put_away: list[tuple[nn.Module, str, nn.Module]] = []
+    try:
+        for root in roots:
+            for path, layer in list(root.named_modules()):
+                packing = packing_of(layer)
+                if packing is not None and path:
+                    above, _, last = path.rpartition(".")
+                    parent = root.get_submodule(above)
+                    parent._modules[last] = _dense(packing.weight(layer), layer._parameters.get("bias"))
+                    put_away.append((parent, last, layer))
+        yield
+    finally:
+        for parent, last, layer in put_away:
+            parent._modules[last] = layer
+
+
+def _dense(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:
+    made = nn.Linear(1, 1, bias=False, device=torch.device("meta"))
+    made.out_features, made.in_features = weight.shape
+    made.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    made.bias = cast(nn.Parameter, None if bias is None else nn.Parameter(bias.detach().to(weight.dtype), False))
+    return made
 
 
 def whole_error(done: list[Quantized]) -> float:

@@ -153,7 +153,8 @@ def _require_pairs(work: Work, optimizer: str, sound: Callable[[Adapter], bool])
 def _of_bitsandbytes(kind: str) -> Callable[[Work], torch.optim.Optimizer]:
     """AdamW with moments in 8 bits, or in memory that an accelerator may lend to the CPU, or both.
 
-    Tensors of less than 4096 numbers keep moments of 32 bits.
+    Tensors of less than 4096 numbers keep moments of 32 bits. On a CPU there is nothing to lend, and the paged ones are
+    the others: the numbers are the same.
 
     References:
         | 8-bit Optimizers via Block-wise Quantization (Dettmers et al., 2021), arXiv:2110.02861
@@ -162,7 +163,8 @@ def _of_bitsandbytes(kind: str) -> Callable[[Work], torch.optim.Optimizer]:
     def make(work: Work) -> torch.optim.Optimizer:
         library = need("bitsandbytes", f"the optimizer {kind!r}", extra="quant")
         groups = [_group([tensor for _, _, tensor in work.trained(part)], rate) for part, rate in work.rates.items()]
-        made = getattr(library.optim, kind)
+        on_cpu = all(tensor.device.type == "cpu" for group in groups for tensor in group["params"])
+        made = getattr(library.optim, kind.removeprefix("Paged") if on_cpu else kind)
         found: torch.optim.Optimizer = made(
             groups, lr=1e-3, betas=(BETA1, work.beta2), weight_decay=work.plan.weight_decay
         )
