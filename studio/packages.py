@@ -44,7 +44,7 @@ EXTRAS: dict[str, Extra] = {
     "metrics": Extra(("tensorboard",), "TensorBoard curves of a run"),
     "heic": Extra(("pillow-heif",), "HEIC pictures, as phones make them"),
     "ray": Extra(("ray", "pyarrow", "pandas"), "lists of pictures that are drawn on a Ray cluster"),
-    "bench": Extra(("peft", "psutil"), "side-by-side measurements against PEFT"),
+    "bench": Extra(("peft", "psutil", "matplotlib"), "side-by-side measurements against PEFT"),
     "test": Extra(
         ("pytest", "pytest-xdist", "hypothesis", "peft", "lycoris-lora", "tensorboard", "scikit-image"),
         "the studio's own tests",
