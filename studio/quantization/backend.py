@@ -133,11 +133,11 @@ def packing_of(layer: nn.Module) -> Packing | None:
         >>> packing_of(nn.Linear(4, 4)) is None
         True
     """
-    return _packing_for(type(layer), type(layer._parameters.get("weight")))
+    return _packing_for(cast(Any, type(layer)), cast(Any, type(layer._parameters.get("weight"))))
 
 
 @functools.lru_cache(maxsize=1024)
-def _packing_for(cls: type[nn.Module], weight: type[Any]) -> Packing | None:
+def _packing_for(cls: Any, weight: Any) -> Packing | None:
     return next((packing for packing in PACKINGS if packing.owns(cls, weight)), None)
 
 

@@ -112,7 +112,7 @@ def quantize_layer(
     if weight.is_meta:
         raise DoesNotFit(f"{path} is offloaded or on the meta device: quantise a base whose weights are at hand")
     given = weight.contiguous() if rounded is None else rounded(weight.contiguous())
-    made = backend.layer(given, cast("nn.Parameter | None", layer._parameters.get("bias"))).train(layer.training)
+    made = backend.layer(given, layer._parameters.get("bias")).train(layer.training)
     packing = backend.packing
     after = sum(part.nbytes for part in packing.tensors(made).values())
     exact = weight.float()

@@ -125,7 +125,7 @@ class Torchao(Backend):
             return library.Float8WeightOnlyConfig()
         by = need("torchao.quantization.granularity", "these layers", extra="quant")
         mapping = need("torchao.quantization.quant_primitives", "these layers", extra="quant").MappingType
-        return library.IntxWeightOnlyConfig(torch.int4, by.PerGroup(_GROUP), mapping_type=mapping.ASYMMETRIC)
+        return library.IntxWeightOnlyConfig(cast(Any, torch).int4, by.PerGroup(_GROUP), mapping_type=mapping.ASYMMETRIC)
 
 
 PACKING = TorchaoPacking()

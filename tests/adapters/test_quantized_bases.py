@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 import studio
 from packings import CHEAP, dense, packed_bytes, quantized
+from quantized_page import PACKED, PAGE, on_linear, written
 from studio.adapters import METHODS, attach, bake, detach, state, unbake
 from studio.quantization import BACKENDS
 
 X = torch.randn(3, 5, 64, generator=torch.Generator().manual_seed(2))
 TARGET = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(3))
 
-ON_LINEAR = sorted(method for method in METHODS if {"linear", "conv"} <= set(METHODS[method].adapter.kinds))
+ON_LINEAR = on_linear()
 USUAL = ("lora", "dora", "oft", "ia3", "qalora")
 """Of each sort one: a pair, one that needs the weight, one of inputs, one of outputs, one of groups."""
 
@@ -152,3 +153,11 @@ def test_a_model_with_adapters_is_copied_and_pickled(name: str) -> None:
         torch.save(model, buffer)
         buffer.seek(0)
         assert torch.equal(torch.load(buffer, weights_only=False)(X), model(X))
+
+
+def test_the_page_has_every_way_to_quantise_and_every_method() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert written(page) == page, "python tests/support/quantized_page.py writes it"
+    assert {type(BACKENDS[name].packing) for name in PACKED.values()} == {
+        type(one.packing) for one in BACKENDS.values()
+    }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Collection
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 from torch import nn
 
@@ -37,7 +37,7 @@ def _gpt2_layer() -> type[nn.Module] | None:
 
 
 def _layers() -> Kinds:
-    return _known(_gpt2_layer())
+    return _known(cast(Any, _gpt2_layer()))
 
 
 @functools.lru_cache(maxsize=4)
