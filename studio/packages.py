@@ -46,7 +46,17 @@ EXTRAS: dict[str, Extra] = {
     "ray": Extra(("ray", "pyarrow", "pandas"), "lists of pictures that are drawn on a Ray cluster"),
     "bench": Extra(("peft", "psutil", "matplotlib"), "side-by-side measurements against PEFT"),
     "test": Extra(
-        ("pytest", "pytest-xdist", "hypothesis", "peft", "lycoris-lora", "tensorboard", "scikit-image", "bitsandbytes", "gguf"),
+        (
+            "pytest",
+            "pytest-xdist",
+            "hypothesis",
+            "peft",
+            "lycoris-lora",
+            "tensorboard",
+            "scikit-image",
+            "bitsandbytes",
+            "gguf",
+        ),
         "the studio's own tests",
     ),
     "dev": Extra(("ruff", "mypy", "build"), "the tools of the studio's developers"),

@@ -14,9 +14,9 @@ from studio.adapters import AdapterConfig, adapters, detach
 from studio.device import choose_device, choose_dtype
 from studio.errors import BadFile
 from studio.families import Base
+from studio.families.base import move
 from studio.families.causal import LanguageBase
 from studio.pipelines.naming import adapter_file as named_file
-from studio.quantization.counting import packed_layers
 from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.run import sha256
 from studio.trainers.loop.task import AdapterLike, Say
@@ -150,9 +150,7 @@ def _widen(base: Base | LanguageBase, device: torch.device, say: Say) -> None:
     _ = base.hash  # of what was read
     choice = choose_dtype(torch.bfloat16, device, training=True)
     for part in halves:
-        part.to(choice.dtype)
-        for _, layer, packing in packed_layers(part):
-            packing.compute_in(layer, choice.dtype)
+        move(part, choice.dtype, None)
     say(f"its files are fp16, whose gradients underflow: training in {choice.name} instead")
 
 

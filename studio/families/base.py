@@ -24,7 +24,7 @@ from studio.families.opening.selection import Selection, one_file, pipeline_file
 from studio.families.opening.single_file import read_single_file
 from studio.families.opening.weights import Weights
 from studio.families.saving import Saving
-from studio.quantization.counting import hidden_numbers
+from studio.quantization.counting import hidden_numbers, packed_layers
 from studio.quantization.parts import QuantizedPart, component_of, quantize_part
 from studio.quantization.wishes import Wishes, read_wishes, written
 
@@ -169,11 +169,9 @@ def open_base(
         return base
     if is_pipeline(base):
         pipe: Any = base
-        _put(pipe, wished, device, offload if not wishes else None)
         name = str(pipe.config.get("_name_or_path") or "")
         found = _quantize(_describe(pipe, Path(name).name or type(pipe).__name__), wishes)
-        if wishes and offload is not None:
-            _put(pipe, None, device, offload)
+        _put(pipe, wished, device, offload)
         return found
     if not isinstance(base, (str, Path)):
         raise DoesNotFit(
@@ -183,12 +181,10 @@ def open_base(
     name, place = _place(base, offline, dtype is torch.float16)
     away = offload not in (None, "none")
     where = choose_device(device) if away else torch.device("cpu" if device is None else device)
-    if place.is_dir():
-        if config_of is not None:
-            raise BadConfig(f"config_of is for a checkpoint of one file, and {place} is a folder: leave it out")
-        pipe, weights = read_folder(place, dtype, where)
-    else:
-        pipe, weights = read_single_file(place, dtype, where, config_of=config_of, away=offline)
+    if config_of is not None and place.is_dir():
+        raise BadConfig(f"config_of is for a checkpoint of one file, and {place} is a folder: leave it out")
+    read = read_folder if place.is_dir() else partial(read_single_file, config_of=config_of, away=offline)
+    pipe, weights = read(place, dtype, where)
     pipe.set_progress_bar_config(disable=True)
     found = _quantize(_describe(pipe, name, place, weights), wishes)
     _put(pipe, None, where if away else device, offload)
@@ -267,6 +263,9 @@ def move(model: Any, dtype: torch.dtype | None, device: torch.device | str | Non
     """Moves a module or a pipeline where ``dtype`` or ``device`` say so; None leaves either as it is."""
     if dtype is not None or device is not None:
         model.to(*(wish for wish in (device, dtype) if wish is not None))
+    for root in () if dtype is None else components(model).values():
+        for _, layer, packing in packed_layers(root):
+            packing.compute_in(layer, dtype)
 
 
 def _describe(pipe: Any, name: str, place: Path | None = None, weights: Weights | None = None) -> Base:

@@ -61,7 +61,7 @@ class Packing(ABC):
 
     @abstractmethod
     def packs(self, weight: Tensor | None) -> bool:
-        """Says whether what stands in the weight's place is packed, and not a dense weight that was baked."""
+        """Says whether what stands in the weight's place is packed, and no dense one ``(rows, cols)`` of a bake."""
 
     @abstractmethod
     def unpacked(self, layer: Any) -> Tensor:
@@ -84,7 +84,7 @@ class Packing(ABC):
         return cast(Tensor, layer._parameters[self.weight_name]).device
 
     def packed_product(self, layer: Any, forward: Callable[..., Tensor], x: Tensor) -> Tensor:
-        """Computes ``x Wᵀ + b`` with the packed weight; ``forward`` is that of the layer's class."""
+        """Computes ``x Wᵀ + b`` of ``x`` ``(..., cols)`` with the packed weight; ``forward`` is that of its class."""
         return forward(layer, x)
 
     def grid(self, layer: Any) -> Grid | None:

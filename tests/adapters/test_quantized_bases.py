@@ -59,19 +59,9 @@ def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return {**found, "input": x.grad}
 
 
-@pytest.mark.parametrize(("name", "method"), cells())
-def test_every_method_acts_as_on_the_unpacked_weight(name: str, method: str, tmp_path: Path) -> None:
-    config = METHODS[method].example(targets=("0", "2"))
-    model = quantized(name)
-    plain, before = dense(model), packed_bytes(model)
-    for one in (model, plain):
-        attach(one, config)
-        shake(one)
-    # output
-    live = model(X)
-    assert relative(live, plain(X)) <= 1e-5 and relative(live, dense(model)(X)) > 1e-3
-    # gradients, and an evaluation between that changes none
-    first, wanted = gradients(model, X), gradients(plain, X)
+def check_gradients(model: nn.Module, plain: nn.Module) -> None:
+    """They are those of the reference, and an evaluation between changes none."""
+    live, first, wanted = model(X), gradients(model, X), gradients(plain, X)
     assert first.keys() == wanted.keys()
     for key in first:
         assert relative(first[key], wanted[key]) <= 1e-4, key
@@ -81,16 +71,31 @@ def test_every_method_acts_as_on_the_unpacked_weight(name: str, method: str, tmp
     model.train()
     again = gradients(model, X)
     assert all(torch.equal(first[key], again[key]) for key in first)
-    # two steps train as the reference does
-    for one in (model, plain):
+
+
+def train_two_steps(*models: nn.Module) -> None:
+    for one in models:
         optimizer = torch.optim.SGD([t for t in state(one).values() if t.requires_grad], lr=1e-3)
         for _ in range(2):
             optimizer.zero_grad()
             nn.functional.mse_loss(one(X), TARGET).backward()
             optimizer.step()
+
+
+@pytest.mark.parametrize(("name", "method"), cells())
+def test_every_method_acts_as_on_the_unpacked_weight(name: str, method: str, tmp_path: Path) -> None:
+    config = METHODS[method].example(targets=("0", "2"))
+    model = quantized(name)
+    plain, before = dense(model), packed_bytes(model)
+    for one in (model, plain):
+        attach(one, config)
+        shake(one)
+    live = model(X)
+    assert relative(live, plain(X)) <= 1e-5 and relative(live, dense(model)(X)) > 1e-3
+    check_gradients(model, plain)
+    train_two_steps(model, plain)
     trained = model(X)
     assert relative(trained, plain(X)) <= 1e-4 and not torch.equal(trained, live)
-    # save, detach, load, go on
     studio.save(model, tmp_path / "a.safetensors")
     if METHODS[method].adapter.bakes:
         bake(model, {"default": 0.7})
