@@ -263,9 +263,10 @@ def move(model: Any, dtype: torch.dtype | None, device: torch.device | str | Non
     """Moves a module or a pipeline where ``dtype`` or ``device`` say so; None leaves either as it is."""
     if dtype is not None or device is not None:
         model.to(*(wish for wish in (device, dtype) if wish is not None))
-    for root in () if dtype is None else components(model).values():
-        for _, layer, packing in packed_layers(root):
-            packing.compute_in(layer, dtype)
+    if dtype is not None:
+        for root in components(model).values():
+            for _, layer, packing in packed_layers(root):
+                packing.compute_in(layer, dtype)
 
 
 def _describe(pipe: Any, name: str, place: Path | None = None, weights: Weights | None = None) -> Base:
