@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         save,
         save_embedding,
     )
+    from studio.trainers.forecast import plan
 
 _HOMES = {
     "studio.adapters": (
@@ -76,6 +77,7 @@ _HOMES = {
         "read_embeddings", "remove_embedding", "save_embedding",
     ),
     "studio.errors": ("StudioError",),
+    "studio.trainers.forecast": ("plan",),
 }  # fmt: skip
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 # `studio.adapters` is the package and, called, the list of a model's adapters: it needs no entry in _HOME
@@ -108,6 +110,7 @@ __all__ = [
     "inspect",
     "load",
     "normalized",
+    "plan",
     "quantize",
     "read_embeddings",
     "remove_embedding",

@@ -16,6 +16,7 @@ from studio.families import BASES, Base, open_base
 from studio.families.attention import ATTENTIONS
 from studio.families.family import Defaults
 from studio.limits import limit
+from studio.trainers.forecast.before import check_before
 from studio.trainers.image.diffusion import Diffusion, Previews
 from studio.trainers.image.fit import check_fit
 from studio.trainers.image.latents import Latents, picture_size, sides_of
@@ -170,6 +171,7 @@ class ImageTask(ABC):
 
     def open(self, adapter: AdapterLike, plan: Plan, say: Say) -> Diffusion:
         """See :meth:`studio.trainers.Task.open`."""
+        check_before(self, adapter, plan, say)
         self._check_previews()
         folders = self.look()
         opening = open_with_recipe(

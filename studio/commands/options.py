@@ -94,6 +94,10 @@ _RUN = (
         "--dtype", field="precision", type=click.Choice(["fp32", "bf16"]),
         help="What products are computed in; the adapter itself is fp32.",
     ),
+    setting(
+        "--fit", field="fit", metavar="SIZE",
+        help="Memory that there is, 12GB: what would take more is refused before it is loaded, with two ways that fit.",
+    ),
     click.option(
         "--config", type=click.Path(path_type=Path), metavar="FILE.toml",
         help="Settings from a file, or from the run.toml of an earlier run; options win over it.",

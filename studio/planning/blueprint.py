@@ -215,7 +215,9 @@ def _single(file: Path) -> Blueprint:
     _, single, shapes = told(file, header)
     configs = single.configs(shapes)
     if configs not in _PUBLIC:
-        raise DoesNotFit(f"{file} is built like {configs}, whose shape is not known by name: give a folder with configs")
+        raise DoesNotFit(
+            f"{file} is built like {configs}, whose shape is not known by name: give a folder with configs"
+        )
     counts = held([header])
     dtype = max(counts, key=lambda kind: counts[kind], default=None)
     return replace(_public(_PUBLIC[configs]), name=file.name, dtype=dtype)
@@ -224,5 +226,3 @@ def _single(file: Path) -> Blueprint:
 def _first(problem: Exception) -> str:
     text = str(problem).strip()
     return text.splitlines()[0][:300] if text else repr(problem)
-
-

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +18,30 @@ from studio.planning.tracker import Tracker
 
 __all__ = ["Fakes"]
 
-DEVICE = torch.device("cpu")
+_QUESTION: Final = "is_fake_tensor"
+
+DEVICE: Final = torch.device("cpu")
 """What fake tensors say that they are on. It is the one device that every build of torch has; only sizes are asked."""
+
+
+@contextmanager
+def _as_if_real() -> Iterator[None]:
+    """While it lasts, transformers computes as on tensors with numbers.
+
+    For fakes it builds masks that it else leaves out. Its question is answered anew for a while, and given back.
+    """
+    module = sys.modules.get("transformers.utils.import_utils")
+    names = vars(module) if module is not None else {}
+    log, before = logging.getLogger("torch._subclasses.fake_tensor"), names.get(_QUESTION)
+    talks, log.disabled = log.disabled, True  # it prints a traceback of what is caught and said in a sentence
+    if before is not None:
+        names[_QUESTION] = lambda tensor: False
+    try:
+        yield
+    finally:
+        log.disabled = talks
+        if before is not None:
+            names[_QUESTION] = before
 
 
 class Fakes:
@@ -53,7 +78,9 @@ class Fakes:
                     if tensor is not None and not isinstance(tensor, FakeTensor):
                         table[name] = made.setdefault(id(tensor), self._like(tensor))  # type: ignore[assignment]
             for name, value in vars(part).items():  # tables that a module keeps beside its buffers
-                if isinstance(value, Tensor) or (isinstance(value, (list, tuple)) and value and isinstance(value[0], Tensor)):
+                if isinstance(value, Tensor) or (
+                    isinstance(value, (list, tuple)) and value and isinstance(value[0], Tensor)
+                ):
                     setattr(part, name, tree_map_only(Tensor, self._like, value))
 
     def _like(self, tensor: Tensor) -> Tensor:
@@ -71,7 +98,7 @@ class Fakes:
         """
         before, self.mode.watch = self.mode.watch, tracker.saw if tracker is not None else None
         try:
-            with self.mode:
+            with self.mode, _as_if_real():
                 yield
         finally:
             self.mode.watch = before

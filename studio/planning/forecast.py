@@ -100,7 +100,11 @@ class Forecast:
     def __str__(self) -> str:
         used = [name for name in CATEGORIES if any(phase.by.get(name) for phase in self.phases)]
         head = f"{'phase':<11}" + "".join(f"{name:>15}" for name in ("total", *used))
-        lines = [f"{self.base}: {in_words(self.peak)} at the peak, while it computes {_while(self.worst.name)}", "", head]
+        lines = [
+            f"{self.base}: {in_words(self.peak)} at the peak, while it computes {_while(self.worst.name)}",
+            "",
+            head,
+        ]
         for phase in self.phases:
             cells = "".join(f"{in_words(phase.by[name]) if phase.by.get(name) else '':>15}" for name in used)
             mark = "  <- peak" if phase is self.worst else ""

@@ -48,9 +48,7 @@ class KnownMode(FakeTensorMode):
         self.watch: Callable[..., None] | None = None
         self._values: Any = WeakIdKeyDictionary()
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         if func is _DEVICE:  # asked of every tensor, again and again
             return args[0].fake_device
         given, watch = dict(kwargs or {}), self.watch

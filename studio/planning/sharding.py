@@ -3,11 +3,11 @@
 With N processes, W bytes of frozen weights, A of adapter, G of gradients, O of optimizer states and u the largest unit
 that is put together at once (a block)::
 
-    ddp      W + A + G + O + b            b: the buckets that gradients travel in, as many bytes as gradients
-    fsdp     W/N + 2u + A + G + O         the base in parts, one unit whole and the next on its way; adapters whole
+    none     W + A + G + O + b            b: the buckets that gradients travel in, as many bytes as gradients
+    full     W/N + 2u + A + G + O         the base in parts, one unit whole and the next on its way; adapters whole
     zero1    W + A + G + O/N
     zero2    W + A + G/N + O/N + b
-    zero3    W/N + 2u + A/N + G/N + O/N
+    zero3    W/N + 2u + A/N + G/N + O/N + buffers
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["SHARDINGS", "Sharding", "share"]
+__all__ = ["SHARDINGS", "Sharding", "deepspeed_buffers", "share"]
 
 Bytes = Mapping[str, int]
 
@@ -39,14 +39,30 @@ class Sharding:
 
 
 SHARDINGS: Final[Mapping[str, Sharding]] = {
-    "ddp": Sharding("each process holds everything"),
-    "fsdp": Sharding("the frozen base is divided, adapters are whole", weights=True, buckets=False),
+    "none": Sharding("each process holds everything"),
+    "full": Sharding("the frozen base is divided, adapters are whole", weights=True, buckets=False),
     "zero1": Sharding("optimizer states are divided", optimizer=True),
     "zero2": Sharding("optimizer states and gradients are divided", gradients=True, optimizer=True),
     "zero3": Sharding(
         "everything is divided", weights=True, adapter=True, gradients=True, optimizer=True, buckets=False
     ),
 }
+
+
+def deepspeed_buffers(parameters: int, itemsize: int) -> int:
+    """Returns the bytes that DeepSpeed's ZeRO-3 holds besides, by its own settings where nobody changes them.
+
+    Up to 10⁹ parameters stay together that are soon wanted again (``stage3_max_live_parameters``), and gradients are
+    put into a bucket of 5·10⁸ (``reduce_bucket_size``).
+
+    Args:
+        parameters: of the model. itemsize: bytes of one.
+
+    Example:
+        >>> deepspeed_buffers(3_000_000_000, 4), deepspeed_buffers(1_000_000, 4)
+        (6000000000, 8000000)
+    """
+    return (min(parameters, 10**9) + min(parameters, 5 * 10**8)) * itemsize
 
 
 def share(held: Bytes, way: Sharding, processes: int, unit: int) -> dict[str, int]:

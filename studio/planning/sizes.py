@@ -26,7 +26,7 @@ def in_words(size: float) -> str:
 
 
 def as_bytes(asked: str | float) -> int:
-    """Returns the bytes that a word means: ``"12GB"`` (10⁹), ``"12GiB"`` (2³⁰), ``"800 MB"``; a number by itself is in GB.
+    """Returns the bytes that a word means: ``"12GB"`` (10⁹), ``"12GiB"`` (2³⁰), ``"800 MB"``; a bare number is in GB.
 
     Raises:
         BadConfig: it is no size.

@@ -1,7 +1,7 @@
 """Every storage counted from its first tensor until it dies: what a step holds, by category and by phase.
 
-It works on real tensors and on fake ones alike (:mod:`studio.planning.fakes`), which is how a forecast made of fake ones
-is held against the truth. Sizes are rounded up to 512 bytes, as the allocators of accelerators do.
+It works on real tensors and on fake ones alike (:mod:`studio.planning.fakes`), which is how a forecast is held against
+the truth. Sizes are rounded up to 512 bytes, as the allocators of accelerators do.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -15,6 +16,7 @@ from studio.limits import limit, too_many
 from studio.planning.quantised import wishes
 from studio.planning.sharding import SHARDINGS
 from studio.trainers.image.prior import PRIORS
+from studio.trainers.recipes import Recipe, usual_adapter
 
 __all__ = ["ATTENTION_KINDS", "OPTIMIZER_KINDS", "Asked"]
 
@@ -33,7 +35,7 @@ class Asked:
 
     Attributes:
         task: ``"dreambooth"``, ``"style"``, ``"causal-lm"`` or ``"seq2seq"``; None: by the base.
-        adapter: the adapter's config; None is the recipe's.
+        adapter: the adapter's config, or what makes one of the recipe; None is the recipe's.
         whole: every weight of what is trained is trained itself, without an adapter.
         resolution: width and height in pixels; None: the base's own.
         length: tokens of a sample, or of a caption where its family pads none. answer: of a seq2seq's answer.
@@ -48,7 +50,8 @@ class Asked:
         cached: whether encoders and autoencoder leave the device after their outputs are kept.
         keep_gradients: gradients are zeroed, not dropped, between steps.
         previews: whether the run draws some.
-        offload: what rests in the CPU's memory: ``"optimizer"``, or ``"all"``, the base too.
+        offload: what rests in the CPU's memory: ``"optimizer"``, or ``"all"``, the base too. offload_activations: what
+            the backward pass needs rests there too.
         processes: how many share the work. sharding: a key of :data:`studio.planning.sharding.SHARDINGS`.
 
     Raises:
@@ -64,7 +67,7 @@ class Asked:
     """
 
     task: str | None = None
-    adapter: AdapterConfig | None = None
+    adapter: AdapterConfig | Callable[[Any], AdapterConfig | None] | None = None
     whole: bool = False
     resolution: tuple[int, int] | int | None = None
     length: int | None = None
@@ -84,8 +87,9 @@ class Asked:
     keep_gradients: bool = False
     previews: bool = True
     offload: str = "none"
+    offload_activations: bool = False
     processes: int = 1
-    sharding: str = "ddp"
+    sharding: str = "none"
 
     def __post_init__(self) -> None:
         check(self)
@@ -130,11 +134,18 @@ class Asked:
             return torch.bfloat16
         return files or torch.bfloat16
 
+    def config(self, recipe: Recipe) -> AdapterConfig:
+        """Returns the adapter's config on a base with that recipe."""
+        made = self.adapter
+        if made is not None and not isinstance(made, AdapterConfig):
+            made = made(recipe)
+        return made or usual_adapter(recipe)
+
     def facts(self) -> dict[str, Any]:
-        """Returns what differs from the defaults, by name, in plain values."""
+        """Returns what differs from the defaults, by name, in plain values, but for the adapter."""
         found = {}
         for name, one in self.__dataclass_fields__.items():
             value = getattr(self, name)
-            if value != one.default:
-                found[name] = f"{value.method}" if isinstance(value, AdapterConfig) else value
+            if value != one.default and name != "adapter":
+                found[name] = value
         return found

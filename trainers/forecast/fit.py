@@ -12,6 +12,7 @@ from studio.planning.forecast import Forecast
 from studio.planning.sizes import as_bytes, in_words
 from studio.trainers.forecast.asked import Asked
 from studio.trainers.forecast.plan import forecast
+from studio.trainers.loop.optimizer import OPTIMIZERS
 
 __all__ = ["LEVERS", "Fitted", "Found", "Lever", "check_fits", "fit"]
 
@@ -39,7 +40,7 @@ def _checkpointed(asked: Asked, now: Forecast) -> Asked | None:
 
 
 def _accumulated(asked: Asked, now: Forecast) -> Asked | None:
-    rows = asked.batch_size or asked.processes
+    rows = now.sizes["batch_size"]
     if rows <= asked.processes:
         return None
     return replace(asked, batch_size=asked.processes, accumulation=asked.accumulation * -(-rows // asked.processes))
@@ -81,7 +82,7 @@ def _smaller(asked: Asked, now: Forecast) -> Asked | None:
         return replace(asked, length=length // 2) if length > 128 else None
     width, height = now.sizes["width"], now.sizes["height"]
     unit, least = 64, min(256, now.sizes["native"])
-    sides = tuple(max(unit, round(side * 0.75 / unit) * unit) for side in (width, height))
+    sides = max(unit, round(width * 0.75 / unit) * unit), max(unit, round(height * 0.75 / unit) * unit)
     return replace(asked, resolution=sides) if min(sides) >= least and sides != (width, height) else None
 
 
@@ -91,15 +92,15 @@ LEVERS: Final[Sequence[Lever]] = (
     Lever("smaller batches, accumulated", "the same gradients; a step takes longer", _accumulated,
           lambda asked: f"--batch-size {asked.batch_size} --set accumulation={asked.accumulation}"),
     Lever("encoders put away", "nothing: their outputs are kept", _put_away),
-    Lever("no previews", "nothing of the adapter; nobody sees it grow", _unseen, lambda asked: "--set preview_prompts=[]"),
+    Lever("no previews", "nobody sees the adapter grow", _unseen, lambda asked: "--set preview_prompts=[]"),
     Lever("the base in bf16", "the last digits of its products", _halved),
     Lever("an optimizer in 8 bits", "the last digits of its moments", _eight_bits,
-          lambda asked: "--set optimizer=adamw8bit"),
+          lambda asked: "--set optimizer=adamw8bit" if "adamw8bit" in OPTIMIZERS else ""),
     Lever("the text encoder as it is", "rare words are learned a little less well", _text_left,
           lambda asked: "--no-text-encoder"),
     Lever("the base in 8 bits (int8)", "errors of about half a percent in its weights", _quantised("int8"),
           lambda asked: "--quantize int8", "quantize"),
-    Lever("the base in 4 bits (NF4)", "errors of about nine percent in its weights, which the adapter makes up for in part",
+    Lever("the base in 4 bits (NF4)", "errors of about nine percent in its weights; the adapter makes up for some",
           _quantised("nf4"), lambda asked: "--quantize nf4", "quantize"),
     Lever("smaller samples", "detail, or context, that is not learned", _smaller, lambda asked: _size_option(asked)),
 )  # fmt: skip
@@ -159,8 +160,8 @@ class Fitted:
             return f"{in_words(self.forecast.peak)} of {in_words(self.limit)}: it fits as it is"
         if not self.found:
             return (
-                f"nothing reaches {in_words(self.limit)}: it takes {in_words(self.forecast.peak)} as it is, and "
-                f"{self.least} at least"
+                f"nothing reaches {in_words(self.limit)}: it takes {in_words(self.forecast.peak)} as it is, and at "
+                f"least {self.least}"
             )
         lines = [f"{in_words(self.forecast.peak)} is more than {in_words(self.limit)}; these fit:"]
         for number, one in enumerate(self.found, 1):
@@ -168,12 +169,13 @@ class Fitted:
         return "\n".join(lines)
 
 
-def fit(base: str | Path, asked: Asked, limit: str | float) -> Fitted:
+def fit(base: str | Path, asked: Asked, limit: str | float, *, given: bool = True) -> Fitted:
     """Searches settings that fit.
 
     Args:
         base: as :func:`~studio.trainers.forecast.plan.plan` takes it. asked: the settings that are wished.
         limit: what there is: ``"12GB"``, ``"11.5GiB"``, or a number in GB.
+        given: look at nothing but what the training commands have an option for; False looks at everything.
 
     Raises:
         BadConfig: a limit that is none.
@@ -184,11 +186,12 @@ def fit(base: str | Path, asked: Asked, limit: str | float) -> Fitted:
     start = Found(asked, first, ())
     if first.peak <= most:
         return Fitted(most, first, (), start)
-    tried = list(_path(base, start, LEVERS, most))
+    levers = [lever for lever in LEVERS if not given or lever.option(asked)]
+    tried = list(_path(base, start, levers, most))
     least = min([start, *tried], key=lambda one: one.forecast.peak)
     found = [one for one in tried if one.forecast.peak <= most][:1]
     if found:
-        found += _another(base, start, found[0], most)
+        found += _another(base, start, found[0], levers, most)
     return Fitted(most, first, tuple(found), least)
 
 
@@ -203,16 +206,18 @@ def _path(base: str | Path, start: Found, levers: Sequence[Lever], limit: int) -
             after = forecast(base, changed)
             if after.peak >= now.forecast.peak:
                 break
-            kept = tuple(one for one in now.levers if one is not lever and not (lever.group and one.group == lever.group))
+            kept = tuple(
+                one for one in now.levers if one is not lever and not (lever.group and one.group == lever.group)
+            )
             now = Found(changed, after, (*kept, lever))
             yield now
             if after.peak <= limit:
                 return
 
 
-def _another(base: str | Path, start: Found, first: Found, limit: int) -> list[Found]:
+def _another(base: str | Path, start: Found, first: Found, levers: Sequence[Lever], limit: int) -> list[Found]:
     """A second way: without the last thing that the first one needed."""
-    rest = [lever for lever in LEVERS if lever is not first.levers[-1]]
+    rest = [lever for lever in levers if lever is not first.levers[-1]]
     return [one for one in _path(base, start, rest, limit) if one.forecast.peak <= limit][:1]
 
 
@@ -226,5 +231,3 @@ def check_fits(base: str | Path, asked: Asked, limit: str | float) -> Forecast:
     if done.fits:
         return done.forecast
     raise DoesNotFit(" ".join(str(done).split()))
-
-

@@ -23,7 +23,7 @@ from studio.trainers.image.objective import Objective
 from studio.trainers.image.prior import Prior
 from studio.trainers.image.prompts import Prompts
 from studio.trainers.loop.plan import Plan
-from studio.trainers.recipes import ImageRecipe, recipe_for, usual_adapter
+from studio.trainers.recipes import ImageRecipe, recipe_for
 
 __all__ = ["image_scene"]
 
@@ -79,19 +79,22 @@ def _lesson(
         optimizer=asked.optimizer if asked.optimizer in ("lora-plus", "lora-fa") else "adamw",  # type: ignore[arg-type]
     )  # fmt: skip
     cells = size[1] // family.downscale, size[0] // family.downscale
-    latents = Latents(base, [item(size)], size=size, crop="center", flip=False, cache=_NoCache())
+    nothing: Any = None  # no cache is asked: what it would give is there already
+    latents = Latents(base, [item(size)], size=size, crop="center", flip=False, cache=nothing)
     latents._made[0, False] = stuff.tensor((family.channels(base.pipe), *cells))
-    prompts = Prompts(base, _NoCache())
+    prompts = Prompts(base, nothing)
     said = _conditioning(base, asked, stuff)
     prompts._encoded |= {_CAPTION: said, _CLASS: said}
     draws = Still(0)
     prior = None
     if asked.prior not in (None, "none"):
         of_them = asked.rows if recipe.prior_rows is None else recipe.prior_rows
-        prior = Prior(lambda: latents, (_CLASS,), recipe.prior_weight, asked.prior == "self", draws, of_them)
+        prior = Prior(
+            lambda: latents, (_CLASS,), recipe.prior_weight, asked.prior == "self", draws, of_them, asked.rows
+        )
     shift = family.shift(base.pipe, cells) if recipe.shifted else 1.0
     lesson = _Played(
-        base=base, adapter=asked.adapter or usual_adapter(recipe), name="forecast", plan=plan,
+        base=base, adapter=asked.config(recipe), name="forecast", plan=plan,
         rates=dict.fromkeys([family.denoiser, *encoders], recipe.learning_rate), settings={}, recorded={}, inputs={},
         origin={}, latents=latents, captions_of=[_CAPTION], prior=prior, prompts=prompts,
         objective=Objective(
@@ -102,13 +105,6 @@ def _lesson(
     )  # fmt: skip
     lesson.draws = draws
     return lesson
-
-
-class _NoCache:
-    """Nothing is kept."""
-
-    def get(self, key: str) -> Any:
-        return None
 
 
 class _Played(Diffusion):

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
+from studio.adapters.tokens.contract import TokenConfig
+from studio.errors import DoesNotFit
 from studio.families.causal import LanguageBase
 from studio.planning.blueprint import Blueprint
 from studio.trainers.forecast.asked import Asked
@@ -17,12 +20,18 @@ from studio.trainers.language.causal import Causal
 from studio.trainers.language.texts import TokenRow
 from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.task import Lesson, Loss
-from studio.trainers.recipes import RECIPES, SMALL_BASE, usual_adapter
+from studio.trainers.recipes import RECIPES, SMALL_BASE, Recipe
 
-__all__ = ["LENGTH", "language_scene"]
+__all__ = ["LENGTH", "language_scene", "text_recipe"]
 
 LENGTH = 512
 """Tokens of a sample where nothing is said."""
+
+
+def text_recipe(model: nn.Module) -> Recipe:
+    """Returns the defaults of a training on a language model."""
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    return RECIPES["causal-lm", "small" if numbers < SMALL_BASE else "large"]
 
 
 def language_scene(drawn: Blueprint, asked: Asked) -> Scene:
@@ -30,22 +39,27 @@ def language_scene(drawn: Blueprint, asked: Asked) -> Scene:
 
     Args:
         drawn: the base. asked: the settings, all filled.
+
+    Raises:
+        DoesNotFit: samples that are longer than the base reads.
     """
     model: Any = drawn.language
     model.to(asked.type_of(drawn.dtype)).requires_grad_(False)
-    numbers = sum(parameter.numel() for parameter in model.parameters())
-    recipe = RECIPES["causal-lm", "small" if numbers < SMALL_BASE else "large"]
+    recipe = text_recipe(model)
     plan = Plan(
         steps=recipe.steps, batch_size=asked.rows, accumulation=asked.accumulation, precision=asked.precision,
         ema=asked.ema, gradient_checkpointing=asked.gradient_checkpointing, learning_rate=recipe.learning_rate,
         optimizer=asked.optimizer if asked.optimizer in ("lora-plus", "lora-fa") else "adamw",  # type: ignore[arg-type]
     )  # fmt: skip
-    adapter = asked.adapter or usual_adapter(recipe)
-    shared = dict(
-        adapter=adapter, name="forecast", plan=plan, rates={"": recipe.learning_rate}, settings={}, recorded={},
-        inputs={}, origin={},
+    shared: dict[str, Any] = dict(
+        adapter=asked.config(recipe), name="forecast", plan=plan, rates={"": recipe.learning_rate}, settings={},
+        recorded={}, inputs={}, origin={},
     )  # fmt: skip
-    length = asked.length or LENGTH
+    virtual = shared["adapter"].tokens if isinstance(shared["adapter"], TokenConfig) else 0
+    context = int(getattr(model.config, "max_position_embeddings", 0) or LENGTH + virtual)
+    if (asked.length or 0) > context - virtual:
+        raise DoesNotFit(f"length={asked.length}: {drawn.name} reads {context - virtual} tokens; give at most that")
+    length = asked.length or min(LENGTH, context - virtual)
     if asked.task == "seq2seq":
         lesson: Lesson = Pairs(read=length, said=asked.answer, inner=model, **shared)
     else:

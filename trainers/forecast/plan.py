@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -12,20 +12,21 @@ import torch
 from torch import nn
 
 from studio.errors import DoesNotFit
-from studio.families import components
+from studio.families import Base, components
 from studio.planning.blueprint import Blueprint, blueprint
 from studio.planning.fakes import Fakes
 from studio.planning.forecast import PHASES, Forecast, Phase
 from studio.planning.quantised import Saved, matrices, quantised, wishes
-from studio.planning.sharding import SHARDINGS, share
+from studio.planning.sharding import SHARDINGS, deepspeed_buffers, share
 from studio.planning.tracker import Tracker
 from studio.trainers.forecast.asked import Asked
 from studio.trainers.forecast.image import image_scene
-from studio.trainers.forecast.language import language_scene
+from studio.trainers.forecast.language import language_scene, text_recipe
 from studio.trainers.forecast.stage import play
 from studio.trainers.loop import checkpoint
+from studio.trainers.recipes import recipe_for
 
-__all__ = ["forecast", "plan"]
+__all__ = ["draws", "forecast", "plan"]
 
 IMAGE_TASKS: Final = ("dreambooth", "style")
 TEXT_TASKS: Final = ("causal-lm", "seq2seq")
@@ -62,21 +63,53 @@ def plan(base: str | Path, **settings: Any) -> Forecast:
     return forecast(base, Asked(**settings))
 
 
+def draws(base: str | Path) -> bool:
+    """Whether a base draws pictures; else it is a language model.
+
+    Raises:
+        UsageError: as :func:`plan`.
+    """
+    return _nature(str(base)).draws
+
+
 def forecast(base: str | Path, asked: Asked) -> Forecast:
     """As :func:`plan`, of settings that have been put together."""
     asked = _for(base, asked)
     # what is a matter of formulas is left out of what is played, so that a search plays little
     plain = replace(
-        asked, quantize=None, offload="none", sharding="ddp", processes=1, batch_size=asked.rows,
+        asked, quantize=None, offload="none", sharding="none", processes=1, batch_size=asked.rows,
         optimizer=asked.optimizer if asked.optimizer in ("lora-plus", "lora-fa") else "adamw",
     )  # fmt: skip
     return _adjusted(_played(str(base), plain), asked)
 
 
+_FRESH: Final[dict[str, Blueprint]] = {}
+"""Bases that were looked at and have not been played yet, which changes them."""
+
+
+@dataclass(frozen=True)
+class _Nature:
+    """What the settings of a training ask a base about.
+
+    Args:
+        draws: whether it draws pictures. answers: whether it makes texts of others. batch_size: task -> the recipe's.
+    """
+
+    draws: bool
+    answers: bool
+    batch_size: Mapping[str, int]
+
+
 @lru_cache(maxsize=16)
-def _kind(base: str) -> bool:
-    """Whether a base draws pictures."""
-    return blueprint(base).family is not None
+def _nature(base: str) -> _Nature:
+    drawn = _FRESH[base] = blueprint(base)
+    family, model = drawn.family, drawn.language
+    if family is None:
+        assert model is not None, "else it is of a family"
+        config: Any = model.config
+        return _Nature(False, bool(config.is_encoder_decoder), dict.fromkeys(TEXT_TASKS, text_recipe(model).batch_size))
+    made = Base(drawn, family, drawn.name, family.native(drawn), defaults=family.defaults(drawn))
+    return _Nature(True, False, {task: recipe_for(task, made).batch_size for task in IMAGE_TASKS})
 
 
 def _for(base: str | Path, asked: Asked) -> Asked:
@@ -85,27 +118,23 @@ def _for(base: str | Path, asked: Asked) -> Asked:
     Raises:
         DoesNotFit: a setting of the other sort.
     """
-    draws = _kind(str(base))
-    tasks = IMAGE_TASKS if draws else TEXT_TASKS
+    own = _nature(str(base))
+    tasks = IMAGE_TASKS if own.draws else TEXT_TASKS
     if asked.task is not None and asked.task not in tasks:
-        raise DoesNotFit(f"task={asked.task!r}: {base} is {'an image' if draws else 'a language'} base: {', '.join(tasks)}")
-    wrong = ("answer",) if draws else ("resolution", "text_encoder", "prior")
-    for name in wrong:
+        sort = "an image" if own.draws else "a language"
+        raise DoesNotFit(f"task={asked.task!r}: {base} is {sort} base, whose tasks are {', '.join(tasks)}")
+    for name in ("answer",) if own.draws else ("resolution", "text_encoder", "prior"):
         if getattr(asked, name) != Asked.__dataclass_fields__[name].default:
-            sort = "a language" if draws else "an image"
-            raise DoesNotFit(f"{name}={getattr(asked, name)!r} is of {sort} base, and {base} is none: leave it out")
-    if asked.processes > (asked.batch_size or asked.processes):
+            sort = "a language" if own.draws else "an image"
+            raise DoesNotFit(f"{name}={getattr(asked, name)!r} is for {sort} base, and {base} is none: leave it out")
+    task = asked.task or ("seq2seq" if own.answers else tasks[0])
+    batch = asked.batch_size or max(own.batch_size[task], asked.processes)
+    if asked.processes > batch:
         raise DoesNotFit(
-            f"{asked.processes} processes share batches of {asked.batch_size} samples, so some would have none: give a "
-            f"batch_size of {asked.processes} or more"
+            f"{asked.processes} processes share batches of {batch} samples, so some would have none: give a batch_size "
+            f"of {asked.processes} or more"
         )
-    task = asked.task or ("seq2seq" if not draws and _reads_and_writes(str(base)) else tasks[0])
-    return replace(asked, task=task, batch_size=asked.batch_size or asked.processes)
-
-
-def _reads_and_writes(base: str) -> bool:
-    config: Any = blueprint(base).language.config  # type: ignore[union-attr]
-    return bool(config.is_encoder_decoder)
+    return replace(asked, task=task, batch_size=batch)
 
 
 class _Play:
@@ -113,7 +142,7 @@ class _Play:
 
     def __init__(self, base: str, asked: Asked) -> None:
         fakes, self.tracker = Fakes(), Tracker()
-        drawn: Blueprint = blueprint(base)
+        drawn = _FRESH.pop(base, None) or blueprint(base)
         self.name, self.dtype = drawn.name, asked.type_of(drawn.dtype)
         self.known_dtype = drawn.dtype is not None
         scene = image_scene(drawn, asked, fakes) if drawn.family else language_scene(drawn, asked)
@@ -121,20 +150,35 @@ class _Play:
         first = next(iter(scene.lesson.rates))
         main = parts[first]
         self.matrices = {name: matrices(part) for name, part in parts.items()}
-        self.matrices |= {"": self.matrices[first], **{n: matrices(m) for n, m in scene.beside.items() if n not in parts}}
+        self.matrices |= {
+            "": self.matrices[first],
+            **{n: matrices(m) for n, m in scene.beside.items() if n not in parts},
+        }
         self.resident = {"", first, *scene.lesson.rates, *scene.resident}
         play(scene, asked, fakes, self.tracker)
         self.unit = max((_bytes(block) for block in _blocks(main)), default=_bytes(main))
-        self.weights = sum(_own(module) for module in {id(m): m for m in (*parts.values(), *scene.beside.values())}.values())
+        self.largest = max(p.numel() * p.element_size() for p in main.parameters())
+        self.weights = sum(
+            _own(module) for module in {id(m): m for m in (*parts.values(), *scene.beside.values())}.values()
+        )
         trained = (p for part in scene.lesson.rates for p in parts[part].parameters() if p.requires_grad)
         self.trained = sum(parameter.numel() for parameter in trained)
         self.cached = _cache_bytes(scene)
         self.sizes = scene.sizes
 
 
-@lru_cache(maxsize=64)
 def _played(base: str, asked: Asked) -> _Play:
-    return _Play(base, asked)
+    """A run that was played, which a search asks for again; configs may hold tables, so their words are keys."""
+    key = base, repr(asked)
+    if key not in _PLAYED:
+        if len(_PLAYED) >= KEPT:
+            _PLAYED.pop(next(iter(_PLAYED)))
+        _PLAYED[key] = _Play(base, asked)
+    return _PLAYED[key]
+
+
+_PLAYED: Final[dict[tuple[str, str], _Play]] = {}
+KEPT: Final = 64
 
 
 def _own(module: nn.Module) -> int:
@@ -177,7 +221,7 @@ def _adjusted(played: _Play, asked: Asked) -> Forecast:
     return Forecast(
         played.name, asked.facts(), tuple(phases), host, played.trained, played.weights,
         flops / micro * asked.accumulation, asked.precision == "bf16" or played.dtype is not torch.float32, disk,
-        played.sizes, tuple(_assumed(played, asked)),
+        {**played.sizes, "batch_size": asked.batch_size or 1}, tuple(_assumed(played, asked)),
     )  # fmt: skip
 
 
@@ -193,6 +237,10 @@ def _phase(by: dict[str, int], name: str, played: _Play, asked: Asked, host: dic
         if asked.optimizer.startswith("paged") or asked.offload != "none":
             host["optimizer"] = by.pop("optimizer")
     unit = played.unit if not saved.layers else round(played.unit * saved.after / saved.before)
+    if asked.sharding == "zero3":
+        unit = max(unit, played.largest)
+        if works:
+            by["communication"] = deepspeed_buffers(played.weights, played.dtype.itemsize)
     by = share(by, SHARDINGS[asked.sharding], asked.processes, unit)
     if asked.offload == "all":
         host["weights"] = max(host.get("weights", 0), by["weights"])

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from studio.adapters import attach, state
+from studio.adapters import AdapterConfig, attach, state
 from studio.adapters.training import on_step, penalty
+from studio.errors import DoesNotFit
 from studio.families import components
 from studio.planning.attending import attending_as
 from studio.planning.tracker import Tracker
@@ -26,7 +28,7 @@ __all__ = ["Scene", "Stuff", "play"]
 
 
 class Stuff(Protocol):
-    """What tensors are made of: nothing (:class:`studio.planning.fakes.Fakes`), or, to hold a forecast against, memory."""
+    """What tensors are made of: nothing (:class:`studio.planning.fakes.Fakes`), or memory, to compare with."""
 
     def tensor(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Returns a tensor."""
@@ -68,14 +70,16 @@ def play(scene: Scene, asked: Asked, stuff: Stuff, tracker: Tracker) -> None:
     parts = components(lesson.model)
     trained = [parts[name] for name in lesson.rates]
     Lesson.prepare(lesson, lambda line: None)
-    if not scene.whole:
-        _attach(lesson)
-    else:
-        for module in trained:
-            module.requires_grad_(True)
     lone = {name: module for name, module in scene.beside.items() if module not in trained}
+    attached = scene.whole or _attached(lesson)
     for module in [*trained, *lone.values()]:
         stuff.fill(module)
+    if scene.whole:
+        for module in trained:
+            module.requires_grad_(True)
+    elif not attached:
+        with stuff.entered():
+            _attach(lesson)
     with tracker.phase("load", "weights"):
         for module in [*trained, *lone.values()]:
             tracker.own([t for n, t in _tensors(module) if ".adapters." not in f".{n}"], "weights")
@@ -88,7 +92,7 @@ def play(scene: Scene, asked: Asked, stuff: Stuff, tracker: Tracker) -> None:
             tracker.own({} if scene.whole else state(lesson.model, lesson.name).values(), "adapter")
         with training_mode(trained):
             weights = _prepared(scene, asked, tracker)
-            _step(lesson, weights, asked, tracker)
+            _step(lesson, weights, asked, stuff, tracker)
         with tracker.phase("save", "save"), weights.averaged():
             kept = [tensor.detach().clone() for tensor in weights.tensors.values()]
         del kept
@@ -98,9 +102,37 @@ def play(scene: Scene, asked: Asked, stuff: Stuff, tracker: Tracker) -> None:
                 scene.draw()
 
 
+def _attached(lesson: Lesson) -> bool:
+    """Attaches the adapter where its start asks nothing of the weights; says whether it did."""
+    try:
+        _attach(lesson)
+    except DoesNotFit:  # it does: it is attached when there are some
+        return False
+    return True
+
+
 def _attach(lesson: Lesson) -> None:
+    """Attaches the adapter as a run does.
+
+    Raises:
+        DoesNotFit: its start asks for more than shapes.
+    """
+    config = lesson.adapter
+    if config.data_driven:  # its tensors are as large as any start's
+        usual: dict[str, Any] = {"init": type(config).__dataclass_fields__["init"].default}
+        config = replace(config, **usual)
+    try:
+        _attach_as(lesson, config)
+    except DataDependentOutputException:
+        raise DoesNotFit(
+            f"no forecast is made of {type(config).__name__}: it starts by choosing weights by their numbers, "
+            "which a plan does not read; that of LoRA(rank=...) with as many trained numbers is about the same"
+        ) from None
+
+
+def _attach_as(lesson: Lesson, config: AdapterConfig) -> None:
     attach(
-        lesson.model, lesson.adapter, name=lesson.name, seed=lesson.plan.seed,
+        lesson.model, config, name=lesson.name, seed=lesson.plan.seed,
         components=[name for name in lesson.rates if name] or None,
     )  # fmt: skip
 
@@ -132,12 +164,13 @@ def _prepared(scene: Scene, asked: Asked, tracker: Tracker) -> Weights | Whole:
     return weights
 
 
-def _step(lesson: Lesson, weights: Weights | Whole, asked: Asked, tracker: Tracker) -> None:
+def _step(lesson: Lesson, weights: Weights | Whole, asked: Asked, stuff: Stuff, tracker: Tracker) -> None:
     """A step as the loop does it, with two of its micro-batches: gradients stand beside the second's activations."""
     micro = min(asked.accumulation, 2)
     for number in range(micro):
         rows = range(number * asked.rows, (number + 1) * asked.rows)
-        with tracker.phase("forward", "activations"), _products(asked):
+        away = _put_by(stuff, tracker) if asked.offload_activations else contextlib.nullcontext()
+        with tracker.phase("forward", "activations"), _products(asked), away:
             total = lesson.loss(rows).total
             extra = None if isinstance(weights, Whole) else penalty(lesson.model, lesson.name)
             total = (total if extra is None else total + extra) / asked.accumulation
@@ -161,3 +194,17 @@ def _products(asked: Asked) -> AbstractContextManager[Any]:
     if asked.precision == "bf16":
         return torch.autocast("cpu", torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def _put_by(stuff: Stuff, tracker: Tracker) -> AbstractContextManager[Any]:
+    """Keeps what the backward pass needs where it is not counted, as a run does in the machine's memory."""
+
+    def pack(tensor: Tensor) -> Tensor:
+        with stuff.entered():
+            return tensor.detach().clone()
+
+    def unpack(kept: Tensor) -> Tensor:
+        with stuff.entered(tracker):
+            return kept.clone()
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)

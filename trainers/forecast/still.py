@@ -54,5 +54,3 @@ class Blank:
 def item(size: tuple[int, int]) -> Any:
     """Returns a picture of a size, as a folder names it."""
     return SimpleNamespace(width=size[0], height=size[1], repeats=1, digest="", file=Path("picture.png"), caption=None)
-
-

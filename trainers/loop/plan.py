@@ -14,7 +14,9 @@ from studio.errors import BadConfig
 
 __all__ = ["FREE", "Plan"]
 
-FREE: Final = frozenset("checkpoint_every preview_every tensorboard device cache sharding offload_activations".split())
+FREE: Final = frozenset(
+    "checkpoint_every preview_every tensorboard device cache sharding offload_activations fit".split()
+)
 """Fields that leave the adapter as it is (device: but for last bits), so a run may be resumed with other ones."""
 
 
@@ -50,6 +52,8 @@ class Plan:
         offload_activations: keep what the backward pass needs in the machine's memory meanwhile: less of the device's,
             at the speed of the bus.
         sharding: of several processes, ``"none"``: each holds the whole base; ``"full"``: each holds a part of it.
+        fit: memory that there is, ``"12GB"``: a run that would take more is refused before its base is opened, with
+            two ways that fit; None: nobody looks.
         cache: folder for latents, text embeddings and class pictures; None is the user's cache folder.
 
     Raises:
@@ -79,6 +83,7 @@ class Plan:
     device: str | None = None
     offload_activations: bool = False
     sharding: Literal["none", "full"] = "none"
+    fit: str | None = None
     cache: str | None = None
 
     def __post_init__(self) -> None:

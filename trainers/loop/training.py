@@ -77,6 +77,7 @@ def train(
     offload_activations: bool = False,
     sharding: Literal["none", "full"] = "none",
     cache: str | None = None,
+    fit: str | None = None,
     further: bool = False,
     quiet: bool = False,
 ) -> Run:
@@ -91,7 +92,7 @@ def train(
             recipe's.
         steps, seed, learning_rate, batch_size, accumulation, warmup, schedule, clip, weight_decay, beta2, optimizer,
             rate_ratio, embedding_rate, grow, precision, ema, gradient_checkpointing, checkpoint_every, preview_every,
-            tensorboard, device, offload_activations, sharding, cache: see :class:`~studio.trainers.Plan`; None takes
+            tensorboard, device, offload_activations, sharding, cache, fit: see :class:`~studio.trainers.Plan`; None takes
             the recipe's value.
         further: the run in ``output`` had fewer steps and trains on to these, its learning rate as it stands at that
             place of the longer schedule; if it was finished, the optimizer's moments start anew.
@@ -112,7 +113,7 @@ def train(
         rate_ratio=rate_ratio, embedding_rate=embedding_rate, grow={str(at): rank for at, rank in (grow or {}).items()},
         precision=precision, ema=ema, gradient_checkpointing=gradient_checkpointing,
         checkpoint_every=checkpoint_every, preview_every=preview_every, tensorboard=tensorboard, device=device,
-        offload_activations=offload_activations, sharding=sharding, cache=cache,
+        offload_activations=offload_activations, sharding=sharding, cache=cache, fit=fit,
     )  # fmt: skip
     group = joined()
     with held(output, group) as folder:

@@ -1,0 +1,55 @@
+"""``studio plan`` on the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from studio.cli import main
+from studio.trainers.forecast import plan
+
+
+def call(*words):
+    return CliRunner().invoke(main, ["plan", *words])
+
+
+def test_options_are_those_of_the_training_commands(tmp_path):
+    """The words of a dreambooth command give what the settings of a forecast give; what decides nothing is named."""
+    file = tmp_path / "plan.png"
+    words = ("--rank", "4", "--batch-size", "2", "--class-prompt", "a photo of dog", "--steps", "7", "--seed", "1",
+             "--set", "gradient_checkpointing=true", "--picture", str(file), "--json")  # fmt: skip
+    result = call("emoji", *words)
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    import studio
+
+    same = plan("emoji", adapter=studio.LoRA(rank=4, targets="attention+mlp"), batch_size=2, prior="self",
+                gradient_checkpointing=True)  # fmt: skip
+    assert facts["peak"] == same.peak and facts["trained"] == same.trained
+    assert "seed, steps decide nothing of what a training takes" in result.stderr
+    with Image.open(file) as image:
+        assert image.size == (1920, 1040)
+
+
+def test_a_language_base_and_a_limit():
+    result = call("facts", "--max-length", "64", "--batch-size", "4", "--fit", "1GB")
+    assert result.exit_code == 0, result.output
+    assert "<- peak" in result.stdout and "it fits as it is" in result.stdout
+
+
+@pytest.mark.parametrize(("words", "sentence"), [
+    ((), "studio plan needs BASE"),
+    (("sdxxl",), "did you mean 'sdxl'"),
+    (("emoji", "--max-length", "9"), "--max-length is of language models"),
+    (("emoji", "--set", "gradient_checkpoint=true"), "gradient_checkpointing"),
+    (("emoji", "--fit", "much"), "no size of memory"),
+    (("emoji", "--fit", "4MB"), "nothing reaches"),
+    (("emoji", "--task", "dream"), "did you mean 'dreambooth'"),
+])  # fmt: skip
+def test_what_is_wrong_is_said_with_exit_code_2(words, sentence):
+    result = call(*words)
+    assert result.exit_code == 2
+    assert sentence in result.stderr

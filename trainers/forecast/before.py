@@ -1,0 +1,73 @@
+"""A training that would not fit is refused before its base is opened."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from studio.errors import BadConfig
+from studio.planning.blueprint import blueprint
+from studio.trainers.forecast.asked import Asked
+from studio.trainers.forecast.fit import check_fits
+from studio.trainers.loop.plan import Plan
+from studio.trainers.loop.task import AdapterLike, Say
+
+__all__ = ["asked_of", "check_before"]
+
+_TASK = ("resolution", "text_encoder", "quantize", "prior")
+_LOOP = ("batch_size", "accumulation", "precision", "gradient_checkpointing", "ema", "optimizer", "offload_activations",
+         "sharding")  # fmt: skip
+
+
+def asked_of(task: Any, adapter: AdapterLike, plan: Plan, processes: int = 1) -> Asked:
+    """Returns what a forecast is asked of a task.
+
+    Args:
+        task: its description. adapter: as a training takes it; of a file, the recipe's own is taken. plan: the loop's
+            settings. processes: how many there are.
+
+    Raises:
+        BadConfig: its base is an object, of which no forecast is made.
+    """
+    if not isinstance(task.base, (str, Path)):
+        raise BadConfig("fit= asks for a forecast, which is made of a base by name or file; this one is open already")
+    mine = {field.name: getattr(task, field.name) for field in dataclasses.fields(task) if field.name in _TASK}
+    if "prior" in mine and mine["prior"] is None:
+        mine["prior"] = "images" if task.class_images else "self" if task.class_prompts else None
+    length = getattr(task, "max_length", None)
+    config = None if isinstance(adapter, (str, Path)) else adapter
+    loop = {name: getattr(plan, name) for name in _LOOP}
+    seen = getattr(task, "preview_prompts", None) != ()
+    return Asked(
+        task=task.task_name, adapter=config, processes=processes, length=length, previews=seen,
+        dtype="fp32" if _on_cpu(task.base, plan) else None, **mine, **loop,
+    )  # fmt: skip
+
+
+def _on_cpu(base: str | Path, plan: Plan) -> bool:
+    """Whether the base is a small one on a CPU, which is then read as fp32."""
+    from studio.device import choose_device
+    from studio.families.opening.dtype import usual_dtype
+
+    device = choose_device(plan.device)
+    if device.type != "cpu":
+        return False
+    drawn = blueprint(base)
+    numbers = sum(part.numel() for one in drawn.components.values() for part in one.parameters())
+    return str(usual_dtype({drawn.dtype: numbers}, device)) == "torch.float32" if drawn.dtype else False
+
+
+def check_before(task: Any, adapter: AdapterLike, plan: Plan, say: Say) -> None:
+    """Checks that a training fits into what the plan says there is; a plan that says nothing is not checked.
+
+    Args:
+        task: its description. adapter: as a training takes it. plan: the loop's settings. say: takes a line.
+
+    Raises:
+        DoesNotFit: it does not; two ways that do are named, or the least that is needed.
+        UsageError: as :func:`studio.trainers.forecast.plan.plan`.
+    """
+    if plan.fit is not None:
+        made = check_fits(task.base, asked_of(task, adapter, plan), plan.fit)
+        say(f"forecast: {made.peak / 1e9:.2f} GB at the peak, of {plan.fit}")
