@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -109,7 +109,7 @@ def load_adapter(
         )
     if strength == 0:
         show.note(f"{name} has strength 0 and does not act, but where a prompt tags it")
-    _tell(show, word, report)
+    _tell(show, word, report, [] if report.method == METHOD else _other_weights(pipe, name))
     said = word.strength if word.plain else word.said
     return {
         "name": name, "file": word.file, "strength": said, "method": report.method, "format": report.format,
@@ -117,15 +117,24 @@ def load_adapter(
     }  # fmt: skip
 
 
-def _tell(show: Show, word: AdapterWord, report: LoadReport) -> None:
-    """Says what was loaded, what of it is not applied, and how the words that it brought are written."""
+def _other_weights(pipe: Pipeline, name: str) -> list[str]:
+    """Says where an adapter was trained on other weights than those of the base, as far as its file tells."""
+    stated = pipe.adapters[name].metadata
+    theirs = stated.get("base_hash")
+    if theirs is None or theirs == pipe.base.hash:
+        return []
+    return [f"it was trained on other weights ({stated.get('base', 'another base')}) than those of {pipe.base.id}"]
+
+
+def _tell(show: Show, word: AdapterWord, report: LoadReport, further: Sequence[str]) -> None:
+    """Says what was loaded, what of it is not applied, and what is worth knowing about it."""
     file, ignored = word.file.name, report.ignored
     for key, reason in list(ignored.items())[:5]:
         show.note(f"{file}: {key} is not applied: {reason}")
     if len(ignored) > 5:
         show.note(f"{file}: and {len(ignored) - 5} more keys are not applied")
-    for note in report.notes if report.embeddings else ():
-        show.tell(note)
+    for note in (*report.notes, *further):
+        show.tell(f"{report.name}: {note}")
     where = f"layers, strength {word.said}" if report.embeddings != (report.name,) else "encoders"
     show.tell(f"{report.name}: {report.method} in {len(report.sites)} {where}, from {word.file}")
 
