@@ -55,8 +55,7 @@ def convert(
     """
     from studio.files.convert import convert as make
 
-    if (format is None) == (program is None):
-        raise UsageError("say to what: --format NAME, or --for PROGRAM")
+    _check_target(format, program)
     show = Show(as_json, quiet)
     report = make(
         file.expanduser(), output.expanduser(), format=format, program=program, family=family, base=base,
@@ -66,3 +65,8 @@ def convert(
         show.note(note)
     show.say(str(report))
     show.result(dataclasses.asdict(report))
+
+
+def _check_target(format: str | None, program: str | None) -> None:
+    if (format is None) == (program is None):
+        raise UsageError("say to what: --format NAME, or --for PROGRAM")
