@@ -62,7 +62,7 @@ ROOMS = {
         "loop": set(),
         "image": {"loop"},
         "language": {"loop"},
-        "forecast": {"loop", "image", "language"},
+        "forecast": {"loop", "image", "language", ""},  # of the doors the recipes, which open nothing
         "": {"loop", "image", "language", "forecast"},
     },
     "studio.peft": {

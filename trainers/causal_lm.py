@@ -14,7 +14,6 @@ from studio.adapters.tokens.contract import TokenConfig
 from studio.config import check
 from studio.errors import BadConfig, DoesNotFit
 from studio.families.causal import LANGUAGE_BASES, LanguageBase, open_language_base
-from studio.trainers.forecast.before import check_before
 from studio.trainers.language.causal import Causal, Question
 from studio.trainers.language.samples import encode_all, split
 from studio.trainers.language.texts import TokenRow, marked, question, render, system_of
@@ -87,7 +86,10 @@ class CausalLM:
 
     def open(self, adapter: AdapterLike, plan: Plan, say: Say) -> Causal:
         """See :meth:`studio.trainers.Task.open`."""
-        check_before(self, adapter, plan, say)
+        if plan.fit is not None:
+            from studio.trainers.forecast.before import check_before
+
+            check_before(self, adapter, plan, say)
         read = self._look()
         opening = open_with_recipe(
             self.task_name, self.base, open_language_base, LANGUAGE_BASES, adapter=adapter, plan=plan, say=say,

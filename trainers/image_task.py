@@ -16,7 +16,6 @@ from studio.families import BASES, Base, open_base
 from studio.families.attention import ATTENTIONS
 from studio.families.family import Defaults
 from studio.limits import limit
-from studio.trainers.forecast.before import check_before
 from studio.trainers.image.diffusion import Diffusion, Previews
 from studio.trainers.image.fit import check_fit
 from studio.trainers.image.latents import Latents, picture_size, sides_of
@@ -171,7 +170,10 @@ class ImageTask(ABC):
 
     def open(self, adapter: AdapterLike, plan: Plan, say: Say) -> Diffusion:
         """See :meth:`studio.trainers.Task.open`."""
-        check_before(self, adapter, plan, say)
+        if plan.fit is not None:
+            from studio.trainers.forecast.before import check_before
+
+            check_before(self, adapter, plan, say)
         self._check_previews()
         folders = self.look()
         opening = open_with_recipe(
@@ -206,7 +208,7 @@ class ImageTask(ABC):
 
     def _call(self, opening: Opening[Base], material: Material) -> tuple[str, ...]:
         """Returns the command that draws what is learned, before the adapter is named."""
-        configs = () if self.config_of is None else ("--config-of", self.config_of)
+        configs: tuple[str, ...] = () if self.config_of is None else ("--config-of", self.config_of)
         configs += () if self.quantize is None else ("--quantize", self.quantize)
         return ("studio", "generate", opening.base_name, self.answers_to.previews(material.captions)[0], *configs)
 

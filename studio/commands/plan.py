@@ -66,6 +66,10 @@ def plan(context: click.Context, base: str | None, table: bool, as_json: bool, q
     BASE is a public model's name (sd1, sdxl, flux-dev, llama-3-8b, ...), an embedded base, a folder, a checkpoint of
     one file, or a hub id in the cache. No weights are read: the trainers' own step runs on tensors without numbers, and
     every storage is counted. The options are those of the training commands.
+
+    \f
+    Raises:
+        BadConfig: no base is named.
     """
     show = Show(as_json, quiet)
     if table:

@@ -48,7 +48,6 @@ class Forecast:
         flops: floating point operations of a step. half: whether they are done in bf16.
         disk: what is written, word -> bytes. sizes: of the samples: width, height, native; or length.
         assumptions: what was taken for granted, in sentences.
-        correction: by how much measured peaks are above forecasts here, as a factor that :attr:`peak` holds.
     """
 
     base: str
@@ -62,7 +61,6 @@ class Forecast:
     disk: Mapping[str, int] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
     assumptions: tuple[str, ...] = ()
-    correction: float = 1.0
 
     @property
     def worst(self) -> Phase:
@@ -72,7 +70,7 @@ class Forecast:
     @property
     def peak(self) -> int:
         """Bytes that a device must have for it."""
-        return round(self.worst.total * self.correction)
+        return self.worst.total
 
     @property
     def categories(self) -> Mapping[str, int]:
@@ -94,7 +92,7 @@ class Forecast:
             "phases": {phase.name: {"total": phase.total, **phase.by} for phase in self.phases},
             "host": dict(self.host), "trained": self.trained, "weights": self.weights, "flops": self.flops,
             "seconds": {name: self.seconds(name) for name, one in DEVICES.items() if one.memory >= self.peak},
-            "disk": dict(self.disk), "correction": self.correction, "assumptions": list(self.assumptions),
+            "disk": dict(self.disk), "assumptions": list(self.assumptions),
         }  # fmt: skip
 
     def __str__(self) -> str:

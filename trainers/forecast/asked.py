@@ -16,6 +16,7 @@ from studio.limits import limit, too_many
 from studio.planning.quantised import wishes
 from studio.planning.sharding import SHARDINGS
 from studio.trainers.image.prior import PRIORS
+from studio.trainers.loop.plan import Plan
 from studio.trainers.recipes import Recipe, usual_adapter
 
 __all__ = ["ATTENTION_KINDS", "OPTIMIZER_KINDS", "Asked"]
@@ -59,11 +60,11 @@ class Asked:
         UnknownName: a word that is not known.
 
     Example:
-        >>> Asked(optimizer="adamw8")
+        >>> Asked(optimizer="adamw8bits")
         Traceback (most recent call last):
         ...
-        studio.errors.UnknownName: no optimizer is named 'adamw8'; did you mean 'adamw8bit'? (known: adamw, adamw8bit,
-        paged-adamw8bit, lora-plus, lora-fa)
+        studio.errors.UnknownName: no optimizer is named 'adamw8bits'; did you mean 'adamw8bit'? (known: adamw,
+        adamw8bit, paged-adamw8bit, lora-plus, lora-fa)
     """
 
     task: str | None = None
@@ -140,6 +141,15 @@ class Asked:
         if made is not None and not isinstance(made, AdapterConfig):
             made = made(recipe)
         return made or usual_adapter(recipe)
+
+    def loop(self, recipe: Recipe) -> Plan:
+        """Returns the settings of the loop of one process."""
+        own = self.optimizer if self.optimizer in ("lora-plus", "lora-fa") else "adamw"
+        return Plan(
+            steps=recipe.steps, batch_size=self.rows, accumulation=self.accumulation, precision=self.precision,
+            ema=self.ema, gradient_checkpointing=self.gradient_checkpointing, learning_rate=recipe.learning_rate,
+            optimizer=own,  # type: ignore[arg-type]
+        )  # fmt: skip
 
     def facts(self) -> dict[str, Any]:
         """Returns what differs from the defaults, by name, in plain values, but for the adapter."""

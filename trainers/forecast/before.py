@@ -59,7 +59,7 @@ def _on_cpu(base: str | Path, plan: Plan) -> bool:
 
 
 def check_before(task: Any, adapter: AdapterLike, plan: Plan, say: Say) -> None:
-    """Checks that a training fits into what the plan says there is; a plan that says nothing is not checked.
+    """Checks that a training fits into what the plan says there is; where it says nothing, nothing is looked at.
 
     Args:
         task: its description. adapter: as a training takes it. plan: the loop's settings. say: takes a line.

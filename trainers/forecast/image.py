@@ -22,7 +22,6 @@ from studio.trainers.image.latents import Latents, picture_size
 from studio.trainers.image.objective import Objective
 from studio.trainers.image.prior import Prior
 from studio.trainers.image.prompts import Prompts
-from studio.trainers.loop.plan import Plan
 from studio.trainers.recipes import ImageRecipe, recipe_for
 
 __all__ = ["image_scene"]
@@ -72,12 +71,7 @@ def _trained(base: Base, asked: Asked, recipe: ImageRecipe) -> list[str]:
 def _lesson(
     base: Base, asked: Asked, recipe: ImageRecipe, size: tuple[int, int], encoders: list[str], stuff: Stuff
 ) -> Diffusion:
-    family, rows = base.family, asked.rows
-    plan = Plan(
-        steps=recipe.steps, batch_size=rows, accumulation=asked.accumulation, precision=asked.precision, ema=asked.ema,
-        gradient_checkpointing=asked.gradient_checkpointing, learning_rate=recipe.learning_rate,
-        optimizer=asked.optimizer if asked.optimizer in ("lora-plus", "lora-fa") else "adamw",  # type: ignore[arg-type]
-    )  # fmt: skip
+    family = base.family
     cells = size[1] // family.downscale, size[0] // family.downscale
     nothing: Any = None  # no cache is asked: what it would give is there already
     latents = Latents(base, [item(size)], size=size, crop="center", flip=False, cache=nothing)
@@ -85,26 +79,27 @@ def _lesson(
     prompts = Prompts(base, nothing)
     said = _conditioning(base, asked, stuff)
     prompts._encoded |= {_CAPTION: said, _CLASS: said}
-    draws = Still(0)
-    prior = None
-    if asked.prior not in (None, "none"):
-        of_them = asked.rows if recipe.prior_rows is None else recipe.prior_rows
-        prior = Prior(
-            lambda: latents, (_CLASS,), recipe.prior_weight, asked.prior == "self", draws, of_them, asked.rows
-        )
     shift = family.shift(base.pipe, cells) if recipe.shifted else 1.0
     lesson = _Played(
-        base=base, adapter=asked.config(recipe), name="forecast", plan=plan,
+        base=base, adapter=asked.config(recipe), name="forecast", plan=asked.loop(recipe),
         rates=dict.fromkeys([family.denoiser, *encoders], recipe.learning_rate), settings={}, recorded={}, inputs={},
-        origin={}, latents=latents, captions_of=[_CAPTION], prior=prior, prompts=prompts,
+        origin={}, latents=latents, captions_of=[_CAPTION], prior=_prior(asked, recipe, latents), prompts=prompts,
         objective=Objective(
             process=family.process.of(base.pipe.scheduler, torch.device("cpu")), weighting=recipe.weighting,
             density=recipe.density, shift=shift,
         ),
         previews=Previews((), (), size, 1, 1.0),
     )  # fmt: skip
-    lesson.draws = draws
+    lesson.draws = Still(0)
     return lesson
+
+
+def _prior(asked: Asked, recipe: ImageRecipe, latents: Latents) -> Prior | None:
+    if asked.prior in (None, "none"):
+        return None
+    rows = asked.rows if recipe.prior_rows is None else recipe.prior_rows
+    own = asked.prior == "self"
+    return Prior(lambda: latents, (_CLASS,), recipe.prior_weight, own, Still(0), rows, asked.rows)
 
 
 class _Played(Diffusion):

@@ -18,7 +18,6 @@ from studio.trainers.forecast.stage import Scene
 from studio.trainers.forecast.still import Blank, Still
 from studio.trainers.language.causal import Causal
 from studio.trainers.language.texts import TokenRow
-from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.task import Lesson, Loss
 from studio.trainers.recipes import RECIPES, SMALL_BASE, Recipe
 
@@ -46,14 +45,9 @@ def language_scene(drawn: Blueprint, asked: Asked) -> Scene:
     model: Any = drawn.language
     model.to(asked.type_of(drawn.dtype)).requires_grad_(False)
     recipe = text_recipe(model)
-    plan = Plan(
-        steps=recipe.steps, batch_size=asked.rows, accumulation=asked.accumulation, precision=asked.precision,
-        ema=asked.ema, gradient_checkpointing=asked.gradient_checkpointing, learning_rate=recipe.learning_rate,
-        optimizer=asked.optimizer if asked.optimizer in ("lora-plus", "lora-fa") else "adamw",  # type: ignore[arg-type]
-    )  # fmt: skip
     shared: dict[str, Any] = dict(
-        adapter=asked.config(recipe), name="forecast", plan=plan, rates={"": recipe.learning_rate}, settings={},
-        recorded={}, inputs={}, origin={},
+        adapter=asked.config(recipe), name="forecast", plan=asked.loop(recipe), rates={"": recipe.learning_rate},
+        settings={}, recorded={}, inputs={}, origin={},
     )  # fmt: skip
     virtual = shared["adapter"].tokens if isinstance(shared["adapter"], TokenConfig) else 0
     context = int(getattr(model.config, "max_position_embeddings", 0) or LENGTH + virtual)

@@ -66,20 +66,10 @@ def play(scene: Scene, asked: Asked, stuff: Stuff, tracker: Tracker) -> None:
     Args:
         scene: what is played. asked: the settings. stuff: what tensors are made of. tracker: counts.
     """
-    lesson = scene.lesson
-    parts = components(lesson.model)
+    lesson, parts = scene.lesson, components(scene.lesson.model)
     trained = [parts[name] for name in lesson.rates]
-    Lesson.prepare(lesson, lambda line: None)
     lone = {name: module for name, module in scene.beside.items() if module not in trained}
-    attached = scene.whole or _attached(lesson)
-    for module in [*trained, *lone.values()]:
-        stuff.fill(module)
-    if scene.whole:
-        for module in trained:
-            module.requires_grad_(True)
-    elif not attached:
-        with stuff.entered():
-            _attach(lesson)
+    _set(scene, stuff, trained, list(lone.values()))
     with tracker.phase("load", "weights"):
         for module in [*trained, *lone.values()]:
             tracker.own([t for n, t in _tensors(module) if ".adapters." not in f".{n}"], "weights")
@@ -100,6 +90,20 @@ def play(scene: Scene, asked: Asked, stuff: Stuff, tracker: Tracker) -> None:
             tracker.own([t for m in lone.values() for _, t in _tensors(m)], "weights")
             with torch.no_grad(), tracker.phase("preview", "preview"), weights.averaged():
                 scene.draw()
+
+
+def _set(scene: Scene, stuff: Stuff, trained: Sequence[nn.Module], lone: Sequence[nn.Module]) -> None:
+    """Makes everything ready: checkpointing, the adapter, tensors."""
+    lesson = scene.lesson
+    Lesson.prepare(lesson, lambda line: None)
+    attached = scene.whole or _attached(lesson)
+    for module in (*trained, *lone):
+        stuff.fill(module)
+    for module in trained if scene.whole else ():
+        module.requires_grad_(True)
+    if not attached:
+        with stuff.entered():
+            _attach(lesson)
 
 
 def _attached(lesson: Lesson) -> bool:
