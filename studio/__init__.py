@@ -50,18 +50,18 @@ if TYPE_CHECKING:
     from studio.files import (
         Embedding,
         combine_files,
-        convert,
         embeddings,
-        extract,
-        inspect,
-        load,
         read_embeddings,
         remove_embedding,
-        resize,
-        save,
         save_embedding,
     )
-    from studio.trainers.forecast import plan
+    from studio.files.convert import convert  # by their modules, which have their names
+    from studio.files.extract import extract
+    from studio.files.inspect import inspect
+    from studio.files.load import load
+    from studio.files.resize import resize
+    from studio.files.save import save
+    from studio.trainers.forecast.plan import plan
 
 _HOMES = {
     "studio.adapters": (

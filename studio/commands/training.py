@@ -200,7 +200,7 @@ def _note_trigger(task: Any, show: Show) -> None:
 def _tell_pictures(task: Any, run: Run, show: Show) -> dict[str, Any]:
     trigger = task.answers_to
     prompt = f"{trigger.words}, ..." if trigger.phrase else trigger.alone
-    configs = () if task.config_of is None else ("--config-of", task.config_of)
+    configs: tuple[Any, ...] = () if task.config_of is None else ("--config-of", task.config_of)
     configs += () if task.quantize is None else ("--quantize", task.quantize)
     command = ("studio", "generate", _named(task.base), prompt, *configs, "--adapter", run.adapter, "-o", "out")
     show.say(f"try it: {shell(*command)}")

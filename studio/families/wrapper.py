@@ -45,8 +45,10 @@ def unwrapped(module: nn.Module) -> nn.Module:
         >>> unwrapped(nn.DataParallel(model)) is model
         True
     """
-    while (word := _word_of(type(module))) and word in module._modules:
+    kind: Any = type(module)
+    while (word := _word_of(kind)) and word in module._modules:
         module = cast(nn.Module, module._modules[word])
+        kind = type(module)
     return module
 
 
