@@ -121,7 +121,7 @@ def choose_device(asked: str | torch.device | None = None) -> torch.device:
 
 
 def collective_backend() -> str:
-    """Returns what processes exchange tensors by: torch's word for gloo, with nccl or xccl where the devices have it."""
+    """Returns what processes exchange tensors by: gloo, and nccl or xccl where devices have it, in torch's words."""
     if _count("cuda"):
         return "cpu:gloo,cuda:nccl"
     return "cpu:gloo,xpu:xccl" if _count("xpu") else "gloo"

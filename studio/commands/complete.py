@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import click
 
@@ -13,9 +13,6 @@ from studio.commands.options import adapter_option, example, output_options, pip
 from studio.commands.show import Show
 from studio.commands.words import AdapterWord
 from studio.errors import BadConfig
-
-if TYPE_CHECKING:
-    from studio.pipelines import TextPipeline
 
 __all__ = ["complete"]
 

@@ -102,12 +102,18 @@ def extract(
     config = _config(layers, ranks)
     made = Loose(
         file=place, model=first, base=str(base), name=name, format="diffusers", config=config, layers=layers,
-        facts={word: name for word, name in (("base", _stated(base)), ("extracted", Path(_stated(tuned)).name)) if name},
+        facts=_origin(base, tuned),
     )  # fmt: skip
     return ExtractReport(
         file=write_loose(made, place, format=format, dtype=dtype), method=config.method, ranks=Counter(ranks.values()),
         error=math.sqrt(lacking / whole) if whole else 0.0, errors=errors, left=tuple(_left(own, other, layers)),
     )  # fmt: skip
+
+
+def _origin(base: Any, tuned: Any) -> dict[str, str]:
+    """What the file says it was made of, as far as the two have names."""
+    found = {"base": _stated(base), "extracted": Path(_stated(tuned)).name}
+    return {word: name for word, name in found.items() if name}
 
 
 def _stated(model: str | Path | Any) -> str:

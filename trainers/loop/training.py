@@ -92,8 +92,8 @@ def train(
             recipe's.
         steps, seed, learning_rate, batch_size, accumulation, warmup, schedule, clip, weight_decay, beta2, optimizer,
             rate_ratio, embedding_rate, grow, precision, ema, gradient_checkpointing, checkpoint_every, preview_every,
-            tensorboard, device, offload_activations, sharding, cache, fit: see :class:`~studio.trainers.Plan`; None takes
-            the recipe's value.
+            tensorboard, device, offload_activations, sharding, cache, fit: see :class:`~studio.trainers.Plan`; None
+            takes the recipe's value.
         further: the run in ``output`` had fewer steps and trains on to these, its learning rate as it stands at that
             place of the longer schedule; if it was finished, the optimizer's moments start anew.
         quiet: print nothing.
