@@ -38,7 +38,7 @@ def test_what_is_there_all_the_time_is_counted_to_the_byte():
 
 @pytest.mark.parametrize("change", [
     {"gradient_checkpointing": True}, {"batch_size": 1}, {"resolution": 32}, {"quantize": "nf4"}, {"offload": "all"},
-    {"optimizer": "adamw8bit"}, {"processes": 4}, {"processes": 4, "sharding": "zero2"}, {"dtype": "bf16"},
+    {"optimizer": "adamw-8bit"}, {"processes": 4}, {"processes": 4, "sharding": "zero2"}, {"dtype": "bf16"},
     {"prior": "none"}, {"text_encoder": False}, {"attention": "sdpa"}, {"offload_activations": True},
 ], ids=str)  # fmt: skip
 def test_what_takes_less_takes_less(change):

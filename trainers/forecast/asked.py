@@ -17,12 +17,13 @@ from studio.planning.quantised import wishes
 from studio.planning.sharding import SHARDINGS
 from studio.trainers.image.prior import PRIORS
 from studio.trainers.loop.plan import Plan
+from studio.trainers.loop.optimizer import OPTIMIZERS
 from studio.trainers.recipes import Recipe, usual_adapter
 
 __all__ = ["ATTENTION_KINDS", "OPTIMIZER_KINDS", "Asked"]
 
 ATTENTION_KINDS: Final = ("sdpa", "eager", "xformers")
-OPTIMIZER_KINDS: Final = ("adamw", "adamw8bit", "paged-adamw8bit", "lora-plus", "lora-fa")
+OPTIMIZER_KINDS: Final = tuple(OPTIMIZERS)
 
 _CHOICES: Final = {
     "attention": ATTENTION_KINDS, "optimizer": OPTIMIZER_KINDS, "sharding": tuple(SHARDINGS),
@@ -45,7 +46,7 @@ class Asked:
             bf16. quantize: ``"nf4"``, ``"nf4,text_encoder_2=int8"``.
         gradient_checkpointing, ema: as in a training.
         attention: ``"sdpa"``, ``"xformers"`` (which keep no scores) or ``"eager"`` (which keeps them).
-        optimizer: ``"adamw"``, ``"adamw8bit"``, ``"paged-adamw8bit"``, ``"lora-plus"``, ``"lora-fa"``.
+        optimizer: as in a training, ``"adamw"``, ``"adamw-8bit"``, ...
         text_encoder: whether the text encoders are adapted too.
         prior: of DreamBooth; ``"images"`` and ``"generate"`` double the rows, ``"self"`` adds a pass without gradients.
         cached: whether encoders and autoencoder leave the device after their outputs are kept.
@@ -60,11 +61,11 @@ class Asked:
         UnknownName: a word that is not known.
 
     Example:
-        >>> Asked(optimizer="adamw8bits")
+        >>> Asked(optimizer="adamw-8bits")
         Traceback (most recent call last):
         ...
-        studio.errors.UnknownName: no optimizer is named 'adamw8bits'; did you mean 'adamw8bit'? (known: adamw,
-        adamw8bit, paged-adamw8bit, lora-plus, lora-fa)
+        studio.errors.UnknownName: no optimizer is named 'adamw-8bits'; did you mean 'adamw-8bit'? (known: adamw,
+        lora-plus, lora-fa, adamw-8bit, paged-adamw, paged-adamw-8bit)
     """
 
     task: str | None = None

@@ -60,7 +60,7 @@ def _halved(asked: Asked, now: Forecast) -> Asked | None:
 
 def _eight_bits(asked: Asked, now: Forecast) -> Asked | None:
     held = now.categories.get("optimizer", 0)
-    return replace(asked, optimizer="adamw8bit") if asked.optimizer == "adamw" and held > now.peak // 100 else None
+    return replace(asked, optimizer="adamw-8bit") if asked.optimizer == "adamw" and held > now.peak // 100 else None
 
 
 def _text_left(asked: Asked, now: Forecast) -> Asked | None:
@@ -95,7 +95,7 @@ LEVERS: Final[Sequence[Lever]] = (
     Lever("no previews", "nobody sees the adapter grow", _unseen, lambda asked: "--set preview_prompts=[]"),
     Lever("the base in bf16", "the last digits of its products", _halved),
     Lever("an optimizer in 8 bits", "the last digits of its moments", _eight_bits,
-          lambda asked: "--set optimizer=adamw8bit" if "adamw8bit" in OPTIMIZERS else ""),
+          lambda asked: "--set optimizer=adamw-8bit" if "adamw-8bit" in OPTIMIZERS else ""),
     Lever("the text encoder as it is", "rare words are learned a little less well", _text_left,
           lambda asked: "--no-text-encoder"),
     Lever("the base in 8 bits (int8)", "errors of about half a percent in its weights", _quantised("int8"),

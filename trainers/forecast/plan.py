@@ -30,7 +30,7 @@ __all__ = ["draws", "forecast", "plan"]
 
 IMAGE_TASKS: Final = ("dreambooth", "style")
 TEXT_TASKS: Final = ("causal-lm", "seq2seq")
-STATE_SHARE: Final = {"adamw8bit": (2 + 2 * 4 / 256) / 8, "paged-adamw8bit": (2 + 2 * 4 / 256) / 8}
+STATE_SHARE: Final = {"adamw-8bit": (2 + 2 * 4 / 256) / 8, "paged-adamw-8bit": (2 + 2 * 4 / 256) / 8}
 """Bytes of an optimizer's states against AdamW's eight per number: two in 8 bits, a scale in fp32 per 256 of them."""
 
 
