@@ -16,8 +16,8 @@ from studio.limits import limit, too_many
 from studio.planning.quantised import wishes
 from studio.planning.sharding import SHARDINGS
 from studio.trainers.image.prior import PRIORS
-from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.optimizer import OPTIMIZERS
+from studio.trainers.loop.plan import Plan
 from studio.trainers.recipes import Recipe, usual_adapter
 
 __all__ = ["ATTENTION_KINDS", "OPTIMIZER_KINDS", "Asked"]
