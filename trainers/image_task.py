@@ -170,12 +170,7 @@ class ImageTask(ABC):
 
     def open(self, adapter: AdapterLike, plan: Plan, say: Say) -> Diffusion:
         """See :meth:`studio.trainers.Task.open`."""
-        if plan.fit is not None:
-            from studio.trainers.forecast.before import check_before
-
-            check_before(self, adapter, plan, say)
-        self._check_previews()
-        folders = self.look()
+        folders = self._checked(adapter, plan, say)
         opening = open_with_recipe(
             self.task_name, self.base, lambda base, **more: open_base(base, config_of=self.config_of, **more), BASES,
             adapter=adapter, plan=plan, say=say, quantize=self.quantize,
@@ -201,6 +196,15 @@ class ImageTask(ABC):
             origin=self._origin(opening, material), caption_dropout=material.caption_dropout,
             notes=[_treatment(material), *opening.notes, *(f"cropped: {line}" for line in material.latents.cropped())],
         )  # fmt: skip
+
+    def _checked(self, adapter: AdapterLike, plan: Plan, say: Say) -> Sequence[ImageFolder]:
+        """Returns the folders, once all that needs no base is checked."""
+        if plan.fit is not None:
+            from studio.trainers.forecast.before import check_before
+
+            check_before(self, adapter, plan, say)
+        self._check_previews()
+        return self.look()
 
     def _configs(self) -> dict[str, str]:
         """What is said about the base besides its name."""

@@ -114,7 +114,9 @@ def test_previews_that_an_interruption_left_out_are_made_when_the_run_goes_on(ta
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Diffusion, "after_step", after_step)
-    monkeypatch.setattr("studio.trainers.loop.training.save_previews", lambda folder, step, lesson: drawn.append(step))
+    monkeypatch.setattr(
+        "studio.trainers.loop.training.save_previews", lambda folder, step, lesson, **_: drawn.append(step)
+    )
     with pytest.raises(KeyboardInterrupt):
         train(task, output=tmp_path / "run", **settings, preview_every=2)
     assert drawn == [0, 2]
