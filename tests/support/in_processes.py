@@ -10,6 +10,7 @@ from studio import LoRA
 from studio.errors import DoesNotFit
 from studio.launched import started_processes
 from studio.trainers import CausalLM, DreamBooth, train
+from studio.trainers.loop.group import joined
 
 __all__ = ["SETTINGS", "tasks", "train_all"]
 
@@ -55,3 +56,4 @@ def refused(folder: Path, out: Path) -> None:
 if __name__ == "__main__":
     train_all(Path(sys.argv[1]), Path(sys.argv[2]), {"whole": "none", "parts": "full"})
     refused(Path(sys.argv[1]), Path(sys.argv[2]))
+    joined().wait()  # none leaves while another one is still at work

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -188,6 +189,8 @@ def joined() -> Group:
 
 
 def _leave() -> None:
+    """Ends what the processes share, after the divided bases that still hold on to it."""
+    gc.collect()
     if dist.is_initialized():
         dist.destroy_process_group()
 
