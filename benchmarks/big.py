@@ -97,7 +97,7 @@ def tune(folder: Path, out: Path) -> dict[str, Any]:
 def forecast() -> float:
     """The bytes that ``studio plan`` expects for the same settings."""
     import studio
-    from studio.trainers import plan
+    from studio.trainers.forecast import plan
 
     with tempfile.TemporaryDirectory() as place:
         config().save_pretrained(place)
