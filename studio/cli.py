@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ import click
 
 import studio
 from studio.errors import StudioError, UsageError, nearest
+from studio.launched import is_main
 from studio.shown import shown
 from studio.signals import hear
 
@@ -34,6 +36,7 @@ COMMANDS: Final = (
 """The commands in the order of the help: modules of :mod:`studio.commands`, with ``_`` for ``-``."""
 
 INTERRUPTED: Final = 130
+PATIENCE: Final = 3.0  # seconds for which the further processes of a training wait before they fail
 LONGEST: Final = 1_200  # characters of a sentence
 _NO_MEMORY: Final = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -104,6 +107,8 @@ class Commands(click.Group):
             code = INTERRUPTED
         except (MemoryError, OSError, RuntimeError) as error:
             code = _machine(error)
+        if code and not is_main():
+            time.sleep(PATIENCE)  # what is wrong in all processes is said by the first one
         sys.exit(code if isinstance(code, int) else 0)
 
 
