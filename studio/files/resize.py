@@ -85,7 +85,7 @@ def resize(
         raise BadFile(f"{place} is there already; choose another name")
     loose = read_loose(file, family=family, base=base)
     if not isinstance(loose.config, LoRA):
-        raise DoesNotFit(f"{loose.file} is of {loose.config.method}; what has a rank that can be lowered is a LoRA")
+        raise DoesNotFit(f"{loose.file} is of {loose.config.label}; what has a rank that can be lowered is a LoRA")
     layers = _lowered(loose, loose.config, lambda pair: _kept(pair, rank, sv_ratio, sv_fro, sv_cumulative))
     ranks, scales = ({one.path: getattr(one, of) for one in layers.values()} for of in ("rank", "scale"))
     biased = any("bias" in one.tensors for one in layers.values())

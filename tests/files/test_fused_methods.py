@@ -148,6 +148,21 @@ def test_what_has_no_rows_of_its_own_is_refused_by_name(algorithm, pipe, tmp_pat
     assert not studio.adapters(pipe)
 
 
+@pytest.mark.parametrize("broken", ["longer", "alone"])
+def test_factors_that_do_not_make_the_outputs_are_refused(broken, pipe, tmp_path):
+    """A second factor of more rows would still have rows enough for each layer: the wrong ones."""
+    file, tensors, _ = written(pipe, ALGORITHMS["lokr-across"], tmp_path)
+    keys = [key for key in tensors if key.endswith("lokr_w2")] or [key for key in tensors if key.endswith("lokr_w2_a")]
+    for key in keys if broken == "longer" else [key for key in tensors if ".lokr_w1" in key]:
+        tensors[key] = torch.cat([tensors[key]] * 2)
+        if broken == "alone":
+            del tensors[key]
+    save_file(tensors, file)
+    with pytest.raises((DoesNotFit, PartialLoad), match="do not make these"):
+        studio.load(pipe, file)
+    assert not studio.adapters(pipe)
+
+
 def test_parts_that_do_not_share_are_refused_where_they_would_be_one(pipe, tmp_path):
     file, _, _ = written(pipe, ALGORITHMS["loha"], tmp_path)
     studio.load(pipe, file)

@@ -182,6 +182,11 @@ NAMES: Final = {
 }
 
 
+_LEFT: Final = ("w1", "w1_a")
+_RIGHT: Final = ("w2", "w2_a")
+"""Tensors of the two factors whose first axis runs over the factor's rows, in a linear layer."""
+
+
 class LoKrAdapter(LycorisAdapter[LoKr]):
     """LoKr on one site: ``w1`` or ``w1_a @ w1_b``, and ``w2``, ``w2_a @ w2_b`` or the Tucker form with ``w2_t``.
 
@@ -264,11 +269,12 @@ class LoKrAdapter(LycorisAdapter[LoKr]):
 
     @classmethod
     def cut(cls, tensors: Mapping[str, Tensor], rows: Rows, fixed: Mapping[str, Any]) -> dict[str, Tensor]:
-        left = next(name for name in ("w1", "w1_a") if name in tensors)
-        count = len(tensors[left])
+        count, high = (next((len(tensors[part]) for part in parts if part in tensors), 0) for parts in (_LEFT, _RIGHT))
+        if count * high != rows.total:
+            raise DoesNotFit(f"its factors of {count} and {high} rows do not make these {rows.total} outputs")
         if rows.of(count) is not None:
             return super().cut(tensors, rows, fixed)
-        high = rows.total // count  # rows of w2, one of which is cut in two
+        # a row of w1 makes as many outputs as w2 has rows, and some of these belong to another layer
         first, last = rows.begin // high, -(-rows.end // high)
         whole = super().cut(tensors, Rows(first * high, last * high, rows.total), fixed)
         if "magnitude" in tensors:
@@ -279,9 +285,9 @@ class LoKrAdapter(LycorisAdapter[LoKr]):
     def rejoined(cls, layers: Sequence[Mapping[str, Tensor]], rows: Sequence[Rows]) -> dict[str, Tensor]:
         if not any("window" in own for own in layers):
             return super().rejoined(layers, rows)
-        left = next(name for name in ("w1", "w1_a") if name in layers[0])
+        left, right = (next(part for part in parts if part in layers[0]) for parts in (_LEFT, _RIGHT))
         begins = [int(own.get("window", torch.zeros(1))) for own in layers]
-        high = next(own["w2" if "w2" in own else "w2_a"].shape[0] for own in layers)
+        high = len(layers[0][right])
         blocks = [(place.begin - begin) // high for place, begin in zip(rows, begins, strict=True)]
         first = layers[0][left]
         full = first.new_zeros(rows[0].total // high, *first.shape[1:])
