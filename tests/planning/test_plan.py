@@ -209,3 +209,10 @@ def test_the_picture_is_as_high_as_the_numbers():
     columns = [sum(pixels[x, y] == blue for y in range(image.height)) for x in range(image.width)]
     heights = sorted({count for count in columns if count > 100})
     assert heights[-1] == pytest.approx(2 * heights[0], abs=3)
+
+
+def test_two_functions_that_make_adapters_are_not_taken_for_one():
+    """The second one may stand where the first one stood in memory."""
+    ranks = [plan("facts", adapter=lambda _, rank=rank: studio.LoRA(rank=rank, targets="attention"), length=16).trained
+             for rank in (2, 8)]  # fmt: skip
+    assert ranks[1] == 4 * ranks[0]

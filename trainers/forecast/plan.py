@@ -142,6 +142,7 @@ class _Play:
 
     def __init__(self, base: str, asked: Asked) -> None:
         fakes, self.tracker = Fakes(), Tracker()
+        self.asked = asked  # kept: the words of a function are its place in memory, which another one may take after it
         drawn = _FRESH.pop(base, None) or blueprint(base)
         self.name, self.dtype = drawn.name, asked.type_of(drawn.dtype)
         self.known_dtype = drawn.dtype is not None
