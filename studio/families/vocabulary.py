@@ -106,7 +106,8 @@ def learn(pipe: Any, name: str, words: Sequence[Word]) -> None:
                 begun[-1][1].add(name, reader.row.component, mine)
     except BaseException:
         for _, lookup in begun:
-            lookup.drop(name)
+            if name in lookup.words:  # one that refused has set nothing, and may stand under somebody else's tokens
+                lookup.drop(name)
         raise
 
 

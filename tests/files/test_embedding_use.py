@@ -296,6 +296,10 @@ def test_what_words_do_not_have(tmp_path):
     with pytest.raises(DoesNotFit, match="other tokens since"):
         studio.remove_embedding(pipe, "toy")
     assert "toy" in studio.embeddings(pipe)
+    save_file({"dog": torch.randn(1, 16)}, tmp_path / "dog.safetensors")
+    with pytest.raises(DoesNotFit, match="other tokens since"):
+        studio.load(pipe, tmp_path / "dog.safetensors")
+    assert pipe.tokenizer.convert_tokens_to_ids("<mine>") == len(pipe.tokenizer) - 1  # theirs is still there
 
 
 def test_two_encoders_with_one_tokenizer_are_refused(tmp_path):
