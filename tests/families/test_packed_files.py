@@ -102,6 +102,56 @@ def test_scaled_fp8_is_read_as_it_is_and_its_scales_count(folders, tmp_path, kin
     assert base.hash != dense.hash and base.parameters == dense.parameters
 
 
+FUSED = "double_blocks.0.img_attn.qkv"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows"),
+    [(torch.float8_e4m3fn, True), (torch.float8_e5m2, False), (torch.bfloat16, False), (torch.float8_e4m3fn, None)],
+    ids=["a scale per row", "e5m2", "bf16 beside a scale", "fp8 without a scale"],
+)
+def test_a_layer_that_is_kept_otherwise_is_what_its_numbers_say(folders, tmp_path, dtype, rows):
+    made, off = scaled(ALONE["flux1"](build("flux1")), ".scale_weight")
+    weight = next(name for name in made if name.endswith(f"{FUSED}.weight"))
+    scale = made.pop(weight.replace(".weight", ".scale_weight"))
+    if rows is None:
+        made[weight] = off[weight].to(dtype)
+        off[weight] = made[weight].float()
+    else:
+        scale = scale.expand(len(off[weight])).clone() * (1 + torch.arange(len(off[weight]))) if rows else scale
+        made[weight] = (off[weight] / 2e-3).to(dtype)
+        made[weight.replace(".weight", ".scale_weight")] = scale
+        off[weight] = made[weight].float() * (scale[:, None] if rows else scale)
+    save_file(plain(made), tmp_path / "scaled.safetensors")
+    save_file(plain(off), tmp_path / "dense.safetensors")
+    mine, wanted = (
+        weights(open_base(tmp_path / f"{name}.safetensors", config_of=folders("flux1"))) for name in ("scaled", "dense")
+    )
+    for path, one in wanted.items():
+        torch.testing.assert_close(mine[path], one, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda codes, scale: (codes, torch.ones(len(codes), 2)), "does not scale 8-bit floats"),
+        (lambda codes, scale: (codes.view(torch.int8), scale), "does not scale 8-bit floats"),
+        (lambda codes, scale: (None, scale), "does not scale 8-bit floats"),
+        (lambda codes, scale: (codes[:, :-1], scale), r"\(32, 31\) in the file and \(32, 32\)"),
+    ],
+    ids=["a scale per block", "integers", "a scale alone", "too narrow"],
+)
+def test_other_packings_of_comfyui_are_refused_and_not_misread(folders, tmp_path, change, said):
+    made, _ = scaled(ALONE["flux1"](build("flux1")), ".weight_scale")
+    weight = next(name for name in made if name.endswith(f"{FUSED}.weight"))
+    beside = weight.replace(".weight", ".weight_scale")
+    codes, made[beside] = change(made.pop(weight), made[beside])
+    made |= {} if codes is None else {weight: codes}
+    save_file(plain(made), tmp_path / "other.safetensors")
+    with pytest.raises(BadFile, match=said):
+        open_base(tmp_path / "other.safetensors", config_of=folders("flux1"))
+
+
 @pytest.mark.parametrize("kind", ["flux1", "qwen-image"])
 def test_a_gguf_file_is_read_in_its_blocks_and_adapted(folders, tmp_path, kind):
     gguf = pytest.importorskip("gguf")

@@ -8,6 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from studio.errors import BadFile
 from studio.quantization.layers import replace_layer
 from studio.quantization.scaled import ScaledLinear
 
@@ -37,38 +38,71 @@ def read_scaled(cls: Any, tensors: Mapping[str, Tensor], folder: str, part: str,
     Args:
         cls: the diffusers class. tensors: of the file, under the names that its conversion knows.
         folder: with the configs. part: the denoiser's folder in it. dtype: in which it computes.
+
+    Raises:
+        BadFile: a scale of another packing, or a weight of another size than the configs say.
     """
     from accelerate import init_empty_weights
 
     config = cls.load_config(folder, subfolder=part, local_files_only=True)
     with init_empty_weights(include_buffers=False):
         model: nn.Module = cls.from_config(config)
-    weights = {name: _bytes(tensor) for name, tensor in tensors.items() if not name.endswith(BESIDE)}
-    rows = dict(weights)
-    scales = scale_names(tensors)
-    for name, beside in scales.items():
-        rows[name] = tensors[beside].float().reshape(-1, 1).expand(len(tensors[name]), 1).contiguous()
-    codes, each = (_converted(cls, config, state, model) for state in (weights, rows))
+    codes, each = (_converted(cls, config, state, model) for state in _parted(tensors))
     for path, layer in list(model.named_modules()):
-        weight, scale = codes.get(f"{path}.weight"), each.get(f"{path}.weight")
-        if isinstance(layer, nn.Linear) and weight is not None and weight is not scale and weight.dtype == torch.uint8:
-            assert scale is not None, "both are converted alike"
+        weight = codes.get(f"{path}.weight")
+        if isinstance(layer, nn.Linear) and weight is not None and weight.dtype == torch.uint8:
+            if weight.shape != (layer.out_features, layer.in_features):
+                raise BadFile(
+                    f"{path} is {tuple(weight.shape)} in the file and ({layer.out_features}, {layer.in_features}) in "
+                    f"{folder}; name the folder of its configs with --config-of (config_of=)"
+                )
             bias = codes.pop(f"{path}.bias", None)
             own = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
             packed = codes.pop(f"{path}.weight").view(torch.float8_e4m3fn)
-            replace_layer(model, path, ScaledLinear(packed, scale.contiguous(), own, dtype))
-    left = {name: _numbers(tensor).to(dtype) for name, tensor in codes.items()}
+            replace_layer(model, path, ScaledLinear(packed, each[f"{path}.weight"].contiguous(), own, dtype))
+    left = {name: _times(tensor, each[name]).to(dtype) for name, tensor in codes.items()}
     model.load_state_dict(left, strict=False, assign=True)
     return model.requires_grad_(False).eval()
 
 
-def _bytes(tensor: Tensor) -> Tensor:
-    """8-bit floats as bytes, which can be cut and joined."""
-    return tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor
+def _parted(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights, and the same with scales ``(rows, 1)`` in the places of those that stay in 8 bits.
+
+    These are bytes, which can be cut and joined as 8-bit floats cannot. What is scaled otherwise is multiplied out.
+
+    Raises:
+        BadFile: a scale without its weight, or one of another packing.
+    """
+    weights = {name: _dense(tensor) for name, tensor in tensors.items() if not name.endswith(BESIDE)}
+    rows: dict[str, Tensor] = {}
+    for name, beside in scale_names(tensors).items():
+        weight, scale = tensors.get(name), tensors[beside].float()
+        if (
+            weight is None
+            or not weight.dim()
+            or not weight.is_floating_point()
+            or scale.numel() not in (1, len(weight))
+        ):
+            raise BadFile(
+                f"{beside} does not scale 8-bit floats, all of them or row by row; ComfyUI's other packings are not "
+                "read: give the model as scaled fp8, or as it was before"
+            )
+        if weight.dtype == torch.float8_e4m3fn and weight.dim() == 2:
+            weights[name] = weight.view(torch.uint8)
+            rows[name] = scale.reshape(-1, 1).expand(len(weight), 1).contiguous()
+        else:
+            weights[name] = weight.float() * scale.reshape(-1, *(1 for _ in weight.shape[1:]))
+    return weights, weights | rows
 
 
-def _numbers(tensor: Tensor) -> Tensor:
-    return tensor.view(torch.float8_e4m3fn).float() if tensor.dtype == torch.uint8 else tensor
+def _dense(tensor: Tensor) -> Tensor:
+    """8-bit floats as numbers that can be cut and joined."""
+    return tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
+
+
+def _times(tensor: Tensor, scale: Tensor) -> Tensor:
+    """What is still in 8 bits, since no linear layer has it, as its numbers."""
+    return tensor.view(torch.float8_e4m3fn).float() * scale if tensor.dtype == torch.uint8 else tensor
 
 
 def _converted(cls: Any, config: Mapping[str, Any], state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
