@@ -1,8 +1,8 @@
 """The command line: ``studio COMMAND``. One file per command in :mod:`studio.commands`, imported when it is called.
 
 Exit codes: 0 done; 2 the request was wrong; 3 refused because the result would be silently wrong; 130 interrupted, with
-the state saved; 1 something failed while it ran. The first four print one sentence; what nobody expected shows its
-traceback.
+the state saved; 1 something failed while it ran; 75 another process of the same training has ended. All but 1 print one
+sentence; what nobody expected shows its traceback.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from studio.errors import BadConfig
@@ -26,5 +27,10 @@ def started_processes() -> tuple[int, int]:
 
 
 def is_main() -> bool:
-    """Says whether this process is the one of several that tells about what they do."""
-    return started_processes()[0] == 0
+    """Says whether this process is the one of several that tells about what they do.
+
+    What is no launcher's (a variable of that name with another meaning) says nothing; a training refuses it.
+    """
+    with contextlib.suppress(BadConfig):
+        return started_processes()[0] == 0
+    return True

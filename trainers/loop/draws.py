@@ -17,24 +17,7 @@ from studio.adapters.contract.adapter import generator_for
 from studio.errors import BadConfig
 from studio.trainers.loop.group import Group
 
-__all__ = ["Draws", "micro_batches", "sample_numbers"]
-
-
-def sample_numbers(step: int, micro: int, batch_size: int, accumulation: int) -> range:
-    """Returns the numbers of the samples of one micro-batch.
-
-    Args:
-        step: optimizer steps done before, >= 0.
-        micro: which part of the step, in [0, accumulation).
-        batch_size: samples per micro-batch.
-        accumulation: micro-batches per step.
-
-    Example:
-        >>> sample_numbers(1, 0, 2, 2), sample_numbers(1, 1, 2, 2), sample_numbers(1, 0, 4, 1)
-        (range(4, 6), range(6, 8), range(4, 8))
-    """
-    first = (step * accumulation + micro) * batch_size
-    return range(first, first + batch_size)
+__all__ = ["Draws", "micro_batches"]
 
 
 def micro_batches(step: int, batch_size: int, accumulation: int, group: Group) -> list[range]:

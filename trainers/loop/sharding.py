@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from studio.errors import BadConfig, DoesNotFit
@@ -20,7 +19,7 @@ __all__ = ["check_shards", "shard"]
 
 
 def check_shards(sharding: str, group: Group, samples: int) -> None:
-    """Checks, before anything is opened, that a base can be divided among the processes.
+    """Checks, before the first step, that a base can be divided among the processes.
 
     Args:
         sharding: the plan's. group: the processes. samples: of one step.
@@ -73,13 +72,3 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
                     yield item
         else:
             yield from _blocks(child)
-
-
-def bytes_here(modules: Sequence[nn.Module]) -> int:
-    """Returns how many bytes of weights this process holds."""
-    total = 0
-    for module in modules:
-        for parameter in module.parameters():
-            local = parameter.to_local() if isinstance(parameter, torch.distributed.tensor.DTensor) else parameter
-            total += local.numel() * local.element_size()
-    return total

@@ -16,7 +16,7 @@ from studio.errors import BadFile, DoesNotFit
 from studio.families import components
 from studio.trainers.loop import checkpoint, report
 from studio.trainers.loop.claim import held
-from studio.trainers.loop.draws import micro_batches, sample_numbers
+from studio.trainers.loop.draws import micro_batches
 from studio.trainers.loop.group import Group, joined
 from studio.trainers.loop.guard import (
     Interruption,
@@ -238,7 +238,8 @@ class Training:
     def _calibrate(self, model: Any) -> None:
         """Runs the task's own loss over its first samples, for a start that is made from data."""
         for step in range(math.ceil(CALIBRATION_SAMPLES / self.batch_size)):
-            self._loss(sample_numbers(step, 0, self.batch_size, 1))
+            for numbers in micro_batches(step, self.batch_size, 1, Group()):  # every process sees the same ones
+                self._loss(numbers)
 
     def _resume(self) -> int:
         """Takes up the newest checkpoint; returns the steps that it has done."""

@@ -8,7 +8,8 @@ import torch
 from studio.errors import BadConfig, DoesNotFit, UnknownName
 from studio.families.process import PREDICTIONS, Diffusion, Flow
 from studio.trainers.image.objective import DENSITIES, NOT_FOR_FLOWS, WEIGHTINGS, Objective, row_losses
-from studio.trainers.loop.draws import Draws, sample_numbers
+from studio.trainers.loop.draws import Draws, micro_batches
+from studio.trainers.loop.group import Group
 
 ALPHAS = torch.linspace(0.9991, 0.0047, 1000, dtype=torch.float64)  # the ends of Stable Diffusion's schedule
 SNR = ALPHAS / (1 - ALPHAS)
@@ -135,8 +136,8 @@ def test_objective_refuses_what_it_cannot_train():
 
 
 def test_accumulation_draws_what_a_larger_batch_draws():
-    whole = [n for step in range(3) for n in sample_numbers(step, 0, 4, 1)]
-    parts = [n for step in range(3) for micro in range(2) for n in sample_numbers(step, micro, 2, 2)]
+    whole = [n for step in range(3) for part in micro_batches(step, 4, 1, Group()) for n in part]
+    parts = [n for step in range(3) for part in micro_batches(step, 2, 2, Group()) for n in part]
     assert parts == whole == list(range(12))
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from studio.config import read_toml
 from studio.errors import BadConfig
-from studio.launched import started_processes
+from studio.launched import is_main, started_processes
 from studio.trainers.loop.draws import micro_batches
 from studio.trainers.loop.group import Group
 from tests.support.in_processes import train_all
@@ -85,9 +85,11 @@ def test_what_a_launcher_says(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert started_processes() == (1, 2)
+    assert not is_main()
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(BadConfig, match="WORLD_SIZE='two'"):
         started_processes()
+    assert is_main()  # of a command that is no training, whatever somebody else means by that variable
 
 
 # -- real processes ------------------------------------------------------------------------------------------------
@@ -170,6 +172,28 @@ def test_a_killed_process_stops_the_other_and_the_run_goes_on(tmp_path):
     assert_same(tmp_path / "whole", folder)
     assert read_toml(folder / "run.toml")["machine"]["processes"] == ["2", "1"]
     assert "2 processes" in (folder / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_an_interrupted_group_saves_and_goes_on(tmp_path):
+    """Ctrl-C of the launcher: the step is finished and saved, and the same command ends as a run in one go does."""
+    words = [*IMAGE, "--steps", "14", "--batch-size", "4", "--checkpoint-every", "0"]
+    studio(*words, "-o", tmp_path / "whole")
+    folder = tmp_path / "interrupted"
+    command = [sys.executable, "-m", "studio", "launch", "2", "--", *words, "-o", str(folder)]
+    started = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    until = time.monotonic() + 200
+    while started.poll() is None and time.monotonic() < until:
+        if (folder / "log.jsonl").exists() and len((folder / "log.jsonl").read_text().splitlines()) > 2:
+            break
+        time.sleep(0.02)
+    started.send_signal(signal.SIGINT)
+    _, said = started.communicate(timeout=200)
+    assert started.returncode == 130 and "Traceback" not in said, (started.returncode, said[-3000:])
+    assert "the same command goes on from there" in said
+    assert len(list(folder.glob("checkpoints/step-*.state"))) == 1
+    studio(*words, "-o", folder, processes=2)
+    assert_same(tmp_path / "whole", folder)
 
 
 def _workers(parent):
