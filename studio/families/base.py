@@ -19,7 +19,7 @@ from studio.families.opening import hub
 from studio.families.opening.dtype import named
 from studio.families.opening.folder import read_folder
 from studio.families.opening.hashing import files_hash, modules_hash, weights_hash
-from studio.families.opening.ids import hub_id
+from studio.families.opening.ids import hub_id, standing
 from studio.families.opening.selection import Selection, one_file, pipeline_files
 from studio.families.opening.single_file import read_single_file
 from studio.families.opening.weights import Weights
@@ -230,7 +230,7 @@ def _place(base: str | Path, offline: bool, half: bool) -> tuple[str, Path]:
     """
     if isinstance(base, str) and base in BASES:
         return base, BASES[base]
-    path = _standing(base)
+    path = standing(base)
     if path is not None:
         return path.resolve().name, path
     asked = hub_id(base) if isinstance(base, str) else None
@@ -243,16 +243,6 @@ def _place(base: str | Path, offline: bool, half: bool) -> tuple[str, Path]:
     whole = partial(pipeline_files, half=half)
     select: Selection = partial(one_file, name=asked.inside) if asked.is_file else whole
     return str(asked), hub.fetch(asked, select, away=offline)
-
-
-def _standing(base: str | Path) -> Path | None:
-    """Returns the path that was named, if there is something."""
-    try:
-        path = Path(base).expanduser()
-        path.stat()
-    except (OSError, RuntimeError, ValueError):  # not there, no such user, a zero byte
-        return None
-    return path
 
 
 def _short(text: str) -> str:

@@ -17,7 +17,7 @@ from studio.families.base import BASES, modules_hash, move
 from studio.families.opening import hub
 from studio.families.opening.dtype import named, usual_dtype
 from studio.families.opening.folder import chosen
-from studio.families.opening.ids import hub_id
+from studio.families.opening.ids import hub_id, standing
 from studio.families.opening.selection import language_files
 from studio.families.opening.weights import header_of, held
 from studio.families.quiet import quietly
@@ -274,20 +274,20 @@ def _place(base: str | Path, offline: bool) -> tuple[str, Path]:
     """Returns what a base is called, and the folder that was named."""
     if isinstance(base, str) and base in LANGUAGE_BASES:
         return base, LANGUAGE_BASES[base]
-    folder = Path(base).expanduser()
-    if folder.is_dir():
+    folder = standing(base)
+    if folder is not None and folder.is_dir():
         return folder.resolve().name, folder
-    asked = hub_id(base) if isinstance(base, str) and not folder.exists() else None
+    asked = hub_id(base) if isinstance(base, str) and folder is None else None
     if asked is None or asked.is_file:
         raise _no_folder(base, folder)
     return str(asked), hub.fetch(asked, language_files, away=offline)
 
 
-def _no_folder(base: str | Path, folder: Path) -> UsageError:
+def _no_folder(base: str | Path, folder: Path | None) -> UsageError:
     """The refusal of what is neither a known name nor a folder."""
     if base in BASES:
         return DoesNotFit(f"{base!r} draws pictures; a language base is asked for ({', '.join(LANGUAGE_BASES)})")
-    if folder.is_file():
+    if folder is not None and folder.is_file():
         return BadFile(f"{folder} is a single file; language bases are read from transformers folders")
     close = nearest(str(base), LANGUAGE_BASES, 1)[0]
     return UnknownName(

@@ -19,7 +19,7 @@ from studio.families.family import Family, Outline
 from studio.families.language_shapes import LANGUAGE_SHAPES
 from studio.families.opening import hub
 from studio.families.opening.folder import class_of, index_of
-from studio.families.opening.ids import hub_id
+from studio.families.opening.ids import hub_id, standing
 from studio.families.opening.selection import INDEX, config_files, parts_of
 from studio.families.opening.single_file import told
 from studio.families.opening.weights import header_of, held
@@ -112,16 +112,16 @@ def blueprint(base: str | Path) -> Blueprint:
         return _public(name)
     if name in LANGUAGE_SHAPES:
         return Blueprint({"": LANGUAGE_SHAPES[name].build()}, name)
-    place = {**BASES, **LANGUAGE_BASES}.get(name) or Path(base).expanduser()
-    if place.is_dir():
+    place = {**BASES, **LANGUAGE_BASES}.get(name) or standing(base)
+    if place is not None and place.is_dir():
         return replace(_folder(place), name=name if name in (*BASES, *LANGUAGE_BASES) else place.resolve().name)
-    if place.is_file():
+    if place is not None and place.is_file():
         return _single(place)
-    asked = hub_id(name)
+    asked = hub_id(name) if place is None else None
     if asked is None or asked.is_file:
-        close = nearest(name, known_shapes(), 1)[0]
+        close = nearest(name[:99], known_shapes(), 1)[0]
         raise UnknownName(
-            f"nothing is known of the shape of {name!r}: it is no file or folder; did you mean {close!r}? (known by "
+            f"nothing is known of the shape of {name[:200]!r}: it is no file or folder; did you mean {close!r}? (known by "
             f"name: {', '.join(known_shapes())})"
         )
     try:
@@ -160,12 +160,20 @@ def _folder(folder: Path) -> Blueprint:
     parts, scheduler = {}, None
     for part, (library, name) in parts_of(dict(index)).items():
         if part == "scheduler":
-            with quietly():
-                scheduler = getattr(importlib.import_module("diffusers"), name).from_pretrained(folder / part)
+            scheduler = _read_scheduler(folder / part, name)
         elif part in (family.denoiser, *family.readers, "vae"):
             parts[part] = _part(folder / part, library, name)
     rest = {key: value for key, value in index.items() if not key.startswith("_") and not isinstance(value, list)}
     return Blueprint(parts, folder.name, family, scheduler, _held(folder / family.denoiser), Config({**_USUAL, **rest}))
+
+
+def _read_scheduler(folder: Path, name: str) -> Any:
+    try:
+        cls = getattr(importlib.import_module("diffusers"), name)
+        with quietly():
+            return cls.from_pretrained(folder, local_files_only=True)
+    except Exception as problem:  # whatever a broken config makes diffusers raise
+        raise BadFile(f"{folder} cannot be read as the config of a {name}: {_first(problem)}") from problem
 
 
 def _part(folder: Path, library: str, name: str) -> nn.Module:

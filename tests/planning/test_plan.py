@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 
 import studio
 from studio.errors import BadConfig, BadFile, DoesNotFit, UnknownName
-from studio.families import FAMILIES
+from studio.families import BASES, FAMILIES
 from studio.families.language_shapes import LANGUAGE_SHAPES
 from studio.families.shapes import SHAPES
 from studio.families.surroundings import SURROUNDINGS
@@ -113,7 +114,6 @@ def test_language_shapes_have_the_published_number_of_parameters(name):
 
 @pytest.mark.parametrize("base", ["emoji", "facts"])
 def test_folders_say_what_names_say(base, tmp_path):
-    from studio.families import BASES
     from studio.families.causal import LANGUAGE_BASES
 
     folder = {**BASES, **LANGUAGE_BASES}[base]
@@ -164,6 +164,8 @@ def test_a_training_that_does_not_fit_is_refused_before_it_is_opened(tmp_path):
 @pytest.mark.parametrize(("base", "settings", "error", "words"), [
     ("sdxxl", {}, UnknownName, "did you mean 'sdxl'"),
     ("owner/unknown", {}, UnknownName, "no configs of it"),
+    ("~nobody-of-that-name/base", {}, UnknownName, "no file or folder"),
+    pytest.param(5000 * "a", {}, UnknownName, "no file or folder", id="a long name"),
     ("sd1", {"optimizer": "adam"}, UnknownName, "adamw"),
     ("sd1", {"quantize": "nf5"}, UnknownName, "nf4"),
     ("sd1", {"dtype": "fp12"}, UnknownName, "fp"),
@@ -188,6 +190,16 @@ def test_broken_configs_are_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "no such model"}')
     with pytest.raises(BadFile, match="cannot be read as a language model's config"):
         plan(tmp_path)
+
+
+def test_a_base_whose_scheduler_cannot_be_read_is_refused(tmp_path):
+    folder = shutil.copytree(BASES["emoji"], tmp_path / "emoji")
+    (folder / "scheduler" / "scheduler_config.json").write_text("{")
+    with pytest.raises(BadFile, match="scheduler cannot be read as the config of a"):
+        plan(folder)
+    shutil.rmtree(folder / "scheduler")
+    with pytest.raises(BadFile, match="scheduler cannot be read as the config of a"):
+        plan(folder)
 
 
 def test_facts_are_json_and_add_up():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from studio.errors import UnknownName
 
-__all__ = ["HubId", "hub_id"]
+__all__ = ["HubId", "hub_id", "standing"]
 
 _FORM: Final = re.compile(
     r"(?P<repo>[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*)"
@@ -66,3 +66,21 @@ def hub_id(text: str) -> HubId | None:
     if inside and (inside != str(PurePosixPath(inside)) or ".." in PurePosixPath(inside).parts):
         return None
     return HubId(found["repo"], found["revision"], inside)
+
+
+def standing(base: str | Path) -> Path | None:
+    """Returns the path that was named, if there is something.
+
+    Args:
+        base: a path, or what may be none: an id, a name.
+
+    Example:
+        >>> standing("."), standing("owner/name"), standing("~nobody/here"), standing(9999 * "a")
+        (PosixPath('.'), None, None, None)
+    """
+    try:
+        path = Path(base).expanduser()
+        path.stat()
+    except (OSError, RuntimeError, ValueError):  # not there, no such user, a zero byte
+        return None
+    return path
