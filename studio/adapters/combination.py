@@ -24,12 +24,12 @@ from studio.adapters.methods.lora import LoRA
 from studio.adapters.overlap import Overlap, measured
 from studio.adapters.sites.site import Site
 from studio.adapters.suggestion import suggestions
+from studio.config import finite, own_number
 from studio.errors import BadConfig, DoesNotFit
 
 __all__ = ["CombineReport", "Combination", "Way", "digest", "read_way"]
 
-CHOSEN: Final = ("density", "epsilon", "gamma", "signs", "sides", "penalty", "seed")
-"""What rules may be told."""
+_NUMBERS: Final = ("density", "epsilon", "gamma", "penalty")  # of what rules may be told
 _SHARED: Final = ("base", "base_hash")  # facts that the new adapter has where all its parents have them alike
 
 
@@ -60,16 +60,22 @@ def read_way(method: str, rank: int | None, told: Mapping[str, Any]) -> Way:
         method: a name of COMBINES. rank: of the result. told: what a rule may be told; None: nothing was said.
 
     Raises:
-        UnknownName: no such method. BadConfig: an impossible rank, or a choice that the method does not heed.
+        UnknownName: no such method. BadConfig: an impossible rank, a choice that the method does not heed, or one that
+            is no number.
     """
-    rule, given = COMBINES[method], {name: value for name, value in told.items() if value is not None}
+    rule, given = COMBINES[method], {name: own_number(value) for name, value in told.items() if value is not None}
     for one in given:
         if one not in rule.takes:
             heeds = ", ".join(rule.takes) or "none of these"
             raise BadConfig(f"{one}={given[one]!r} has no effect on {method}, which heeds {heeds}; leave it out")
+        if one in _NUMBERS and not finite(given[one]):
+            raise BadConfig(f"{one}={given[one]!r}: it is a finite number")
+    seed = given.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise BadConfig(f"seed={seed!r}: a seed is a whole number from 0 to 2**63 - 1")
     if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
         raise BadConfig(f"rank={rank!r}: a rank is a whole number from 1 on")
-    return Way(method=method, rank=rank, told=given, seed=int(given.get("seed", 0)))
+    return Way(method=method, rank=rank, told=given, seed=seed)
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

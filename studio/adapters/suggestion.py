@@ -30,6 +30,8 @@ def suggestions(report: BlendReport, rule: str = "exact") -> list[str]:
         dog and ink do much the same (cosine +1.00): a mean keeps it at one's strength, --method slerp or karcher
     """
     whole = report.whole
+    if not whole.norms:
+        return ["no adapter changes anything at these strengths: there is nothing that could be disturbed"]
     if len(whole.norms) < 2:
         return [f"{next(iter(whole.norms))} acts alone: there is nothing that it could disturb"]
     said = [line for pair, cosine in whole.cosines.items() for line in _of_pair(report, pair, cosine, rule)]

@@ -415,6 +415,10 @@ def test_other_tools_are_off_and_ours_is_not():
         ({"a": 1.0}, {"rank": 0}, BadConfig, "rank=0"),
         ({"a": 1.0}, {"density": 0.5}, BadConfig, "density=0.5 has no effect on exact"),
         ({"a": 1.0}, {"method": "ties", "density": 1.5}, BadConfig, "density=1.5"),
+        ({"a": 1.0}, {"method": "ties", "density": "half"}, BadConfig, "density='half': it is a finite number"),
+        ({"a": 1.0}, {"method": "dare_ties", "seed": -1}, BadConfig, "seed=-1: a seed is a whole number"),
+        ({"a": 1.0}, {"method": "peft-dare_ties", "seed": 2**63}, BadConfig, "from 0 to 2\\*\\*63"),
+        ({"a": 1.0}, {"method": "peft-dare_ties", "seed": "one"}, BadConfig, "seed='one'"),
         ({"a": 1.0}, {"method": "ties", "signs": "most"}, BadConfig, "'most'"),
         ({"a": 1.0}, {"method": "della", "density": 0.95}, BadConfig, "density - epsilon"),
         ({"a": 1.0}, {"method": "slerp"}, BadConfig, "one other"),
@@ -439,6 +443,14 @@ def test_what_cannot_be_combined_is_refused_and_nothing_is_left(blend, options, 
     with pytest.raises(error, match=message):
         studio.combine(net, blend, **options)
     assert {name: info.strength for name, info in adapters(net).items()} == before
+
+
+def test_adapters_that_change_nothing_have_nothing_to_disturb():
+    net = torch.nn.Sequential(torch.nn.Linear(8, 8))
+    for name in ("a", "b"):
+        studio.attach(net, studio.LoRA(rank=2, targets=("0",)), name=name)
+    (said,) = studio.combine(net, {"a": 1.0, "b": 1.0}).suggestions
+    assert said.startswith("no adapter changes anything")
 
 
 # -- without the base's weights ------------------------------------------------------------------------------------
