@@ -90,12 +90,14 @@ def convert(
         BadFile: it cannot be read, or the new one is there already. DoesNotFit: it is for no base that is known, or the
             format cannot say what it is. PartialLoad: a part of it fits no layer.
         Refused: what was written means something else than what was read; nothing is left of it.
-        UnknownName: no such format, or no such program. BadConfig: both of them, or none.
+        UnknownName: no such format, or no such program. BadConfig: both of them, or none; a family or a base that is
+            given twice, or given for learned words.
     """
     place = given_path(out)
     words = words_of(file, pickled=pickled)
     if words:
-        return _convert_words(words, place, format, program, dtype)
+        _check_plain(family, base, dtype)
+        return _convert_words(words, place, format, program)
     format, meant = _wanted(format, program)
     _check_new(place)
     loose = meant(read_loose(file, family=family, base=base, pickled=pickled))
@@ -117,30 +119,47 @@ def convert(
     )  # fmt: skip
 
 
+def _check_plain(*asked: Any) -> None:
+    if any(one is not None for one in asked):
+        raise BadConfig("learned words keep the type of their vectors, whose widths tell the base: leave these out")
+
+
+def _check_target(format: str | None, program: str | None) -> None:
+    if (format is None) == (program is None):
+        raise BadConfig("convert to what: give a format, or the program that shall read it")
+
+
 def _check_new(place: Path) -> None:
     if place.exists():
         raise BadFile(f"{place} is there already; choose another name")
 
 
-def _convert_words(
-    words: Sequence[Embedding], place: Path, format: str | None, program: str | None, dtype: Any
-) -> ConvertReport:
+def _convert_words(words: Sequence[Embedding], place: Path, format: str | None, program: str | None) -> ConvertReport:
     """Writes learned words in another format, with the same bytes."""
-    if (format is None) == (program is None) or dtype is not None:
-        raise BadConfig("learned words are converted to a format or for a program, and keep the type of their vectors")
+    _check_target(format, program)
     if program is not None and program not in WORDS_FOR:
         raise DoesNotFit(f"{program} reads no learned words; these do: {', '.join(sorted(WORDS_FOR))}")
     chosen = EMBEDDINGS[WORDS_FOR[program] if program is not None else format or ""].name
     _check_new(place)
     save_embedding(words, place, format=chosen)
-    again = read_embeddings(place, pickled=True)
-    if not all(map(_same_vectors, words, again)):
-        place.unlink()
-        raise Refused(f"as {chosen}, {words[0].name!r} would not be read as it is: nothing is written")
+    try:
+        if not _come_back(words, place):
+            raise Refused(f"as {chosen}, {words[0].name!r} would not be read as it is: nothing is written")
+    except BaseException:
+        _remove(place)
+        raise
     return ConvertReport(
         file=place, source=words[0].format, format=chosen, method=METHOD, base=words[0].title,
         sites=sum(len(word.vectors) for word in words), error=0.0,
     )  # fmt: skip
+
+
+def _come_back(words: Sequence[Embedding], place: Path) -> bool:
+    try:
+        again = read_embeddings(place, pickled=True)
+    except BadFile:  # a word that the format takes for something else
+        return False
+    return len(again) == len(words) and all(map(_same_vectors, words, again))
 
 
 def _same_vectors(one: Embedding, other: Embedding) -> bool:
@@ -154,8 +173,7 @@ def _same_vectors(one: Embedding, other: Embedding) -> bool:
 
 def _wanted(format: str | None, program: str | None) -> tuple[str, Callable[[Loose], Loose]]:
     """The format, and what brings an adapter to what is read of it."""
-    if (format is None) == (program is None):
-        raise BadConfig("convert to what: give a format, or the program that shall read it")
+    _check_target(format, program)
     if program is None:
         assert format is not None, "one of them is given"
         return FORMATS[format].name, lambda loose: loose

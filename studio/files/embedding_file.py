@@ -24,6 +24,8 @@ __all__ = ["read_embeddings", "save_embedding", "stem_of", "words_in", "words_of
 
 _LARGEST = 1 << 24
 """Numbers in the vectors of a file of words: a thousand words of T5."""
+_DIGITS = 19
+"""From here on a text of digits is no count of steps."""
 
 
 def read_embeddings(file: str | Path, *, pickled: bool = False) -> tuple[Embedding, ...]:
@@ -150,11 +152,12 @@ def save_embedding(embedding: Embedding | Sequence[Embedding], file: str | Path,
 def _content(keyed: Mapping[str, torch.Tensor], stated: Mapping[str, str]) -> dict[str, Any]:
     """What A1111 pickles."""
     step = stated.get("step", "")
+    counted = step.isascii() and step.isdigit() and len(step) < _DIGITS
     return {
         "string_to_token": {"*": 265},
         "string_to_param": {key.removeprefix(_formats.PARAMETER): one.clone() for key, one in keyed.items()},
         "name": stated["name"],
-        "step": int(step) if step.isascii() and step.isdigit() else None,
+        "step": int(step) if counted else None,
         "sd_checkpoint": stated.get("sd_checkpoint"),
         "sd_checkpoint_name": stated.get("sd_checkpoint_name"),
     }

@@ -76,8 +76,8 @@ def _cloneofsimo(infos: Infos, metadata: Mapping[str, str], stem: str) -> tuple[
     stated = all(metadata.get(key) == EMBED for key in infos)
     if not stated and not (len(infos) > 1 and all(_is_word(key, info) for key, info in infos.items())):
         return None
-    own = [named(stem if len(infos) == 1 else "embeddings", key) for key in infos]
-    return tuple(Entry(name=name, token=token, keys={"": token}) for name, token in own)
+    own = {key: named(stem if len(infos) == 1 else "embeddings", key) for key in infos}
+    return tuple(Entry(name=name, token=token, keys={"": key}) for key, (name, token) in own.items())
 
 
 def _diffusers(infos: Infos, metadata: Mapping[str, str], stem: str) -> tuple[Entry, ...] | None:

@@ -123,13 +123,13 @@ def load_brought(
     if not found:
         return attach(source)
     placing = _Placing(model, source, allow_partial)
-    words = {word.name: placing.brought(word) for word in found}
+    words = [(word.name, placing.brought(word)) for word in found]
     own = {key for word in found for key in word.keys.values()}
     infos = {key: info for key, info in source.infos.items() if key not in own}
     report = attach(dataclasses.replace(source, infos=infos))
     done: list[str] = []
     try:
-        for name, word in words.items():
+        for name, word in words:
             if word is not None:
                 learn(model, name, [word])
                 done.append(name)
@@ -141,7 +141,7 @@ def load_brought(
     return dataclasses.replace(
         report, applied=tuple(sorted({*report.applied, *own} - placing.ignored.keys())),
         ignored=dict(sorted({**report.ignored, **placing.ignored}.items())),
-        notes=(*report.notes, *(_said(word) for word in words.values() if word), *placing.lacking),
+        notes=(*report.notes, *(_said(word) for _, word in words if word), *placing.lacking),
         embeddings=tuple(done),
     )  # fmt: skip
 

@@ -197,6 +197,35 @@ def test_convert_writes_words_for_other_programs(tmp_path, file):
         studio.files.convert(tmp_path / file, tmp_path / "no.safetensors", format="kohia", pickled=True)
 
 
+@pytest.mark.parametrize("name", ["my.cat", "lora"])
+def test_a_word_that_would_be_taken_for_something_else_is_not_converted(tmp_path, name):
+    """diffusers' files have the word as their key, and these would be keys of adapters."""
+    save_file({"emb_params": vectors(768)}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(Refused, match="nothing is written"):
+        studio.files.convert(tmp_path / f"{name}.safetensors", tmp_path / "new.safetensors", format="diffusers")
+    assert not (tmp_path / "new.safetensors").exists()
+
+
+@pytest.mark.parametrize("more", [{"dtype": "fp16"}, {"family": "sd1"}, {"base": "emoji"}])
+def test_what_words_do_not_heed_is_refused(tmp_path, more):
+    save_file({"emb_params": vectors(768)}, tmp_path / "cat.safetensors")
+    with pytest.raises(BadConfig, match="leave these out"):
+        studio.files.convert(tmp_path / "cat.safetensors", tmp_path / "new.safetensors", format="kohya", **more)
+    assert not (tmp_path / "new.safetensors").exists()
+
+
+def test_a_word_without_a_name_and_a_count_that_is_none(tmp_path):
+    """The file's name stands in for a key without a letter; 5000 digits are no count of steps."""
+    rows = vectors(768)
+    save_file({"": rows}, tmp_path / "cat.safetensors", metadata={"": "<embed>"})
+    word = one(tmp_path / "cat.safetensors")
+    assert word.token == "cat" and torch.equal(word.vectors[""], rows)
+    assert list(studio.inspect(tmp_path / "cat.safetensors").embeddings) == ["cat"]
+    word = Embedding(name="cat", token="cat", vectors={"": rows}, facts={"step": "9" * 5000})
+    content = torch.load(save_embedding(word, tmp_path / "cat.pt"), weights_only=True)
+    assert content["step"] is None
+
+
 def test_what_writes_adapters_says_that_words_are_none(tmp_path):
     save_file({"emb_params": vectors(768)}, tmp_path / "cat.safetensors")
     with pytest.raises(DoesNotFit, match="learned words"):
