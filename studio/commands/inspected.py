@@ -92,8 +92,8 @@ def _hashes(stored: Mapping[str, str], hashes: FileHashes | None) -> Iterator[tu
         yield "file hash", f"{hashes.file} (AutoV2 {hashes.short})"
         yield "payload hash", f"{hashes.payload} (AutoV3 {hashes.short_payload})"
         yield "legacy hash", hashes.legacy
-    checked = "" if hashes is None else ", which is right"
-    said = [f"{key} {value}" + (checked if hashes and key not in hashes.wrong else "") for key, value in stored.items()]
+    right = () if hashes is None else hashes.right
+    said = [f"{key} {value}{', which is right' if key in right else ''}" for key, value in stored.items()]
     yield from _listed("stated", said)
 
 

@@ -38,14 +38,16 @@ class FileHashes:
     """The hashes of a file.
 
     Attributes:
-        file: of all bytes. payload: of the bytes behind the header. legacy: kohya's old one, 8 letters.
-        wrong: key of a stored hash -> what it should be; empty where all that are stored are right.
+        file: of all bytes. payload: of the bytes behind the header.
+        legacy: kohya's old one, 8 letters; "" where a header of a MiB lies in the bytes that it is made of.
+        wrong: key of a stored hash -> what it should be. right: keys of those that are so.
     """
 
     file: str
     payload: str
     legacy: str
     wrong: Mapping[str, str] = field(default_factory=dict)
+    right: tuple[str, ...] = ()
 
     @property
     def short(self) -> str:
@@ -102,12 +104,13 @@ def file_hashes(file: Path) -> FileHashes:
             whole.update(block)
             payload.update(block)
         legacy = _legacy(header, stream)
-        right = {_MODEL: payload.hexdigest(), _LEGACY: legacy, _SPEC: payload.hexdigest()}
-        said = stored_hashes(header.metadata)
-        wrong = {key: right[key] for key, value in said.items() if value != right[key]}
+        made = {_MODEL: payload.hexdigest(), _LEGACY: legacy, _SPEC: payload.hexdigest()}
+        said = {key: value for key, value in stored_hashes(header.metadata).items() if made[key]}
+        wrong = {key: made[key] for key, value in said.items() if value != made[key]}
         if wrong.get(_SPEC) and said[_SPEC] == _by_name(header, stream):
             del wrong[_SPEC]
-    return FileHashes(whole.hexdigest(), payload.hexdigest(), legacy, wrong)
+    right = tuple(key for key in said if key not in wrong)
+    return FileHashes(whole.hexdigest(), payload.hexdigest(), legacy, wrong, right)
 
 
 def _opened(file: Path) -> BinaryIO:

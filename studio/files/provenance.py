@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from studio.files.metadata import facts_of, own_entry
-from studio.files.training_words import TRAINING, plain_value
+from studio.files.training_words import TRAINING, first_value, plain_value
 from studio.given import parse_json
 
 __all__ = ["Provenance", "provenance_of"]
@@ -86,9 +86,7 @@ def provenance_of(metadata: Mapping[str, str]) -> Provenance:
     """
     said = {**metadata, **facts_of(metadata), **_config(metadata)}
     tags, taught = _tags(metadata)
-    found = {
-        name: next(filter(None, (plain_value(said.get(key)) for key in keys)), "") for name, keys in _WORDS.items()
-    }
+    found = {name: first_value(said, keys) for name, keys in _WORDS.items()}
     training = {word: text for word, read in TRAINING.items() if (text := read(said))}
     own = own_entry(metadata)
     if own is not None and own.tool:
@@ -98,13 +96,9 @@ def provenance_of(metadata: Mapping[str, str]) -> Provenance:
         triggers=tuple(dict.fromkeys(word for word in (*triggers, *taught) if word)),
         tags={} if taught else tags,
         training=training,
-        made={word: text for word, keys in _MADE.items() if (text := _first(said, keys))},
+        made={word: text for word, keys in _MADE.items() if (text := first_value(said, keys))},
         **found,
     )
-
-
-def _first(said: Mapping[str, Any], keys: Iterable[str]) -> str:
-    return next(filter(None, (plain_value(said.get(key)) for key in keys)), "")
 
 
 def _config(metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
@@ -20,6 +21,7 @@ LOW: Final = 1 / 64
 """Scales alpha / rank beyond which somebody has most likely mistaken one number for another."""
 _FUSED: Final = ("_qkv", ".qkv", "linear1")
 """Ends of layers that hold several, of which sd-scripts saves the parts in one."""
+_SPLIT: Final = re.compile(r"split_qkv\W+True\b")
 
 
 def suspicions(source: Source, grades: Sequence[Graded], family: str, *, own: bool) -> Iterator[str]:
@@ -85,7 +87,7 @@ def _split(grades: Sequence[Graded], metadata: Mapping[str, str]) -> Iterator[st
     rank, alpha = usual[0][0] if usual else (None, None)
     fused = [one for one in grades if one.module.endswith(_FUSED) and one.beside and one.alpha == alpha]
     odd = [one for one in fused if one.rank in ((rank or 0) * 3, (rank or 0) * 4)]
-    if odd or "split_qkv" in metadata.get("ss_network_args", ""):
+    if odd or _SPLIT.search(metadata.get("ss_network_args", "")):
         where = f"alpha/rank is a part of the others' at {_places(odd)}: " if odd else ""
         yield (
             f"{where}it was trained with split_qkv, whose parts sd-scripts saves in one layer with the alpha of a part "

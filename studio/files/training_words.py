@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+from studio.config import finite
 from studio.given import parse_json
 
-__all__ = ["TRAINING", "plain_value"]
+__all__ = ["TRAINING", "first_value", "plain_value"]
 
 Said = Mapping[str, Any]
 Reader = Callable[[Said], str]
@@ -26,7 +27,7 @@ def plain_value(value: Any) -> str:
     if isinstance(value, bool) or value in ("True", "False", "true", "false"):
         return "yes" if str(value).lower() == "true" else ""
     if isinstance(value, (int, float)):
-        return f"{value:.12g}"
+        return f"{value:.12g}" if finite(value) else ""
     if not isinstance(value, str) or value.strip().lower() in _NOTHING:
         return ""
     text = value.strip()
@@ -45,8 +46,17 @@ def _unquoted(text: str) -> str:
     return found.strip() if isinstance(found, str) else text
 
 
+def first_value(said: Said, keys: Iterable[str]) -> str:
+    """Returns what the first of these keys says that says anything, or "".
+
+    Args:
+        said: the texts and tables of a file. keys: under which programs say the same.
+    """
+    return next(filter(None, (plain_value(said.get(key)) for key in keys)), "")
+
+
 def _first(*keys: str) -> Reader:
-    return lambda said: next(filter(None, (plain_value(said.get(key)) for key in keys)), "")
+    return lambda said: first_value(said, keys)
 
 
 def _positive(*keys: str) -> Reader:
@@ -84,8 +94,7 @@ def _network(said: Said) -> str:
 
 
 def _epochs(said: Said) -> str:
-    now = plain_value(said.get("ss_epoch")) or plain_value(said.get("epoch"))
-    total = plain_value(said.get("ss_num_epochs")) or plain_value(said.get("epochs"))
+    now, total = first_value(said, ("ss_epoch", "epoch")), first_value(said, ("ss_num_epochs", "epochs"))
     return f"{now} of {total}" if now and total and now != total else now or total
 
 
