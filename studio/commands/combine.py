@@ -88,7 +88,13 @@ def combine(
     from studio.files.format import FORMATS
 
     show = Show(as_json, quiet)
+    output = None if output is None else output.expanduser()
     _check(output, adapters)
+    if family is not None and (base is not None or allow_partial or any((device, dtype, config_of))):
+        raise UsageError(
+            "--family takes the layers of a public model, whose base is not opened: leave out --base, --device, "
+            "--dtype, --config and --allow-partial, or name the base in its place"
+        )
     told = dict(density=density, epsilon=epsilon, gamma=gamma, signs=signs, sides=sides, penalty=penalty, seed=seed)
     way = read_way(method, rank, told)
     if format is not None:
@@ -100,7 +106,7 @@ def combine(
     else:
         made = off_base(adapters, way, family, pickled, name or _stem(output), show)
     _say(show, made.report)
-    file = None if output is None else made.save(output.expanduser(), format=format, dtype=store)
+    file = None if output is None else made.save(output, format=format, dtype=store)
     show.say("nothing is written: give -o FILE" if file is None else f"written: {file}")
     show.result({**_facts(made.report), "file": file, "adapters": made.used})
 

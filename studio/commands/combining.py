@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from studio.commands.loading import load_adapter, open_pipeline
 from studio.commands.show import Show
 from studio.commands.words import AdapterWord
-from studio.errors import StudioError
+from studio.errors import StudioError, UsageError
 
 if TYPE_CHECKING:
     from studio.adapters import CombineReport
@@ -73,6 +73,7 @@ def on_base(words: tuple[AdapterWord, ...], way: Way, opening: Opening, name: st
     from studio.adapters.combine import combine
     from studio.files import save
     from studio.files.combine import lineage
+    from studio.files.embedding import METHOD
     from studio.pipelines import ImagePipeline
     from studio.pipelines.naming import adapter_file, plain_name
 
@@ -82,6 +83,9 @@ def on_base(words: tuple[AdapterWord, ...], way: Way, opening: Opening, name: st
     used = [
         load_adapter(pipe, word, show, allow_partial=opening.allow_partial, pickled=opening.pickled) for word in words
     ]
+    read = next((entry["file"] for entry in used if entry["method"] == METHOD), None)
+    if read is not None:
+        raise UsageError(f"{read} holds learned words (textual inversion), which change no layer: leave it out")
     blend = {entry["name"]: pipe.adapters[entry["name"]].strength for entry in used}
     own = plain_name(name)
     own = f"{own}-combined" if own in pipe.adapters else own

@@ -20,6 +20,7 @@ from studio.families.shapes import SHAPES, outline
 from studio.files.hashes import file_hash
 from studio.files.loose import Loose, read_loose, write_loose
 from studio.files.parents import Parent, layers_of, strength_of
+from studio.files.source import tensor_file
 from studio.given import given_path
 
 __all__ = ["LooseCombination", "Parent", "combine_files", "combined", "lineage"]
@@ -226,8 +227,7 @@ def lineage(facts: Mapping[str, str], files: Mapping[str, Path]) -> dict[str, st
     """
     said = json.loads(facts["combined"])
     for name, file in files.items():
-        place = min(file.glob("*.safetensors"), default=file) if file.is_dir() else file
-        said["parents"][name] |= {"file": file.name, "file_sha256": file_hash(place)}
+        said["parents"][name] |= {"file": file.name, "file_sha256": file_hash(tensor_file(file, pickled=True))}
     return {"combined": json.dumps(said), "modelspec.merged_from": ", ".join(files)}
 
 

@@ -77,8 +77,10 @@ def read_loose(
     Raises:
         BadFile: it cannot be read, or is of no known format. DoesNotFit: it is for no base that is known.
         PartialLoad: a part of it fits no layer. Refused: NaN, or numbers that nothing can be computed with.
-        BadConfig: an unknown family.
+        BadConfig: an unknown family, or a base beside one.
     """
+    if family is not None and base is not None:
+        raise BadConfig(f"family={family!r} and a base are given, and the base tells its family: leave one of them out")
     with on_cpu():
         source = open_source(given_path(file), pickled=pickled)
         own, facts = own_entry(source.metadata), facts_of(source.metadata)

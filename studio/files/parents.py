@@ -16,7 +16,7 @@ from studio.adapters.combining.layer import Part
 from studio.adapters.contract.strength import StrengthLike, as_strength
 from studio.adapters.targets.block_weights import Blocks
 from studio.adapters.targets.unmatched import check_blocks
-from studio.errors import DoesNotFit
+from studio.errors import BadConfig, DoesNotFit
 from studio.families import named_parts
 from studio.files.loose import Loose
 from studio.files.names import Names
@@ -47,9 +47,11 @@ def strength_of(name: str, parent: Parent, loose: Loose) -> Strength:
         name: what it is called. parent: what was said. loose: what it holds.
 
     Raises:
-        BadConfig: an impossible strength, or one of blocks or components that are not there.
+        BadConfig: an impossible strength, one of blocks or components that are not there, or blocks said twice.
         DoesNotFit: a strength that differs by sample, moment or place.
     """
+    if isinstance(parent.strength, Mapping) and parent.blocks is not None:
+        raise BadConfig(f"{name!r} has a table of strengths, which says what acts where, and blocks too: give one")
     names = Names(loose.model)
     inside: dict[str, list[str]] = {}
     for path in loose.layers:

@@ -74,11 +74,22 @@ def test_a_rank_is_asked_for_and_what_it_loses_is_said(files, tmp_path):
         (("--method", "ties", "--density", "7"), "density=7.0"),
         (("--rank", "0"), "rank=0"),
         (("--format", "kohia"), "did you mean 'kohya'"),
+        (("--family", "sdxl"), "leave out --base"),
+        (("--method", "dare_linear", "--seed", str(2**70)), "from 0 to 2**63 - 1"),
     ],
 )
 def test_what_is_refused_leaves_no_file(files, tmp_path, words, part):
     names = (files / "robot.safetensors", files / "ink.safetensors", "--base", "emoji")
     assert part in studio_("combine", *names, *words, "-o", tmp_path / "x.safetensors", code=2).stderr
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_learned_words_are_refused(files, tmp_path):
+    word = studio.Embedding(name="cat", token="<cat>", vectors={"": torch.ones(2, 128)})
+    file = studio.save_embedding(word, tmp_path / "cat.safetensors")
+    for base in (("--base", "emoji"), ()):
+        said = studio_("combine", files / "robot.safetensors", file, *base, "-o", tmp_path / "x.safetensors", code=2)
+        assert "cat.safetensors holds learned words" in said.stderr
     assert not (tmp_path / "x.safetensors").exists()
 
 

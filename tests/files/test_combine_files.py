@@ -177,8 +177,25 @@ def test_what_is_refused(tmp_path):
         combine_files({one: studio.Strength(schedule=[(0, 0), (1, 1)])}, out)
     with pytest.raises(BadConfig, match="two adapters are called 'one'"):
         combine_files([Parent(one), Parent(one)], out)
+    with pytest.raises(BadConfig, match="a table of strengths, .*, and blocks too"):
+        combine_files([Parent(one, {"unet": 0.5}, blocks="OUTALL")], out)
+    with pytest.raises(BadConfig, match="family='sdxl' and a base are given"):
+        combine_files([Parent(one)], out, family="sdxl", base=outline("sdxl"))
     with pytest.raises(BadFile, match="is there already"):
         combine_files({one: 1.0}, one)
     with pytest.raises(BadConfig, match="takes adapter files"):
         combine_files({}, out)
     assert not out.exists() and not adapters(build("sdxl"))
+
+
+def test_the_hash_of_a_parent_is_of_the_file_that_was_read(tmp_path):
+    """A folder may hold more files than that of the adapter."""
+    one = made(tmp_path, "sdxl", "one", studio.LoRA(rank=2, targets=SDXL[:1]), ["unet"])
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    read = one.rename(folder / "pytorch_lora_weights.safetensors")
+    (folder / "a.safetensors").write_bytes(b"something else")
+    out = tmp_path / "both.safetensors"
+    combine_files([Parent(folder, name="one")], out)
+    said = json.loads(inspect(out).facts["combined"])
+    assert said["parents"]["one"]["file_sha256"] == file_hash(read)
