@@ -42,6 +42,7 @@ def regenerate(
     mask: str | Path | Image.Image | None = None,
     masks: Iterable[MaskLike] = (),
     device: torch.device | str | None = None,
+    pickled: bool = False,
 ) -> Image.Image:
     """Makes a picture again: on the same kind of machine, with equal pixels.
 
@@ -54,6 +55,7 @@ def regenerate(
         image: the picture that it started from, where it started from one. mask: the mask, likewise.
         masks: those of the strengths that act in parts of the picture; they are recognised by their hash.
         device: where to compute.
+        pickled: allow ``.pt`` and ``.bin`` files, whose tensors alone are read.
 
     Returns:
         The picture.
@@ -61,13 +63,13 @@ def regenerate(
     Raises:
         BadFile: no such picture, one that the studio did not make, or whose text was damaged.
         UnknownName: an adapter, a base or a picture to start from is not among those given.
-        DoesNotFit: the base or an adapter has other weights than those that made the picture, or the picture that it
-            started from is another one.
+        DoesNotFit: the base or an adapter has other weights than those that made the picture, the base is quantised
+            otherwise, or the picture that it started from is another one.
     """
     content = read_metadata(picture)
     if pipe is None:
         pipe = _open(content, base, device)
-        load_again(pipe, content, [given_path(file) for file in adapters])
+        load_again(pipe, content, [given_path(file) for file in adapters], pickled=pickled)
     _check(pipe, content)
     start = start_of(pipe, content, image, mask)
     with as_made(pipe, content, masks) as wanted, warnings.catch_warnings():
@@ -165,11 +167,14 @@ def _open(content: dict[str, Any], base: Any | None, device: torch.device | str 
     )  # fmt: skip
 
 
-def load_again(pipe: ImagePipeline, content: Mapping[str, Any], places: Sequence[Path]) -> list[Path]:
+def load_again(
+    pipe: ImagePipeline, content: Mapping[str, Any], places: Sequence[Path], *, pickled: bool = False
+) -> list[Path]:
     """Loads a picture's adapters in the order in which they stood: it decides the last bits of a sum; then its words.
 
     Args:
         pipe: loads them. content: of the picture. places: their files, and folders to look for them in.
+        pickled: allow ``.pt`` and ``.bin`` files.
 
     Returns:
         The places where none of them is.
@@ -182,21 +187,22 @@ def load_again(pipe: ImagePipeline, content: Mapping[str, Any], places: Sequence
     used = set()
     for use in (*content["adapters"], *(content.get("embeddings") or ())):
         name, digest = use["name"], use.get("sha256")
-        if "strength" not in use and name in pipe.embeddings:
+        what = "adapter" if "strength" in use else "embedding"
+        if what == "embedding" and name in pipe.embeddings:
             continue  # an adapter brought it
         if digest is None:
             raise UnknownName(
-                f"the adapter {name!r} of the picture was attached, not loaded from a file; only the pipeline that has "
+                f"the {what} {name!r} of the picture was attached, not loaded from a file; only the pipeline that has "
                 "it can make the picture again: pipe=..."
             )
         if digest not in found:
             looked = ", ".join(str(place) for place in places) or "no file was given"
             raise UnknownName(
-                f"the adapter {name!r} of the picture ({use['file']}, sha256 {digest[:12]}…) is not among those given "
+                f"the {what} {name!r} of the picture ({use['file']}, sha256 {digest[:12]}…) is not among those given "
                 f"({looked}); give its file or a folder that holds it: adapters=[...]"
             )
         file, place = found[digest]
-        pipe.load(file, name=name)
+        pipe.load(file, name=name, pickled=pickled)
         used.add(place)
     return [place for place in places if place not in used]
 
@@ -218,6 +224,12 @@ def _check(pipe: ImagePipeline, content: dict[str, Any]) -> None:
         raise DoesNotFit(
             f"the picture was made by the base {made_by['id']!r} with weights {made_by['hash'][:12]}…, and "
             f"{pipe.base.id!r} has {pipe.base.hash[:12]}…; give the one that made it"
+        )
+    bits, own = made_by.get("quantize") or "", pipe.base.quantization
+    if bits != own:
+        raise DoesNotFit(
+            f"the picture was made by a base quantised as {bits or 'nothing'}, and {pipe.base.id!r} is quantised as "
+            f"{own or 'nothing'}; open it as that one was: quantize={bits or None!r}"
         )
     for use in content["adapters"]:
         name = use["name"]

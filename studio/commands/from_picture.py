@@ -42,13 +42,14 @@ def base_of(recalled: Recalled, base: str | None) -> str:
 
 
 def load_recalled(
-    pipe: ImagePipeline, recalled: Recalled, words: Sequence[AdapterWord], load: Load, show: Show
+    pipe: ImagePipeline, recalled: Recalled, words: Sequence[AdapterWord], load: Load, show: Show, *, pickled: bool
 ) -> list[dict[str, Any]]:
     """Loads the picture's adapters, and those that are given beside them.
 
     Args:
         pipe: loads them. recalled: what the picture says. words: the files, and folders of files, that were named.
         load: loads one that is not the picture's. show: takes a line for each of the picture's.
+        pickled: allow files that may hold more than tensors.
 
     Returns:
         What the JSON output says about them.
@@ -60,7 +61,7 @@ def load_recalled(
 
     if recalled.content is None:
         return [load(word) for word in words]
-    beside = set(load_again(pipe, recalled.content, [word.file for word in words]))
+    beside = set(load_again(pipe, recalled.content, [word.file for word in words], pickled=pickled))
     used = [{key: use[key] for key in ("name", "file", "strength")} for use in recalled.content["adapters"]]
     for entry in used:
         show.tell(f"{entry['name']}: of the picture, from {entry['file']}")

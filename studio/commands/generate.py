@@ -133,7 +133,11 @@ def generate(
     files = places(place, asked.count(), sheet, overwrite=overwrite, suffix=SUFFIXES[image_format])
     pipe = _opened(base, recalled, device=device, dtype=dtype, show=show, config_of=config_of)
     load = partial(load_adapter, pipe, show=show, allow_partial=allow_partial, pickled=pickled)
-    used = load_recalled(pipe, recalled, adapters, load, show) if recalled else [load(word) for word in adapters]
+    used = (
+        load_recalled(pipe, recalled, adapters, load, show, pickled=pickled)
+        if recalled
+        else [load(word) for word in adapters]
+    )
     with _like(pipe, recalled, asked, show, named=base is not None) as like:
         listed = asked.listed(pipe, like)
         _note_triggers(pipe, list(dict.fromkeys(one.prompt for one in listed.wanted)), show)

@@ -7,15 +7,17 @@ import json
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import save_file
 
 import studio
 import tiny_pipelines
+from studio.cli import main
 from studio.errors import BadConfig, DoesNotFit, PartialLoad, Refused, UnknownName
 from studio.families import open_base
 from studio.families.vocabulary import readers
 from studio.families.words import Words
-from studio.pipelines import ImagePipeline, regenerate
+from studio.pipelines import ImagePipeline, regenerate, save_png
 from studio.pipelines.encoding import encoded
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
@@ -384,7 +386,7 @@ def test_pictures_say_their_words_and_are_made_again(emoji, tmp_path):
     assert "embeddings" not in json.loads(emoji.generate("a cat-toy", steps=2)[0].info["studio"])
     assert pixels(regenerate(image, pipe=emoji)) == pixels(image)
     assert pixels(regenerate(image, adapters=[tmp_path])) == pixels(image)
-    with pytest.raises(UnknownName, match="'cat-toy' of the picture .* is not among those given"):
+    with pytest.raises(UnknownName, match="the embedding 'cat-toy' of the picture .* is not among those given"):
         regenerate(image)
     for name in list(emoji.embeddings):
         emoji.unload(name)
@@ -441,3 +443,10 @@ def test_a_pickle_has_to_be_asked_for(emoji, tmp_path):
         emoji.load(tmp_path / "my.word.pt")
     assert emoji.load(tmp_path / "my.word.pt", pickled=True).name == "my.word"
     assert emoji.embeddings == {"my.word": ("my.word", "embedding:my.word")}
+    (image,) = emoji.generate("a my.word", steps=1)
+    with pytest.raises(studio.errors.BadFile, match="can run code"):
+        regenerate(image, adapters=[tmp_path / "my.word.pt"])
+    assert pixels(regenerate(image, adapters=[tmp_path / "my.word.pt"], pickled=True)) == pixels(image)
+    words = ("generate", "--from", save_png(image, tmp_path / "a.png"), "--adapter", tmp_path / "my.word.pt")
+    result = CliRunner().invoke(main, [str(word) for word in (*words, "--pickled", "-o", tmp_path / "out")])
+    assert result.exit_code == 0, result.output

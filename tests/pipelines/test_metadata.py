@@ -183,6 +183,19 @@ def test_another_base_is_refused(plain):
         regenerate(image)
 
 
+def test_a_base_that_is_quantised_otherwise_is_refused(plain):
+    """Its pixels would be others: the hash is that of the weights before they were quantised."""
+    pipe = ImagePipeline.open("emoji", quantize="grid4")
+    (image,) = pipe.generate("a dog", steps=1)
+    assert regenerate(image, pipe=pipe).tobytes() == regenerate(image).tobytes() == image.tobytes()
+    with pytest.raises(DoesNotFit, match=r"quantised as unet=grid4, and 'emoji' is quantised as nothing"):
+        regenerate(image, pipe=plain)
+    with pytest.raises(DoesNotFit, match=r"is quantised as unet=fp8; .* quantize='unet=grid4'"):
+        regenerate(image, base=ImagePipeline.open("emoji", quantize="fp8").base)
+    with pytest.raises(DoesNotFit, match=r"quantised as nothing.* quantize=None"):
+        regenerate(plain.generate("a dog", steps=1)[0], pipe=pipe)
+
+
 def test_pictures_that_cannot_be_read_are_refused(tmp_path):
     def png(name, **texts):
         info = PngImagePlugin.PngInfo()
