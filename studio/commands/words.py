@@ -150,7 +150,7 @@ class Adapter(click.ParamType):
         file, colon, number = text.rpartition(":")
         blocks = _blocks(number) if colon and file else None
         if blocks is not None:
-            return replace(self.convert(file, parameter, context), name=name, blocks=blocks)
+            return self._weighed(self.convert(file, parameter, context), name, blocks, (parameter, context))
         points = _points(number) if colon and file else None
         if points is not None:
             return AdapterWord(Path(file).expanduser(), name=name, schedule=points)
@@ -163,6 +163,17 @@ class Adapter(click.ParamType):
         if not math.isfinite(strength):
             self.fail(f"the strength {number!r} of {value!r} must be a finite number", parameter, context)
         return AdapterWord(Path(file).expanduser(), strength, name)
+
+    def _weighed(
+        self,
+        word: AdapterWord,
+        name: str | None,
+        blocks: str,
+        asked: tuple[click.Parameter | None, click.Context | None],
+    ) -> AdapterWord:
+        if word.blocks is not None:
+            self.fail(f"the blocks of {word.file} are weighed twice, {word.blocks} and {blocks}; drop one", *asked)
+        return replace(word, name=name, blocks=blocks)
 
 
 class HeldOut(click.ParamType):

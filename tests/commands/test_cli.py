@@ -190,6 +190,11 @@ def test_a_file_that_is_there_is_the_whole_word(tmp_path, monkeypatch):
 
 def test_a_strength_that_is_no_number_is_refused():
     assert "the strength 'strong'" in refused("generate", "emoji", "tiger", "--adapter", "dog:strong")
+
+
+def test_blocks_that_are_weighed_twice_are_refused():
+    word = "dog.safetensors:0.8:lbw=INS:lbw=OUTALL"
+    assert "weighed twice, INS and OUTALL" in refused("generate", "emoji", "tiger", "--adapter", word)
     assert "finite" in refused("generate", "emoji", "tiger", "--adapter", "dog.safetensors:nan")
 
 
