@@ -117,6 +117,11 @@ def _nothing(words: Words) -> dict[str, str]:
     return {"format": "pt"}
 
 
+def _facts(words: Words) -> dict[str, str]:
+    """What was said beside the one word of a file."""
+    return {**words[0].facts, **_nothing(words)}
+
+
 def _alone(word: Embedding, title: str) -> Tensor:
     """The vectors of a word that has those of one encoder."""
     if len(word.vectors) != 1 or any(label.endswith(OUT) for label in word.vectors):
@@ -183,15 +188,13 @@ EMBEDDINGS.add(
 EMBEDDINGS.add(
     "kohya",
     EmbeddingFormat(
-        name="kohya", title="kohya, ComfyUI and A1111", entries=_kohya, keyed=_as_kohya,
-        stated=lambda words: {**words[0].facts, "format": "pt"},
+        name="kohya", title="kohya, ComfyUI and A1111", entries=_kohya, keyed=_as_kohya, stated=_facts,
     ),
 )  # fmt: skip
 EMBEDDINGS.add(
     "onetrainer",
     EmbeddingFormat(
-        name="onetrainer", title="OneTrainer", entries=_onetrainer, keyed=_as_onetrainer,
-        stated=lambda words: {**words[0].facts, "format": "pt"},
+        name="onetrainer", title="OneTrainer", entries=_onetrainer, keyed=_as_onetrainer, stated=_facts,
     ),
 )  # fmt: skip
 EMBEDDINGS.add(
@@ -205,8 +208,7 @@ EMBEDDINGS.add(
 EMBEDDINGS.add(
     "diffusers",
     EmbeddingFormat(
-        name="diffusers", title="diffusers", entries=_diffusers,
+        name="diffusers", title="diffusers", entries=_diffusers, stated=_facts,
         keyed=lambda words: {words[0].token: _alone(words[0], "diffusers")},
-        stated=lambda words: {**words[0].facts, "format": "pt"},
     ),
 )  # fmt: skip

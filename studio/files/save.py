@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,51 +146,37 @@ def spelled_layers(
     names = Names(model)
     names.chosen = frozenset(layers)
     layers = {path: tensors for path, tensors in layers.items() if tensors}  # a tied layer has none of its own
-    if len(config.members) > 1:
-        return _spelled_parts(names, config, layers, format, dtype)
-    return _spelled_one(names, config, layers, format, dtype)
-
-
-def _spelled_parts(
-    names: Names,
-    config: AdapterConfig,
-    layers: Mapping[str, Mapping[str, Tensor]],
-    format: Format,
-    dtype: torch.dtype | None,
-) -> tuple[Draft, dict[str, Tensor]]:
-    """The same of an adapter of several methods: each as it is by itself, in one file."""
-    if format.folder:
+    if format.folder and len(config.members) > 1:
         raise DoesNotFit(
             f"a {format.title} holds one method, and this adapter is {config.label}; save with format='diffusers'"
         )
     drafts, tensors = list[Draft](), dict[str, Tensor]()
-    for part in config.members:
+    for part in config.members:  # each method as it is by itself
         own = {path: one for path, one in layers.items() if config.at(names.paths[path][1]) is part}
-        draft, keyed = _spelled_one(names, part, own, format, dtype)
-        drafts.append(draft)
-        tensors |= keyed
-    whole = Draft(
-        Mixed(parts=tuple(draft.config for draft in drafts)),
-        names,
-        {path: site for draft in drafts for path, site in draft.sites.items()},
-        {path: one for draft in drafts for path, one in draft.layers.items()},
-    )
-    return whole, tensors
+        drafts.append(_draft(names, part, own, format))
+        tensors |= _keyed(drafts[-1], format, dtype)
+    return _together(drafts), tensors
 
 
-def _spelled_one(
-    names: Names,
-    config: AdapterConfig,
-    layers: Mapping[str, Mapping[str, Tensor]],
-    format: Format,
-    dtype: torch.dtype | None,
-) -> tuple[Draft, dict[str, Tensor]]:
+def _draft(names: Names, config: AdapterConfig, layers: Mapping[str, Mapping[str, Tensor]], format: Format) -> Draft:
+    """What a format is to hold of an adapter of one method."""
     config, layers = _plain(config, layers, format)
     sites = {path: names.site(path, config.adapter.kinds) for path in layers}
     draft = _settled(config, names, sites, layers, format)
     format.check(draft)
-    draft = _as_stored(draft, format)
-    return draft, _keyed(draft, format, dtype)
+    return _as_stored(draft, format)
+
+
+def _together(drafts: Sequence[Draft]) -> Draft:
+    """Several methods in one file; one is the rule."""
+    if len(drafts) == 1:
+        return drafts[0]
+    return Draft(
+        Mixed(parts=tuple(draft.config for draft in drafts)),
+        drafts[0].names,
+        {path: site for draft in drafts for path, site in draft.sites.items()},
+        {path: one for draft in drafts for path, one in draft.layers.items()},
+    )
 
 
 def _usual_format(model: Any, file: Path) -> str:
