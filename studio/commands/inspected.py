@@ -19,7 +19,6 @@ TOLD: Final = frozenset(
     "steps seed dataset images resolution learning_rate batch_size software training_info version".split()
 )
 """Entries that stand in rows of their own."""
-THEIRS: Final = ("ss_", "modelspec.", "ot_", "sshs_")
 ROWS: Final = ("title", "author", "licence", "date", "description", "usage", "comment", "base", "base_hash")
 
 
@@ -69,7 +68,10 @@ def _about(found: AdapterFile) -> Iterator[tuple[str, str]]:
 
 def _also(found: AdapterFile) -> str:
     """What stands in no row of its own."""
-    others = [f"{name}={_short(value)}" for name, value in found.facts.items() if not _is_told(name)]
+    from studio.files.metadata import THEIRS
+
+    rest = [name for name in found.facts if name not in TOLD and not name.startswith(THEIRS)]
+    others = [f"{name}={_short(found.facts[name])}" for name in rest]
     foreign = sum(name.startswith(THEIRS) for name in found.facts)
     return _some([*others, *([f"{foreign} entries of other programs (--json)"] if foreign else [])])
 
@@ -118,10 +120,6 @@ def _word(token: str, sizes: Mapping[str, tuple[int, int]]) -> str:
 def _own_alpha(found: AdapterFile) -> str:
     alpha = getattr(found.config, "alpha", None)
     return "" if alpha is None else f"{alpha:g}"
-
-
-def _is_told(name: str) -> bool:
-    return name in TOLD or name.startswith(THEIRS)
 
 
 def _nothing(found: AdapterFile) -> str:

@@ -14,7 +14,7 @@ import torch
 from studio.adapters.combination import Combination, CombineReport, Way, digest, read_way
 from studio.adapters.contract.ranked import any_rank
 from studio.adapters.contract.strength import StrengthLike
-from studio.errors import BadConfig, BadFile, DoesNotFit, NoEffect, PartialLoad, StudioError
+from studio.errors import BadConfig, BadFile, DoesNotFit, NoEffect, StudioError
 from studio.families import open_base
 from studio.families.shapes import SHAPES, outline
 from studio.files.hashes import file_hash
@@ -168,7 +168,7 @@ def _named(parents: Sequence[Parent], held: Mapping[str, Loose]) -> Iterable[tup
 def _read(parents: Sequence[Parent], family: str | None, base: Any, pickled: bool) -> dict[str, Loose]:
     """Name -> the file, all of them on one base."""
     model = open_base(base).pipe if isinstance(base, (str, Path)) else base
-    read = [_read_one(one, family, model, pickled) for one in parents]
+    read = [read_loose(one.file, family=family, base=model, pickled=pickled) for one in parents]
     if base is None and len({one.base for one in read}) > 1:
         read = _on_one(read, pickled)
     found: dict[str, Loose] = {}
@@ -180,15 +180,6 @@ def _read(parents: Sequence[Parent], family: str | None, base: Any, pickled: boo
             raise BadConfig(f"two adapters are called {own!r}: name one of them, other={loose.file}")
         found[own] = loose
     return found
-
-
-def _read_one(parent: Parent, family: str | None, model: Any, pickled: bool) -> Loose:
-    try:
-        return read_loose(parent.file, family=family, base=model, pickled=pickled)
-    except (DoesNotFit, PartialLoad) as error:
-        if model is not None or "name its base" in str(error):
-            raise
-        raise type(error)(f"{error}; if it is for no public model, name its base (base=..., --base BASE)") from None
 
 
 def _on_one(read: Sequence[Loose], pickled: bool) -> list[Loose]:

@@ -217,16 +217,11 @@ def guess_family(found: Contents, infos: Mapping[str, TensorInfo], stated: Itera
     for expression, name, title in _ELSEWHERE:
         if any(expression.search(one) for one in names if name != "llm" or not _TEXT.search(one)):
             return name, title
-    clues = _clues(found, infos)
+    clues = Clues({one: (_size(layer, infos, _DOWNS, 1), _size(layer, infos, _UPS, 0)) for one, layer in names.items()})
     told = next((row for row in FAMILIES.values() if row.marks(clues)), None)
     likely = (FAMILIES[name] for name in stated if name in FAMILIES)
     family = next((row for row in likely if told is None or told.name in row.alike or row.marks(clues)), told)
     return ("", "") if family is None else (family.name, family.title)
-
-
-def _clues(found: Contents, infos: Mapping[str, TensorInfo]) -> Clues:
-    names = {module.replace(".", "_"): layer for module, layer in found.layers.items()}
-    return Clues({one: (_size(layer, infos, _DOWNS, 1), _size(layer, infos, _UPS, 0)) for one, layer in names.items()})
 
 
 def _size(layer: Layer, infos: Mapping[str, TensorInfo], parts: tuple[str, ...], axis: int) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from studio.adapters import AdapterConfig
 from studio.device import on_cpu
-from studio.errors import BadConfig, DoesNotFit, StudioError, nearest
+from studio.errors import BadConfig, DoesNotFit, PartialLoad, StudioError, nearest
 from studio.families import BASES, FAMILIES, open_base
 from studio.families.shapes import SHAPES, outline
 from studio.files.alphas import FORM, alpha_form, in_form
@@ -140,8 +140,9 @@ def _on_a_shape(source: Source, family: str | None) -> Loose:
         except StudioError as error:
             first = first or error
     assert first is not None, "there is a shape"
-    if told and isinstance(first, DoesNotFit):
-        raise DoesNotFit(f"{first}; where it is for a model of other sizes, name its base") from None
+    if told and isinstance(first, (DoesNotFit, PartialLoad)):
+        hint = "where it is for a model of other sizes, name its base (base=..., --base BASE)"
+        raise type(first)(f"{first}; {hint}") from None
     raise first
 
 

@@ -27,7 +27,10 @@ from studio.files.header import payload_hash
 from studio.given import parse_json
 from studio.version import __version__
 
-__all__ = ["COMPONENT", "Entry", "doubts", "facts_of", "families_named", "own_entry", "stated_hash", "write_metadata"]
+__all__ = [
+    "COMPONENT", "THEIRS", "Entry", "doubts", "facts_of", "families_named", "own_entry", "stated_hash",
+    "write_metadata",
+]  # fmt: skip
 
 KEY: Final = "studio"
 COMPONENT: Final = "studio.component"
@@ -76,7 +79,8 @@ _OURS: Final = frozenset(
     "batch_size parents combined converted resized extracted tokenizer template system max_length dtype".split()
 )
 """Facts of the studio's; any other stands in the header by itself, where the program that wrote it looks for it."""
-_THEIRS: Final = ("ss_", "sshs_", "ot_", "modelspec.")
+THEIRS: Final = ("ss_", "sshs_", "ot_", "modelspec.")
+"""What entries of other programs begin with."""
 _COUNTED: Final = re.compile(r"^(unet|text_encoder)(:\d+:rank)?$")
 """Such keys of cloneofsimo's: the classes that were looked for, and the rank of every pair."""
 
@@ -218,7 +222,7 @@ def write_metadata(
     family = family_in(parts)
     named = {key: facts[key] for key in _FAMILY if key in facts and _means(facts[key], family)}
     foreign = {key: value for key, value in facts.items() if key not in _OURS and not _is_derived(key)}
-    own = {key: value for key, value in facts.items() if key not in foreign and not key.startswith(_THEIRS)} | named
+    own = {key: value for key, value in facts.items() if key not in foreign and not key.startswith(THEIRS)} | named
     entry = _own_entry(config, own, name, family)
     algorithm = next((algo for member in config.members if (algo := member.adapter.lycoris.algo)), "")
     metadata = {
