@@ -18,7 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 __all__ = ["KnownMode"]
 
-MOST: Final = 1 << 20
+MOST: Final = 1 << 22
 """Numbers of a tensor that is computed for real, at most."""
 
 FEW: Final = 1 << 12
@@ -73,10 +73,13 @@ class KnownMode(FakeTensorMode):
             if value is not None:
                 with unset_fake_temporarily():  # its number, and not a fake of it
                     return value.item()
-        real = self._computed(func, args, given)
-        if func in _SHAPED and real is not None:  # its shape depends on numbers
-            return self._fake(real)
+        tensors = [leaf for leaf in tree_leaves((args, given)) if isinstance(leaf, Tensor)]
+        if func in _SHAPED:  # its shape depends on numbers
+            real = self._computed(func, args, given, tensors)
+            if real is not None:
+                return self._fake(real)
         out = super().__torch_dispatch__(func, types, args, given)
+        real = self._computed(func, args, given, tensors) if tensors or _is_small(out) else None
         self._keep(out, real, args, func)
         return out
 
@@ -96,11 +99,12 @@ class KnownMode(FakeTensorMode):
             places = value.nonzero().unbind(1)
         return [self._fake(place) for place in places]
 
-    def _computed(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def _computed(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: list[Tensor]
+    ) -> Any:
         """What an operation gives for real; None where it is not known, or too large."""
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         values = [self._value(tensor) for tensor in tensors]
-        if any(value is None or value.numel() > MOST for value in values) or not _counts(tensors, args, kwargs):
+        if any(value is None or value.numel() > MOST for value in values):
             return None
         if any(word in str(func) for word in _RANDOM):
             return None
@@ -139,13 +143,10 @@ def _floats(args: tuple[Any, ...]) -> bool:
     return not any(isinstance(one, list) and any(isinstance(part, Tensor) for part in one) for one in args[1:])
 
 
-def _counts(tensors: list[Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether what is made anew is small enough to be worth computing."""
-    if tensors:
-        return True
-    product = 1
-    for size in tree_leaves((args, kwargs)):
-        product *= size if isinstance(size, int) and not isinstance(size, bool) and size > 1 else 1
-    dtype = kwargs.get("dtype")
-    whole = dtype is not None and not dtype.is_floating_point
-    return product <= (MOST if whole else FEW)
+def _is_small(out: Any) -> bool:
+    """Whether what was made of no other tensor is small enough to be worth computing."""
+    return all(
+        leaf.numel() <= (FEW if leaf.dtype.is_floating_point else MOST)
+        for leaf in tree_leaves(out)
+        if isinstance(leaf, Tensor)
+    )
