@@ -25,7 +25,7 @@ from studio.families.opening.single_file import read_single_file
 from studio.families.opening.weights import Weights
 from studio.families.saving import Saving
 from studio.quantization.counting import hidden_numbers, packed_layers
-from studio.quantization.parts import QuantizedPart, component_of, quantize_part
+from studio.quantization.parts import QuantizedPart, by_component, quantize_part
 from studio.quantization.wishes import Wishes, read_wishes, written
 
 __all__ = ["BASES", "Base", "modules_hash", "move", "open_base", "weights_hash"]
@@ -194,7 +194,7 @@ def open_base(
 def _quantize(base: Base, wishes: dict[str, str]) -> Base:
     """Quantises what is asked for; the base keeps the hash of what it was."""
     modules = components(base.pipe) if wishes else {}
-    parts = {component_of(part, modules, base.family.denoiser): name for part, name in wishes.items()}
+    parts = by_component(wishes, modules, base.family.denoiser)
     if parts and not (base.weights and base.family.hashes_files):
         _ = base.hash
     for part, name in parts.items():

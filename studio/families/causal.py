@@ -22,7 +22,7 @@ from studio.families.opening.selection import language_files
 from studio.families.opening.weights import header_of, held
 from studio.families.quiet import quietly
 from studio.quantization.counting import hidden_numbers
-from studio.quantization.parts import QuantizedPart, component_of, quantize_part
+from studio.quantization.parts import QuantizedPart, by_component, quantize_part
 from studio.quantization.wishes import Wishes, read_wishes
 
 __all__ = ["LANGUAGE_BASES", "PLAIN_TEMPLATE", "LanguageBase", "facts_file", "open_language_base"]
@@ -240,8 +240,7 @@ def open_language_base(
 
 def _quantize(base: LanguageBase, wishes: Mapping[str, str]) -> LanguageBase:
     """Quantises what is asked for; the base keeps the hash of what it was."""
-    for part, name in wishes.items():
-        component_of(part, {"": base.model}, "")
+    for name in by_component(wishes, ("",), "").values():
         _ = base.hash
         base.quantized[""] = quantize_part(base.id, base.model, name)
     return base

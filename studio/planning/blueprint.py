@@ -121,8 +121,8 @@ def blueprint(base: str | Path) -> Blueprint:
     if asked is None or asked.is_file:
         close = nearest(name[:99], known_shapes(), 1)[0]
         raise UnknownName(
-            f"nothing is known of the shape of {name[:200]!r}: it is no file or folder; did you mean {close!r}? (known by "
-            f"name: {', '.join(known_shapes())})"
+            f"nothing is known of the shape of {name[:200]!r}: it is no file or folder; did you mean {close!r}? "
+            f"(known by name: {', '.join(known_shapes())})"
         )
     try:
         found = hub.fetch(asked, _configs, away=True)

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from studio.errors import BadConfig
-from studio.quantization import BACKENDS, Backend
+from studio.quantization import Backend
 from studio.quantization.layers import matrix_of, quantizable
 
-__all__ = ["Matrix", "Saved", "matrices", "quantised", "wishes"]
+__all__ = ["Matrix", "Saved", "matrices", "quantised"]
 
 
 @dataclass(frozen=True)
@@ -52,28 +51,6 @@ class Saved:
         )  # fmt: skip
 
 
-def wishes(asked: str | None) -> dict[str, Backend]:
-    """Reads what is to be quantised: component -> how; ``""`` is the denoiser, or a model by itself.
-
-    Args:
-        asked: ``"nf4"``, or ``"nf4,text_encoder_2=int8"``. The package that does it need not be installed.
-
-    Raises:
-        UnknownName: no way to quantise is called so. BadConfig: a component is named twice.
-
-    Example:
-        >>> {part: how.name for part, how in wishes("nf4,text_encoder_2=int8").items()}
-        {'': 'nf4', 'text_encoder_2': 'int8'}
-    """
-    found: dict[str, Backend] = {}
-    for word in filter(None, (word.strip() for word in (asked or "").split(","))):
-        part, _, name = word.rpartition("=")
-        if part in found:
-            raise BadConfig(f"{part or 'the denoiser'} is quantised as {found[part].name!r} and as {name!r}: say one")
-        found[part] = BACKENDS[name]
-    return found
-
-
 def matrices(module: nn.Module) -> list[Matrix]:
     """Returns the weights of a module, without adapters on it, that could be quantised."""
     shapes = ((matrix_of(layer).shape, matrix_of(layer).element_size()) for layer in quantizable(module).values())
@@ -87,7 +64,8 @@ def quantised(parts: Mapping[str, Sequence[Matrix]], asked: Mapping[str, Backend
         parts: component -> its weights. asked: component -> how; what its blocks do not divide stays as it is.
 
     Example:
-        >>> saved = quantised({"": [Matrix(4096, 4096, 2)]}, wishes("nf4"))
+        >>> from studio.quantization import BACKENDS
+        >>> saved = quantised({"unet": [Matrix(4096, 4096, 2)]}, {"unet": BACKENDS["nf4"]})
         >>> round(saved.after / saved.before, 3), saved.largest
         (0.258, 33554432)
     """

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
-from studio.errors import DoesNotFit, UnknownName, nearest
+from studio.errors import BadConfig, DoesNotFit, UnknownName, nearest
 from studio.quantization.backend import BACKENDS
 from studio.quantization.counting import packed_layers
 from studio.quantization.layers import matrix_of, quantizable, quantize_layers, whole_error
 from studio.quantization.memory import let_files_go
 
-__all__ = ["QuantizedPart", "component_of", "quantize_part"]
+__all__ = ["QuantizedPart", "by_component", "quantize_part"]
 
 
 @dataclass(frozen=True)
@@ -40,21 +40,34 @@ class QuantizedPart:
         )
 
 
-def component_of(part: str, modules: Mapping[str, nn.Module], denoiser: str) -> str:
-    """Returns the name of the component that a wish means.
+def by_component(wishes: Mapping[str, str], there: Collection[str], denoiser: str) -> dict[str, str]:
+    """Returns wishes by the components that they mean.
+
+    Args:
+        wishes: as :func:`~studio.quantization.wishes.read_wishes` gives them, where ``""`` is the denoiser.
+        there: the components of the base; a language model is ``""`` alone. denoiser: which of them it is.
 
     Raises:
-        UnknownName: the base has none of that name.
+        UnknownName: the base has none of that name. BadConfig: the denoiser is meant twice.
+
+    Example:
+        >>> by_component({"": "nf4", "vae": "fp8"}, ("unet", "vae"), "unet")
+        {'unet': 'nf4', 'vae': 'fp8'}
     """
-    name = part or denoiser
-    if name not in modules:
-        if list(modules) == [""]:
-            raise UnknownName(f"{name!r} names a component, and the model has none: say how alone, as in 'nf4'")
-        close = nearest(name, list(modules), 1)
-        raise UnknownName(
-            f"no component of the base is called {name!r}; did you mean {close[0]!r}? (it has {', '.join(modules)})"
-        )
-    return name
+    found: dict[str, str] = {}
+    for part, how in wishes.items():
+        name = part or denoiser
+        if name not in there:
+            if list(there) == [""]:
+                raise UnknownName(f"{name!r} names a component, and the model has none: say how alone, as in 'nf4'")
+            close = nearest(name, list(there), 1)
+            raise UnknownName(
+                f"no component of the base is called {name!r}; did you mean {close[0]!r}? (it has {', '.join(there)})"
+            )
+        if name in found:
+            raise BadConfig(f"{name} is the denoiser, which is quantised as {found[name]!r} and as {how!r}: say one")
+        found[name] = how
+    return found
 
 
 def quantize_part(what: str, root: nn.Module, name: str) -> QuantizedPart:

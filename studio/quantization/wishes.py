@@ -6,19 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from studio.errors import BadConfig
-from studio.quantization.backend import backend_called
+from studio.quantization.backend import BACKENDS
 
 __all__ = ["Wishes", "read_wishes", "written"]
 
 Wishes: TypeAlias = "str | Sequence[str] | Mapping[str, str]"
 
 
-def read_wishes(asked: Wishes | None) -> dict[str, str]:
+def read_wishes(asked: Wishes | None, *, packages: bool = True) -> dict[str, str]:
     """Reads what is asked for: component -> name of a backend; ``""`` is the denoiser, or a model by itself.
 
     Args:
         asked: ``"nf4"`` for the denoiser, ``"text_encoder_2=int8"`` for another component alone, several with commas
             between or as a list, or a mapping.
+        packages: whether what quantises must be installed.
 
     Raises:
         UnknownName: no backend is called so. MissingPackage: its package is not installed.
@@ -37,7 +38,9 @@ def read_wishes(asked: Wishes | None) -> dict[str, str]:
         pairs = [(part, name) for part, _, name in (_halves(word) for word in words if word)]
     found: dict[str, str] = {}
     for part, name in pairs:
-        backend_called(name)
+        backend = BACKENDS[name]
+        if packages:
+            backend.need()
         if part in found:
             raise BadConfig(
                 f"{part or 'the denoiser'} is quantised as {found[part]!r} and as {name!r}: say one of them"

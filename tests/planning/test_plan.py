@@ -146,6 +146,13 @@ def test_fitting_goes_the_cheap_way_first_and_less_room_never_costs_less():
         assert all(found.forecast.peak == forecast("emoji", found.asked).peak for found in one.found)
 
 
+@pytest.mark.parametrize("settings", [{}, {"batch_size": 64, "length": 1024}], ids=str)
+def test_batches_of_many_tokens_are_forecast(settings):
+    """As many as the recipe takes, and more: which labels count is known of every one."""
+    found = plan("gpt2", **settings)
+    assert found.sizes["batch_size"] * found.sizes["length"] >= 16 * 512 and found.worst.name == "backward"
+
+
 def test_what_nothing_reaches_says_the_least():
     done = fit("emoji", Asked(batch_size=2), "5MB")
     assert not done.fits and not done.found
@@ -168,6 +175,9 @@ def test_a_training_that_does_not_fit_is_refused_before_it_is_opened(tmp_path):
     pytest.param(5000 * "a", {}, UnknownName, "no file or folder", id="a long name"),
     ("sd1", {"optimizer": "adam"}, UnknownName, "adamw"),
     ("sd1", {"quantize": "nf5"}, UnknownName, "nf4"),
+    ("emoji", {"quantize": "text_encodr=fp8"}, UnknownName, "did you mean 'text_encoder'"),
+    ("emoji", {"quantize": "nf4,unet=fp8"}, BadConfig, "unet is the denoiser, .* as 'nf4' and as 'fp8'"),
+    ("gpt2", {"quantize": "unet=fp8"}, UnknownName, "the model has none"),
     ("sd1", {"dtype": "fp12"}, UnknownName, "fp"),
     ("sd1", {"batch_size": 0}, BadConfig, "at least 1"),
     ("sd1", {"resolution": 500}, DoesNotFit, "multiples of 8"),

@@ -13,8 +13,8 @@ from studio.config import check
 from studio.device import dtype_named
 from studio.errors import BadConfig, UnknownName, nearest
 from studio.limits import limit, too_many
-from studio.planning.quantised import wishes
 from studio.planning.sharding import SHARDINGS
+from studio.quantization.wishes import read_wishes
 from studio.trainers.image.prior import PRIORS
 from studio.trainers.loop.optimizer import OPTIMIZERS
 from studio.trainers.loop.plan import Plan
@@ -117,7 +117,7 @@ class Asked:
                 raise UnknownName(f"no {name} is named {value!r}; did you mean {close!r}? (known: {', '.join(words)})")
         if self.dtype is not None:
             dtype_named(self.dtype)
-        wishes(self.quantize)
+        read_wishes(self.quantize, packages=False)
 
     @property
     def rows(self) -> int:

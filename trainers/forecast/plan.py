@@ -10,15 +10,19 @@ from typing import Any, Final
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from studio.errors import DoesNotFit
 from studio.families import Base, components
 from studio.planning.blueprint import Blueprint, blueprint
 from studio.planning.fakes import Fakes
 from studio.planning.forecast import PHASES, Forecast, Phase
-from studio.planning.quantised import Saved, matrices, quantised, wishes
+from studio.planning.quantised import Saved, matrices, quantised
 from studio.planning.sharding import SHARDINGS, deepspeed_buffers, share
 from studio.planning.tracker import Tracker
+from studio.quantization import BACKENDS, Backend
+from studio.quantization.parts import by_component
+from studio.quantization.wishes import read_wishes
 from studio.trainers.forecast.asked import Asked
 from studio.trainers.forecast.image import image_scene
 from studio.trainers.forecast.language import language_scene, text_recipe
@@ -148,15 +152,17 @@ class _Play:
         self.known_dtype = drawn.dtype is not None
         scene = image_scene(drawn, asked, fakes) if drawn.family else language_scene(drawn, asked)
         parts = components(scene.lesson.model)
-        first = next(iter(scene.lesson.rates))
-        main = parts[first]
-        self.matrices = {name: matrices(part) for name, part in parts.items()}
-        self.matrices |= {
-            "": self.matrices[first],
-            **{n: matrices(m) for n, m in scene.beside.items() if n not in parts},
-        }
-        self.resident = {"", first, *scene.lesson.rates, *scene.resident}
-        play(scene, asked, fakes, self.tracker)
+        self.first = next(iter(scene.lesson.rates))
+        main = parts[self.first]
+        self.matrices = {name: matrices(part) for name, part in {**scene.beside, **parts}.items()}
+        self.resident = {*scene.lesson.rates, *scene.resident}
+        try:
+            play(scene, asked, fakes, self.tracker)
+        except (DataDependentOutputException, DynamicOutputShapeException) as problem:
+            raise DoesNotFit(
+                f"no forecast is made of {self.name} with these settings: {problem.func} asks for numbers, and a plan "
+                "has only shapes; smaller batches or shorter samples are forecast"
+            ) from problem
         self.unit = max((_bytes(block) for block in _blocks(main)), default=_bytes(main))
         self.largest = max(p.numel() * p.element_size() for p in main.parameters())
         self.weights = sum(
@@ -166,6 +172,11 @@ class _Play:
         self.trained = sum(parameter.numel() for parameter in trained)
         self.cached = _cache_bytes(scene)
         self.sizes = scene.sizes
+
+    def quantised_as(self, asked: str | None) -> dict[str, Backend]:
+        """Returns how each component is quantised that is asked for."""
+        wishes = by_component(read_wishes(asked, packages=False), self.matrices, self.first)
+        return {part: BACKENDS[name] for part, name in wishes.items()}
 
 
 def _played(base: str, asked: Asked) -> _Play:
@@ -228,7 +239,8 @@ def _adjusted(played: _Play, asked: Asked) -> Forecast:
 
 def _phase(by: dict[str, int], name: str, played: _Play, asked: Asked, host: dict[str, int]) -> Mapping[str, int]:
     works, steps = name not in ("load", "save", "optimizer"), name in ("forward", "backward", "optimizer", "save")
-    wanted = {part: how for part, how in wishes(asked.quantize).items() if not steps or part in played.resident}
+    ways = played.quantised_as(asked.quantize)
+    wanted = {part: how for part, how in ways.items() if not steps or part in played.resident}
     saved = quantised(played.matrices, wanted)
     by["weights"] -= saved.before - saved.after
     if works and saved.layers:
@@ -259,7 +271,7 @@ def _assumed(played: _Play, asked: Asked) -> Iterable[str]:
     if asked.attention == "sdpa":
         yield "attention is computed by a kernel that keeps no scores (attention='eager' keeps them)"
     if asked.quantize:
-        wanted = wishes(asked.quantize)
+        wanted = played.quantised_as(asked.quantize)
         saved: Saved = quantised(played.matrices, wanted)
         ways = ", ".join(dict.fromkeys(how.says for how in wanted.values()))
         yield f"{saved.layers} layers are quantised ({ways}), and one is put together at a time"
