@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studio.adapters import AdapterConfig
+from studio.adapters import Adapter, AdapterConfig
 from studio.device import on_cpu
 from studio.errors import BadConfig, DoesNotFit, PartialLoad, StudioError, nearest
 from studio.families import BASES, FAMILIES, open_base
@@ -24,12 +24,13 @@ from studio.files.format import FORMATS, Source
 from studio.files.header import payload_hash
 from studio.files.load import drop_misfits, judge, read_source
 from studio.files.metadata import facts_of, families_named, own_entry, write_metadata
+from studio.files.names import Names
 from studio.files.save import spelled_layers, stored_dtype
 from studio.files.soft import soft_method
 from studio.files.source import open_source
 from studio.given import given_path
 
-__all__ = ["Loose", "read_loose", "write_loose"]
+__all__ = ["Loose", "adapters_of", "read_loose", "write_loose"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,27 @@ class Loose:
         """Returns another adapter for the same base, with the same facts but those about its file's type."""
         facts = {name: fact for name, fact in self.facts.items() if name != "dtype"}
         return dataclasses.replace(self, config=config, layers=layers, facts=facts)
+
+
+def adapters_of(loose: Loose, names: Names) -> dict[str, Adapter]:
+    """Returns path -> the adapter of its layer, those that share tensors connected.
+
+    Args:
+        loose: what a file holds. names: those of its model.
+
+    Raises:
+        DoesNotFit: a tensor that they share is missing.
+    """
+    found: dict[str, Adapter] = {}
+    together: dict[tuple[str, str], dict[str, Adapter]] = {}
+    for path, tensors in loose.layers.items():
+        component, own = names.paths[path]
+        config = loose.config.at(own)
+        found[path] = config.adapter(names.site(path, config.adapter.kinds), config, tensors, trainable=False)
+        together.setdefault((component, config.method), {})[own] = found[path]
+    for adapters in together.values():
+        next(iter(adapters.values())).link(adapters)
+    return found
 
 
 def read_loose(

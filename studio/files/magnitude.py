@@ -7,7 +7,7 @@ the base's own weight, and that is not at hand, what can be told without it is t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -15,12 +15,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from studio.adapters import Adapter, Site
+from studio.adapters import Adapter
 from studio.adapters.contract.change import change_of
 from studio.adapters.contract.ranked import RankedConfig
 from studio.adapters.gram import grams
 from studio.errors import DoesNotFit
-from studio.files.loose import Loose, read_loose
+from studio.files.loose import Loose, adapters_of, read_loose
 from studio.files.names import Names
 from studio.files.places import KINDS, Kind, blocks_of, kind_of
 
@@ -121,7 +121,7 @@ def magnitudes(
 @torch.no_grad()
 def _measured(loose: Loose) -> Magnitudes:
     names = Names(loose.model)
-    adapters = dict(_adapters(loose, names))
+    adapters = adapters_of(loose, names)
     blocks = blocks_of(names, (path for path in names.paths if path in loose.layers))
     norms = _norms(adapters, blocks)
     layers = (
@@ -131,20 +131,6 @@ def _measured(loose: Loose) -> Magnitudes:
         for path in blocks
     )
     return Magnitudes(loose.file, loose.config.label, loose.base, tuple(layers))
-
-
-def _adapters(loose: Loose, names: Names) -> Iterator[tuple[str, Adapter]]:
-    """Every layer's adapter, connected with those that it shares tensors with."""
-    together: dict[tuple[str, str], dict[str, Adapter]] = {}
-    for path, tensors in loose.layers.items():
-        component, name = names.paths[path]
-        config = loose.config.at(name)
-        site: Site = names.site(path, config.adapter.kinds)
-        made = config.adapter(site, config, tensors, trainable=False)
-        together.setdefault((component, config.method), {})[path] = made
-    for own in together.values():
-        next(iter(own.values())).link(own)
-        yield from own.items()
 
 
 def _norms(adapters: Mapping[str, Adapter], paths: Iterable[str]) -> dict[str, tuple[float, str]]:

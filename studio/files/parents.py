@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from studio.adapters import Adapter, AdapterConfig, Site, Strength
+from studio.adapters import Site, Strength
 from studio.adapters.blend import check_constant
 from studio.adapters.combine import check_changes_weights
 from studio.adapters.combining.layer import Part
@@ -18,7 +16,7 @@ from studio.adapters.targets.block_weights import Blocks
 from studio.adapters.targets.unmatched import check_blocks
 from studio.errors import BadConfig, DoesNotFit
 from studio.families import named_parts
-from studio.files.loose import Loose
+from studio.files.loose import Loose, adapters_of
 from studio.files.names import Names
 
 __all__ = ["Parent", "layers_of", "strength_of"]
@@ -53,10 +51,7 @@ def strength_of(name: str, parent: Parent, loose: Loose) -> Strength:
     if isinstance(parent.strength, Mapping) and parent.blocks is not None:
         raise BadConfig(f"{name!r} has a table of strengths, which says what acts where, and blocks too: give one")
     names = Names(loose.model)
-    inside: dict[str, list[str]] = {}
-    for path in loose.layers:
-        component, own = names.paths[path]
-        inside.setdefault(component, []).append(own)
+    inside = _inside(loose, names)
     said = parent.strength if isinstance(parent.strength, Mapping) else parent.blocks
     plain = Strength() if isinstance(parent.strength, Mapping) else as_strength(parent.strength)
     if said is not None:
@@ -87,35 +82,34 @@ def layers_of(held: Mapping[str, Loose], strengths: Mapping[str, Strength]) -> d
     places: dict[str, int] = {}
     for name, loose in held.items():
         names = Names(loose.model)
+        _check_untied(name, loose, names)
         places |= {path: place for place, path in enumerate(names.paths) if path in loose.layers}
-        by_component: dict[str, dict[str, Adapter]] = {}
-        for path, tensors in loose.layers.items():
-            component, own = names.paths[path]
-            site, config = names.site(path, loose.config.at(own).adapter.kinds), loose.config.at(own)
-            adapter = _adapter(site, config, tensors)
+        for path, adapter in adapters_of(loose, names).items():
             check_changes_weights(name, adapter)
-            by_component.setdefault(component, {})[own] = adapter
-            number = strengths[name].at(component, own)
+            number = strengths[name].at(*names.paths[path])
             if number:
-                found.setdefault(path, (site, []))[1].append(Part(name, adapter, number))
-        for component, adapters in by_component.items():
-            _link(name, names, component, loose.config, adapters)
+                found.setdefault(path, (adapter.site, []))[1].append(Part(name, adapter, number))
     if not found:
         raise DoesNotFit("the strengths are 0 at every layer, so nothing is left to combine")
     return {path: found[path] for path in sorted(found, key=lambda path: places[path])}
 
 
-def _adapter(site: Site, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> Adapter:
-    return config.adapter(site, config, tensors, trainable=False)
+def _inside(loose: Loose, names: Names) -> dict[str, list[str]]:
+    """Component -> its layers that a file changes, by their names in it."""
+    found: dict[str, list[str]] = {}
+    for path in loose.layers:
+        component, own = names.paths[path]
+        found.setdefault(component, []).append(own)
+    return found
 
 
-def _link(name: str, names: Names, component: str, config: AdapterConfig, adapters: Mapping[str, Adapter]) -> None:
-    """Connects adapters that share tensors; those that follow tied weights are for a model."""
-    for member in config.members:
-        own = {path: adapter for path, adapter in adapters.items() if config.at(path) is member}
-        if member.adapter.joined(names.modules[component], list(own)):
-            raise DoesNotFit(
-                f"{name!r} is of {member.method}, which follows weights that layers share: load it on its base and "
-                "combine it there (studio.combine)"
-            )
-        member.adapter.link(own)
+def _check_untied(name: str, loose: Loose, names: Names) -> None:
+    """Refuses an adapter that follows tied weights: it is for a model."""
+    for component, paths in _inside(loose, names).items():
+        for member in loose.config.members:
+            mine = [path for path in paths if loose.config.at(path) is member]
+            if member.adapter.joined(names.modules[component], mine):
+                raise DoesNotFit(
+                    f"{name!r} is of {member.method}, which follows weights that layers share: load it on its base and "
+                    "combine it there (studio.combine)"
+                )
