@@ -19,7 +19,7 @@ from studio.adapters.combining.orthogonal import orthogonal
 from studio.adapters.combining.pairs import of_rank, rounded_to, stacked
 from studio.adapters.combining.sparse import breadcrumbs, della
 from studio.adapters.combining.sphere import karcher, model_stock, slerp
-from studio.adapters.combining.ziplora import column_weights, objective, ziplora
+from studio.adapters.combining.ziplora import column_weights, ziplora
 from studio.adapters.contract.change import change_of
 from studio.adapters.sites.kinds import site_for
 from studio.errors import BadConfig, DoesNotFit, UnknownName
@@ -364,7 +364,6 @@ def test_ziploras_fold_is_its_formula_and_its_objective_is_below_the_plain_sums(
         return kept + penalty * ((d[0] @ m[0].diag()) * (d[1] @ m[1].diag())).sum(0).abs().sum()
 
     plain = torch.ones_like(numbers)
-    assert objective(pairs, weights, numbers, penalty) == pytest.approx(loss(numbers).item(), rel=1e-12, abs=1e-12)
     assert loss(numbers) <= loss(plain) and (penalty == 0) == torch.equal(numbers, plain)
     if 0 < penalty < 2:  # nothing around it is lower
         generator = torch.Generator().manual_seed(0)

@@ -26,7 +26,7 @@ from studio.adapters.combining.pairs import Pair
 from studio.config import finite
 from studio.errors import BadConfig
 
-__all__ = ["column_weights", "objective", "ziplora"]
+__all__ = ["column_weights", "ziplora"]
 
 _ROUNDS = 60
 
@@ -58,19 +58,6 @@ def column_weights(pairs: Sequence[Pair], weights: Sequence[float], penalty: flo
         if torch.equal(found, before):
             break
     return found
-
-
-def objective(pairs: Sequence[Pair], weights: Sequence[float], numbers: Tensor, penalty: float) -> float:
-    """Returns ``L(m)``.
-
-    Args:
-        pairs, weights, penalty: as of :func:`column_weights`. numbers: m, ``(adapters, cols)``.
-    """
-    products = _products(pairs, weights)
-    own = products.diagonal(dim1=0, dim2=1).mT
-    kept = (own * (numbers - 1).square()).sum()
-    met = (products * numbers[:, None] * numbers[None]).abs().sum() - (own * numbers.square()).sum()
-    return float(kept + penalty * met / 2)
 
 
 def ziplora(pairs: Sequence[Pair], weights: Sequence[float], penalty: float = 1.0) -> list[Pair]:
