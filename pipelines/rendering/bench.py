@@ -6,10 +6,12 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Final
 
+from studio.adapters import block_weights
 from studio.device import choose_device, choose_dtype, free_cache
-from studio.errors import BadFile, Refused, StudioError, UsageError
+from studio.errors import BadConfig, BadFile, Refused, StudioError, UsageError
 from studio.pipelines.asking import Wanted
 from studio.pipelines.image import ImagePipeline
 from studio.pipelines.making import Made
@@ -102,7 +104,7 @@ class Bench:
         try:
             self.pipe(jobs[0][0].base)
             assert self._standing is not None, "it is open"
-            bad = self._standing.need({name: file for job, _ in jobs for name, file in job.adapters.items()})
+            bad = self._standing.need(_files(jobs))
         except Exception as error:
             problem = error.with_traceback(None)
             yield from [self._failed(asked, problem, 0) for asked in jobs]
@@ -113,7 +115,9 @@ class Bench:
                 ready.append(asked)
             else:
                 yield self._failed(asked, broken, 0)
-        yield from self._together(ready)
+        for part in self._standing.by_words(ready, lambda asked: asked[0].adapters):
+            self._standing.need(_files(part))  # a learned word is one for the jobs alone that ask for it
+            yield from self._together(part)
 
     def _together(self, jobs: Sequence[Asked]) -> Iterator[Drawn]:
         """Draws jobs in batches; when something fails, those that are left in smaller parts, until it is alone."""
@@ -174,17 +178,34 @@ class Bench:
 
 
 def _wanted(pipe: ImagePipeline, job: Job) -> Wanted:
-    """What a job asks the pipeline for."""
+    """What a job asks the pipeline for; learned words in its blend are there, and have no strength."""
     family = pipe.base.family
 
     def strength(name: str, value: Any) -> Any:
         if not isinstance(value, str):
             return value
-        tag = parse_prompt(f"x <{name}:{value}>", [name], denoiser=family.denoiser, encoders=family.readers)
+        tag = parse_prompt(
+            f"x <{name}:{value}>", [name], denoiser=family.denoiser, encoders=family.readers,
+            blocks=partial(block_weights, pipe.carrier),
+        )  # fmt: skip
         return (tag.blend or {})[name]
 
     said = {field.name: getattr(job, field.name) for field in fields(Wanted) if field.name != "blend"}
-    return Wanted(blend={name: strength(name, value) for name, value in job.blend.items()}, **said)
+    words = {name: value for name, value in job.blend.items() if name in pipe.embeddings and name not in pipe.adapters}
+    weighed = next((name for name, value in words.items() if value != 1.0), None)
+    if weighed is not None:
+        raise BadConfig(
+            f"{weighed!r} is learned words, which have no strength: they act where a prompt has them; a word counts "
+            "less in a prompt as (word:0.8)"
+        )
+    return Wanted(
+        blend={name: strength(name, value) for name, value in job.blend.items() if name not in words}, **said
+    )  # fmt: skip
+
+
+def _files(jobs: Sequence[Asked]) -> dict[str, str]:
+    """The files of the adapters that jobs need, by name."""
+    return {name: file for job, _ in jobs for name, file in job.adapters.items()}
 
 
 def _no_memory(error: Exception) -> bool:

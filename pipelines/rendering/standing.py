@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Final, TypeVar
 
 from studio.adapters.effect import has_effect
 from studio.errors import NoEffect
@@ -12,6 +12,7 @@ from studio.pipelines.image import ImagePipeline
 
 __all__ = ["Standing"]
 
+T = TypeVar("T")
 MOST: Final = 16
 """Adapters that stay where they are not needed at the moment."""
 
@@ -29,6 +30,7 @@ class Standing:
         self.allow_partial = allow_partial
         self.pickled = pickled
         self._files: dict[str, str] = {}
+        self._teaching: set[str] = set()  # names of those that bring learned words
         self._bad: dict[tuple[str, str], Exception] = {}
 
     def need(self, wanted: Mapping[str, str]) -> dict[str, Exception]:
@@ -44,7 +46,7 @@ class Standing:
         wanted = {name: file for name, file in wanted.items() if name not in bad}
         crowded = len({*self._files, *wanted}) > MOST
         for name, file in list(self._files.items()):
-            if wanted.get(name, file) != file or (crowded and name not in wanted):
+            if wanted.get(name, file) != file or (name not in wanted and (crowded or name in self._teaching)):
                 self._unload(name)
         missing = sorted(set(wanted) - set(self._files))
         for name in [name for name in self._files if missing and name > missing[0]]:
@@ -56,6 +58,17 @@ class Standing:
                 bad[name] = self._bad[name, wanted[name]] = error.with_traceback(None)
         return bad
 
+    def by_words(self, jobs: Sequence[T], files: Callable[[T], Collection[str]]) -> list[list[T]]:
+        """Returns jobs in parts that share their learned words, since a word is read wherever it stands.
+
+        Args:
+            jobs: the jobs. files: the names of the adapters that one of them needs, which were loaded before.
+        """
+        found: dict[frozenset[str], list[T]] = {}
+        for job in jobs:
+            found.setdefault(frozenset(self._teaching & set(files(job))), []).append(job)
+        return list(found.values())
+
     def forget(self) -> None:
         """Lets files that could not be loaded be tried again."""
         self._bad.clear()
@@ -63,6 +76,8 @@ class Standing:
     def _load(self, name: str, file: str) -> None:
         report = self.pipe.load(file, name=name, allow_partial=self.allow_partial, pickled=self.pickled)
         self._files[name] = file
+        if report.embeddings:
+            self._teaching.add(name)
         if report.method != METHOD and not has_effect(self.pipe.carrier, name):
             self._unload(name)
             raise NoEffect(
@@ -72,4 +87,5 @@ class Standing:
 
     def _unload(self, name: str) -> None:
         self.pipe.unload(name)
+        self._teaching.discard(name)
         del self._files[name]

@@ -11,6 +11,8 @@ import time
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import save_file
 
 import studio as library
 from studio.cli import main
@@ -99,6 +101,27 @@ def test_adapters_of_the_command_line_act_under_the_name_that_they_record(tmp_pa
     studio("render", jobs, "-o", tmp_path / "out", *words)
     made = [read_metadata(tmp_path / "out" / f"0000{number}.png")["adapters"][0] for number in (0, 1)]
     assert [(use["name"], use["strength"]) for use in made] == [("ink", 0.5), ("ink", 0.25)]
+    words[1] += ":lbw=OUTALL"
+    studio("render", jobs, "-o", tmp_path / "weighed", *words)
+    image = Image.open(tmp_path / "weighed" / "00000.png").convert("RGB")
+    pipe = ImagePipeline.open("emoji")
+    pipe.load(tmp_path / "a.safetensors")
+    blend = {"ink": library.Strength(0.5, blocks=library.block_weights(pipe.pipe, "ink", "OUTALL"))}
+    (wanted,) = pipe.generate("tiger", steps=1, blend=blend, seeds=[0])
+    assert image.tobytes() == wanted.tobytes()
+
+
+def test_learned_words_of_the_command_line_are_read_and_have_no_strength(tmp_path):
+    save_file({"emb_params": torch.randn(2, 128)}, tmp_path / "zorb.safetensors")
+    jobs = tmp_path / "jobs.csv"
+    jobs.write_text("prompt,steps\na zorb,1\n")
+    words = ["--adapter", tmp_path / "zorb.safetensors", "--base", "emoji", "--device", "cpu"]
+    studio("render", jobs, "-o", tmp_path / "out", *words)
+    (use,) = read_metadata(tmp_path / "out" / "00000.png")["embeddings"]
+    assert use["name"] == "zorb" and use["file"] == "zorb.safetensors"
+    words[1] = f"{words[1]}:0.5"
+    result = studio("render", jobs, "-o", tmp_path / "half", *words, code=3)
+    assert "'zorb' is learned words, which have no strength" in result.stderr
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from safetensors.torch import save_file
 
 import studio
@@ -17,7 +18,7 @@ from studio.errors import BadConfig, DoesNotFit, PartialLoad, Refused, UnknownNa
 from studio.families import open_base
 from studio.families.vocabulary import readers
 from studio.families.words import Words
-from studio.pipelines import ImagePipeline, regenerate, save_png
+from studio.pipelines import ImagePipeline, read_metadata, regenerate, render, save_png
 from studio.pipelines.encoding import encoded
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
@@ -450,3 +451,17 @@ def test_a_pickle_has_to_be_asked_for(emoji, tmp_path):
     words = ("generate", "--from", save_png(image, tmp_path / "a.png"), "--adapter", tmp_path / "my.word.pt")
     result = CliRunner().invoke(main, [str(word) for word in (*words, "--pickled", "-o", tmp_path / "out")])
     assert result.exit_code == 0, result.output
+
+
+def test_a_list_reads_words_for_the_jobs_alone_that_ask_for_them(emoji, tmp_path):
+    """Whatever stands beside them, in one batch or before: a job is drawn as it is drawn alone."""
+    save_file({"emb_params": torch.randn(2, 128)}, tmp_path / "zorb.safetensors")
+    prompts = ["a embedding:zorb", "a zorb", "the embedding:zorb"]
+    jobs = tmp_path / "jobs.jsonl"
+    jobs.write_text("\n".join(json.dumps({"prompt": one, "steps": 1, "seed": 1}) for one in prompts))
+    render(jobs, tmp_path / "out", base="emoji", adapters={"zorb": tmp_path / "zorb.safetensors"}, batch_size=3)
+    files = sorted((tmp_path / "out").glob("*.png"))
+    said = ["embeddings" in read_metadata(file) for file in files]
+    assert said == [True, False, True]
+    (plain,) = emoji.generate("a zorb", steps=1, seeds=[1])
+    assert pixels(Image.open(files[1]).convert("RGB")) == pixels(plain)
