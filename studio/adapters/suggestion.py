@@ -56,9 +56,10 @@ def _of_pair(report: BlendReport, pair: tuple[str, str], cosine: float, rule: st
     first, second = pair
     fights = [block for block in report.blocks if block.cosines.get(pair, 0.0) <= FIGHTS]
     if cosine >= _ALIKE and rule not in ("slerp", "karcher"):
+        means = "slerp or karcher" if len(report.whole.norms) == 2 else "karcher"  # slerp goes between two
         return [
             f"{first} and {second} do much the same (cosine {cosine:+.2f}): a mean keeps it at one's strength, "
-            "--method slerp or karcher"
+            f"--method {means}"
         ]
     if fights and rule not in ("orthogonal", "ties"):
         lost = min(block.kept for block in fights)

@@ -90,11 +90,8 @@ def combine(
     show = Show(as_json, quiet)
     output = None if output is None else output.expanduser()
     _check(output, adapters)
-    if family is not None and (base is not None or allow_partial or any((device, dtype, config_of))):
-        raise UsageError(
-            "--family takes the layers of a public model, whose base is not opened: leave out --base, --device, "
-            "--dtype, --config and --allow-partial, or name the base in its place"
-        )
+    if family is not None:
+        _check_unopened(base, device, dtype, config_of, allow_partial)
     told = dict(density=density, epsilon=epsilon, gamma=gamma, signs=signs, sides=sides, penalty=penalty, seed=seed)
     way = read_way(method, rank, told)
     if format is not None:
@@ -116,6 +113,14 @@ def _check(output: Path | None, adapters: tuple[AdapterWord, ...]) -> None:
         raise UsageError(f"{output} is there already: choose another name")
     if any(word.schedule for word in adapters):
         raise BadConfig("one adapter has one strength: give numbers, not schedules")
+
+
+def _check_unopened(*asked: str | bool | None) -> None:
+    if any(asked):
+        raise UsageError(
+            "--family takes the layers of a public model, whose base is not opened: leave out --base, --device, "
+            "--dtype, --config and --allow-partial, or name the base in its place"
+        )
 
 
 def _list(context: click.Context, wanted: bool) -> None:

@@ -452,6 +452,18 @@ def test_adapters_that_change_nothing_have_nothing_to_disturb():
     assert said.startswith("no adapter changes anything")
 
 
+def test_slerp_is_suggested_for_two_alone():
+    """It refuses three, so that nobody is sent there."""
+    net = torch.nn.Sequential(torch.nn.Linear(8, 8))
+    for name in ("a", "b", "c"):
+        studio.attach(net, studio.BitFit(targets=("0",)), name=name)
+        studio.state(net, name)["0.bias"].data.fill_(1.0)
+    two = studio.combine(net, {"a": 1.0, "b": 1.0}, name="two").suggestions
+    three = studio.combine(net, {"a": 1.0, "b": 1.0, "c": 1.0}, name="three").suggestions
+    assert "--method slerp or karcher" in two[0]
+    assert three[0].endswith("--method karcher") and "slerp" not in " ".join(three)
+
+
 # -- without the base's weights ------------------------------------------------------------------------------------
 
 
