@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,7 +46,7 @@ def _places(grades: Sequence[Graded]) -> str:
 
 
 def _alphas(grades: Sequence[Graded]) -> Iterator[str]:
-    """Alphas that are missing, or 0."""
+    """Alphas that are missing, 0, or no numbers."""
     ranked = [one for one in grades if one.rank is not None and one.scale is not None]
     bare = [one for one in ranked if not one.beside]
     if bare and len(bare) < len(ranked):
@@ -53,6 +54,9 @@ def _alphas(grades: Sequence[Graded]) -> Iterator[str]:
             f"alpha is missing at {_places(bare)} and stands beside the others: kohya's tools, ComfyUI and the studio "
             "take the rank there, diffusers the alpha of most layers, so it acts differently from program to program"
         )
+    nothing = [one for one in ranked if math.isnan(one.scale or 0)]
+    if nothing:
+        yield f"alpha is NaN at {_places(nothing)}: the file is damaged, or its training came to nothing"
     zero = [one for one in ranked if one.scale == 0]
     if zero:
         yield (

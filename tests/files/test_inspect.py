@@ -114,6 +114,7 @@ WRONG = {
     "it was trained with split_qkv": (lora(), {"ss_network_args": '{"split_qkv": "True"}'}),
     "the header says ss_network_dim=32, and no layer has that rank (they have 8)": (lora(), {"ss_network_dim": "32"}),
     "the header says ss_network_alpha=1, and no layer has that alpha": (lora(), {"ss_network_alpha": "1.0"}),
+    "alpha is NaN at 4 layers": (lora(alpha=torch.tensor(float("nan"))), {}),
     "alpha is stored as a whole number at 4 layers": (lora(alpha=torch.tensor(8)), {}),
     "8 tensors are of 8 bits (F8_E4M3)": (lora(dtype=torch.float8_e4m3fn), {}),
     'the header says ss_base_model_version="sdxl_base_v1-0", which is Stable Diffusion XL': (
