@@ -38,20 +38,6 @@ def no_network(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Returns a function that gives the folder of a tiny pipeline."""
-    made = {}
-
-    def get(kind):
-        if kind not in made:
-            made[kind] = tmp_path_factory.mktemp("folders") / kind
-            build(kind).save_pretrained(made[kind])
-        return made[kind]
-
-    return get
-
-
 def copy_of(folder, place):
     import shutil
 

@@ -42,20 +42,6 @@ def tiny_flux():
     convert.__code__ = code
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Returns a function that gives the folder of a tiny pipeline."""
-    made = {}
-
-    def get(kind):
-        if kind not in made:
-            made[kind] = tmp_path_factory.mktemp("folders") / kind
-            build(kind).save_pretrained(made[kind])
-        return made[kind]
-
-    return get
-
-
 def configs_of(folder, place):
     """A copy of a folder without its weights."""
     shutil.copytree(folder, place, ignore=shutil.ignore_patterns("*.safetensors"))

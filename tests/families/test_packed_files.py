@@ -59,19 +59,6 @@ def plain(state):
     return {name: tensor.detach().contiguous().clone() for name, tensor in state.items()}
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    made = {}
-
-    def get(kind):
-        if kind not in made:
-            made[kind] = tmp_path_factory.mktemp("folders") / kind
-            build(kind).save_pretrained(made[kind])
-        return made[kind]
-
-    return get
-
-
 def weights(base):
     """The denoiser's matrices, packed or not, by path."""
     found = {}

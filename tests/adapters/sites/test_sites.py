@@ -67,7 +67,9 @@ def test_norms_and_modules_are_looked_at_only_where_they_are_asked_for() -> None
 
 def test_a_norm_is_refused_by_kind_where_the_method_has_no_use_for_it() -> None:
     model = nn.ModuleDict({"norm1": nn.LayerNorm(8), "lin": nn.Linear(8, 8)})
-    with pytest.raises(UnsupportedLayer, match=r"norm1 is of kind 'norm', which LoRA cannot.*BitFit, Full, LNTuning"):
+    with pytest.raises(
+        UnsupportedLayer, match=r"norm1 is of kind 'norm', which LoRA cannot change.*BitFit, Full, LNTuning"
+    ):
         studio.attach(model, studio.LoRA(rank=2, targets=("lin", "norm1")))
     with pytest.raises(NoTargets, match="'norm2' matches no layer"):
         studio.attach(model, studio.LNTuning(targets=("norm2",)))
