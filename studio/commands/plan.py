@@ -17,19 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plan"]
 
-_OWN: Final = (
-    "whole",
-    "answer",
-    "attention",
-    "cached",
-    "keep_gradients",
-    "offload",
-    "optimizer",
-    "length",
-    "precision",
-)
-_LOOP: Final = ("batch_size", "accumulation", "gradient_checkpointing", "ema", "offload_activations", "sharding",
-                "precision", "optimizer")  # fmt: skip
+_OWN: Final = ("whole", "answer", "attention", "cached", "keep_gradients", "offload", "length")
 _TASK: Final = ("resolution", "text_encoder", "quantize")
 
 
@@ -65,7 +53,9 @@ def plan(context: click.Context, base: str | None, table: bool, as_json: bool, q
 
     BASE is a public model's name (sd1, sdxl, flux-dev, llama-3-8b, ...), an embedded base, a folder, a checkpoint of
     one file, or a hub id in the cache. No weights are read: the trainers' own step runs on tensors without numbers, and
-    every storage is counted. The options are those of the training commands.
+    every storage is counted. The options are those of the training commands, but for --task, --base-dtype, --processes,
+    --attend, --picture and --table. With --set a plan also weighs what no training here does: whole, offload, cached,
+    keep_gradients, answer, and sharding=zero1, zero2 or zero3.
 
     \f
     Raises:
@@ -91,6 +81,7 @@ def _read(base: str, options: dict[str, Any], show: Show, **asked: Any) -> Asked
     """
     from studio.trainers import CausalLM, DreamBooth, Style
     from studio.trainers.forecast import Asked
+    from studio.trainers.forecast.asked import OF_THE_LOOP
     from studio.trainers.forecast.plan import draws
 
     if asked.get("start") is not None:
@@ -106,13 +97,16 @@ def _read(base: str, options: dict[str, Any], show: Show, **asked: Any) -> Asked
     given = gather(tasks[name or "causal-lm"], config=asked["config"], options=options, words=words)
     if name is not None and name in ("dreambooth", "style") and length is not None:
         raise DoesNotFit(f"--max-length is of language models, and {base} draws pictures: leave it out")
-    found: dict[str, Any] = {key: given.training[key] for key in _LOOP if key in given.training}
+    found: dict[str, Any] = {key: given.training[key] for key in OF_THE_LOOP if key in given.training}
     found |= {key: given.task[key] for key in _TASK if key in given.task}
     more = {
-        "length": length, "dtype": asked["base_dtype"], "task": asked["task"], "attention": asked["attend"],
+        "length": length, "dtype": asked["base_dtype"], "task": name, "attention": asked["attend"],
         "prior": _prior(given),
     }  # fmt: skip
     found |= {key: value for key, value in more.items() if value is not None}
+    twice = next((key for key in own if key in found), None)
+    if twice is not None:
+        raise BadConfig(f"{twice} is given twice, by an option and by --set {twice}={own[twice]}: drop one of them")
     _left(given, found, show)
     return _built(Asked, {**found, **own, "adapter": given.make_adapter, "processes": asked["processes"]})
 
@@ -139,13 +133,13 @@ def _left(given: Settings, found: dict[str, Any], show: Show) -> None:
 
 
 def _built(cls: Any, found: dict[str, Any]) -> Asked:
+    import dataclasses
+
     from studio.config import assignments, build
 
     made = {key: value for key, value in found.items() if not isinstance(value, str)}
     texts = assignments([f"{key}={value}" for key, value in found.items() if isinstance(value, str)])
     adapter = made.pop("adapter")
-    import dataclasses
-
     return dataclasses.replace(build(cls, {**made, **texts}), adapter=adapter)
 
 

@@ -48,6 +48,8 @@ def test_a_language_base_and_a_limit():
     (("emoji", "--fit", "much"), "no size of memory"),
     (("emoji", "--fit", "4MB"), "nothing reaches"),
     (("emoji", "--task", "dream"), "did you mean 'dreambooth'"),
+    (("emoji", "--attend", "eager", "--set", "attention=sdpa"), "attention is given twice"),
+    (("emoji", "--dtype", "bf16", "--set", "precision=fp32"), "precision is given twice"),
 ])  # fmt: skip
 def test_what_is_wrong_is_said_with_exit_code_2(words, sentence):
     result = call(*words)

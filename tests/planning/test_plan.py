@@ -47,6 +47,23 @@ def test_what_takes_less_takes_less(change):
     assert plan("emoji", **{**asked, **change}).peak < plan("emoji", **asked).peak
 
 
+def test_moments_in_8_bits_are_those_of_large_tensors():
+    """bitsandbytes keeps those of tensors of less than 4096 numbers as they are: 2 + 2 * 4 / 256 bytes, or 8."""
+    from studio.adapters import attach, state
+    from studio.families import open_base
+
+    pipe = open_base("emoji").pipe
+    attach(pipe, studio.LoRA(rank=16, targets="all-linear"), components=["unet"])
+    sizes = [tensor.numel() for tensor in state(pipe).values()]
+    small, large = (sum(one for one in sizes if (one < 4096) is few) for few in (True, False))
+    assert small and large
+    plain, packed = (
+        next(phase for phase in plan("emoji", adapter=studio.LoRA(rank=16, targets="all-linear"), optimizer=kind).phases
+             if phase.name == "optimizer").by["optimizer"] for kind in ("adamw", "adamw-8bit")
+    )  # fmt: skip
+    assert packed / plain == pytest.approx((8 * small + 2.03125 * large) / (8 * (small + large)), rel=1e-3)
+
+
 def test_the_prior_doubles_the_rows():
     both, twice = plan("emoji", batch_size=2, prior="images"), plan("emoji", batch_size=4)
     assert both.peak == pytest.approx(twice.peak, rel=0.02)

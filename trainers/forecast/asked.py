@@ -20,10 +20,16 @@ from studio.trainers.loop.optimizer import OPTIMIZERS
 from studio.trainers.loop.plan import Plan
 from studio.trainers.recipes import Recipe, usual_adapter
 
-__all__ = ["ATTENTION_KINDS", "OPTIMIZER_KINDS", "Asked"]
+__all__ = ["ATTENTION_KINDS", "OF_THE_LOOP", "OPTIMIZER_KINDS", "Asked"]
 
 ATTENTION_KINDS: Final = ("sdpa", "eager", "xformers")
 OPTIMIZER_KINDS: Final = tuple(OPTIMIZERS)
+
+OF_THE_LOOP: Final = (
+    "batch_size", "accumulation", "gradient_checkpointing", "ema", "offload_activations", "sharding", "precision",
+    "optimizer",
+)  # fmt: skip
+"""The fields that are the loop's settings (:class:`~studio.trainers.loop.plan.Plan`) by the same names."""
 
 _CHOICES: Final = {
     "attention": ATTENTION_KINDS, "optimizer": OPTIMIZER_KINDS, "sharding": tuple(SHARDINGS),

@@ -6,9 +6,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from studio.device import choose_device
 from studio.errors import BadConfig
+from studio.families.opening.dtype import usual_dtype
+from studio.launched import started_processes
 from studio.planning.blueprint import blueprint
-from studio.trainers.forecast.asked import Asked
+from studio.trainers.forecast.asked import OF_THE_LOOP, Asked
 from studio.trainers.forecast.fit import check_fits
 from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.task import AdapterLike, Say
@@ -16,8 +21,6 @@ from studio.trainers.loop.task import AdapterLike, Say
 __all__ = ["asked_of", "check_before"]
 
 _TASK = ("resolution", "text_encoder", "quantize", "prior")
-_LOOP = ("batch_size", "accumulation", "precision", "gradient_checkpointing", "ema", "optimizer", "offload_activations",
-         "sharding")  # fmt: skip
 
 
 def asked_of(task: Any, adapter: AdapterLike, plan: Plan, processes: int = 1) -> Asked:
@@ -37,7 +40,7 @@ def asked_of(task: Any, adapter: AdapterLike, plan: Plan, processes: int = 1) ->
         mine["prior"] = "images" if task.class_images else "self" if task.class_prompts else None
     length = getattr(task, "max_length", None)
     config = None if isinstance(adapter, (str, Path)) else adapter
-    loop = {name: getattr(plan, name) for name in _LOOP}
+    loop = {name: getattr(plan, name) for name in OF_THE_LOOP}
     seen = getattr(task, "preview_prompts", None) != ()
     return Asked(
         task=task.task_name, adapter=config, processes=processes, length=length, previews=seen,
@@ -47,15 +50,12 @@ def asked_of(task: Any, adapter: AdapterLike, plan: Plan, processes: int = 1) ->
 
 def _on_cpu(base: str | Path, plan: Plan) -> bool:
     """Whether the base is a small one on a CPU, which is then read as fp32."""
-    from studio.device import choose_device
-    from studio.families.opening.dtype import usual_dtype
-
     device = choose_device(plan.device)
     if device.type != "cpu":
         return False
     drawn = blueprint(base)
     numbers = sum(part.numel() for one in drawn.components.values() for part in one.parameters())
-    return str(usual_dtype({drawn.dtype: numbers}, device)) == "torch.float32" if drawn.dtype else False
+    return drawn.dtype is not None and usual_dtype({drawn.dtype: numbers}, device) is torch.float32
 
 
 def check_before(task: Any, adapter: AdapterLike, plan: Plan, say: Say) -> None:
@@ -69,5 +69,5 @@ def check_before(task: Any, adapter: AdapterLike, plan: Plan, say: Say) -> None:
         UsageError: as :func:`studio.trainers.forecast.plan.plan`.
     """
     if plan.fit is not None:
-        made = check_fits(task.base, asked_of(task, adapter, plan), plan.fit)
+        made = check_fits(task.base, asked_of(task, adapter, plan, started_processes()[1]), plan.fit)
         say(f"forecast: {made.peak / 1e9:.2f} GB at the peak, of {plan.fit}")

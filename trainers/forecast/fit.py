@@ -12,7 +12,6 @@ from studio.planning.forecast import Forecast
 from studio.planning.sizes import as_bytes, in_words
 from studio.trainers.forecast.asked import Asked
 from studio.trainers.forecast.plan import forecast
-from studio.trainers.loop.optimizer import OPTIMIZERS
 
 __all__ = ["LEVERS", "Fitted", "Found", "Lever", "check_fits", "fit"]
 
@@ -95,7 +94,7 @@ LEVERS: Final[Sequence[Lever]] = (
     Lever("no previews", "nobody sees the adapter grow", _unseen, lambda asked: "--set preview_prompts=[]"),
     Lever("the base in bf16", "the last digits of its products", _halved),
     Lever("an optimizer in 8 bits", "the last digits of its moments", _eight_bits,
-          lambda asked: "--set optimizer=adamw-8bit" if "adamw-8bit" in OPTIMIZERS else ""),
+          lambda asked: "--set optimizer=adamw-8bit"),
     Lever("the text encoder as it is", "rare words are learned a little less well", _text_left,
           lambda asked: "--no-text-encoder"),
     Lever("the base in 8 bits (int8)", "errors of about half a percent in its weights", _quantised("int8"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -34,8 +34,8 @@ __all__ = ["draws", "forecast", "plan"]
 
 IMAGE_TASKS: Final = ("dreambooth", "style")
 TEXT_TASKS: Final = ("causal-lm", "seq2seq")
-STATE_SHARE: Final = {"adamw-8bit": (2 + 2 * 4 / 256) / 8, "paged-adamw-8bit": (2 + 2 * 4 / 256) / 8}
-"""Bytes of an optimizer's states against AdamW's eight per number: two in 8 bits, a scale in fp32 per 256 of them."""
+LEAST_IN_8_BITS: Final = 4096
+"""Numbers of a tensor from which on bitsandbytes keeps its moments in 8 bits."""
 
 
 def plan(base: str | Path, **settings: Any) -> Forecast:
@@ -133,10 +133,11 @@ def _for(base: str | Path, asked: Asked) -> Asked:
             raise DoesNotFit(f"{name}={getattr(asked, name)!r} is for {sort} base, and {base} is none: leave it out")
     task = asked.task or ("seq2seq" if own.answers else tasks[0])
     batch = asked.batch_size or max(own.batch_size[task], asked.processes)
-    if asked.processes > batch:
+    samples = batch * asked.accumulation
+    if asked.processes > samples:
         raise DoesNotFit(
-            f"{asked.processes} processes share batches of {batch} samples, so some would have none: give a batch_size "
-            f"of {asked.processes} or more"
+            f"{asked.processes} processes share {samples} samples of a step, so some would have none: give a "
+            f"batch_size of {asked.processes} or more"
         )
     return replace(asked, task=task, batch_size=batch)
 
@@ -169,7 +170,8 @@ class _Play:
             _own(module) for module in {id(m): m for m in (*parts.values(), *scene.beside.values())}.values()
         )
         trained = (p for part in scene.lesson.rates for p in parts[part].parameters() if p.requires_grad)
-        self.trained = sum(parameter.numel() for parameter in trained)
+        sizes = [parameter.numel() for parameter in trained]
+        self.trained, self.share_in_8_bits = sum(sizes), share_in_8_bits(sizes)
         self.cached = _cache_bytes(scene)
         self.sizes = scene.sizes
 
@@ -177,6 +179,22 @@ class _Play:
         """Returns how each component is quantised that is asked for."""
         wishes = by_component(read_wishes(asked, packages=False), self.matrices, self.first)
         return {part: BACKENDS[name] for part, name in wishes.items()}
+
+
+def share_in_8_bits(sizes: Sequence[int]) -> float:
+    """Returns the bytes of moments in 8 bits against those of AdamW's, which are eight per number.
+
+    Two bytes and two scales in fp32 per 256 numbers; what is small keeps its own.
+
+    Args:
+        sizes: numbers of each trained tensor.
+
+    Example:
+        >>> share_in_8_bits([4096]), share_in_8_bits([4095]), share_in_8_bits([])
+        (0.25390625, 1.0, 1.0)
+    """
+    large = sum(size for size in sizes if size >= LEAST_IN_8_BITS)
+    return 1 - large / sum(sizes) * (1 - (2 + 2 * 4 / 256) / 8) if large else 1.0
 
 
 def _played(base: str, asked: Asked) -> _Play:
@@ -246,7 +264,8 @@ def _phase(by: dict[str, int], name: str, played: _Play, asked: Asked, host: dic
     if works and saved.layers:
         by["temporaries"] = by.get("temporaries", 0) + saved.largest
     if "optimizer" in by:
-        by["optimizer"] = round(by["optimizer"] * STATE_SHARE.get(asked.optimizer, 1.0))
+        if asked.optimizer.endswith("8bit"):
+            by["optimizer"] = round(by["optimizer"] * played.share_in_8_bits)
         if asked.optimizer.startswith("paged") or asked.offload != "none":
             host["optimizer"] = by.pop("optimizer")
     unit = played.unit if not saved.layers else round(played.unit * saved.after / saved.before)
