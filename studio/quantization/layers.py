@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from studio.errors import DoesNotFit
+from studio.mapped import let_pages_go
 from studio.quantization.backend import Backend, Named, packing_of
 from studio.quantization.memory import give_back
 
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 
+_ROWS: Final = 512  # rows whose error is taken at a time
 _BETWEEN: Final = 8  # layers between two times that freed memory is given back
 _GPT2: Final = Named("transformers.pytorch_utils", "Conv1D")
 
@@ -115,9 +117,16 @@ def quantize_layer(
     made = backend.layer(given, layer._parameters.get("bias")).train(layer.training)
     packing = backend.packing
     after = sum(part.nbytes for part in packing.tensors(made).values())
-    exact = weight.float()
-    off = float((exact - packing.unpacked(made).float()).square().sum())
-    return made, Quantized(path, weight.nbytes, after, off, float(exact.square().sum()))
+    return made, Quantized(path, weight.nbytes, after, *_off(weight, packing.unpacked(made)))
+
+
+def _off(exact: Tensor, packed: Tensor) -> tuple[float, float]:
+    """``‖W − Q‖²`` and ``‖W‖²``, some rows at a time, so that no copy in fp32 is made of the whole."""
+    off = norm = 0.0
+    for wanted, given in zip(exact.split(_ROWS), packed.split(_ROWS), strict=True):
+        off += float((wanted.float() - given.float()).square_().sum())
+        norm += float(wanted.float().square_().sum())
+    return off, norm
 
 
 def quantize_layers(
@@ -137,8 +146,10 @@ def quantize_layers(
     done = []
     while layers:
         path = next(iter(layers))
-        made, cost = quantize_layer(path, layers.pop(path), backend, rounded)
+        layer = layers.pop(path)
+        made, cost = quantize_layer(path, layer, backend, rounded)
         replace_layer(root, path, made)
+        let_pages_go(matrix_of(layer))
         done.append(cost)
         if len(done) % _BETWEEN == 0:
             give_back()

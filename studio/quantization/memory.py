@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from studio.mapped import let_pages_go
+
 __all__ = ["give_back", "let_files_go"]
 
 
@@ -26,7 +28,8 @@ def let_files_go(root: nn.Module, quantized: Collection[nn.Module]) -> None:
             if held is None or held.device.type != "cpu" or (id(module) in apart and name == "weight"):
                 continue
             if id(held) not in done:
-                held.data = held.data.clone()
+                mapped, held.data = held.data, held.data.clone()
+                let_pages_go(mapped)
                 done.add(id(held))
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -25,6 +25,7 @@ from studio.claims import Header, TensorInfo
 from studio.errors import BadFile
 from studio.families.opening.gguf_file import is_gguf
 from studio.families.opening.weights import Weights, header_of
+from studio.mapped import let_pages_go
 
 __all__ = ["files_hash", "modules_hash", "weights_hash"]
 
@@ -32,13 +33,15 @@ KEPT: Final = 64 << 20
 """Bytes from which on a hash is kept: a smaller base is read faster than it is looked up."""
 
 _PIECE: Final = 1 << 24
+"""Bytes, or numbers, that are hashed at a time."""
 
 
 def weights_hash(pipe: Any) -> str:
     """SHA-256 over every weight of a pipeline, as fp32 little-endian bytes with its name and shape.
 
     The type on disk does not matter: an fp16 folder opened in fp16 or in fp32 has one hash. Adapters that are attached
-    do not count (their keys hold ``.adapters.``). One tensor at a time is copied.
+    do not count (their keys hold ``.adapters.``). A piece of one tensor at a time is copied, and what is mapped from a
+    file does not count as memory any more once it has been read.
     """
     return modules_hash({name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)})
 
@@ -51,10 +54,19 @@ def modules_hash(modules: Mapping[str, nn.Module]) -> str:
             if ".adapters." in key or key.startswith("adapters."):
                 continue
             value = (_fetched(module, key) if tensor.is_meta else tensor).detach().cpu()
-            value = (value.float() if value.is_floating_point() else value.long()).contiguous()
             digest.update(f"{name}.{key} {tuple(value.shape)}\n".encode())
-            digest.update(value.reshape(-1).numpy().data if value.numel() else b"")
+            for piece in _pieces(value):
+                exact = piece.float() if piece.is_floating_point() else piece.long()
+                digest.update(exact.contiguous().reshape(-1).numpy().data)
+                let_pages_go(piece)
     return digest.hexdigest()
+
+
+def _pieces(value: torch.Tensor) -> Sequence[torch.Tensor]:
+    """A tensor in pieces of so many numbers; one of a library's own class as it is."""
+    if not value.numel():
+        return ()
+    return value.reshape(-1).split(_PIECE) if type(value) is torch.Tensor else (value,)
 
 
 def files_hash(weights: Weights) -> str:
