@@ -33,7 +33,7 @@ def config() -> Any:
     """The shape of Llama 2 with seven billion parameters, with the packaged tokenizer's ids."""
     from transformers import AutoTokenizer, LlamaConfig
 
-    from studio.families.causal import LANGUAGE_BASES
+    from studio.families.language import LANGUAGE_BASES
 
     tokenizer = AutoTokenizer.from_pretrained(LANGUAGE_BASES["facts"])
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -47,7 +47,7 @@ def make(folder: Path) -> int:
     """Writes the model shard by shard, so that no more than a layer is in memory; returns its bytes."""
     from transformers import AutoTokenizer, LlamaForCausalLM
 
-    from studio.families.causal import LANGUAGE_BASES
+    from studio.families.language import LANGUAGE_BASES
 
     folder.mkdir(parents=True, exist_ok=True)
     made = config()

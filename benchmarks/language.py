@@ -23,7 +23,7 @@ from typing import Any, Final
 import torch
 
 from studio.adapters import METHODS
-from studio.families.causal import facts_file, open_language_base
+from studio.families.language import facts_file, open_language_base
 from studio.trainers import CausalLM, train
 from studio.trainers.loop.mode import training_mode
 from studio.trainers.loop.optimizer import adamw, set_rates

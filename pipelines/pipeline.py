@@ -65,7 +65,7 @@ class Pipeline(ABC):
 
         Args:
             base: the name of an embedded one, a folder, a hub id, an object of diffusers or transformers, or an opened
-                base; :func:`studio.families.open_base` and :func:`studio.families.causal.open_language_base` have the
+                base; :func:`studio.families.open_base` and :func:`studio.families.language.open_language_base` have the
                 forms.
             dtype: the weights' type, or its name (``"bf16"``); ``None``: what the files hold, but fp32 for a small base
                 on a CPU, unchanged for an object; ``"auto"``: the same, or what the device computes fastest in.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import studio.adapters as core
 from studio.adapters import blended
 from studio.errors import BadConfig, DoesNotFit
-from studio.families.causal import LanguageBase, open_language_base
+from studio.families.language import LanguageBase, open_language_base
 from studio.pipelines.blends import BlendLike, deal_blend
 from studio.pipelines.pipeline import Pipeline
 from studio.pipelines.prompting.tags import TaggedPrompt, check_text, parse_prompt

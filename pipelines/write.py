@@ -14,7 +14,7 @@ from studio.adapters.hosting.turns import turn
 from studio.adapters.tokens.contract import TokenConfig
 from studio.config import finite, own_number
 from studio.errors import BadConfig, DoesNotFit, StudioError
-from studio.families.causal import LanguageBase
+from studio.families.language import LanguageBase
 
 __all__ = ["Gumbel", "write"]
 

@@ -139,7 +139,7 @@ def _image_base() -> Row:
 
 def _language_base() -> Row:
     try:
-        from studio.families.causal import open_language_base
+        from studio.families.language import open_language_base
 
         model = open_language_base("facts").model
         parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -13,7 +13,7 @@ from studio.adapters import AdapterConfig
 from studio.adapters.tokens.contract import TokenConfig
 from studio.config import check
 from studio.errors import BadConfig, DoesNotFit
-from studio.families.causal import LANGUAGE_BASES, LanguageBase, open_language_base
+from studio.families.language import LANGUAGE_BASES, LanguageBase, open_language_base
 from studio.trainers.language.causal import Causal, Question
 from studio.trainers.language.samples import encode_all, split
 from studio.trainers.language.texts import TokenRow, marked, question, render, system_of

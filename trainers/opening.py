@@ -15,7 +15,7 @@ from studio.device import choose_device, choose_dtype
 from studio.errors import BadFile
 from studio.families import Base
 from studio.families.base import move
-from studio.families.causal import LanguageBase
+from studio.families.language import LanguageBase
 from studio.pipelines.naming import adapter_file as named_file
 from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.run import sha256
@@ -104,7 +104,7 @@ def open_with_recipe(
     Args:
         task_name: whose recipe it is.
         base: what ``open_base`` takes.
-        open_base: :func:`~studio.families.open_base` or :func:`~studio.families.causal.open_language_base`.
+        open_base: :func:`~studio.families.open_base` or :func:`~studio.families.language.open_language_base`.
         embedded: the embedded bases, by name.
         adapter: the adapter's config, or a file with one to train on from; None takes the recipe's.
         plan: the loop's settings.

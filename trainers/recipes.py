@@ -10,7 +10,7 @@ from typing import Final
 
 from studio.adapters import METHODS, AdapterConfig
 from studio.families import FAMILIES, Base
-from studio.families.causal import LanguageBase
+from studio.families.language import LanguageBase
 from studio.families.recipe import SMALL_BASE, ImageRecipe, Recipe
 
 __all__ = ["RECIPES", "SMALL_BASE", "ImageRecipe", "Recipe", "recipe_for", "recipes_of", "usual_adapter"]

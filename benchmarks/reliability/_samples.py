@@ -27,7 +27,7 @@ from benchmarks.reliability._written import (
 )
 from studio.datasets.chat import read_samples
 from studio.errors import BadFile
-from studio.families.causal import LanguageBase, open_language_base
+from studio.families.language import LanguageBase, open_language_base
 from studio.trainers import CausalLM, Plan
 
 __all__ = ["texts", "trained"]

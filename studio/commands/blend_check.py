@@ -73,7 +73,7 @@ def blend_check(
 
 def _writes(base: str, config_of: str | None) -> bool:
     """Whether a base is a language model: an embedded one, or a folder that is no pipeline of diffusers."""
-    from studio.families.causal import LANGUAGE_BASES
+    from studio.families.language import LANGUAGE_BASES
 
     folder = Path(base).expanduser()
     plain = (folder / "config.json").is_file() and not (folder / "model_index.json").exists()

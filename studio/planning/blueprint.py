@@ -14,9 +14,9 @@ from torch import nn
 
 from studio.errors import BadFile, DoesNotFit, UnknownName, nearest
 from studio.families import BASES, FAMILIES
-from studio.families.causal import LANGUAGE_BASES
 from studio.families.family import Family, Outline
-from studio.families.language_shapes import LANGUAGE_SHAPES
+from studio.families.language import LANGUAGE_BASES
+from studio.families.language.shapes import LANGUAGE_SHAPES
 from studio.families.opening import hub
 from studio.families.opening.folder import class_of, index_of
 from studio.families.opening.ids import hub_id, standing

@@ -12,7 +12,12 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import (
+    FakeTensor,
+    FakeTensorMode,
+    in_kernel_invocation_manager,
+    unset_fake_temporarily,
+)  # fmt: skip
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -55,7 +60,8 @@ class KnownMode(FakeTensorMode):
         self.watch = None  # what a fake of an operation is put together of is no part of it
         try:
             if _floats(args) and args[0] not in self._values:  # nearly all there is
-                out = super().__torch_dispatch__(func, types, args, given)
+                quick = func in _PLAIN and "device" not in given and _all_fake(args)
+                out = self._plainly(func, args, given) if quick else super().__torch_dispatch__(func, types, args, given)
             else:
                 out = self._knowing(func, types, args, given)
         finally:
@@ -63,6 +69,14 @@ class KnownMode(FakeTensorMode):
         if watch is not None:
             watch(func, args, given, out)
         return out
+
+    def _plainly(self, func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Tensor:
+        """Does an operation that torch's own code for shapes computes, without what the fake mode looks up for it."""
+        if func in _IN_PLACE:
+            return args[0]  # type: ignore[no-any-return]
+        with in_kernel_invocation_manager(self):
+            shaped = func(*args, **given)
+        return FakeTensor(self, shaped, args[0].fake_device)
 
     def _knowing(self, func: Any, types: Any, args: Any, given: dict[str, Any]) -> Any:
         """Does an operation on whole numbers, or by places."""
@@ -132,6 +146,15 @@ class KnownMode(FakeTensorMode):
 
 
 _DEVICE: Final = torch.ops.prim.device.default
+_A: Final = torch.ops.aten
+_IN_PLACE: Final = frozenset({_A.add_.Tensor, _A.mul_.Tensor, _A.div_.Tensor, _A.addmm_.default, _A.copy_.default})
+_PLAIN: Final = _IN_PLACE | {
+    _A.view.default, _A._unsafe_view.default, _A.t.default, _A.transpose.int, _A.expand.default, _A.detach.default,
+    _A.unsqueeze.default, _A.mm.default, _A.addmm.default, _A.add.Tensor, _A.mul.Tensor, _A.div.Tensor,
+    _A._to_copy.default, _A.clone.default, _A.zeros_like.default,
+}  # fmt: skip
+"""What is done again and again, has one result, and is computed for shapes by torch's compiled code."""
+
 _SHAPED: Final = (torch.ops.aten.nonzero.default, torch.ops.aten.masked_select.default)
 
 
@@ -141,6 +164,10 @@ def _floats(args: tuple[Any, ...]) -> bool:
     if not isinstance(first, FakeTensor) or not first.dtype.is_floating_point:
         return False
     return not any(isinstance(one, list) and any(isinstance(part, Tensor) for part in one) for one in args[1:])
+
+
+def _all_fake(args: tuple[Any, ...]) -> bool:
+    return all(isinstance(one, FakeTensor) for one in args if isinstance(one, Tensor))
 
 
 def _is_small(out: Any) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,15 @@ __all__ = ["FourBit", "FourBitPacking", "LLMInt8", "LLMInt8Packing"]
 
 _BLOCK = 64  # weights that share a scale
 _NESTED = 256  # scales that share a scale of their own
+
+
+def _matters(record: logging.LogRecord) -> bool:
+    """Whether a remark is worth a line: not the one that a kernel without a backward pass, unused here, is missing."""
+    return not record.getMessage().startswith("Failed to load CPU gemm_4bit_forward from kernels-community")
+
+
+# bitsandbytes makes the remark while it is imported, which diffusers does too, for whatever class it is asked for
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_matters)
 
 
 def _library(module: str = "bitsandbytes") -> Any:

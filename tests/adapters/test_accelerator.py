@@ -194,7 +194,7 @@ def test_a_strength_changes_without_a_new_compiled_graph() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_language_run_learns_and_is_the_same_twice(tmp_path: Path, precision: str) -> None:
-    from studio.families.causal import facts_file
+    from studio.families.language import facts_file
     from studio.trainers import CausalLM, train
 
     def adapter(folder: str) -> bytes:

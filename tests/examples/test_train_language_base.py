@@ -8,7 +8,7 @@ import random
 import pytest
 
 from studio.datasets.chat import read_samples
-from studio.families.causal import LANGUAGE_BASES, facts_file, open_language_base
+from studio.families.language import LANGUAGE_BASES, facts_file, open_language_base
 
 
 @pytest.fixture(scope="module")

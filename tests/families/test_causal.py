@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from studio.adapters import LoRA, attach
 from studio.errors import BadFile, DoesNotFit, UnknownName
 from studio.families import BASES
-from studio.families.causal import open_language_base
+from studio.families.language import open_language_base
 
 
 @pytest.fixture

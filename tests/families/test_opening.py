@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from studio.errors import BadConfig, BadFile, DoesNotFit, UnknownName
 from studio.families import FAMILIES, open_base
-from studio.families.causal import open_language_base
+from studio.families.language import open_language_base
 from studio.families.opening import hashing
 from studio.families.opening.dtype import SMALL, usual_dtype
 from studio.families.opening.hashing import files_hash, weights_hash

@@ -14,7 +14,7 @@ import studio
 from hub_server import Repository, files_of, serving
 from studio.errors import BadFile, UnknownName
 from studio.families import open_base
-from studio.families.causal import open_language_base
+from studio.families.language import open_language_base
 from studio.pipelines import ImagePipeline
 from studio.pipelines.naming import adapter_file, free_name
 from tiny_pipelines import build

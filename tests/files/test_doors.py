@@ -16,7 +16,7 @@ from studio.datasets.check import check_folder
 from studio.datasets.folder import read_folder
 from studio.errors import UsageError
 from studio.families import open_base
-from studio.families.causal import open_language_base
+from studio.families.language import open_language_base
 from studio.pipelines import ImagePipeline, TextPipeline, read_metadata, regenerate, save_png
 from studio.trainers import CausalLM, DreamBooth, Style, train
 

@@ -11,7 +11,7 @@ import torch
 import studio
 from studio.errors import BadConfig, BadFile, DoesNotFit, UnknownName
 from studio.families import BASES, FAMILIES
-from studio.families.language_shapes import LANGUAGE_SHAPES
+from studio.families.language.shapes import LANGUAGE_SHAPES
 from studio.families.shapes import SHAPES
 from studio.families.surroundings import SURROUNDINGS
 from studio.planning.blueprint import blueprint
@@ -131,7 +131,7 @@ def test_language_shapes_have_the_published_number_of_parameters(name):
 
 @pytest.mark.parametrize("base", ["emoji", "facts"])
 def test_folders_say_what_names_say(base, tmp_path):
-    from studio.families.causal import LANGUAGE_BASES
+    from studio.families.language import LANGUAGE_BASES
 
     folder = {**BASES, **LANGUAGE_BASES}[base]
     assert forecast(folder, Asked()).peak == forecast(base, Asked()).peak

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -82,8 +85,6 @@ def test_an_unknown_name_is_told_the_nearest() -> None:
 
 
 def test_a_backend_that_is_not_installed_says_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(MissingPackage, match="bases in nf4 need bitsandbytes.*pip install"):
         backend_called("nf4")
@@ -181,6 +182,17 @@ def test_a_layer_that_was_repacked_before_is_trained_and_comes_back_repacked() -
     assert float((got - wanted).norm() / wanted.norm()) < 0.02  # the scales were rounded to bf16 by bitsandbytes
     studio.detach(model)
     assert torch.equal(model[0].weight.data, packed) and model[0].weight.quant_state.packing_format_for_cpu
+
+
+def test_its_remark_on_a_kernel_that_is_not_used_is_left_out_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("bitsandbytes")
+    code = "import studio.families, diffusers; diffusers.UNet2DConditionModel; import bitsandbytes"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    assert "gemm_4bit" not in done.stderr
+    log = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    log.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s.", "No module named 'kernels'")
+    log.warning("Failed to load the library: %s", "no such file")
+    assert caplog.messages == ["Failed to load the library: no such file"]
 
 
 @pytest.mark.filterwarnings("ignore")

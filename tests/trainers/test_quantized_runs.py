@@ -17,7 +17,7 @@ from studio.adapters import LoRA
 from studio.cli import main
 from studio.errors import BadConfig, DoesNotFit, UnknownName
 from studio.families import open_base
-from studio.families.causal import open_language_base
+from studio.families.language import open_language_base
 from studio.pipelines import ImagePipeline
 from studio.quantization.counting import packed_layers
 from studio.trainers import CausalLM, DreamBooth, Plan, train

@@ -11,7 +11,7 @@ from torch import nn
 
 from studio.adapters.tokens.contract import TokenConfig
 from studio.errors import DoesNotFit
-from studio.families.causal import LanguageBase
+from studio.families.language import LanguageBase
 from studio.planning.blueprint import Blueprint
 from studio.trainers.forecast.asked import Asked
 from studio.trainers.forecast.stage import Scene

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from studio.families.causal import LanguageBase
+from studio.families.language import LanguageBase
 from studio.trainers.language.texts import IGNORED, TokenRow, batch, question
 from studio.trainers.loop.draws import Draws
 from studio.trainers.loop.mode import evaluating

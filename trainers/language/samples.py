@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from studio.errors import BadConfig, BadFile
-from studio.families.causal import LanguageBase
+from studio.families.language import LanguageBase
 from studio.trainers.language.texts import TokenRow, encode
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from studio.errors import BadFile, DoesNotFit
-from studio.families.causal import LanguageBase
+from studio.families.language import LanguageBase
 
 if TYPE_CHECKING:
     from studio.datasets.chat import Sample

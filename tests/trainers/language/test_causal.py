@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from studio.adapters import IA3, METHODS, LoRA, adapters, attach, detach
 from studio.errors import BadConfig, BadFile, DoesNotFit
-from studio.families.causal import open_language_base
+from studio.families.language import open_language_base
 from studio.files import inspect
 from studio.trainers import CausalLM, train
 from studio.trainers.language.causal import Causal
@@ -260,7 +260,7 @@ def test_virtual_tokens_take_their_place_in_the_context(task, method):
 
 def test_the_embedded_base_knows_and_learns_to_answer(tmp_path):
     """The base has read the facts and answers nothing; 40 steps of LoRA open them up on subjects no sample names."""
-    from studio.families.causal import facts_file
+    from studio.families.language import facts_file
 
     task = CausalLM(
         base="facts", data=facts_file("train.jsonl"), held_out=facts_file("held-out.jsonl"), answers=60,

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import studio
 from studio.datasets.chat import Sample
 from studio.errors import BadConfig, DoesNotFit
-from studio.families.causal import LanguageBase
+from studio.families.language import LanguageBase
 from studio.pipelines import TextPipeline
 from studio.trainers import CausalLM, train
 from studio.trainers.language.texts import encode, marked

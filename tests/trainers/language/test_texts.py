@@ -7,7 +7,7 @@ import torch
 
 from studio.datasets.chat import Sample
 from studio.errors import BadFile
-from studio.families.causal import PLAIN_TEMPLATE, open_language_base
+from studio.families.language import PLAIN_TEMPLATE, open_language_base
 from studio.trainers.language.texts import IGNORED, batch, encode, marked, question
 
 ASK = Sample(3, (("user", "What is the capital of France?"), ("assistant", "Paris")))

@@ -1,0 +1,67 @@
+"""The kinds of language bases: what a model is opened as, which is what its task needs of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from studio.registry import Registry
+
+__all__ = ["KINDS", "Kind"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of language base.
+
+    Args:
+        name: its name.
+        title: what messages call it, "causal language model".
+        auto: the class of transformers that opens one.
+        tables: the tables in transformers' ``modeling_auto`` of the model types that it knows.
+        processor: whether sounds or pictures are read beside texts, by a processor that comes with the model.
+        head: whether a head maps states to labels, which a plain model lacks and which is then made.
+    """
+
+    name: str
+    title: str
+    auto: str
+    tables: tuple[str, ...]
+    processor: bool = False
+    head: bool = False
+
+    def knows(self, model_type: str) -> bool:
+        """Whether transformers has a model of this kind for a model type, ``"llama"``."""
+        from transformers.models.auto import modeling_auto
+
+        return any(model_type in getattr(modeling_auto, table) for table in self.tables)
+
+
+KINDS: Final[Registry[Kind]] = Registry("kind of language base")
+"""Kind of language base -> what it is."""
+
+for _kind in (
+    Kind("causal-lm", "causal language model", "AutoModelForCausalLM", ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",)),
+    Kind(
+        "seq2seq", "sequence-to-sequence model", "AutoModelForSeq2SeqLM",
+        ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",),
+    ),
+    Kind(
+        "classifier", "classifier of texts", "AutoModelForSequenceClassification",
+        ("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",), head=True,
+    ),
+    Kind(
+        "token-classifier", "classifier of words", "AutoModelForTokenClassification",
+        ("MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",), head=True,
+    ),
+    Kind("encoder", "encoder of texts", "AutoModel", ("MODEL_MAPPING_NAMES",)),
+    Kind(
+        "speech", "speech recogniser", "AutoModelForSpeechSeq2Seq", ("MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",),
+        processor=True,
+    ),
+    Kind(
+        "vision", "vision-language model", "AutoModelForImageTextToText",
+        ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",), processor=True,
+    ),
+):  # fmt: skip
+    KINDS.add(_kind.name, _kind)
