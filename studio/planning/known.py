@@ -52,6 +52,7 @@ class KnownMode(FakeTensorMode):
         super().__init__(allow_non_fake_inputs=True)
         self.watch: Callable[..., None] | None = None
         self._values: Any = WeakIdKeyDictionary()
+        self._outlines: dict[Any, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         if func is _DEVICE:  # asked of every tensor, again and again
@@ -61,7 +62,9 @@ class KnownMode(FakeTensorMode):
         try:
             if _floats(args) and args[0] not in self._values:  # nearly all there is
                 quick = func in _PLAIN and "device" not in given and _all_fake(args)
-                out = self._plainly(func, args, given) if quick else super().__torch_dispatch__(func, types, args, given)
+                out = (
+                    self._plainly(func, args, given) if quick else super().__torch_dispatch__(func, types, args, given)
+                )
             else:
                 out = self._knowing(func, types, args, given)
         finally:
@@ -71,11 +74,21 @@ class KnownMode(FakeTensorMode):
         return out
 
     def _plainly(self, func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Tensor:
-        """Does an operation that torch's own code for shapes computes, without what the fake mode looks up for it."""
+        """Does an operation of which only sizes are asked, without what the fake mode looks up for each."""
         if func in _IN_PLACE:
             return args[0]  # type: ignore[no-any-return]
         with in_kernel_invocation_manager(self):
-            shaped = func(*args, **given)
+            if func in _VIEWS:
+                shaped = func(*args, **given)
+            else:  # what torch works out for shapes is kept for the next layer of the same shapes
+                key = func, *map(_outline, args), *given.items()
+                sizes = self._outlines.get(key)
+                shaped = (
+                    func(*args, **given)
+                    if sizes is None
+                    else torch.empty_strided(*sizes[:2], dtype=sizes[2], device="meta")
+                )
+                self._outlines[key] = shaped.shape, shaped.stride(), shaped.dtype
         return FakeTensor(self, shaped, args[0].fake_device)
 
     def _knowing(self, func: Any, types: Any, args: Any, given: dict[str, Any]) -> Any:
@@ -148,12 +161,15 @@ class KnownMode(FakeTensorMode):
 _DEVICE: Final = torch.ops.prim.device.default
 _A: Final = torch.ops.aten
 _IN_PLACE: Final = frozenset({_A.add_.Tensor, _A.mul_.Tensor, _A.div_.Tensor, _A.addmm_.default, _A.copy_.default})
-_PLAIN: Final = _IN_PLACE | {
-    _A.view.default, _A._unsafe_view.default, _A.t.default, _A.transpose.int, _A.expand.default, _A.detach.default,
-    _A.unsqueeze.default, _A.mm.default, _A.addmm.default, _A.add.Tensor, _A.mul.Tensor, _A.div.Tensor,
-    _A._to_copy.default, _A.clone.default, _A.zeros_like.default,
+_VIEWS: Final = frozenset({
+    _A.view.default, _A.t.default, _A.transpose.int, _A.expand.default, _A.detach.default, _A.unsqueeze.default,
+    _A._unsafe_view.default,
+})  # fmt: skip
+_PLAIN: Final = _IN_PLACE | _VIEWS | {
+    _A.mm.default, _A.addmm.default, _A.add.Tensor, _A.mul.Tensor, _A.div.Tensor, _A._to_copy.default,
+    _A.clone.default, _A.zeros_like.default,
 }  # fmt: skip
-"""What is done again and again, has one result, and is computed for shapes by torch's compiled code."""
+"""What is done again and again, and gives one tensor or takes one by its first argument."""
 
 _SHAPED: Final = (torch.ops.aten.nonzero.default, torch.ops.aten.masked_select.default)
 
@@ -164,6 +180,10 @@ def _floats(args: tuple[Any, ...]) -> bool:
     if not isinstance(first, FakeTensor) or not first.dtype.is_floating_point:
         return False
     return not any(isinstance(one, list) and any(isinstance(part, Tensor) for part in one) for one in args[1:])
+
+
+def _outline(one: Any) -> Any:
+    return (one.shape, one.stride(), one.dtype) if isinstance(one, Tensor) else one
 
 
 def _all_fake(args: tuple[Any, ...]) -> bool:
