@@ -58,13 +58,14 @@ def write(
     ):
         if not sound:
             raise BadConfig(f"{name}={value!r} must be {wanted}")
-    rows = [base.tokens(text, chat=chat)[0] for text in prompts]
+    apart = bool(base.model.config.is_encoder_decoder)  # what is read is not what is gone on from
+    rows = [base.reads(text) if apart else base.tokens(text, chat=chat)[0] for text in prompts]
     virtual = _virtual(base.model)
     room, before = base.context - virtual, f" after {virtual} virtual ones" if virtual else ""
     for text, row in zip(prompts, rows, strict=True):
         if not row:
             raise BadConfig(f"the prompt {text!r} has no token; write something to go on from")
-        if len(row) >= room:
+        if len(row) >= room + apart:
             raise DoesNotFit(
                 f"the prompt {_short(text)} has {len(row)} tokens and {base.id} reads {room}{before}: nothing can be "
                 "written behind it; shorten it"
@@ -73,7 +74,8 @@ def write(
     with turn(base.model), _evaluating(base.model):
         for begin in range(0, len(rows), batch_size):
             some = rows[begin : begin + batch_size]
-            made += _batch(base, some, min(max_new_tokens, room - max(map(len, some))), temperature, seed)
+            most = min(max_new_tokens, room - 1 if apart else room - max(map(len, some)))
+            made += _batch(base, some, most, temperature, seed)
     return made
 
 
@@ -93,8 +95,7 @@ def _batch(
 ) -> Iterator[tuple[str, int, bool]]:
     from transformers import GenerationConfig, LogitsProcessorList
 
-    ends = base.ends
-    pad = base.tokenizer.pad_token_id if base.tokenizer.pad_token_id is not None else (ends[0] if ends else 0)
+    ends, pad, own = base.ends, base.pad, base.model.generation_config
     length = max(map(len, rows))
     tokens = torch.tensor([[pad] * (length - len(row)) + list(row) for row in rows], device=base.model.device)
     mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=base.model.device)
@@ -102,12 +103,14 @@ def _batch(
     config = GenerationConfig(
         max_new_tokens=most, do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0,
         eos_token_id=list(ends) or None, pad_token_id=pad, use_cache=True,
+        decoder_start_token_id=own.decoder_start_token_id, bos_token_id=own.bos_token_id,
     )  # fmt: skip
     draws = LogitsProcessorList([_finite, *([Gumbel(temperature, seed)] if temperature else [])])
     made = base.model.generate(
         inputs=tokens, attention_mask=mask, generation_config=config, logits_processor=draws
     )  # fmt: skip
-    for row in made[:, length:].tolist():
+    begin = 1 if base.model.config.is_encoder_decoder else length
+    for row in made[:, begin:].tolist():
         stop = next((place for place, token in enumerate(row) if token in ends), None)
         kept = row if stop is None else row[:stop]
         text = base.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)

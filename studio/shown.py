@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Final
+from typing import Any, Final
 
-__all__ = ["shown"]
+__all__ = ["short", "shown"]
 
 # control characters but none that lays out text, lone surrogates, line and paragraph separators, and the marks that
 # make a terminal show text in another order than it stands
@@ -27,6 +28,20 @@ def shown(text: object, *, lines: bool = False) -> str:
     """
     keep = "\n\t" if lines else ""
     return _RAW.sub(lambda found: found[0] if found[0] in keep else _written(found[0]), str(text))
+
+
+def short(value: Any, most: int = 60) -> str:
+    """Returns a value that JSON holds as JSON, at most that many characters of it.
+
+    Args:
+        value: the value. most: characters.
+
+    Example:
+        >>> short({"text": "a" * 100}, 20)
+        '{"text": "aaaaaaa...'
+    """
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _written(character: str) -> str:

@@ -15,6 +15,21 @@ from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.run import Run
 from studio.trainers.loop.task import Lesson, Loss, Task
 from studio.trainers.loop.training import train
+from studio.trainers.seq2seq import Seq2Seq
 from studio.trainers.style import Style
+from studio.trainers.tasks import TEXT_TASKS
 
-__all__ = ["CausalLM", "DreamBooth", "Lesson", "Loss", "NotFinite", "Plan", "Run", "Style", "Task", "train"]
+__all__ = [
+    "TEXT_TASKS",
+    "CausalLM",
+    "DreamBooth",
+    "Lesson",
+    "Loss",
+    "NotFinite",
+    "Plan",
+    "Run",
+    "Seq2Seq",
+    "Style",
+    "Task",
+    "train",
+]

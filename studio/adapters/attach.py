@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from studio.adapters.bake import unbake
 from studio.adapters.contract.adapter import Adapter, AdapterConfig
 from studio.adapters.contract.calibration import Calibrate
+from studio.adapters.contract.mixed import Mixed
 from studio.adapters.contract.strength import Strength, StrengthLike, as_strength
 from studio.adapters.hosting.assembly import Assembly, Record, assembly_at, site_at
 from studio.adapters.hosting.attached import assemblies, check_known, check_unbaked, known_names, whole_path
@@ -29,6 +31,8 @@ from studio.families import check_open, named_parameters
 from studio.families import components as components_of
 
 __all__ = ["AttachReport", "attach", "check_name", "detach", "install"]
+
+T = TypeVar("T")
 
 _NAME: Final = re.compile(r"[\w-]{1,200}")
 
@@ -67,9 +71,11 @@ def _check_config(config: Any) -> None:
     if not isinstance(config, AdapterConfig):
         given = f"the class {config.__name__}; call it" if isinstance(config, type) else f"{config!r:.60}"
         raise BadConfig(f"attach takes the config of a method, such as studio.LoRA(rank=8), and was given {given}")
-    if len(config.members) > 1:
+    whole = next((one for one in config.members if len(config.members) > 1 and one.adapter.kinds == ("model",)), None)
+    if whole is not None:
         raise BadConfig(
-            f"{config.label} is what files hold; attach one method, and another one under a name of its own"
+            f"{whole.method} sits on a model as a whole and cannot be a part of {config.label}; attach it under a name "
+            "of its own"
         )
 
 
@@ -184,7 +190,7 @@ def attach(
         The adapted layers and the number of trained parameters.
 
     Raises:
-        BadConfig: no config, or an impossible name or rank.
+        BadConfig: no config, an impossible name or rank, or a layer that two methods of one adapter name.
         DoesNotFit: the name is taken, a blend is baked, or the model is inside FSDP, or DDP of several processes.
         NoTargets: a pattern (of targets, exclude, ranks, block sizes, feed-forwards) that matches nothing.
         UnsupportedLayer: a layer that the method cannot change, or that no picture depends on.
@@ -203,7 +209,42 @@ def attach(
     check_name(model, name)
     check_sources(config, calibrate, original)
     components = (components,) if isinstance(components, str) else components
-    method, modules = config.adapter, components_of(model)
+    modules = components_of(model)
+    planned = [
+        _planned(
+            model,
+            modules,
+            one,
+            components,
+            seed,
+            calibrate if one.data_driven else None,
+            original if one.restores else None,
+        )
+        for one in config.members
+    ]
+    mounted = _mount_all(
+        model, _joined(planned), _merged(one.sites for one in planned), _merged(one.tensors for one in planned),
+        name=name, strength=Strength(), trained=True, metadata={},
+    )  # fmt: skip
+    return _report(mounted, name, [note for one in planned for note in one.notes])
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """One method of a new adapter: its config as planned, its layers by component and path, what they start with."""
+
+    config: AdapterConfig
+    sites: dict[str, dict[str, Site]]
+    tensors: dict[str, dict[str, Tensor]]
+    notes: Sequence[str]
+
+
+def _planned(
+    model: Any, modules: Mapping[str, nn.Module], config: AdapterConfig, components: Sequence[str] | None, seed: int,
+    calibrate: Calibrate | None, original: Any,
+) -> _Planned:  # fmt: skip
+    """Finds the layers of a method and makes what each starts with."""
+    method = config.adapter
     paths, notes = method.whole(modules, components), list[str]()
     if not paths:
         paths = find_targets(
@@ -215,15 +256,34 @@ def attach(
         joined, root = method.joined(modules[component], found), modules[component]
         sites[component] = {path: site_at(root, path, method.kinds) for path in found if path not in joined}
     check_tables(config, (path for found in sites.values() for path in found))
+    beside = left_beside(modules, config.targets, config.exclude, paths, kinds=method.kinds)
     config, tensors = started(model, config, sites, seed, calibrate, original)
     sites = {  # a plan may leave layers out
         component: kept
         for component, planned in sites.items()
         if (kept := {path: site for path, site in planned.items() if whole_path(component, path) in tensors})
     }
-    mounted = _mount_all(model, config, sites, tensors, name=name, strength=Strength(), trained=True, metadata={})
-    beside = left_beside(modules, config.targets, config.exclude, paths, kinds=method.kinds)
-    return _report(mounted, name, [*beside, *notes])
+    return _Planned(config, sites, tensors, [*beside, *notes])
+
+
+def _joined(planned: Sequence[_Planned]) -> AdapterConfig:
+    """The config of the whole, whose parts name their layers by path."""
+    if len(planned) == 1:
+        return planned[0].config
+    paths = [tuple(path for found in one.sites.values() for path in found) for one in planned]
+    return Mixed(
+        parts=tuple(
+            dataclasses.replace(one.config, targets=own, exclude=()) for one, own in zip(planned, paths, strict=True)
+        )
+    )
+
+
+def _merged(parts: Iterable[Mapping[str, Mapping[str, T]]]) -> dict[str, dict[str, T]]:
+    merged: dict[str, dict[str, T]] = {}
+    for part in parts:
+        for key, found in part.items():
+            merged.setdefault(key, {}).update(found)
+    return merged
 
 
 def _report(mounted: Sequence[Assembly], name: str, beside: Sequence[str] = ()) -> AttachReport:

@@ -212,9 +212,8 @@ def _tell_texts(task: Any, run: Run, show: Show) -> dict[str, Any]:
     before, after = (dict(run.measures[step]) for step in (steps[0], steps[-1])) if steps else ({}, {})
     for name, value in ((name, value) for name, value in after.items() if name in before):
         show.say(f"{name.replace('_', ' ')}: {before[name]:.3f} before, {value:.3f} after")
-    question = _question(task.data)
     own = () if task.quantize is None else ("--quantize", task.quantize)
-    show.say(f"try it: {shell('studio', 'complete', _named(task.base), question, *own, '--adapter', run.adapter)}")
+    show.say(f"try it: {shell('studio', *_call(task), *own, '--adapter', run.adapter)}")
     return {"before": before, "after": after}
 
 
@@ -226,13 +225,10 @@ PICTURES = Medium("", _note_trigger, _tell_pictures)
 TEXTS = Medium("tune", _no_remark, _tell_texts)
 
 
-def _question(data: str | Path) -> str:
-    """Returns what the first sample asks, to try the adapter with."""
-    from studio.datasets.chat import read_samples
-
-    first = read_samples(data).items[0]
-    asked = first.turns[-2][1] if first.chat else first.prompt
-    return " ".join(asked.split()) or "..."
+def _call(task: Any) -> list[str]:
+    """Returns the words that try an adapter on the first sample."""
+    first = task.look().found.items[0]
+    return [str(_named(task.base)) if word == "BASE" else word for word in task.call(first)]
 
 
 def _named(base: Any) -> str | Path:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -11,7 +12,52 @@ from studio.commands.options import example, output_options, tuning_options
 from studio.commands.training import TEXTS, run_training
 from studio.errors import UsageError, nearest
 
-__all__ = ["tune"]
+__all__ = ["TASKS", "TuneTask", "tune"]
+
+
+@dataclass(frozen=True)
+class TuneTask:
+    """A task as the command line has it.
+
+    Args:
+        name: its name, that of a task in ``studio.trainers.TEXT_TASKS``.
+        summary: a line of what it teaches.
+        help: what it does, and which forms DATA has.
+        examples: commands to copy.
+    """
+
+    name: str
+    summary: str
+    help: str
+    examples: tuple[str, ...]
+
+
+TASKS: Final = (
+    TuneTask(
+        "causal-lm",
+        "Answers to questions, conversations, or plain text.",
+        """Teach a causal language model to answer as the samples do.
+
+        BASE is an embedded language base (facts), a transformers folder or a hub id, DATA a JSONL file with one sample
+        per line: messages; instruction and output; prompt and completion; or text. The answers are learned, each with
+        its end; the questions are only read. The same command again goes on with an interrupted run, to the bit.""",
+        (
+            "studio tune causal-lm facts questions.jsonl --held-out 0.1 -o runs/facts",
+            "studio tune causal-lm model/ chats.jsonl --method dora --rank 16 --steps 1000 --max-length 512 -o runs/x",
+        ),
+    ),
+    TuneTask(
+        "seq2seq",
+        "Translations, summaries: a text that is said of another.",
+        """Teach a sequence-to-sequence model (T5, BART, ...) to say of a text what the samples say.
+
+        BASE is a transformers folder or a hub id, DATA a file with one sample per line: source and target; instruction,
+        input and output; document and summary; or translation. The same command again goes on with an interrupted run,
+        to the bit.""",
+        ("studio tune seq2seq model/ pairs.jsonl --held-out 0.1 -o runs/pairs",),
+    ),
+)
+"""The tasks, in the order in which the help shows them."""
 
 
 class Tasks(click.Group):
@@ -37,28 +83,22 @@ def tune() -> None:
     """Teach a language model from samples: studio tune TASK BASE DATA -o FOLDER."""
 
 
-@tune.command(
-    "causal-lm",
-    short_help="Answers to questions, conversations, or plain text.",
-    epilog=example(
-        "studio tune causal-lm facts questions.jsonl --held-out 0.1 -o runs/facts",
-        "studio tune causal-lm model/ chats.jsonl --method dora --rank 16 --steps 1000 --max-length 512 -o runs/x",
-    ),
-)
-@click.argument("base", required=False)
-@click.argument("data", required=False)
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The run's folder.")
-@tuning_options
-@output_options
-@click.pass_context
-def causal_lm(context: click.Context, base: str | None, data: str | None, output: Path, **options: Any) -> None:
-    """Teach a causal language model to answer as the samples do.
+def _command(task: TuneTask) -> click.Command:
+    @click.command(task.name, short_help=task.summary, help=task.help, epilog=example(*task.examples))
+    @click.argument("base", required=False)
+    @click.argument("data", required=False)
+    @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The run's folder.")
+    @tuning_options
+    @output_options
+    @click.pass_context
+    def command(context: click.Context, base: str | None, data: str | None, output: Path, **options: Any) -> None:
+        from studio.trainers import TEXT_TASKS
 
-    BASE is an embedded language base (facts), a transformers folder or a hub id, DATA a JSONL file with one sample per
-    line: messages; instruction and output; prompt and completion; or text. The answers are learned, each with its end;
-    the questions are only read. The same command again goes on with an interrupted run, to the bit.
-    """
-    from studio.trainers import CausalLM
+        facts = {"base": base, "data": data}
+        run_training(TEXT_TASKS[task.name], facts, context.ensure_object(dict), output, TEXTS, **options)
 
-    facts = {"base": base, "data": data}
-    run_training(CausalLM, facts, context.ensure_object(dict), output, TEXTS, **options)
+    return command
+
+
+for _task in TASKS:
+    tune.add_command(_command(_task))

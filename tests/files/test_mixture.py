@@ -11,10 +11,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import studio
+from studio.adapters import METHODS
 from studio.adapters.contract.mixed import Mixed
 from studio.errors import BadConfig, DoesNotFit, PartialLoad
 from studio.files.convert import convert
 from tests.support.tiny_pipelines import build
+from tiny import language, shaken
 
 SOURCE = torch.Generator().manual_seed(0)
 
@@ -229,11 +231,26 @@ def test_two_methods_in_a_file_that_states_one_are_refused(pipe, tmp_path):
     assert not studio.adapters(pipe)
 
 
-def test_it_is_nothing_to_attach(pipe):
-    both = Mixed(parts=(studio.LoRA(targets=("a",)), studio.Full(targets=("b",))))
-    with pytest.raises(BadConfig, match=r"lora\+full is what files hold"):
-        studio.attach(pipe, both)
+def test_parts_are_of_several_methods_and_layers_of_one(pipe):
     with pytest.raises(BadConfig, match="at least two"):
         Mixed(parts=(studio.LoRA(),))
     with pytest.raises(BadConfig, match="a is in lora and in full"):
         Mixed(parts=(studio.LoRA(targets=("a",)), studio.Full(targets=("a",))))
+    with pytest.raises(BadConfig, match="prompttuning sits on a model as a whole"):
+        studio.attach(pipe, Mixed(parts=(studio.PromptTuning(), studio.Full(targets=("b",)))))
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora", "vera", "ia3"])
+def test_several_methods_are_attached_trained_and_saved_as_one(method, tmp_path):
+    """Pairs in a body and the change of its head: presets become paths, and the file gives them back."""
+    model = language("bert")
+    both = Mixed(parts=(METHODS[method](targets="attention"), studio.Full(targets=("classifier",))))
+    found = studio.attach(model, both, name="a")
+    assert found.sites[-1] == "classifier" and found.parameters > 16 * 2 + 2
+    shaken(model, "a")
+    tokens = torch.arange(2, 10)[None]
+    wanted = model(tokens).logits
+    file = studio.save(model, tmp_path / "a.safetensors", name="a")
+    studio.detach(model)
+    assert studio.load(model, file).method == f"{method}+full"
+    torch.testing.assert_close(model(tokens).logits, wanted)

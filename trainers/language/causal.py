@@ -5,24 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from studio.families.language import LanguageBase
+from studio.trainers.language.lesson import MEASURED, TextLesson
 from studio.trainers.language.texts import IGNORED, TokenRow, batch, question
-from studio.trainers.loop.draws import Draws
-from studio.trainers.loop.mode import evaluating
-from studio.trainers.loop.task import Lesson, Loss, Say
+from studio.trainers.loop.task import Loss
 
 if TYPE_CHECKING:
     from studio.datasets.chat import Sample
 
 __all__ = ["Causal", "Question"]
-
-EVALUATED: Final = 32  # held-out samples that are measured together
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,7 @@ class Question:
 
 
 @dataclass(kw_only=True)
-class Causal(Lesson):
+class Causal(TextLesson[TokenRow]):
     r"""An opened task on a causal language model.
 
     The loss of B samples is ``Σ −log p(token) / (B m)``, the sum over their learned tokens and ``m`` the mean number of
@@ -49,57 +44,39 @@ class Causal(Lesson):
     accumulation gives the gradients of the larger batch.
 
     Args:
-        base: the base.
-        samples: what is trained on.
-        held_out: what is measured on, in a fixed order.
         previews: what previews ask.
         answers: how many of the held-out samples are answered for the exact match.
         preview_tokens: tokens of a preview's answer at most.
-        say: takes what was measured.
     """
 
-    base: LanguageBase
-    samples: Sequence[TokenRow]
-    held_out: Sequence[TokenRow]
     previews: Sequence[Question]
     answers: int
     preview_tokens: int
-    say: Say
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.draws = Draws(self.plan.seed)
-        self.mean_learned = sum(sum(sample.learned[1:]) for sample in self.samples) / len(self.samples)
-
-    @property
-    def model(self) -> Any:
-        """The base's model."""
-        return self.base.model
+        self._mean = self.mean_counted
 
     def loss(self, numbers: Sequence[int]) -> Loss:
         """Returns the loss of the drawn samples ``numbers``."""
-        rows = [self.samples[self.draws.item(n, len(self.samples))] for n in numbers]
+        rows = self.drawn(numbers)
         total, _ = self._loss(rows)
-        return Loss(total / (len(rows) * self.mean_learned))
+        return Loss(total / (len(rows) * self._mean))
 
-    def measure(self) -> dict[str, float]:
+    def measured(self) -> dict[str, float]:
         """Returns the held-out loss per token, and which share of the held-out answers is exactly right.
 
-        The samples, their order and their batches are always the same, and answers take the likeliest token each time.
+        Answers take the likeliest token each time.
         """
-        if not self.held_out:
-            return {}
         total, count = 0.0, 0
-        with torch.no_grad(), evaluating([self.model]):
-            for begin in range(0, len(self.held_out), EVALUATED):
-                loss, tokens = self._loss(self.held_out[begin : begin + EVALUATED])
-                total, count = total + float(loss), count + tokens
+        for rows in self.batches():
+            loss, tokens = self._loss(rows)
+            total, count = total + float(loss), count + tokens
         found = {"held_out_loss": total / count}
         if self.asked:
             said = self._answers([(question(sample, self.base), sample.chat) for sample in self.asked], self.longest)
             right = [text == sample.answer.strip() for text, sample in zip(said, self.asked, strict=True)]
             found["exact_match"] = sum(right) / len(right)
-        self.say(", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in found.items()))
         return found
 
     def preview(self) -> list[str]:
@@ -122,7 +99,7 @@ class Causal(Lesson):
 
     def _loss(self, rows: Sequence[TokenRow]) -> tuple[Tensor, int]:
         """Returns the sum of the losses of the learned tokens, and their number."""
-        tokens, mask, labels = batch(rows, self._pad, self.model.device)
+        tokens, mask, labels = batch(rows, self.base.pad, self.model.device)
         logits = self.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
         # virtual tokens in front have logits too; the last T are those of the text
         logits, wanted = logits[:, -tokens.shape[1] : -1], labels[:, 1:]
@@ -136,12 +113,7 @@ class Causal(Lesson):
         for chat in (True, False):
             places = [place for place, (_, form) in enumerate(questions) if form is chat]
             texts = [questions[place][0] for place in places]
-            made = write(self.base, texts, chat=chat, max_new_tokens=most, batch_size=EVALUATED)
+            made = write(self.base, texts, chat=chat, max_new_tokens=most, batch_size=MEASURED)
             for place, (text, _, _) in zip(places, made, strict=True):
                 said[place] = text
         return said
-
-    @property
-    def _pad(self) -> int:
-        pad = self.base.tokenizer.pad_token_id
-        return int(pad if pad is not None else (self.base.ends or (0,))[0])

@@ -37,6 +37,16 @@ class TokenRow:
     learned: tuple[bool, ...]
     lost: int = 0
 
+    @property
+    def size(self) -> int:
+        """Its tokens."""
+        return len(self.tokens)
+
+    @property
+    def counted(self) -> int:
+        """Its learned tokens; the first of a text is foretold by nothing."""
+        return sum(self.learned[1:])
+
 
 def render(sample: Sample, base: LanguageBase) -> tuple[str, list[tuple[int, int]]]:
     """Writes a sample as one text and marks what is learned: the answers, each with its end.

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from studio.adapters import AdapterConfig
+from studio.adapters import AdapterConfig, Full
+from studio.adapters.contract.mixed import Mixed
 from studio.families import components, family_in
+from studio.planning.forecast import Forecast
 from studio.trainers.loop.exact_norms import ExactNorms
 from studio.trainers.loop.mode import Loan, checkpoint_gradients
 from studio.trainers.loop.plan import Plan
@@ -62,6 +64,8 @@ class Lesson(ABC):
         notes: lines for the report: what was done to the data and why.
         start: the adapter file that it trains on from; None starts anew.
         call: words of the command line that use the adapter, before its file is named.
+        head: paths of layers that are trained themselves, and saved with the adapter.
+        foresee: makes the forecast of this training; None: none can be made.
     """
 
     adapter: AdapterConfig
@@ -75,6 +79,8 @@ class Lesson(ABC):
     notes: list[str] = field(default_factory=list)
     start: Path | None = None
     call: Sequence[str] = ()
+    head: Sequence[str] = ()
+    foresee: Callable[[], Forecast] | None = None
 
     def __post_init__(self) -> None:
         self._loan = Loan(components(self.model).values())
@@ -84,6 +90,11 @@ class Lesson(ABC):
     @abstractmethod
     def model(self) -> Any:
         """What the adapter is attached to, a module or a diffusers pipeline."""
+
+    @property
+    def attached(self) -> AdapterConfig:
+        """The config of all that is trained: the adapter, and the change of the layers of the head."""
+        return Mixed(parts=(self.adapter, Full(targets=tuple(self.head)))) if self.head else self.adapter
 
     def prepare(self, say: Say) -> None:
         """Does the slow part once, while the base is still bare: caches, class pictures.

@@ -17,12 +17,13 @@ class Mixed(AdapterConfig):
     r"""One adapter whose layers are of several methods, each of one: ``W' = W + s · ΔW`` with that method's ΔW.
 
     LyCORIS' ``train_norm`` makes such files (pairs, and the change of the norms), Flux' control LoRAs are such, and so
-    are many that were extracted. They are loaded, blended, baked and saved as one adapter; a method by itself is what
-    is trained, so there is nothing to attach.
+    are many that were extracted. They are loaded, blended, baked and saved as one adapter. So is what trains a
+    classifier: pairs in its body, and the change of its head.
 
     Attributes:
-        parts: the configs of the methods, whose targets name the layers of each by their whole paths inside the
-            component.
+        parts: the configs of the methods. Once attached, or read from a file, their targets name the layers of each by
+            their whole paths inside the component; before, they may be presets and patterns, and no layer may be in
+            two.
 
     Raises:
         BadConfig: fewer than two parts, or a layer that is in two.
@@ -42,11 +43,19 @@ class Mixed(AdapterConfig):
             raise BadConfig(f"Mixed(parts={self.parts!r}): it is of at least two methods")
         owners: dict[str, AdapterConfig] = {}
         for part in self.parts:
-            for path in part.targets:
+            for path in (part.targets,) if isinstance(part.targets, str) else part.targets:
                 if owners.setdefault(path, part) is not part:
                     raise BadConfig(f"Mixed: {path} is in {owners[path].method} and in {part.method}")
         object.__setattr__(self, "targets", tuple(owners))
         self.__dict__["_owners"] = owners
+
+    @property
+    def data_driven(self) -> bool:
+        return any(part.data_driven for part in self.parts)
+
+    @property
+    def restores(self) -> bool:
+        return any(part.restores for part in self.parts)
 
     @property
     def members(self) -> tuple[AdapterConfig, ...]:

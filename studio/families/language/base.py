@@ -124,6 +124,23 @@ class LanguageBase:
             return numbers, places
         return first + numbers, [(0, 0)] * len(first) + places
 
+    def reads(self, text: str) -> list[int]:
+        """Returns the token numbers of a text that an encoder reads, with all marks that the tokenizer puts around it.
+
+        Args:
+            text: the text.
+        """
+        return list(self.tokenizer(text, verbose=False)["input_ids"])
+
+    def says(self, text: str) -> list[int]:
+        """Returns the token numbers of a text that a decoder of its own is to say, with the end behind it.
+
+        Args:
+            text: the text.
+        """
+        coded = list(self.tokenizer(text_target=text, verbose=False)["input_ids"])
+        return coded if coded and coded[-1] in self.ends else [*coded, *self.ends[:1]]
+
     @cached_property
     def beginning(self) -> tuple[int, ...]:
         """The tokens that the tokenizer puts in front of every text."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from studio.registry import Registry
 
-__all__ = ["KINDS", "Kind"]
+__all__ = ["KINDS", "Kind", "usual_kind"]
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,16 @@ class Kind:
     processor: bool = False
     head: bool = False
 
-    def knows(self, model_type: str) -> bool:
-        """Whether transformers has a model of this kind for a model type, ``"llama"``."""
+    def classes(self, model_type: str) -> tuple[str, ...]:
+        """Returns transformers' classes of this kind for a model type, ``"llama"``; none where it has none."""
         from transformers.models.auto import modeling_auto
 
-        return any(model_type in getattr(modeling_auto, table) for table in self.tables)
+        found = [getattr(modeling_auto, table).get(model_type) for table in self.tables]
+        return tuple(name for name in found if isinstance(name, str))
+
+    def knows(self, model_type: str) -> bool:
+        """Whether transformers has a model of this kind for a model type."""
+        return bool(self.classes(model_type))
 
 
 KINDS: Final[Registry[Kind]] = Registry("kind of language base")
@@ -65,3 +71,20 @@ for _kind in (
     ),
 ):  # fmt: skip
     KINDS.add(_kind.name, _kind)
+
+
+def usual_kind(config: Mapping[str, Any]) -> Kind:
+    """Returns what a model is opened as where nothing is said: what its files were saved as.
+
+    Args:
+        config: its ``config.json``.
+
+    Example:
+        >>> usual_kind({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}).name
+        'seq2seq'
+        >>> usual_kind({"model_type": "qwen2"}).name
+        'causal-lm'
+    """
+    model_type, saved = str(config["model_type"]), list(config.get("architectures") or ())
+    fitting = [kind for kind in KINDS.values() if saved[:1] and saved[0] in kind.classes(model_type)]
+    return (fitting or [KINDS["causal-lm"]])[0]

@@ -14,7 +14,7 @@ from studio.families.base import BASES, move
 from studio.families.language.base import LanguageBase
 from studio.families.language.embedded import LANGUAGE_BASES
 from studio.families.language.heads import head_layers, make_head
-from studio.families.language.kinds import KINDS, Kind
+from studio.families.language.kinds import KINDS, Kind, usual_kind
 from studio.families.opening import hub
 from studio.families.opening.dtype import named, usual_dtype
 from studio.families.opening.folder import chosen
@@ -31,7 +31,7 @@ __all__ = ["open_language_base"]
 def open_language_base(
     base: str | Path | Any,
     *,
-    kind: str = "causal-lm",
+    kind: str | None = None,
     labels: Sequence[str] | None = None,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
@@ -46,7 +46,7 @@ def open_language_base(
             or a :class:`LanguageBase`, which is returned as it is (moved if ``dtype`` or ``device`` say so). A path
             that exists is never asked of the hub, and the hub only for what its cache on this machine does not have.
             In place of the tokenizer, a pair of a model of sounds or pictures has its processor.
-        kind: what it is opened as, of :data:`KINDS`.
+        kind: what it is opened as, of :data:`KINDS`; ``None``: what its files were saved as.
         labels: what a classifier shall tell apart. Where the files have no head for these very labels, one is made
             (:mod:`studio.families.language.heads`). ``None``: what its config names.
         dtype: the weights' type, or its name (``"bf16"``); ``None``: what most of them are in the files, but fp32 for a
@@ -73,11 +73,11 @@ def open_language_base(
         studio.errors.UnknownName: no language base or folder is called 'fact'; did you mean 'facts'? (embedded language
         bases: facts)
     """
-    dtype, wishes, sort = named(dtype), read_wishes(quantize), KINDS[kind]
+    dtype, wishes, sort = named(dtype), read_wishes(quantize), None if kind is None else KINDS[kind]
     if isinstance(base, (str, Path)):
         return _read(base, sort, labels, dtype, device, offline, wishes)
     found = base if isinstance(base, LanguageBase) else _of_pair(base, sort)
-    if found.kind is not sort:
+    if sort is not None and found.kind is not sort:
         raise DoesNotFit(f"{found.id} was opened as a {found.kind.title}, and a {sort.title} is asked for")
     if labels is not None and set(labels) != set(found.labels):
         raise DoesNotFit(
@@ -88,7 +88,7 @@ def open_language_base(
     return _quantize(found, wishes)
 
 
-def _of_pair(base: Any, kind: Kind) -> LanguageBase:
+def _of_pair(base: Any, kind: Kind | None) -> LanguageBase:
     """The base of a model and its tokenizer, or its processor."""
     if not isinstance(base, Sequence) or len(base) != 2:
         raise DoesNotFit(
@@ -96,6 +96,7 @@ def _of_pair(base: Any, kind: Kind) -> LanguageBase:
             f"{type(base).__name__}"
         )
     model, reader = base
+    kind = kind or usual_kind({"model_type": model.config.model_type, "architectures": [type(model).__name__]})
     tokenizer = getattr(reader, "tokenizer", reader)
     processor = None if tokenizer is reader else reader
     if kind.processor and processor is None:
@@ -112,11 +113,12 @@ def _quantize(base: LanguageBase, wishes: Mapping[str, str]) -> LanguageBase:
 
 
 def _read(
-    base: str | Path, kind: Kind, labels: Sequence[str] | None, dtype: torch.dtype | str | None,
+    base: str | Path, kind: Kind | None, labels: Sequence[str] | None, dtype: torch.dtype | str | None,
     device: torch.device | str | None, offline: bool, wishes: Mapping[str, str],
 ) -> LanguageBase:  # fmt: skip
     name, folder = _place(base, offline)
-    config = _config(folder, kind)
+    config = _config(folder)
+    kind = _checked(kind or usual_kind(config), config, folder)
     files = chosen(folder, language_files)
     counts = held(header_of(folder / file) for file in files if file.endswith(".safetensors"))
     processor = _read_reader(folder, "AutoProcessor", "processor") if kind.processor else None
@@ -210,8 +212,8 @@ def _labelled(labels: Sequence[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _config(folder: Path, kind: Kind) -> dict[str, Any]:
-    """Reads ``config.json``, with a check that transformers has a model of that kind for it."""
+def _config(folder: Path) -> dict[str, Any]:
+    """Reads ``config.json``."""
     if (folder / "model_index.json").is_file():
         raise DoesNotFit(f"{folder} is a diffusers pipeline, which draws pictures; a language base is asked for")
     file = folder / "config.json"
@@ -220,14 +222,20 @@ def _config(folder: Path, kind: Kind) -> dict[str, Any]:
         raise BadFile(f"{folder} is no transformers model: it has no config.json (it holds {found})")
     try:
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        model_type = str(config["model_type"])
+        _ = config["model_type"]
     except (ValueError, KeyError, TypeError) as problem:
         raise BadFile(f"{file} cannot be read as a transformers config ({problem!r}); copy it again") from None
+    return config
+
+
+def _checked(kind: Kind, config: Mapping[str, Any], folder: Path) -> Kind:
+    """Returns the kind, after a check that transformers has a model of it."""
+    model_type = str(config["model_type"])
     if not kind.knows(model_type):
         others = [other.title for other in KINDS.values() if other.knows(model_type)]
         hint = f"; it can be opened as a {' or a '.join(others)}" if others else ""
         raise DoesNotFit(f"{folder} is a {model_type!r}, which transformers has no {kind.title} of{hint}")
-    return config
+    return kind
 
 
 def _sentence(problem: Exception) -> str:

@@ -1,24 +1,45 @@
-"""What a language model is trained and measured on: samples as token rows, and what was lost on the way."""
+"""What a language model is trained and measured on: samples as rows of numbers, and what was lost on the way."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol, TypeVar
 
+from studio.datasets.samples import Form, Sample, Samples, read_samples
 from studio.errors import BadConfig, BadFile
-from studio.families.language import LanguageBase
-from studio.trainers.language.texts import TokenRow, encode
 
-if TYPE_CHECKING:
-    from studio.datasets.chat import Sample, Samples
-
-__all__ = ["encode_all", "split"]
+__all__ = ["Row", "encode_all", "short", "split"]
 
 NAMED: Final = 5  # samples that are named one by one in a message
 
+S = TypeVar("S", bound=Sample)
 
-def split(read: Samples, held_out: str | Path | float | None) -> tuple[list[Sample], list[Sample]]:
+
+class Row(Protocol):
+    """A sample as numbers; every task has its own sort of row."""
+
+    @property
+    def sample(self) -> Sample:
+        """What it is of."""
+
+    @property
+    def size(self) -> int:
+        """Its tokens."""
+
+    @property
+    def counted(self) -> int:
+        """What of it counts in the loss, in tokens or labels; 0 where there is nothing to learn from it."""
+
+    @property
+    def lost(self) -> int:
+        """How many tokens were cut off."""
+
+
+R = TypeVar("R", bound=Row)
+
+
+def split(read: Samples[S], held_out: str | Path | float | None, form: Form[S]) -> tuple[list[S], list[S]]:
     """Returns what is trained on, and what is measured on.
 
     A share is kept by the samples' own hashes, so it does not depend on their order, and equal samples stay together.
@@ -26,19 +47,18 @@ def split(read: Samples, held_out: str | Path | float | None) -> tuple[list[Samp
     Args:
         read: the samples.
         held_out: a file with what is measured on, a share of the samples in (0, 1), or None.
+        form: what makes samples of that file.
 
     Raises:
         BadConfig: a share that leaves one side empty.
         BadFile: the file cannot be read as samples.
     """
-    from studio.datasets.chat import read_samples
-
     if held_out is None:
         return list(read.items), []
     if not isinstance(held_out, float):
-        return list(read.items), list(read_samples(held_out).items)
+        return list(read.items), list(read_samples(held_out, form).items)
     limit = held_out * 16**16
-    sides: tuple[list[Sample], list[Sample]] = ([], [])
+    sides: tuple[list[S], list[S]] = ([], [])
     for sample in read.items:
         sides[int(sample.digest[:16], 16) < limit].append(sample)
     if not sides[0] or not sides[1]:
@@ -50,34 +70,34 @@ def split(read: Samples, held_out: str | Path | float | None) -> tuple[list[Samp
 
 
 def encode_all(
-    samples: Sequence[Sample],
-    base: LanguageBase,
-    length: int,
+    samples: Sequence[S],
     *,
+    encode: Callable[[S], R],
+    length: int,
     where: str,
     note: Callable[[str], None],
     tell: Callable[[str], None],
-) -> list[TokenRow]:
-    """Encodes samples, and says what was cut off; a sample without any of its answer is left out by name.
+) -> list[R]:
+    """Turns samples into rows and says what was cut off; a sample without any of its answer is left out by name.
 
     Args:
         samples: at least one.
-        base: whose tokenizer counts.
+        encode: makes the row of a sample.
         length: tokens of a sample at most.
         where: what they are called in messages.
         note: takes a line for the report.
         tell: takes a line for the report that the user sees at once.
 
     Raises:
-        BadFile: none is left, or the chat template refuses one.
+        BadFile: none is left, or ``encode`` refuses one.
     """
-    rows = [encode(sample, base, length) for sample in samples]
-    whole = [row for row in rows if any(row.learned[1:])]
+    rows = [encode(sample) for sample in samples]
+    whole = [row for row in rows if row.counted]
     if not whole:
         raise BadFile(f"no sample of {where} has a part of its answer within {length} tokens: raise max_length")
-    learned = sum(sum(row.learned[1:]) for row in whole)
-    note(f"{len(whole)} samples of {where}: {sum(len(row.tokens) for row in whole)} tokens, {learned} learned")
-    gone = [str(row.sample.line) for row in rows if not any(row.learned[1:])]
+    learned = sum(row.counted for row in whole)
+    note(f"{len(whole)} samples of {where}: {sum(row.size for row in whole)} tokens, {learned} learned")
+    gone = [str(row.sample.line) for row in rows if not row.counted]
     if gone:
         more = f" and {len(gone) - NAMED} more" if len(gone) > NAMED else ""
         lines = f"line{'s' if gone[1:] else ''} {', '.join(gone[:NAMED])}{more}"
@@ -89,3 +109,14 @@ def encode_all(
             f"{sum(cut)} tokens in all"
         )
     return whole
+
+
+def short(text: str, most: int = 120) -> str:
+    """Returns a text in one line, at most that long.
+
+    Example:
+        >>> short("a  long\\nline", 8)
+        'a lon...'
+    """
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most - 3]}..."

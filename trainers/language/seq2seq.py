@@ -1,0 +1,153 @@
+"""The lesson on sequence-to-sequence models: what is said of what is read, measured on held-out pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from studio.datasets.pairs import Pair
+from studio.families.language import LanguageBase
+from studio.trainers.language.lesson import MEASURED, TextLesson
+from studio.trainers.language.rows import short
+from studio.trainers.language.texts import IGNORED
+from studio.trainers.loop.task import Loss
+
+__all__ = ["PairRow", "Seq2SeqLesson", "encode_pair", "pair_loss"]
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """A pair as token numbers, all of the second of which are learned.
+
+    Args:
+        sample: what it is of.
+        read: token numbers of what is read.
+        said: those of what is to be said, its end included.
+        lost: how many tokens were cut off at the ends.
+    """
+
+    sample: Pair
+    read: tuple[int, ...]
+    said: tuple[int, ...]
+    lost: int = 0
+
+    @property
+    def size(self) -> int:
+        """Its tokens."""
+        return len(self.read) + len(self.said)
+
+    @property
+    def counted(self) -> int:
+        """Its learned tokens."""
+        return len(self.said)
+
+
+def encode_pair(pair: Pair, base: LanguageBase, length: int) -> PairRow:
+    """Turns a pair into token numbers, at most ``length`` on either side.
+
+    What is too long loses tokens before its last mark, so that both sides still end as the base knows it.
+
+    Args:
+        pair: the pair. base: whose tokenizer counts. length: tokens of a side at most.
+    """
+    read, said = base.reads(pair.source), base.says(pair.target)
+    lost = max(len(read) - length, 0) + max(len(said) - length, 0)
+    return PairRow(pair, _cut(read, length), _cut(said, length), lost)
+
+
+def _cut(tokens: Sequence[int], length: int) -> tuple[int, ...]:
+    return tuple(tokens) if len(tokens) <= length else (*tokens[: length - 1], tokens[-1])
+
+
+def pair_loss(base: LanguageBase, rows: Sequence[PairRow]) -> tuple[Tensor, int]:
+    """Returns the sum of the losses of what is to be said, and the number of its tokens.
+
+    Args:
+        base: the base. rows: B pairs.
+    """
+    device = base.model.device
+    tokens, mask = _filled([row.read for row in rows], base.pad)
+    labels, _ = _filled([row.said for row in rows], IGNORED)
+    labels = labels.to(device)
+    logits = base.model(
+        input_ids=tokens.to(device), attention_mask=mask.to(device), labels=labels, use_cache=False
+    ).logits  # fmt: skip
+    kept = labels != IGNORED
+    return F.cross_entropy(logits[kept].float(), labels[kept], reduction="sum"), int(kept.sum())
+
+
+def _filled(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
+    """Rows of equal length, filled up on the right, and the mask of what is not filling; each int64 ``(B, T)``."""
+    length = max(map(len, rows))
+    tokens = torch.tensor([[*row, *[fill] * (length - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+    return tokens, mask
+
+
+@dataclass(kw_only=True)
+class Seq2SeqLesson(TextLesson[PairRow]):
+    r"""An opened task on a sequence-to-sequence model.
+
+    The loss of B pairs is ``Σ −log p(token) / (B m)``, the sum over what is to be said and ``m`` its mean length over
+    the whole data set; see :class:`~studio.trainers.language.causal.Causal`.
+
+    Args:
+        previews: (text, caption) of what previews read.
+        answers: how many of the held-out pairs are said for the exact match.
+        preview_tokens: tokens of a preview at most.
+    """
+
+    previews: Sequence[tuple[str, str]]
+    answers: int
+    preview_tokens: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._mean = self.mean_counted
+
+    def loss(self, numbers: Sequence[int]) -> Loss:
+        """Returns the loss of the drawn samples ``numbers``."""
+        rows = self.drawn(numbers)
+        total, _ = pair_loss(self.base, rows)
+        return Loss(total / (len(rows) * self._mean))
+
+    def measured(self) -> dict[str, float]:
+        """Returns the held-out loss per token, and which share of the held-out pairs is said exactly right."""
+        total, count = 0.0, 0
+        for rows in self.batches():
+            loss, tokens = pair_loss(self.base, rows)
+            total, count = total + float(loss), count + tokens
+        found = {"held_out_loss": total / count}
+        if self.asked:
+            made = self._said([row.sample.source for row in self.asked], self._longest)
+            right = [text == row.sample.target.strip() for text, row in zip(made, self.asked, strict=True)]
+            found["exact_match"] = sum(right) / len(right)
+        return found
+
+    def preview(self) -> list[str]:
+        """Says what previews read with the adapter as it is now, through the one path for texts."""
+        return self._said([text for text, _ in self.previews], self.preview_tokens)
+
+    def captions(self) -> list[str]:
+        """Returns one line for each text of :meth:`preview`."""
+        return [short(caption) for _, caption in self.previews]
+
+    @cached_property
+    def asked(self) -> list[PairRow]:
+        """The held-out pairs that are said for the exact match."""
+        return [row for row in self.held_out if not row.lost][: self.answers]
+
+    @property
+    def _longest(self) -> int:
+        return 4 + max(len(row.said) for row in self.asked)
+
+    def _said(self, texts: Sequence[str], most: int) -> list[str]:
+        from studio.pipelines.write import write
+
+        made = write(self.base, texts, chat=False, max_new_tokens=most, batch_size=MEASURED)
+        return [text for text, _, _ in made]

@@ -1,0 +1,18 @@
+"""The tasks on language bases, by name: what ``studio tune`` knows."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from studio.registry import Registry
+from studio.trainers.causal_lm import CausalLM
+from studio.trainers.seq2seq import Seq2Seq
+from studio.trainers.text_task import TextTask
+
+__all__ = ["TEXT_TASKS"]
+
+TEXT_TASKS: Final[Registry[type[TextTask[Any, Any]]]] = Registry("task")
+"""Name -> the task."""
+
+for _task in (CausalLM, Seq2Seq):
+    TEXT_TASKS.add(_task.task_name, _task)
