@@ -19,21 +19,19 @@ Many forms of one fact matter: a base that has read each fact in a single form r
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import math
 import random
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from base_training import drawn_at, train_steps
 from torch import Tensor
 
-from studio.atomic import atomic_path, atomic_write
+from studio.atomic import atomic_write
 
 END, USER, ASSISTANT, SYSTEM, PAD = "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|pad|>"
 TEMPLATE: Final = (
@@ -454,12 +452,6 @@ def sentence(form: str, fact: Fact) -> str:
     return text[0].upper() + text[1:]
 
 
-def drawn_at(seed: int, *parts: int | str) -> random.Random:
-    """The source of randomness of one step: a resumed run draws what an uninterrupted one would have."""
-    digest = hashlib.blake2b(repr((seed, *parts)).encode(), digest_size=8).digest()
-    return random.Random(int.from_bytes(digest, "big"))
-
-
 def questions(facts: Sequence[Fact], *, held_out: bool, share: float = 0.25) -> Iterator[dict[str, Any]]:
     """One question about each fact, in an order of chance: those on a share of the subjects are held out."""
     for fact in sorted(facts, key=lambda fact: drawn_at(3, fact.subject, fact.relation).random()):
@@ -531,41 +523,6 @@ def new_model(sizes: Sizes, tokenizer: Any, seed: int) -> Any:
     return LlamaForCausalLM(config)
 
 
-def optimizers(model: Any, sizes: Sizes) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices, AdamW for the embedding and the norms."""
-    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name]
-    others = [p for name, p in model.named_parameters() if p.dim() != 2 or "embed" in name]
-    muon = torch.optim.Muon(matrices, lr=sizes.matrix_rate, weight_decay=0.01, momentum=0.95)
-    return [muon, torch.optim.AdamW(others, lr=sizes.rate, betas=(0.9, 0.95), weight_decay=0.01)]
-
-
-def resume(state: Path, model: Any, steppers: Sequence[torch.optim.Optimizer]) -> int:
-    """Brings a training to where it was kept, and returns the number of its next step."""
-    held = torch.load(state, weights_only=True)
-    model.load_state_dict(held["model"])
-    for stepper, kept in zip(steppers, held["steppers"], strict=True):
-        stepper.load_state_dict(kept)
-    return int(held["step"])
-
-
-def keep(state: Path, model: Any, steppers: Sequence[torch.optim.Optimizer], step: int) -> None:
-    """Writes down all that :func:`resume` needs."""
-    with atomic_path(state) as temporary:
-        steps = [stepper.state_dict() for stepper in steppers]
-        torch.save({"model": model.state_dict(), "steppers": steps, "step": step}, temporary)
-
-
-def step_on(tokens: Tensor, model: Any, steppers: Sequence[torch.optim.Optimizer]) -> float:
-    """Takes one step on the documents ``(rows, length)``, and returns the loss."""
-    loss = model(input_ids=tokens, labels=tokens).loss
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    for stepper in steppers:
-        stepper.step()
-        stepper.zero_grad(set_to_none=True)
-    return float(loss.detach())
-
-
 def train_base(
     facts: Sequence[Fact], meanings: Sequence[tuple[str, str]], out: Path, sizes: Sizes | None = None, *, seed: int = 0,
     save_every: int = 200, stop_at: int | None = None, read: int = 60_000, say: Callable[[str], None] = print,
@@ -593,24 +550,13 @@ def train_base(
     tokenizer = train_tokenizer((texts.document(draw) for _ in range(read)), sizes.vocabulary)
     model = new_model(sizes, tokenizer, seed)
     say(f"{sum(p.numel() for p in model.parameters()):,} weights, {len(tokenizer)} tokens")
-    steppers, state, begin = optimizers(model, sizes), out / "training.pt", 0
-    full = [[group["lr"] for group in stepper.param_groups] for stepper in steppers]
-    if state.is_file():
-        begin = resume(state, model, steppers)
-    begun, seen = time.time(), 0.0
-    for step in range(begin, sizes.steps):
-        if step == stop_at:
-            return None
-        rate = min((step + 1) / sizes.warmup, 1.0) * (0.05 + 0.95 * (1 + math.cos(math.pi * step / sizes.steps)) / 2)
-        for stepper, rates in zip(steppers, full, strict=True):
-            for group, top in zip(stepper.param_groups, rates, strict=True):
-                group["lr"] = top * rate
-        loss = step_on(batch_at(step, texts, tokenizer, sizes, seed), model, steppers)
-        seen = loss if not seen else 0.98 * seen + 0.02 * loss
-        if (step + 1) % 100 == 0 or step + 1 == sizes.steps:
-            say(f"step {step + 1}: loss {seen:.3f}, {time.time() - begun:.0f} s")
-        if (step + 1) % save_every == 0:
-            keep(state, model, steppers, step + 1)
+
+    def loss_at(step: int) -> Tensor:
+        tokens = batch_at(step, texts, tokenizer, sizes, seed)
+        return model(input_ids=tokens, labels=tokens).loss
+
+    if not train_steps(model, sizes, out / "training.pt", loss_at, save_every=save_every, stop_at=stop_at, say=say):
+        return None
     model.half().save_pretrained(out / "model")
     tokenizer.save_pretrained(out / "model")
     return out / "model"
