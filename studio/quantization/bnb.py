@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from studio.errors import UnsupportedLayer
 from studio.packages import need
 from studio.quantization.backend import BACKENDS, PACKINGS, Backend, Held, Named, Packing, Undo
 from studio.quantization.product import remade_product
@@ -53,7 +54,17 @@ class FourBitPacking(Packing):
     def packs(self, weight: Tensor | None) -> bool:
         return type(weight).__name__ == "Params4bit"
 
+    def check(self, path: str, layer: nn.Module) -> None:
+        weight: Any = layer._parameters["weight"]
+        if self.packs(weight) and not weight.is_meta and _state(layer) is None:
+            raise UnsupportedLayer(
+                f"{path} is one of {self.says} whose weight is not packed yet, so that it cannot be read: move the "
+                "model to its device first, which packs it (model.to('cpu'))"
+            )
+
     def unpacked(self, layer: Any) -> Tensor:
+        if layer.weight.is_meta:  # a shape alone
+            return torch.empty(self.shape(layer), dtype=layer.compute_dtype, device=layer.weight.device)
         data, state = _unrepacked(layer)
         found: Tensor = _library().functional.dequantize_4bit(data, state)
         return found

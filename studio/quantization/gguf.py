@@ -35,6 +35,16 @@ class GGUFPacking(Packing):
     def packs(self, weight: Tensor | None) -> bool:
         return type(weight).__name__ == "GGUFParameter"
 
+    def check(self, path: str, layer: nn.Module) -> None:
+        weight: Any = layer._parameters["weight"]
+        read = need("diffusers.quantizers.gguf.utils", "these layers", extra="gguf").dequantize_functions
+        if self.packs(weight) and weight.quant_type not in read:
+            raise UnsupportedLayer(
+                f"the weight of {path} is in GGUF blocks of the type {weight.quant_type.name}, which diffusers cannot "
+                f"read (it reads {', '.join(sorted(kind.name for kind in read))}): take the base in one of those, or "
+                "exclude the layer"
+            )
+
     def unpacked(self, layer: Any) -> Tensor:
         library = need("diffusers.quantizers.gguf.utils", "these layers", extra="gguf")
         found: Tensor = library.dequantize_gguf_tensor(layer._parameters["weight"])

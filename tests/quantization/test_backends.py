@@ -16,9 +16,11 @@ from torch import nn
 import studio
 from packings import CHEAP, dense, prepare, quantized
 from studio.errors import BadConfig, DoesNotFit, MissingPackage, UnknownName, UnsupportedLayer
+from studio.packages import EXTRAS
 from studio.quantization import BACKENDS, backend_called, packing_of
 from studio.quantization.counting import hidden_numbers
 from studio.quantization.layers import quantizable
+from studio.quantization.wishes import read_wishes
 
 ALL = [pytest.param(name, marks=() if name in CHEAP else pytest.mark.slow) for name in BACKENDS]
 
@@ -84,10 +86,33 @@ def test_an_unknown_name_is_told_the_nearest() -> None:
         studio.quantize(nn.Sequential(nn.Linear(64, 64)), "nf5")
 
 
-def test_a_backend_that_is_not_installed_says_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(MissingPackage, match="bases in nf4 need bitsandbytes.*pip install"):
-        backend_called("nf4")
+@pytest.mark.parametrize("name", [name for name in BACKENDS if BACKENDS[name].package])
+def test_a_backend_that_is_not_installed_says_what_installs_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, model = BACKENDS[name], nn.Sequential(nn.Linear(64, 64))
+    monkeypatch.setitem(sys.modules, backend.package, None)
+    wanted = f"bases in {name} need {backend.package}: {EXTRAS[backend.extra].command}"
+    for ask in (backend_called, read_wishes, lambda word: studio.quantize(model, word)):
+        with pytest.raises(MissingPackage) as caught:
+            ask(name)
+        assert str(caught.value) == wanted
+    assert type(model[0]) is nn.Linear
+
+
+STEPS = {name: backend.step for name, backend in BACKENDS.items() if backend.step > 1}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_shape_that_does_not_divide_is_told_whatever_is_installed(name: str) -> None:
+    BACKENDS[name].check("blocks.0", 5, 2 * STEPS[name])
+    with pytest.raises(BadConfig) as caught:
+        BACKENDS[name].check("blocks.0", 5, 48)
+    packs = f"{name} packs {STEPS[name]} inputs at a time, which"
+    grid = name.startswith("grid")
+    assert str(caught.value) == (
+        f"{f'group={STEPS[name]}' if grid else packs} does not divide the 48 inputs of blocks.0; exclude it, or use "
+        f"another {'group' if grid else 'backend'}"
+    )
+    assert STEPS["torchao-int4"] == 32
 
 
 @pytest.mark.parametrize("name", ["grid4", "torchao-int4", "gguf-q4-0"])
@@ -113,6 +138,57 @@ def test_tensors_without_a_backward_pass_are_refused_by_name() -> None:
     with pytest.raises(UnsupportedLayer, match="0 quantises its inputs"):
         studio.attach(model, studio.LoRA(rank=2, targets=("0",)))
     assert not studio.adapters(model)
+
+
+NEEDS_WEIGHT = [studio.DoRA(rank=2, targets=("0",)), studio.LoRA(rank=2, targets=("0",), init="pissa")]
+"""Methods that are made of the weight, and of its decomposition."""
+
+
+@pytest.mark.parametrize("config", [*NEEDS_WEIGHT, studio.LoRA(rank=2, targets=("0",))], ids=["dora", "pissa", "lora"])
+def test_blocks_that_cannot_be_read_are_refused_before_anything_is_attached(config) -> None:
+    gguf = pytest.importorskip("gguf")
+    from diffusers.quantizers.gguf.utils import GGUFParameter
+
+    prepare("gguf-q8-0")
+    made = BACKENDS["gguf-q8-0"].layer(torch.randn(4, 256), None)
+    kind = gguf.GGMLQuantizationType.IQ2_XXS
+    blocks = torch.zeros(4, gguf.GGML_QUANT_SIZES[kind][1], dtype=torch.uint8)
+    made.weight = GGUFParameter(blocks, quant_type=kind)
+    model = nn.Sequential(made)
+    with pytest.raises(UnsupportedLayer) as caught:
+        studio.attach(model, config)
+    assert str(caught.value) == (
+        "the weight of 0 is in GGUF blocks of the type IQ2_XXS, which diffusers cannot read (it reads BF16, IQ4_NL, "
+        "IQ4_XS, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0): take the base in one of those, or "
+        "exclude the layer"
+    )
+    assert not studio.adapters(model)
+
+
+@pytest.mark.parametrize("config", [*NEEDS_WEIGHT, studio.LoRA(rank=2, targets=("0",))], ids=["dora", "pissa", "lora"])
+def test_a_weight_that_is_not_packed_yet_is_refused(config) -> None:
+    bnb = pytest.importorskip("bitsandbytes")
+    model = nn.Sequential(bnb.nn.Linear4bit(64, 8, bias=False, quant_type="nf4"))
+    with pytest.raises(UnsupportedLayer) as caught:
+        studio.attach(model, config)
+    assert str(caught.value) == (
+        "0 is one of bitsandbytes' 4-bit layers whose weight is not packed yet, so that it cannot be read: move the "
+        "model to its device first, which packs it (model.to('cpu'))"
+    )
+    assert not studio.adapters(model)
+    studio.attach(model.to("cpu"), config)
+    assert model(torch.ones(1, 64)).shape == (1, 8)
+
+
+@pytest.mark.parametrize("config", NEEDS_WEIGHT, ids=["dora", "pissa"])
+def test_a_quantised_weight_without_values_is_not_read(config) -> None:
+    bnb = pytest.importorskip("bitsandbytes")
+    model = nn.Sequential(bnb.nn.Linear4bit(64, 8, bias=False, quant_type="nf4", device="meta"))
+    with pytest.raises(DoesNotFit) as caught:
+        studio.attach(model, config)
+    assert str(caught.value) == "0 is on the meta device: it has no values that this start could use"
+    assert not studio.adapters(model)
+    studio.attach(model, studio.LoRA(rank=2, targets=("0",)))  # which needs its shape alone
 
 
 def test_blocks_that_can_be_read_and_not_written_are_refused_and_nothing_is_changed() -> None:
@@ -249,6 +325,12 @@ def test_a_quantised_model_says_so() -> None:
         quantize_part("the model", model, "fp8")
     with pytest.raises(DoesNotFit, match="has no Linear layers"):
         quantize_part("the model", nn.Sequential(nn.Tanh()), "fp8")
+    with pytest.raises(DoesNotFit) as caught:
+        quantize_part("the unet of tiny", nn.Sequential(nn.Linear(48, 64)), "grid4")
+    assert str(caught.value) == (
+        "the unet of tiny has no Linear layers that grid4 can divide, so it cannot be quantised as 'grid4': leave it "
+        "out"
+    )
 
 
 @pytest.mark.parametrize("name", ["nf4", "gguf-q4-0", "fp8"])
