@@ -41,6 +41,7 @@ EXTRAS: dict[str, Extra] = {
     "quant": Extra(("bitsandbytes", "torchao", "optimum-quanto"), "adapters on bases that these have quantised"),
     "gguf": Extra(("gguf",), "bases in llama.cpp's .gguf files"),
     "llm": Extra(("datasets", "trl"), "Hugging Face's data sets and TRL's trainers, for scripts with studio.peft"),
+    "distributed": Extra(("deepspeed",), "ZeRO-2 and ZeRO-3, with parts that rest in the CPU's memory"),
     "metrics": Extra(("tensorboard",), "TensorBoard curves of a run"),
     "heic": Extra(("pillow-heif",), "HEIC pictures, as phones make them"),
     "ray": Extra(("ray", "pyarrow", "pandas"), "lists of pictures that are drawn on a Ray cluster"),

@@ -87,8 +87,12 @@ _RUN = (
     _QUANTIZE,
     setting("--device", field="device", metavar="NAME", help="Where to compute: auto, cpu, ..."),
     setting(
-        "--sharding", field="sharding", type=click.Choice(["none", "full"]),
-        help="Of several processes (launch): each holds the whole base, or a part of it.",
+        "--sharding", field="sharding", type=click.Choice(["none", "full", "zero2", "zero3"]),
+        help="What several processes (launch) divide: nothing, the base; by DeepSpeed, moments, or all.",
+    ),
+    setting(
+        "--offload", field="offload", type=click.Choice(["none", "optimizer", "all"]),
+        help="Of zero2 and zero3, what rests in the CPU's memory: moments, or the base too.",
     ),
     setting(
         "--dtype", field="precision", type=click.Choice(["fp32", "bf16"]),

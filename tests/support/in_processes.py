@@ -13,12 +13,22 @@ from studio.launched import started_processes
 from studio.trainers import CausalLM, DreamBooth, train
 from studio.trainers.loop.group import joined
 
-__all__ = ["SETTINGS", "tasks", "train_all"]
+__all__ = ["SETTINGS", "WAYS", "tasks", "train_all"]
 
 SETTINGS: dict[str, Any] = {
     "steps": 3, "batch_size": 4, "seed": 3, "warmup": 0, "preview_every": 0, "quiet": True, "checkpoint_every": 2
 }  # fmt: skip
 LEARN: dict[str, Any] = {"adapter": LoRA(rank=2, targets="attention"), "learning_rate": 1e-3}
+WAYS: dict[str, dict[str, dict[str, Any]]] = {
+    "usual": {"whole": {"sharding": "none"}, "parts": {"sharding": "full"}},
+    "zero": {
+        "zero2": {"sharding": "zero2"},
+        "zero2-offload": {"sharding": "zero2", "offload": "optimizer"},
+        "zero3": {"sharding": "zero3"},
+        "zero3-offload": {"sharding": "zero3", "offload": "all"},
+    },
+}
+"""What is started -> the name of a way -> what it sets."""
 
 
 def tasks(folder: Path) -> dict[str, Any]:
@@ -32,12 +42,11 @@ def tasks(folder: Path) -> dict[str, Any]:
     }
 
 
-def train_all(folder: Path, out: Path, ways: dict[str, str]) -> None:
-    """Trains every task in every way: name of the way -> how the base is kept."""
+def train_all(folder: Path, out: Path, ways: dict[str, dict[str, Any]]) -> None:
+    """Trains every task in every way: name of the way -> what it sets."""
     for name, task in tasks(folder).items():
-        for way, sharding in ways.items():
-            train(task, output=out / f"{name}-{way}", cache=str(folder / "cache"), sharding=sharding, **LEARN,
-                  **SETTINGS)  # fmt: skip
+        for way, own in ways.items():
+            train(task, output=out / f"{name}-{way}", cache=str(folder / "cache"), **{**LEARN, **SETTINGS, **own})
 
 
 def refused(folder: Path, out: Path) -> None:
@@ -55,8 +64,9 @@ def refused(folder: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    train_all(Path(sys.argv[1]), Path(sys.argv[2]), {"whole": "none", "parts": "full"})
-    refused(Path(sys.argv[1]), Path(sys.argv[2]))
+    train_all(Path(sys.argv[1]), Path(sys.argv[2]), WAYS[sys.argv[3]])
+    if sys.argv[3] == "usual":
+        refused(Path(sys.argv[1]), Path(sys.argv[2]))
     joined().wait()  # none leaves while another one is still at work
     sys.stderr.flush()
     os._exit(0)  # what torch's threads do while an interpreter is taken down is not what is tested

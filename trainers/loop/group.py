@@ -152,6 +152,27 @@ class Group:
         if not self.alone:
             self._together(dist.barrier)
 
+    @contextlib.contextmanager
+    def talking(self) -> Iterator[None]:
+        """Lasts while others' code lets the processes talk to each other among other things.
+
+        Raises:
+            ProcessLost: one of them has ended.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection")):
+                raise self._lost(error) from None
+            raise
+
+    def _lost(self, error: Exception) -> ProcessLost:
+        reason = str(error).partition("\n")[0][:160]
+        return ProcessLost(
+            f"another process of this run has ended, so process {self.rank} stops too; its last checkpoint stands, "
+            f"and the same command goes on from there ({reason})"
+        )
+
     def _together(self, act: Callable[[], R]) -> R:
         """Does what all processes do at once.
 
@@ -161,11 +182,7 @@ class Group:
         try:
             return act()
         except RuntimeError as error:
-            reason = str(error).partition("\n")[0][:160]
-            raise ProcessLost(
-                f"another process of this run has ended, so process {self.rank} stops too; its last checkpoint stands, "
-                f"and the same command goes on from there ({reason})"
-            ) from None
+            raise self._lost(error) from None
 
 
 def joined() -> Group:

@@ -54,8 +54,9 @@ def check_trainable(tensors: Mapping[str, Tensor], wanted: Sequence[str]) -> Non
 
 
 def check_moved(
-    start: Mapping[str, Tensor], tensors: Mapping[str, Tensor], step: int, silent: Collection[str] = ()
-) -> None:
+    start: Mapping[str, Tensor], tensors: Mapping[str, Tensor], step: int, silent: Collection[str] = (),
+    reached: Callable[[Tensor], bool] = lambda tensor: tensor.grad is not None,
+) -> None:  # fmt: skip
     """Checks, after the second step, that every tensor has a gradient and that every site has a tensor that moved.
 
     Two steps, because a factor that starts at zero keeps its partner's first gradient at zero.
@@ -65,13 +66,14 @@ def check_moved(
         tensors: the same now, of any shape.
         step: how many steps are done.
         silent: sites that nothing depends on, which a file that is trained on from may bring along.
+        reached: whether a tensor has a gradient.
 
     Raises:
         NothingTrained: naming the sites.
     """
     heard = {key: tensor for key, tensor in tensors.items() if site_of_key(key) not in silent}
     trained = {key: tensor for key, tensor in heard.items() if tensor.requires_grad}
-    without = [key for key, tensor in trained.items() if tensor.grad is None]
+    without = [key for key, tensor in trained.items() if not reached(tensor)]
     if without:
         raise NothingTrained(
             f"after step {step} no gradient has reached {_named(without)}: the forward pass does not use them; leave "

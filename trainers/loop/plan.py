@@ -15,7 +15,7 @@ from studio.errors import BadConfig
 __all__ = ["FREE", "Plan"]
 
 FREE: Final = frozenset(
-    "checkpoint_every preview_every tensorboard device cache sharding offload_activations fit".split()
+    "checkpoint_every preview_every tensorboard device cache sharding offload offload_activations fit".split()
 )
 """Fields that leave the adapter as it is (device: but for last bits), so a run may be resumed with other ones."""
 
@@ -51,7 +51,10 @@ class Plan:
         device: where to compute; None takes the best there is.
         offload_activations: keep what the backward pass needs in the machine's memory meanwhile: less of the device's,
             at the speed of the bus.
-        sharding: of several processes, ``"none"``: each holds the whole base; ``"full"``: each holds a part of it.
+        sharding: of several processes, ``"none"``: each holds everything; ``"full"``: each a part of the base. By
+            DeepSpeed ``"zero2"``: each a part of the gradients and moments; ``"zero3"``: a part of these and the base.
+        offload: of zero2 and zero3, what rests in the machine's memory: ``"optimizer"``: gradients and moments, which
+            are stepped there; ``"all"``: of zero3, the base too.
         fit: memory that there is, ``"12GB"``: a run that would take more is refused before its base is opened, with
             two ways that fit; None: nobody looks.
         cache: folder for latents, text embeddings and class pictures; None is the user's cache folder.
@@ -82,7 +85,8 @@ class Plan:
     tensorboard: bool = False
     device: str | None = None
     offload_activations: bool = False
-    sharding: Literal["none", "full"] = "none"
+    sharding: Literal["none", "full", "zero2", "zero3"] = "none"
+    offload: Literal["none", "optimizer", "all"] = "none"
     fit: str | None = None
     cache: str | None = None
 
@@ -101,6 +105,7 @@ class Plan:
         for name in ("rate_ratio", "embedding_rate"):
             self._require(name, 0 < getattr(self, name) < math.inf, "a finite number above 0")
         self._check_optimizer()
+        self._check_sharding()
         self._check_growth()
 
     def _check_optimizer(self) -> None:
@@ -108,6 +113,15 @@ class Plan:
             changed = getattr(self, name) != Plan.__dataclass_fields__[name].default
             sound = self.optimizer == "lora-plus" or not changed
             self._require(name, sound, f"left out: it is of optimizer='lora-plus', this is {self.optimizer!r}")
+
+    def _check_sharding(self) -> None:
+        divided = self.sharding in ("zero2", "zero3")
+        mine = f"left out: it is of sharding='zero2' or 'zero3', this is {self.sharding!r}"
+        self._require("offload", divided or self.offload == "none", mine)
+        some = "'optimizer' where sharding='zero2' keeps the base whole; sharding='zero3' can offload all"
+        self._require("offload", self.sharding == "zero3" or self.offload != "all", some)
+        wanted = f"'adamw' or 'lora-plus' where sharding={self.sharding!r} divides moments number by number"
+        self._require("optimizer", not divided or self.optimizer in ("adamw", "lora-plus"), wanted)
 
     def _check_growth(self) -> None:
         whole = not (self.grow and self.optimizer.endswith("8bit"))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -33,7 +34,8 @@ from studio.trainers.loop.optimizer import set_rates
 from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.preview import save_previews
 from studio.trainers.loop.run import Run, RunFolder
-from studio.trainers.loop.sharding import check_shards, shard
+from studio.trainers.loop.sharding import DIVIDES_BASE, check_shards, check_started, shard
+from studio.trainers.loop.steps import steps_of
 from studio.trainers.loop.task import AdapterLike, Lesson, Loss, Say, Task
 from studio.trainers.loop.weights import Weights, rehearsed_growth
 
@@ -75,7 +77,8 @@ def train(
     tensorboard: bool = False,
     device: str | None = None,
     offload_activations: bool = False,
-    sharding: Literal["none", "full"] = "none",
+    sharding: Literal["none", "full", "zero2", "zero3"] = "none",
+    offload: Literal["none", "optimizer", "all"] = "none",
     cache: str | None = None,
     fit: str | None = None,
     further: bool = False,
@@ -92,8 +95,8 @@ def train(
             recipe's.
         steps, seed, learning_rate, batch_size, accumulation, warmup, schedule, clip, weight_decay, beta2, optimizer,
             rate_ratio, embedding_rate, grow, precision, ema, gradient_checkpointing, checkpoint_every, preview_every,
-            tensorboard, device, offload_activations, sharding, cache, fit: see :class:`~studio.trainers.Plan`; None
-            takes the recipe's value.
+            tensorboard, device, offload_activations, sharding, offload, cache, fit: see
+            :class:`~studio.trainers.Plan`; None takes the recipe's value.
         further: the run in ``output`` had fewer steps and trains on to these, its learning rate as it stands at that
             place of the longer schedule; if it was finished, the optimizer's moments start anew.
         quiet: print nothing.
@@ -113,9 +116,10 @@ def train(
         rate_ratio=rate_ratio, embedding_rate=embedding_rate, grow={str(at): rank for at, rank in (grow or {}).items()},
         precision=precision, ema=ema, gradient_checkpointing=gradient_checkpointing,
         checkpoint_every=checkpoint_every, preview_every=preview_every, tensorboard=tensorboard, device=device,
-        offload_activations=offload_activations, sharding=sharding, cache=cache, fit=fit,
+        offload_activations=offload_activations, sharding=sharding, offload=offload, cache=cache, fit=fit,
     )  # fmt: skip
     group = joined()
+    check_started(plan.sharding, group)
     with held(output, group) as folder:
         out = console(quiet or not group.main)
         lesson = task.open(adapter, plan, partial(out.print, markup=False))
@@ -127,7 +131,7 @@ def train(
                 return folder.result(lesson.plan.steps or 0, partial(out.print, markup=False), already=True)
             return Training(lesson, folder, out, group).run(settings)
         finally:
-            if lesson.name in adapters(lesson.model) and sharding == "none":  # a divided base does not come back
+            if lesson.name in adapters(lesson.model) and sharding not in DIVIDES_BASE:  # it does not come back
                 detach(lesson.model, lesson.name)
             lesson.close()
 
@@ -146,6 +150,7 @@ class Training:
         self.lesson, self.folder, self.out, self.plan, self.group = lesson, folder, out, lesson.plan, group
         self.say = partial(out.print, markup=False)
         self.remarks: list[str] = []
+        self.running: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
         assert self.plan.steps is not None and self.plan.batch_size is not None, "the plan has been filled"
         self.steps, self.batch_size = self.plan.steps, self.plan.batch_size
 
@@ -164,8 +169,8 @@ class Training:
         self._prepare()
         self.identity = self.folder.identity(settings)
         first = self._begin_at()
-        if self.plan.sharding == "full":
-            shard(self.modules, list(self.weights.tensors.values()), self.group)
+        self.running = shard(self.modules, list(self.weights.tensors.values()), self.group, self.plan)
+        self.ways = steps_of(self.weights, self.group, self.accelerator)
         losses = self.group.handed(lambda: self._begin(first, settings))
         if first:
             self.say(f"going on after step {first} of {self.steps}")
@@ -270,7 +275,7 @@ class Training:
 
     def _loss(self, numbers: range) -> Loss:
         """Computes the loss of samples, with a stream of chance of their own."""
-        with chance(self.plan.seed, numbers[0], self.device), self.accelerator.autocast():
+        with self.running(), chance(self.plan.seed, numbers[0], self.device), self.accelerator.autocast():
             return self.lesson.loss(numbers)
 
     def _step(self, done: int) -> dict[str, float]:
@@ -278,17 +283,15 @@ class Training:
         lesson, weights = self.lesson, self.weights
         rate = set_rates(weights.optimizer, self.plan.rate_factor(done - 1))
         totals = self.group.totals(self._differentiate(done))
-        self.group.add_gradients(weights.trained.values())
         if not math.isfinite(totals["loss"]):
             raise self._not_finite(done, f"the loss is {totals['loss']}", self._numbers(done))
-        norm = float(self.accelerator.clip_grad_norm_(weights.trained.values(), self.plan.clip or math.inf))
+        norm = self.ways.step()
         if not math.isfinite(norm):
             raise self._not_finite(done, f"the gradient's norm is {norm}", self._numbers(done)[-self.batch_size :])
-        weights.optimizer.step()
         if done == CHECKED_STEP or done == self.steps < CHECKED_STEP:
             silent = silent_layers(components(lesson.model))
             unheard = {f"{name}.{path}".strip(".") for name, paths in silent.items() for path in paths}
-            check_moved(weights.start, weights.tensors, done, unheard)
+            check_moved(weights.start, weights.tensors, done, unheard, self.ways.reached)
         on_step(lesson.model, lesson.name, step=done, steps=self.steps)
         weights.step(done)
         lesson.after_step(done)
@@ -297,7 +300,8 @@ class Training:
     def _differentiate(self, done: int) -> dict[str, float]:
         """Accumulates the gradients of this process's samples; returns its share of the loss and its parts."""
         totals, count = {"loss": 0.0}, self.batch_size * self.plan.accumulation
-        for numbers in micro_batches(done - 1, self.batch_size, self.plan.accumulation, self.group):
+        passes = micro_batches(done - 1, self.batch_size, self.plan.accumulation, self.group)
+        for numbers in passes:
             of_step = len(numbers) / count
             with kept_activations(self.plan.offload_activations, self.device):
                 loss = self._loss(numbers)
@@ -306,7 +310,7 @@ class Training:
                 raise self._not_finite(done, f"the loss is {value}", numbers)
             extra = penalty(self.lesson.model, self.lesson.name)
             total = loss.total if extra is None else loss.total + extra
-            self.accelerator.backward(total * of_step)
+            self.ways.backward(total * of_step, last=numbers == passes[-1])
             totals["loss"] += value * of_step
             for name, part in loss.parts.items():
                 totals[name] = totals.get(name, 0.0) + float(part) * of_step
@@ -346,10 +350,10 @@ class Training:
 
     def _save(self, done: int) -> None:
         """Writes a checkpoint: first the adapter as a file, then the state, which makes the checkpoint count."""
-        if not self.group.main:
-            return
-        self._save_adapter(checkpoint.adapter_file(self.folder.folder, done), done)
-        checkpoint.write(self.folder.folder, self.weights.checkpoint(done), self.identity)
+        state = self.weights.checkpoint(done)  # of all processes
+        if self.group.main:
+            self._save_adapter(checkpoint.adapter_file(self.folder.folder, done), done)
+            checkpoint.write(self.folder.folder, state, self.identity)
 
     def _save_adapter(self, file: Path, done: int) -> None:
         from studio.files import save
@@ -361,11 +365,11 @@ class Training:
             )  # fmt: skip
 
     def _preview(self, done: int, say: Say) -> None:
-        if not self.group.main and self.plan.sharding == "none":
+        if not self.group.main and self.plan.sharding not in DIVIDES_BASE:
             return
         if self.group.main:
             self.folder.check_there()
-        with self.weights.averaged():  # of a divided base, all processes have to run it
+        with self.running(), self.weights.averaged():  # of a divided base, all processes have to run it
             files = save_previews(self.folder.folder, done, self.lesson, writes=self.group.main)
         if files:
             say(f"previews of step {done}: {files[0]}{f' and {len(files) - 1} more' if len(files) > 1 else ''}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from studio.trainers.loop.average import Average
 from studio.trainers.loop.checkpoint import Checkpoint
 from studio.trainers.loop.optimizer import OPTIMIZERS, Work, hand_on
 from studio.trainers.loop.task import Lesson
+from studio.trainers.loop.zero_adapter import DividedOptimizer
 
 __all__ = ["Movement", "Weights", "rehearsed_growth"]
 
@@ -69,11 +70,13 @@ class Weights:
         scratch: what its method keeps beside them while it trains, by key.
         trained: those of the tensors that the optimizer changes.
         start: what these were before the first step, zeros where they have grown since.
-        optimizer: the optimizer over them.
+        optimizer: the optimizer over them, whole, or divided among processes.
     """
 
     def __init__(self, lesson: Lesson) -> None:
         self.lesson = lesson
+        self.optimizer: torch.optim.Optimizer | DividedOptimizer
+        self._divide: Callable[[torch.optim.Optimizer], DividedOptimizer] | None = None
         self._look()
         self.start = {key: tensor.detach().clone() for key, tensor in self.trained.items()}
         self._average = Average(self._moving, lesson.plan.ema)
@@ -111,9 +114,25 @@ class Weights:
         found = grow(self.lesson.model, self.lesson.name, rank, seed=self.lesson.plan.seed)
         self._look()
         hand_on(optimizer, self.optimizer)
+        if isinstance(optimizer, DividedOptimizer):
+            optimizer.destroy()
+        self._divided()
         self.start = {key: padded(start[key], tensor) for key, tensor in self.trained.items()}
         self._average = average.grown(self._moving)
         return found.parameters
+
+    def divide(self, divide: Callable[[torch.optim.Optimizer], DividedOptimizer]) -> None:
+        """Divides the optimizer among processes, and again when the adapter has grown.
+
+        Args:
+            divide: returns an optimizer that goes on from a whole one.
+        """
+        self._divide = divide
+        self._divided()
+
+    def _divided(self) -> None:
+        if self._divide is not None and not isinstance(self.optimizer, DividedOptimizer):
+            self.optimizer = self._divide(self.optimizer)
 
     def step(self, done: int) -> None:
         """Takes the tensors after ``done`` steps into their average, and drops the gradients."""
@@ -121,7 +140,7 @@ class Weights:
         self._average.update(done)
 
     def checkpoint(self, done: int) -> Checkpoint:
-        """Returns the state after ``done`` steps."""
+        """Returns the state after ``done`` steps; of a divided optimizer, all processes have to ask for it at once."""
         tensors = {key: tensor.detach() for key, tensor in self.tensors.items()}
         return Checkpoint(done, tensors, self.scratch, self._average.tensors, self.optimizer.state_dict())
 

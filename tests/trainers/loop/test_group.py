@@ -115,10 +115,10 @@ def bases(tmp_path_factory, tiny_base, tiny_language):
 def runs(bases, tmp_path_factory):
     """The same trainings in this process, and in two, with the base whole and in parts."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    train_all(bases, one, {"whole": "none"})
+    train_all(bases, one, {"whole": {}})
     script = ROOT / "tests" / "support" / "in_processes.py"
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run([*words, str(bases), str(two)], env=environment(), timeout=500, capture_output=True,
+    done = subprocess.run([*words, str(bases), str(two), "usual"], env=environment(), timeout=500, capture_output=True,
                           text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return one, two
