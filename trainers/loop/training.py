@@ -226,9 +226,9 @@ class Training:
         self.device = next(self.modules[0].parameters()).device
         self.accelerator = accelerator_for(plan.precision, self.device)
         found = attach(
-            lesson.model, lesson.adapter, name=lesson.name, seed=plan.seed,
+            lesson.model, lesson.attached, name=lesson.name, seed=plan.seed,
             components=[name for name in lesson.rates if name] or None,
-            calibrate=self._calibrate if lesson.adapter.data_driven else None,
+            calibrate=self._calibrate if lesson.attached.data_driven else None,
         )  # fmt: skip
         check_trainable(state(lesson.model, lesson.name), list(lesson.rates))
         on_step(lesson.model, lesson.name, step=0, steps=self.steps)
