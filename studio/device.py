@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +18,7 @@ __all__ = [
     "DeviceRow",
     "DtypeChoice",
     "Memory",
+    "allocated",
     "choose_device",
     "choose_dtype",
     "collective_backend",
@@ -27,6 +30,8 @@ __all__ = [
     "on_cpu",
     "own_device",
     "reset_peak",
+    "side_stream",
+    "title",
     "wait",
 ]
 
@@ -139,6 +144,16 @@ def own_device(number: int) -> None:
             return
 
 
+def side_stream(device: torch.device) -> Any:
+    """Returns a stream on which a device copies while it computes on its own; None where it does one thing at a time.
+
+    Example:
+        >>> side_stream(torch.device("cpu")) is None
+        True
+    """
+    return torch.get_device_module(device).Stream(device) if device.type in ("cuda", "xpu") else None
+
+
 def on_cpu() -> AbstractContextManager[object]:
     """Lasts while what is made without naming a device is on the CPU, whatever default the caller has set.
 
@@ -228,10 +243,45 @@ def memory(device: torch.device) -> Memory:
     return Memory(used, max(used, peak), _machine_memory())
 
 
+def allocated(device: torch.device) -> Memory | None:
+    """Returns what this process has been given of ``device``, in bytes; None where no peak of it is kept.
+
+    Of an accelerator that is what torch's allocator has given to tensors; of a CPU what the process holds without the
+    files that are mapped into it (Linux alone tells), which the weights of a base may be.
+
+    Example:
+        >>> figures = allocated(torch.device("cpu"))
+        >>> figures is None or figures.used <= figures.peak <= figures.total
+        True
+    """
+    if device.type in ("cuda", "xpu"):
+        return memory(device)
+    try:
+        resident, mapped = (size * os.sysconf("SC_PAGE_SIZE") for size in _pages())
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return None
+    high = next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0)
+    return Memory(resident - mapped, max(high, resident) - mapped, _machine_memory()) if high else None
+
+
 def reset_peak(device: torch.device) -> None:
-    """Starts the peak of :func:`memory` anew, where the device keeps one (a CPU's is that of the whole process)."""
+    """Starts the peak of :func:`allocated` anew, where the device keeps one."""
     if device.type in ("cuda", "xpu"):
         torch.get_device_module(device).reset_peak_memory_stats(device)
+    elif device.type == "cpu":
+        with suppress(OSError):  # Linux alone has it, and containers may forbid it: the peak is then an older one
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def title(device: torch.device) -> str:
+    """Returns what a device is called: ``"NVIDIA A100-SXM4-80GB"``, or its sort.
+
+    Example:
+        >>> title(torch.device("cpu"))
+        'cpu'
+    """
+    return _title(device) if device.type in ("cuda", "xpu") else device.type
 
 
 def wait(device: torch.device) -> None:
@@ -295,10 +345,16 @@ def _process_memory() -> tuple[int, int]:
     # the peak comes in bytes on macOS and in kilobytes elsewhere
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     try:
-        with open("/proc/self/statm") as file:  # noqa: PTH123 - read every step: the plain call is the cheap one
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE"), peak
+        return _pages()[0] * os.sysconf("SC_PAGE_SIZE"), peak
     except OSError:
         return peak, peak
+
+
+def _pages() -> tuple[int, int]:
+    """Pages that this process holds, and those of them that are mapped files."""
+    with open("/proc/self/statm") as file:  # noqa: PTH123 - read every step: the plain call is the cheap one
+        _, resident, mapped, *_ = map(int, file.read().split())
+    return resident, mapped
 
 
 def _machine_memory() -> int:

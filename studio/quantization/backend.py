@@ -95,6 +95,14 @@ class Packing(ABC):
         """Returns what a layer on a grid has to hold with ``change`` ``(rows, groups)`` added to its weight."""
         raise NotImplementedError(f"{self.says} have no zero points")
 
+    def remade(self, weight: Any, make: Callable[[Tensor], Tensor]) -> Tensor | None:
+        """Returns a packed weight with other tensors in it, those that ``make`` gives; None where that is not possible.
+
+        Args:
+            weight: a tensor of a layer that is of a type of the library's own. make: takes each tensor in it.
+        """
+        return None
+
     def make_trainable(self, layer: Any) -> Undo | None:
         """Sees to it that gradients go through the layer, whatever it has computed; returns what ends that."""
         return None

@@ -11,7 +11,7 @@ import copy
 import importlib
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,14 @@ class FourBitPacking(Packing):
     def compute_in(self, layer: Any, dtype: torch.dtype) -> None:
         layer.compute_dtype = dtype
 
+    def remade(self, weight: Any, make: Callable[[Tensor], Tensor]) -> Tensor | None:
+        state = weight.quant_state
+        if type(weight).__name__ != "Params4bit" or getattr(state, "packing_format_for_cpu", False):
+            return None
+        made: Tensor = copy.copy(weight)
+        made.data, cast(Any, made).quant_state = make(weight.data), _state_of(state, make)
+        return made
+
     def make_trainable(self, layer: Any) -> Undo | None:
         flag, place, state = layer.support_avx512bf16_for_cpu, layer.weight, _state(layer)
         repacked = bool(getattr(state, "packing_format_for_cpu", False))
@@ -111,6 +119,16 @@ def _state(layer: Any) -> Any:
     """The numbers that go with the codes; FSDP leaves them at the layer alone."""
     found = getattr(layer.weight, "quant_state", None)
     return layer.quant_state if found is None else found
+
+
+def _state_of(state: Any, make: Callable[[Tensor], Tensor]) -> Any:
+    """The numbers that go with the codes, with other tensors in their places."""
+    made = copy.copy(state)
+    for name in ("absmax", "code", "offset"):
+        if isinstance(getattr(state, name), Tensor):
+            setattr(made, name, make(getattr(state, name)))
+    made.state2 = None if state.state2 is None else _state_of(state.state2, make)
+    return made
 
 
 def _unrepacked(layer: Any) -> tuple[Tensor, Any]:

@@ -61,6 +61,13 @@ class GGUFPacking(Packing):
     def compute_in(self, layer: Any, dtype: torch.dtype) -> None:
         layer.compute_dtype = dtype
 
+    def remade(self, weight: Any, make: Callable[[Tensor], Tensor]) -> Tensor | None:
+        if type(weight).__name__ != "GGUFParameter":
+            return None
+        utils = need("diffusers.quantizers.gguf.utils", "these layers", extra="gguf")
+        made: Tensor = utils.GGUFParameter(make(weight.as_tensor()), quant_type=weight.quant_type)
+        return made
+
     def repacked(self, layer: Any, weight: Tensor) -> list[Held]:
         made = _parameter(weight, layer._parameters["weight"].quant_type)
         return [Held("_parameters", "weight", made)]

@@ -5,6 +5,7 @@ Its other tensors (int4 in the layouts of kernels, quantised inputs) have no bac
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 import torch
@@ -54,6 +55,12 @@ class TorchaoPacking(Packing):
         weight = layer._parameters["weight"]
         names = (*weight.tensor_data_names, "zero_point")
         return {name: part for name in names if (part := vars(weight).get(name)) is not None}
+
+    def remade(self, weight: Any, make: Callable[[Tensor], Tensor]) -> Tensor | None:
+        names, content = weight.__tensor_flatten__()
+        parts = {name: make(getattr(weight, name)) for name in names}
+        found = type(weight.data).__tensor_unflatten__(parts, content, weight.shape, weight.stride())
+        return nn.Parameter(found, requires_grad=False)
 
     def repacked(self, layer: Any, weight: Tensor) -> list[Held]:
         old = layer._parameters["weight"]
