@@ -1,9 +1,11 @@
-"""Text samples: one JSON object per line.
+"""Conversations and plain texts, for causal language models.
 
-Four forms of a line, which may be mixed:
+The forms of a record, which may be mixed:
 
 - ``{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}``: a conversation with
   the roles system, user and assistant; every assistant turn is learned;
+- ``{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}``: the same in ShareGPT's
+  words;
 - ``{"instruction": "...", "input": "...", "output": "..."}``: the same as a user turn (``input``, if there is any,
   after an empty line) and an assistant turn;
 - ``{"prompt": "...", "completion": "..."}``: plain text, no template; the completion is learned;
@@ -28,7 +30,14 @@ from studio.shown import short
 __all__ = ["Sample", "Samples", "read_samples", "sample_of", "samples_digest"]
 
 ROLES: Final = ("system", "user", "assistant")
-FORMS: Final = (("messages",), ("instruction", "output"), ("prompt", "completion"), ("text",))
+SHAREGPT: Final = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+}
+FORMS: Final = (("messages",), ("conversations",), ("instruction", "output"), ("prompt", "completion"), ("text",))
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,8 @@ def sample_of(record: Record) -> tuple[Sample, Collection[str]]:
         raise BadFile(f"{where}: it has {' and '.join(form)} and also {' and '.join(others)}; which one is meant?")
     if form[0] == "messages":
         sample = Sample(number, _turns(entry["messages"], where))
+    elif form[0] == "conversations":
+        sample = Sample(number, _turns(_renamed(entry["conversations"], where), where))
     elif form[0] == "instruction":
         given, more = text_field(entry, "instruction", where), entry.get("input")
         more = text_field(entry, "input", where, empty=True) if more is not None else ""
@@ -105,12 +116,24 @@ def sample_of(record: Record) -> tuple[Sample, Collection[str]]:
 
 
 def _no_form(record: Record) -> BadFile:
-    for form in FORMS[1:3]:
+    for form in FORMS[2:4]:
         if form[0] in record.fields:
             there, gone = form
             return BadFile(f"{record.where}: the sample has no answer: {there!r} is there and {gone!r} is not")
-    wanted = "messages; instruction and output; prompt and completion; or text"
+    wanted = "messages; conversations; instruction and output; prompt and completion; or text"
     return forms_missed(record, wanted, [*(name for form in FORMS for name in form), "input"])
+
+
+def _renamed(turns: Any, where: str) -> Any:
+    """ShareGPT's turns in the words of messages; what is none is left for them to refuse."""
+    if not isinstance(turns, list):
+        raise BadFile(f"{where}: conversations must be a list of turns, not {short(turns)}")
+    return [
+        {"role": SHAREGPT.get(turn["from"], turn["from"]), "content": turn["value"]}
+        if isinstance(turn, dict) and {"from", "value"} <= set(turn) and isinstance(turn["from"], str)
+        else turn
+        for turn in turns
+    ]
 
 
 def _turns(messages: Any, where: str) -> tuple[tuple[str, str], ...]:

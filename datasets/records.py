@@ -1,17 +1,24 @@
 """Records: what a data set holds before anyone asks what it is for, one set of named fields per sample.
 
-A source is a file of one of the :data:`READERS`, told by its ending: ``.jsonl`` has one JSON object per line, ``.json``
-a list of them.
+A source is one of:
+
+- a file of one of the :data:`READERS`, told by its ending: JSON lines (``.jsonl``, ``.ndjson``), a JSON list
+  (``.json``), a table with a header (``.csv``, ``.tsv``), Parquet (``.parquet``), or plain text (``.txt``, ``.md``),
+  each paragraph of which is a record with the field ``text``;
+- a folder of sounds or pictures with their texts (:mod:`studio.datasets.beside`);
+- a data set of Hugging Face's ``datasets``, or any list of dicts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from studio.datasets.captions import LINE_END, MARKS
+from studio.datasets.tables import parquet_rows, table_rows
 from studio.errors import BadFile
 from studio.given import given_path, parse_json, read_given
 from studio.shown import short
@@ -39,36 +46,62 @@ class Records:
     """The records of a source, in order.
 
     Args:
-        source: what messages call it. folder: what paths inside its fields are relative to.
+        source: what messages call it.
         items: the records.
+        notes: what was left aside, in sentences.
     """
 
     source: str
-    folder: Path
     items: tuple[Record, ...]
+    notes: tuple[str, ...] = ()
 
 
-def read_records(source: str | Path) -> Records:
+def read_records(source: Any) -> Records:
     """Reads all records of a source.
+
+    Args:
+        source: a path, a data set, or a list of dicts.
 
     Raises:
         BadFile: it cannot be read, has no record, or one that is no set of named fields; its place is told.
+        MissingPackage: what reads Parquet is not installed.
     """
-    file = given_path(source)
-    reader = READERS.get(file.suffix.lower(), READERS[".jsonl"])
-    items = tuple(reader(file))
+    if not isinstance(source, (str, Path)):
+        return Records(source_name(source), tuple(_of_objects(source)))
+    path = given_path(source)
+    if path.is_dir():
+        from studio.datasets.beside import read_beside
+
+        entries, notes = read_beside(path)
+        return Records(str(path), tuple(_record(entry, n, where) for n, (entry, where) in enumerate(entries, 1)), notes)
+    items = tuple(READERS.get(path.suffix.lower(), _json_lines)(path))
     if not items:
-        raise BadFile(f"{file} has no sample: give one JSON object per line")
-    return Records(str(file), file.parent, items)
+        raise BadFile(f"{path} has no sample: give one JSON object per line")
+    return Records(str(path), items)
 
 
 def source_name(source: Any) -> str:
-    """Returns what messages call a source: the name of its file.
+    """Returns what messages call a source: the name of its file, ``"data"`` for an object.
 
     Args:
         source: what :func:`read_records` reads.
     """
-    return Path(str(source)).name
+    return Path(source).name if isinstance(source, (str, Path)) else "data"
+
+
+def _of_objects(source: Any) -> Iterator[Record]:
+    """The rows of a data set, or of a list of dicts."""
+    if isinstance(source, Mapping):
+        raise BadFile(
+            f"the data has the splits {', '.join(map(str, source))}: give one of them, data[{next(iter(source))!r}]"
+        )
+    if not isinstance(source, Iterable) or isinstance(source, (bytes, bytearray)):
+        raise BadFile(f"data is a path, a data set or a list of dicts, not a {type(source).__name__}")
+    number = 0
+    for number, entry in enumerate(source, 1):
+        yield _record(entry, number, f"data, entry {number}")
+    if not number:
+        raise BadFile("the data has no sample")
 
 
 def _json_lines(file: Path) -> Iterator[Record]:
@@ -88,30 +121,51 @@ def _json_list(file: Path) -> Iterator[Record]:
     try:
         content = parse_json(_text_of(file))
     except ValueError as problem:
-        raise BadFile(f"{file} is not JSON: {problem}") from None
+        raise BadFile(f"{file} is not JSON: {problem}; name a file of one JSON object per line .jsonl") from None
     if not isinstance(content, list):
         raise BadFile(f"{file} holds {short(content)}, and a list of samples is asked for")
     for number, entry in enumerate(content, 1):
         yield _record(entry, number, f"{file}, entry {number}")
 
 
+def _table(file: Path) -> Iterator[Record]:
+    for number, entry in table_rows(_text_of(file), "\t" if file.suffix.lower() == ".tsv" else ",", str(file)):
+        yield _record(entry, number, f"{file}, line {number}")
+
+
+def _parquet(file: Path) -> Iterator[Record]:
+    for number, entry in enumerate(parquet_rows(_bytes_of(file), str(file)), 1):
+        yield _record(entry, number, f"{file}, row {number}")
+
+
+def _paragraphs(file: Path) -> Iterator[Record]:
+    """Texts with blank lines between them; a record's line is that of its first."""
+    text = LINE_END.sub("\n", _text_of(file))
+    for found in re.finditer(r"(?:[^\n]*\S[^\n]*(?:\n|\Z))+", text):
+        number = text.count("\n", 0, found.start()) + 1
+        yield Record(number, f"{file}, line {number}", {"text": found[0].rstrip("\n")})
+
+
 def _record(entry: Any, number: int, where: str) -> Record:
-    if not isinstance(entry, dict):
+    if not isinstance(entry, Mapping):
         raise BadFile(f"{where}: a sample is a JSON object, not {short(entry)}")
     return Record(number, where, entry)
 
 
-def _text_of(file: Path) -> str:
-    """Reads UTF-8, with a mark or without, or UTF-16 with its mark."""
+def _bytes_of(file: Path) -> bytes:
     try:
-        data = read_given(file, "data-bytes")
+        return read_given(file, "data-bytes")
     except FileNotFoundError:
         raise BadFile(f"there is no file {file}; check the path") from None
     except OSError as problem:
         raise BadFile(f"{file} cannot be read: {problem.strerror}") from problem
     except BadFile as problem:
-        hint = "; name a JSONL file, with one JSON object per line" if file.is_dir() else ""
-        raise BadFile(f"{file} {problem}{hint}") from None
+        raise BadFile(f"{file} {problem}") from None
+
+
+def _text_of(file: Path) -> str:
+    """Reads UTF-8, with a mark or without, or UTF-16 with its mark."""
+    data = _bytes_of(file)
     encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")
     try:
         return data.decode(encoding)
@@ -120,5 +174,8 @@ def _text_of(file: Path) -> str:
         raise BadFile(f"{file}, line {line}: not UTF-8 text; save the file as UTF-8") from None
 
 
-READERS: Final[dict[str, Callable[[Path], Iterator[Record]]]] = {".jsonl": _json_lines, ".json": _json_list}
+READERS: Final[dict[str, Callable[[Path], Iterator[Record]]]] = {
+    ".csv": _table, ".json": _json_list, ".jsonl": _json_lines, ".md": _paragraphs, ".ndjson": _json_lines,
+    ".parquet": _parquet, ".tsv": _table, ".txt": _paragraphs,
+}  # fmt: skip
 """Ending of a file -> what reads it; other endings are read as JSON lines."""

@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from studio.datasets.records import Record, read_records
@@ -57,14 +56,16 @@ class Samples(Generic[S]):
         file: where they are from.
         items: the samples, in the source's order.
         unused: fields of the records that say nothing to the task ("id", "source"), with the number of records.
+        notes: what of the source was left aside, in sentences.
     """
 
     file: str
     items: tuple[S, ...]
     unused: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
-def read_samples(source: str | Path, form: Form[S]) -> Samples[S]:
+def read_samples(source: Any, form: Form[S]) -> Samples[S]:
     """Reads the samples of a source; every record is checked before anything is trained.
 
     Raises:
@@ -78,7 +79,7 @@ def read_samples(source: str | Path, form: Form[S]) -> Samples[S]:
         for name in record.fields:
             if name not in known:
                 unused[name] = unused.get(name, 0) + 1
-    return Samples(records.source, tuple(items), unused)
+    return Samples(records.source, tuple(items), unused, records.notes)
 
 
 def samples_digest(items: Sequence[Sample]) -> str:

@@ -75,7 +75,8 @@ class TextTask(ABC, Generic[S, R]):
     Attributes:
         base: the name of an embedded base (``"facts"``), a transformers folder, a hub id, or a pair of a model and its
             tokenizer.
-        data: the samples: a file of one of the forms of :mod:`studio.datasets.records`.
+        data: the samples: a file or a folder of one of the forms of :mod:`studio.datasets.records`, a data set of
+            Hugging Face's ``datasets``, or a list of dicts.
         held_out: another one that is only measured on; or which share of ``data``, in (0, 1), is kept for that (always
             the same samples, equal ones on the same side). None: nothing is measured.
         max_length: tokens of a sample at most; longer ones lose their end, which is told. None: the base's context, and
@@ -96,7 +97,7 @@ class TextTask(ABC, Generic[S, R]):
 
     base: Any
     data: Any
-    held_out: str | Path | float | None = None
+    held_out: Any = None
     max_length: int | None = None
     name: str | None = None
     licence: str | None = None
@@ -193,7 +194,7 @@ class TextTask(ABC, Generic[S, R]):
             base=base, adapter=opening.adapter, plan=opening.plan, rates={"": opening.rate}, name=self._named(),
             settings={"task": self.task_name, "max_length": length, "samples": len(rows), **self.settings(rows, base),
                       **own},
-            recorded={"base": opening.base_name, "data": str(self.data), "held_out": str(self.held_out or ""),
+            recorded={"base": opening.base_name, "data": _path(self.data), "held_out": _path(self.held_out),
                       "name": self._named()},
             inputs={"base": base.id, "base_hash": base.hash, "tokenizer": base.tokenizer_hash,
                     "template": base.template_hash, **digests, **opening.inputs},
@@ -218,6 +219,8 @@ class TextTask(ABC, Generic[S, R]):
     def _rows(self, read: Read[S], opening: Opening[LanguageBase]) -> tuple[list[R], list[R], int]:
         """Returns what is trained on, what is measured on, and the tokens of a row at most."""
         length = self._length(opening.base, opening.adapter)
+        for line in read.found.notes:
+            opening.tell(line)
         for name, count in read.found.unused.items():
             opening.tell(f"the field {name!r} of {count} lines says nothing to this task and is not used")
         encode_some = partial(
@@ -268,3 +271,8 @@ class TextTask(ABC, Generic[S, R]):
             "kind": KINDS[self.kind].name, "tokenizer": base.tokenizer_hash, "template": base.template_hash,
             "samples": str(len(rows)), "max_length": str(length), **self.origin(rows, base),
         }  # fmt: skip
+
+
+def _path(given: Any) -> str:
+    """What ``run.toml`` says of a source; an object has no path that a later command could name."""
+    return str(given) if isinstance(given, (str, Path, float)) else ""

@@ -85,7 +85,7 @@ def test_a_bad_line_is_refused_by_its_number(tmp_path, line, message):
 def test_bad_files_are_refused(tmp_path):
     with pytest.raises(BadFile, match="there is no file"):
         read_samples(tmp_path / "none.jsonl")
-    with pytest.raises(BadFile, match="is a folder"):
+    with pytest.raises(BadFile, match="holds neither sounds nor pictures"):
         read_samples(tmp_path)
     with pytest.raises(BadFile, match="has no sample"):
         read_samples(write(tmp_path, "", ""))

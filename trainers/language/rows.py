@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from studio.datasets.samples import Form, Sample, Samples, read_samples
 from studio.errors import BadConfig, BadFile
@@ -39,14 +38,14 @@ class Row(Protocol):
 R = TypeVar("R", bound=Row)
 
 
-def split(read: Samples[S], held_out: str | Path | float | None, form: Form[S]) -> tuple[list[S], list[S]]:
+def split(read: Samples[S], held_out: Any, form: Form[S]) -> tuple[list[S], list[S]]:
     """Returns what is trained on, and what is measured on.
 
     A share is kept by the samples' own hashes, so it does not depend on their order, and equal samples stay together.
 
     Args:
         read: the samples.
-        held_out: a file with what is measured on, a share of the samples in (0, 1), or None.
+        held_out: a source of what is measured on, a share of the samples in (0, 1), or None.
         form: what makes samples of that file.
 
     Raises:
