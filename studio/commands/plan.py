@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plan"]
 
-_OWN: Final = ("whole", "answer", "attention", "cached", "keep_gradients", "offload", "length")
+_OWN: Final = ("whole", "answer", "attention", "cached", "keep_gradients", "length")
 _TASK: Final = ("resolution", "text_encoder", "quantize")
 
 
@@ -54,8 +54,8 @@ def plan(context: click.Context, base: str | None, table: bool, as_json: bool, q
     BASE is a public model's name (sd1, sdxl, flux-dev, llama-3-8b, ...), an embedded base, a folder, a checkpoint of
     one file, or a hub id in the cache. No weights are read: the trainers' own step runs on tensors without numbers, and
     every storage is counted. The options are those of the training commands, but for --task, --base-dtype, --processes,
-    --attend, --picture and --table. With --set a plan also weighs what no training here does: whole, offload, cached,
-    keep_gradients, answer, and sharding=zero1, zero2 or zero3.
+    --attend, --picture and --table. With --set a plan also weighs what no training here does: whole, cached,
+    keep_gradients, answer, sharding=zero1, and offload in one process.
 
     \f
     Raises:

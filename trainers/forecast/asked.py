@@ -26,8 +26,8 @@ ATTENTION_KINDS: Final = ("sdpa", "eager", "xformers")
 OPTIMIZER_KINDS: Final = tuple(OPTIMIZERS)
 
 OF_THE_LOOP: Final = (
-    "batch_size", "accumulation", "gradient_checkpointing", "ema", "offload_activations", "sharding", "precision",
-    "optimizer",
+    "batch_size", "accumulation", "gradient_checkpointing", "ema", "offload_activations", "sharding", "offload",
+    "precision", "optimizer",
 )  # fmt: skip
 """The fields that are the loop's settings (:class:`~studio.trainers.loop.plan.Plan`) by the same names."""
 

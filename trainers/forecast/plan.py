@@ -271,7 +271,7 @@ def _phase(by: dict[str, int], name: str, played: _Play, asked: Asked, host: dic
     unit = played.unit if not saved.layers else round(played.unit * saved.after / saved.before)
     if asked.sharding == "zero3":
         unit = max(unit, played.largest)
-        if works:
+        if works and asked.processes == 1:  # no training here: another program's, by DeepSpeed's own settings
             by["communication"] = deepspeed_buffers(played.weights, played.dtype.itemsize)
     by = share(by, SHARDINGS[asked.sharding], asked.processes, unit)
     if asked.offload == "all":

@@ -18,7 +18,7 @@ from studio.trainers.loop.weights import Weights
 from studio.trainers.loop.zero import ZERO, settings_for
 from studio.trainers.loop.zero_adapter import DividedOptimizer
 
-__all__ = ["Steps", "steps_of"]
+__all__ = ["Steps", "check_divisible", "steps_of"]
 
 
 class Steps(Protocol):
@@ -85,23 +85,32 @@ class _Divided:
         return self.optimizer.reached(tensor)
 
 
+def check_divisible(model: Any, name: str, sharding: str) -> None:
+    """Checks, before the first step, that an adapter's method does with a part of the gradients.
+
+    Args:
+        model: the model or pipeline. name: the adapter. sharding: the plan's.
+
+    Raises:
+        DoesNotFit: its steps need all of them, or all weights, in one process.
+    """
+    for layer in layers(model, name).values() if sharding in ZERO else ():
+        if layer.scratch:
+            raise DoesNotFit(
+                f"{type(layer.config).__name__} looks at whole gradients or weights after every step, and "
+                f"sharding={sharding!r} divides them: use sharding='none' or 'full'"
+            )
+
+
 def steps_of(weights: Weights, group: Group, accelerator: Any) -> Steps:
     """Returns how steps are done as the plan says; the optimizer is divided here where they share it.
 
     Args:
         weights: the adapter in training, where the run stands. group: the processes. accelerator: accelerate's.
-
-    Raises:
-        DoesNotFit: a method whose steps need all gradients, or all weights, in one process.
     """
     plan = weights.lesson.plan
     if plan.sharding not in ZERO:
         return _Whole(weights, group, accelerator)
-    if any(layer.scratch for layer in layers(weights.lesson.model, weights.lesson.name).values()):
-        raise DoesNotFit(
-            f"{type(weights.lesson.adapter).__name__} looks at whole gradients after every step, and "
-            f"sharding={plan.sharding!r} divides them: use sharding='none' or 'full'"
-        )
     weights.divide(partial(_divided, weights=weights, group=group, plan=plan))
     return _Divided(weights, group)
 

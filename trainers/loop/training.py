@@ -35,7 +35,7 @@ from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.preview import save_previews
 from studio.trainers.loop.run import Run, RunFolder
 from studio.trainers.loop.sharding import DIVIDES_BASE, check_shards, check_started, shard
-from studio.trainers.loop.steps import steps_of
+from studio.trainers.loop.steps import check_divisible, steps_of
 from studio.trainers.loop.task import AdapterLike, Lesson, Loss, Say, Task
 from studio.trainers.loop.weights import Weights, rehearsed_growth
 
@@ -231,6 +231,7 @@ class Training:
             calibrate=self._calibrate if lesson.attached.data_driven else None,
         )  # fmt: skip
         check_trainable(state(lesson.model, lesson.name), list(lesson.rates))
+        check_divisible(lesson.model, lesson.name, plan.sharding)
         on_step(lesson.model, lesson.name, step=0, steps=self.steps)
         most = rehearsed_growth(lesson)
         self.weights = Weights(lesson)
