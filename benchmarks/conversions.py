@@ -32,7 +32,7 @@ from benchmarks.conversions_page import PAGE, page
 from benchmarks.denoisers import DENOISERS
 from studio.adapters import METHODS, AdapterConfig, adapters, install
 from studio.errors import DoesNotFit
-from studio.files import FORMATS
+from studio.files import FORMATS, common_formats
 from studio.files.convert import convert
 from studio.files.loose import Loose, read_loose, write_loose
 
@@ -108,8 +108,8 @@ def _made(base: nn.Module, config: AdapterConfig) -> Loose:
 
 def _row(loose: Loose, folder: Path) -> Iterator[tuple[str, str]]:
     held: dict[str, Path] = {}
-    for format, row in FORMATS.items():
-        place = folder / (format if row.folder else f"{format}.safetensors")
+    for format in common_formats():
+        place = folder / (format if FORMATS[format].folder else f"{format}.safetensors")
         try:
             held[format] = write_loose(loose, place, format=format)
         except DoesNotFit as refusal:

@@ -1,17 +1,23 @@
-"""A base with a blend folded into its weights, written as a folder of its own and proven by drawing from it."""
+"""A base with a blend folded into its weights, written as a folder of its own and proven by what comes of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from studio.adapters import bake, blended, current_blend, unbake
 from studio.adapters.contract.strength import StrengthLike
 from studio.atomic import atomic_folder
 from studio.errors import BadFile, NoEffect, Refused
 from studio.families import Base, components, open_base
+from studio.families.language import LanguageBase, open_language_base
+from studio.families.quiet import quietly
 from studio.given import given_path
 from studio.pipelines.request import Request
 from studio.pipelines.sample import draw
@@ -21,12 +27,34 @@ __all__ = ["write_whole_model"]
 
 _PROMPT = "a photo"
 _STEPS = 2
+_TOKENS = 16
+_NEAR: Final = 1e-4  # of the largest logit, where fp32 computes
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a sort of base is written and proven.
+
+    Attributes:
+        model: what carries the adapters. probe: what comes of a base, as one tensor. write: writes it to a folder.
+        again: opens a folder. most: how far what comes of it may be off. does: what it does, in messages.
+    """
+
+    model: Any
+    probe: Callable[[Any], Tensor]
+    write: Callable[[Path], None]
+    again: Callable[[Path], Any]
+    most: float
+    does: str
 
 
 def write_whole_model(
-    base: Base, folder: str | Path, blend: Mapping[str, StrengthLike] | str | None = None
+    base: Base | LanguageBase, folder: str | Path, blend: Mapping[str, StrengthLike] | str | None = None
 ) -> tuple[Path, float]:
-    """Bakes a blend, writes the whole pipeline as a diffusers folder, opens it and compares what both draw.
+    """Bakes a blend, writes the whole base as a folder, opens it and compares what comes of both.
+
+    A base that draws is written as diffusers reads it and draws a picture; a language model as transformers reads it,
+    with its tokenizer, its chat template and its settings for writing, and gives the logits of a few tokens.
 
     Args:
         base: with the adapters on it; its own bits come back afterwards.
@@ -34,37 +62,51 @@ def write_whole_model(
         blend: what is folded in; None: the current blend.
 
     Returns:
-        The folder, and the largest difference of a pixel between the two, in [0, 2].
+        The folder, and the largest difference between the two: of a pixel, in [0, 2], or of a logit, as a part of the
+        largest one.
 
     Raises:
         BadFile: nothing can be written there, or something is there. BadConfig: an impossible strength.
         DoesNotFit: a blend is baked already, weights are offloaded, or a strength that differs by sample, moment or
-            place. NoEffect: the folder would draw what the base draws. Refused: it draws something else than the blend.
+            place. NoEffect: the folder would do what the base does. Refused: it does something else than the blend.
     """
-    place, pipe = given_path(folder), base.pipe
+    place, way = given_path(folder), _writing(base) if isinstance(base, LanguageBase) else _drawing(base)
     if place.exists():
         raise BadFile(f"{place} is there already; choose another folder")
-    strengths = current_blend(pipe) if blend is None else blend
-    with blended(pipe, {}):
-        plain = _probe(base)
-    bake(pipe, strengths)
+    strengths = current_blend(way.model) if blend is None else blend
+    with blended(way.model, {}):
+        plain = way.probe(base)
+    bake(way.model, strengths)
     try:
-        wanted = _probe(base)
+        wanted = way.probe(base)
         if torch.equal(plain, wanted):
-            raise NoEffect("the blend changes nothing that is drawn, so the folder would be the base: name adapters")
+            raise NoEffect(
+                f"the blend changes nothing that is {way.does}, so the folder would be the base: name adapters"
+            )
         with atomic_folder(place) as temporary:
-            with in_dense_layers(components(pipe).values()):
-                pipe.save_pretrained(temporary, safe_serialization=True)
-            written = open_base(str(temporary), dtype=pipe.components[base.family.denoiser].dtype)
-            apart = float((_probe(written) - wanted).abs().max())
-            if apart > 1 / 255:
-                raise Refused(f"what was written draws other pictures (a pixel is off by {apart:.3f}); nothing is kept")
+            with in_dense_layers(components(way.model).values()):
+                way.write(temporary)
+            apart = float((way.probe(way.again(temporary)) - wanted).abs().max())
+            if not apart <= way.most:
+                raise Refused(
+                    f"what was written is not what was to be {way.does} (off by {apart:.3g}); nothing is kept"
+                )
     finally:
-        unbake(pipe)
+        unbake(way.model)
     return place, apart
 
 
-def _probe(base: Base) -> torch.Tensor:
+def _drawing(base: Base) -> _Way:
+    def write(folder: Path) -> None:
+        base.pipe.save_pretrained(folder, safe_serialization=True)
+
+    def again(folder: Path) -> Base:
+        return open_base(str(folder), dtype=base.pipe.components[base.family.denoiser].dtype)
+
+    return _Way(base.pipe, _pixels, write, again, 1 / 255, "drawn")
+
+
+def _pixels(base: Base) -> Tensor:
     """Pixels of one small picture, ``(1, 3, H, W)`` in [-1, 1]."""
     own, unit = base.defaults, base.family.multiple
     side = min(*base.native, max(unit, 64 // unit * unit))
@@ -72,3 +114,40 @@ def _probe(base: Base) -> torch.Tensor:
         prompt=_PROMPT, width=side, height=side, steps=_STEPS, guidance=1.0, embedded=own.embedded, blend=None
     )
     return draw(base, [request], rows=1)[0].cpu()
+
+
+def _writing(base: LanguageBase) -> _Way:
+    model = base.model
+
+    def write(folder: Path) -> None:
+        with _told_apart(model), quietly():
+            model.save_pretrained(folder)
+            (base.tokenizer if base.processor is None else base.processor).save_pretrained(folder)
+
+    def again(folder: Path) -> LanguageBase:
+        return open_language_base(str(folder), kind=base.kind.name, dtype=model.dtype, device=model.device)
+
+    return _Way(model, _logits, write, again, max(_NEAR, 4 * torch.finfo(model.dtype).eps), "written")
+
+
+@torch.no_grad()
+def _logits(base: LanguageBase) -> Tensor:
+    """What a language model makes of its first tokens, ``(1, L, …)``, as a part of the largest number."""
+    model = base.model
+    tokens = torch.arange(min(_TOKENS, base.context, len(base.tokenizer)), device=model.device)[None]
+    more = {"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}
+    found: Tensor = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), **more)[0].float().cpu()
+    return found / found.abs().max().clamp_min(torch.finfo(found.dtype).tiny)
+
+
+@contextlib.contextmanager
+def _told_apart(model: Any) -> Iterator[None]:
+    """Lets the config say that head and embedding are two, where one of them alone was changed."""
+    head, config = model.get_output_embeddings(), model.config
+    was = config.tie_word_embeddings
+    try:
+        if head is not None and head.weight is not model.get_input_embeddings().weight:
+            config.tie_word_embeddings = False
+        yield
+    finally:
+        config.tie_word_embeddings = was

@@ -61,7 +61,7 @@ class TensorInfo:
 _BEGINNINGS: Final = {
     b"PK": "it is a renamed .pt or .bin file",
     b"\x80\x02": "it is a renamed .pt or .bin file",
-    b"GGUF": "it is a GGUF file of llama.cpp's, which is not read here",
+    b"GGUF": "it is a GGUF file of llama.cpp's, whose name has to end in .gguf",
 }
 _UNKNOWN: Final = "check what it is, or download it again"
 

@@ -58,7 +58,7 @@ def families(as_markdown: bool, as_json: bool, quiet: bool) -> None:
 
 def _facts(family: Family) -> dict[str, Any]:
     """What the JSON output says about a family."""
-    from studio.files import FORMATS
+    from studio.files import common_formats
 
     return {
         "title": family.title,
@@ -69,7 +69,7 @@ def _facts(family: Family) -> dict[str, Any]:
         "multiple": family.multiple,
         "presets": list(family.presets),
         "tasks": list(family.recipes),
-        "formats": list(FORMATS),
+        "formats": list(common_formats()),
         "kohya": dict(family.flat),
         "single_file": _single(family),
         "dtypes": dict(family.dtypes),
@@ -85,9 +85,9 @@ def _facts(family: Family) -> dict[str, Any]:
 
 
 def _rows(family: Family) -> Iterator[tuple[str, str]]:
-    from studio.files import FORMATS
+    from studio.files import common_formats
 
-    facts = f"trained by {_tasks(family)} · files: {', '.join(FORMATS)} · one file: {_single(family)}"
+    facts = f"trained by {_tasks(family)} · files: {', '.join(common_formats())} · one file: {_single(family)}"
     yield family.name, f"{family.title} · adapted: {_components(family)} · {facts}"
     for model in family.models:
         yield "", f"{model.id} · {_drawn(model)}"
@@ -124,7 +124,7 @@ def _single(family: Family) -> str:
 def _markdown() -> str:
     """Writes ``docs/families.md``."""
     from studio.families import FAMILIES
-    from studio.files import FORMATS
+    from studio.files import common_formats
 
     lines = [
         _PAGE,
@@ -134,7 +134,7 @@ def _markdown() -> str:
         "",
         "Every family takes adapters of every method that covers its layers, with the presets",
         f"{_common('presets')}, and is trained by {_common('recipes')}.",
-        f"Adapter files are read and written as {', '.join(FORMATS)}.",
+        f"Adapter files are read and written as {', '.join(common_formats())}.",
         "",
         "| family | `family` | adapted | process | sides are multiples of | one file | in kohya's files | fp32 |",
         "|---|---|---|---|---:|---|---|---|",

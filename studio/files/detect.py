@@ -11,7 +11,7 @@ from typing import Final
 
 from studio.families import FAMILIES
 from studio.families.native import Clues
-from studio.files import diffusers, kohya, native, peft
+from studio.files import diffusers, gguf, kohya, mlx, native, peft
 from studio.files.cloneofsimo import numbered
 from studio.files.format import Format
 from studio.files.header import TensorInfo
@@ -20,7 +20,7 @@ from studio.files.spelling import WHOLE, Spelling, nearest_part, recognise, shar
 
 __all__ = ["Contents", "Layer", "guess_family", "sort_keys"]
 
-_ORDER: Final = (peft.PEFT, kohya.KOHYA, native.NATIVE, diffusers.DIFFUSERS)
+_ORDER: Final = (peft.PEFT, gguf.GGUF, mlx.MLX, kohya.KOHYA, native.NATIVE, diffusers.DIFFUSERS)
 """Formats as they are asked whose a key is; the last takes what is left."""
 
 _STRANGERS: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
@@ -34,7 +34,6 @@ _STRANGERS: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
         (r"_custom_diffusion\.weight$", "Custom Diffusion"),
         (r"^prompt_embeddings$", "virtual tokens of a PEFT method that only its adapter_config.json names"),
         (r"^\w+:\d+:\w+$", "cloneofsimo's format, in a form that is not known"),
-        (r"\.lora_[ab]$", "MLX's format, whose factors are transposed"),
         (r"\.(query|key)_norm\.scale$", "a Flux control LoRA"),
         (r"^(model\.diffusion_model|first_stage_model|cond_stage_model)\.", "a whole checkpoint"),
     )

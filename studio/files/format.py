@@ -17,7 +17,7 @@ from studio.files.payload import Payload
 from studio.files.scale import Grade
 from studio.registry import Registry
 
-__all__ = ["FORMATS", "Draft", "Format", "Named", "Settings", "Source"]
+__all__ = ["FORMATS", "Draft", "Format", "Named", "Settings", "Source", "common_formats"]
 
 Named: TypeAlias = Mapping[str, Mapping[str, Tensor]]
 """A layer, by its path or by its name in a file -> part -> tensor."""
@@ -32,6 +32,7 @@ class Source:
         tensors: key -> tensor; those of one number if only the header was read. metadata: the container's texts.
         peft: the content of ``adapter_config.json`` beside it, or None.
         payload: the hash of the tensors, where they were read and the file states one.
+        mlx: the content of ``adapter_config.json`` beside a file of MLX's, or None.
     """
 
     file: Path
@@ -40,6 +41,7 @@ class Source:
     metadata: Mapping[str, str]
     peft: Mapping[str, Any] | None = None
     payload: Payload | None = None
+    mlx: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,21 @@ def _component_label(names: Names, path: str) -> str:
     return names.relative(path)[0]
 
 
+def _at_all_ranks(draft: Draft) -> Draft:
+    return draft
+
+
+def _as_named(names: Names, path: str, parts: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return parts
+
+
 @dataclass(frozen=True, kw_only=True)
 class Format:
     """One format.
 
     Attributes:
         name: registry name. title: in sentences. dialect: which spelling of tensors it writes, "peft" or "lycoris".
-        folder: whether ``file`` is a folder.
+        folder: whether ``file`` is a folder. suffix: what a file of it ends in.
         owns: whether a key is of this format, by its beginning.
         split: key -> (module, part), or None where the end is unknown.
         find: the path that a module's name means in a model, or None.
@@ -102,12 +112,18 @@ class Format:
         gather: path -> parts of its adapter, as name in the file -> parts, where layers are put together there; None:
             each has its own name.
         root: what stands before a tensor that all layers of a path's component share.
+        methods: the methods that it has; none named: all.
+        level: the same adapter with the one rank or alpha that it can state for all layers.
+        turned: path, part -> tensor as a file has it -> as the dialect has it.
+        rank_axis: which axis of a pair's ``down`` in a file is the rank.
+        language: whether it is for language models alone.
     """
 
     name: str
     title: str
     dialect: str
     folder: bool = False
+    suffix: str = ".safetensors"
     owns: Callable[[str], bool]
     split: Callable[[str], tuple[str, str] | None]
     find: Callable[[Names, str], str | None]
@@ -121,6 +137,15 @@ class Format:
         _one_by_one
     )
     root: Callable[[Names, str], str] = _component_label
+    methods: tuple[str, ...] = ()
+    level: Callable[[Draft], Draft] = _at_all_ranks
+    turned: Callable[[Names, str, Mapping[str, Tensor]], Mapping[str, Tensor]] = _as_named
+    rank_axis: int = 0
+    language: bool = False
+
+    def holds(self, config: AdapterConfig) -> bool:
+        """Says whether it has the method of an adapter, or all of its methods."""
+        return not self.methods or all(member.method in self.methods for member in config.members)
 
     def form(self, adapter: type[Adapter], dialect: str = "") -> Foreign:
         """Returns how a file of this format has a method.
@@ -134,3 +159,14 @@ class Format:
 
 
 FORMATS: Final[Registry[Format]] = Registry("file format")
+
+
+def common_formats() -> tuple[str, ...]:
+    """Returns the names of the formats that are not for language models alone.
+
+    Example:
+        >>> import studio.files
+        >>> common_formats()
+        ('diffusers', 'kohya', 'native', 'peft')
+    """
+    return tuple(name for name, format in FORMATS.items() if not format.language)

@@ -115,7 +115,8 @@ def _graded(layer: Layer, source: Source, statements: _Statements) -> Iterator[G
     by_name = {name: key for part, key in layer.parts.items() for name in spelling.ours.get(part, ())}
     key = next((by_name[name] for name in spelling.adapter.ranks if name in by_name), None)
     shape = () if key is None else source.infos[key].shape
-    rank = int(shape[0]) if shape and shape[0] else None
+    axis = layer.format.rank_axis if len(shape) > 1 else 0
+    rank = int(shape[axis]) if shape and shape[axis] else None
     if not issubclass(spelling.config, RankedConfig):
         yield Graded(layer.module, rank, None, None)
         return

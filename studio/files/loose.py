@@ -25,7 +25,7 @@ from studio.files.header import payload_hash
 from studio.files.load import drop_misfits, judge, read_source
 from studio.files.metadata import facts_of, families_named, own_entry, write_metadata
 from studio.files.names import Names
-from studio.files.save import spelled_layers, stored_dtype
+from studio.files.save import check_ending, spelled_layers, stored_dtype
 from studio.files.soft import soft_method
 from studio.files.source import open_source
 from studio.given import given_path
@@ -135,6 +135,7 @@ def write_loose(
             dtype. BadFile: nothing can be written there.
     """
     chosen, facts = FORMATS[format or loose.format], dict(loose.facts)
+    check_ending(given_path(file), chosen)
     stored = stored_dtype(dtype, facts, False)
     with on_cpu():
         draft, tensors = spelled_layers(loose.model, loose.config, loose.layers, chosen, stored)

@@ -28,13 +28,18 @@ from studio.given import parse_json
 from studio.version import __version__
 
 __all__ = [
-    "COMPONENT", "THEIRS", "Entry", "doubts", "facts_of", "families_named", "own_entry", "stated_hash",
-    "write_metadata",
+    "ARCHITECTURE", "COMPONENT", "GGUF_ENTRIES", "KEY", "THEIRS", "Entry", "doubts", "facts_of", "families_named",
+    "own_entry", "stated_hash", "write_metadata",
 ]  # fmt: skip
 
 KEY: Final = "studio"
 COMPONENT: Final = "studio.component"
 """Which component of a pipeline a file is about whose names do not say it."""
+
+ARCHITECTURE: Final = "general.architecture"
+"""What a file of llama.cpp's calls the architecture of its model."""
+GGUF_ENTRIES: Final = ("general.type", ARCHITECTURE, "general.alignment", "adapter.type", "adapter.lora.alpha")
+"""Entries of such a file that say how it is to be read."""
 
 _HASH: Final = "sshs_model_hash"
 _HASH_TOO: Final = "modelspec.hash_sha256"
@@ -70,6 +75,9 @@ _DERIVED: Final = (
     "modelspec.sai_model_spec",
     "modelspec.implementation",
     _HASH_TOO,
+    *GGUF_ENTRIES,
+    "general.file_type",
+    "general.quantization_version",
 )
 """Keys that follow from the tensors and the config; they are made anew at every save, or left out."""
 _FAMILY: Final = ("modelspec.architecture", "ss_base_model_version")

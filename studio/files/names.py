@@ -13,8 +13,9 @@ from studio.adapters.hosting.assembly import site_at
 from studio.adapters.sites.kinds import is_site
 from studio.adapters.sites.parameter import bare_parameters
 from studio.adapters.sites.read import module_at
-from studio.errors import nearest
+from studio.errors import DoesNotFit, nearest
 from studio.families import components, family_of, named_parts
+from studio.families.language.runtimes import LlamaCppNames, MlxNames
 from studio.families.native import Native
 from studio.files.components import ANY_FLAT, NATIVE, component_words, flat_prefix, meant_by
 from studio.files.renames import other_names
@@ -42,6 +43,7 @@ class Names:
         chosen: paths of the adapter that is written, where its spelling depends on what else it is on.
         also: further names that the file at hand has for paths.
         inside: the component that the file at hand is about, where it says so beside its names; else "".
+        architecture: what the file at hand calls the architecture of its model, where it does; else "".
         untold: the class of a model of diffusers or transformers whose names in kohya's files are not known; else "".
     """
 
@@ -64,6 +66,7 @@ class Names:
         self.chosen: frozenset[str] = frozenset()
         self.also: dict[str, str] = {}
         self.inside = ""
+        self.architecture = ""
         self._asked = 0
         self.untold = "" if self.family is not None else _library_class((model, *self.modules.values()))
         self._levels = {} if self.family is None else self.family.levels
@@ -147,6 +150,30 @@ class Names:
                 if all(path in self.paths for path in whole.paths):
                     found |= dict.fromkeys(whole.paths, whole)
         return found
+
+    @functools.cached_property
+    def llama_cpp(self) -> LlamaCppNames:
+        """llama.cpp's names of its weights.
+
+        Raises:
+            DoesNotFit: they are not known. MissingPackage: the package with them is not installed.
+        """
+        return LlamaCppNames(self._language_model("llama.cpp"), self.paths)
+
+    @functools.cached_property
+    def mlx(self) -> MlxNames:
+        """MLX's names of its layers.
+
+        Raises:
+            DoesNotFit: they are not known.
+        """
+        return MlxNames(self._language_model("MLX"), self.paths)
+
+    def _language_model(self, program: str) -> nn.Module:
+        if "" not in self.modules or self.family is not None:
+            what = "a pipeline" if self.family is None else self.family.title
+            raise DoesNotFit(f"{program} has language models, and this is {what}")
+        return self.modules[""]
 
     @functools.cached_property
     def _natives(self) -> dict[str, Native]:

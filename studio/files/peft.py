@@ -7,7 +7,6 @@ Keys are ``base_model.model.<module>.<tensor>``. The scale stands in the config:
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping
@@ -20,12 +19,11 @@ from studio.adapters import Adapter, Site
 from studio.adapters.contract.ranked import RankedConfig
 from studio.adapters.sites.parameter import BARE
 from studio.adapters.sites.site import is_attention_output
-from studio.atomic import atomic_folder, atomic_write, together
 from studio.errors import DoesNotFit
 from studio.families import named_parameters
+from studio.files.beside import write_beside
 from studio.files.endings import shortest_endings
 from studio.files.format import FORMATS, Draft, Format, Source
-from studio.files.header import write_tensors
 from studio.files.metadata import COMPONENT
 from studio.files.names import Names
 from studio.files.peft_parameters import wrapped
@@ -232,15 +230,7 @@ def _write(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], 
         fields["fan_in_fan_out"] = any(site.kind == "conv1d-gpt2" for site in draft.sites.values())
     for name in peft.without:  # PEFT warns of fields that its config does not have
         del fields[name]
-    text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
-    if file.exists():  # beside other files of the user's
-        with together():
-            atomic_write(file / CONFIG_FILE, text)
-            write_tensors(file / TENSOR_FILE, tensors, metadata)
-    else:
-        with atomic_folder(file) as folder:
-            (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
-            write_tensors(folder / TENSOR_FILE, tensors, metadata)
+    write_beside(file, (CONFIG_FILE, fields), (TENSOR_FILE, tensors), metadata)
 
 
 PEFT: Final = FORMATS.add(

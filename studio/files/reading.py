@@ -21,7 +21,7 @@ from studio.files.detect import Contents, Layer
 from studio.files.endings import shortest_endings
 from studio.files.format import Settings, Source
 from studio.files.fused import split_rows
-from studio.files.metadata import COMPONENT, Entry, doubts
+from studio.files.metadata import ARCHITECTURE, COMPONENT, Entry, doubts
 from studio.files.names import Names
 from studio.files.peft_parameters import names_of_parameters
 from studio.files.scale import Grade, settle
@@ -114,6 +114,7 @@ def read_layers(names: Names, source: Source, found: Contents, method: str, own:
     reading = Reading(method, config or METHODS[method].usual(), ignored=dict(found.strangers))
     names.also = names_of_parameters(names, source.peft or {})
     names.inside = source.metadata.get(COMPONENT, "")
+    names.architecture = source.metadata.get(ARCHITECTURE, "")
     grades: dict[str, Grade] = {}
     read: list[Match] = []
     for layer in found.layers.values():
@@ -277,7 +278,8 @@ def _match(names: Names, source: Source, layer: Layer, reading: Reading) -> tupl
         raise DoesNotFit(f"another name in the file means the same layer, {taken}")
     label = names.relative(paths[0])[0]
     module = layer.module.removeprefix(f"{label or component_of(layer.module)}.")
-    values = {part: source.tensors[key] for part, key in layer.parts.items()}
+    found = {part: source.tensors[key] for part, key in layer.parts.items()}
+    values = layer.format.turned(names, paths[0], found)
     site = _whole_site([names.site(path, spelling.adapter.kinds) for path in paths])
     return Match(layer, module, paths[0], site, spelling, values, source.metadata), native
 

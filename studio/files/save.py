@@ -30,7 +30,7 @@ from studio.files.soft import save_soft
 from studio.files.source import PICKLED
 from studio.given import given_path
 
-__all__ = ["save", "spelled", "spelled_layers", "stored_dtype"]
+__all__ = ["check_ending", "save", "spelled", "spelled_layers", "stored_dtype"]
 
 
 def save(
@@ -52,8 +52,9 @@ def save(
         file: where to; with ``format="peft"`` a folder.
         name: which adapter.
         format: "diffusers", "kohya" (also read by A1111 and ComfyUI), "native" (the names of those who trained the
-            base, which ComfyUI and ai-toolkit write) or "peft". Layers that are one there are put together, exactly.
-            None: "peft" for a path without an ending, else "diffusers".
+            base, which ComfyUI and ai-toolkit write) or "peft"; of a language model "gguf" (llama.cpp) or "mlx" too.
+            Layers that are one there are put together, exactly. None: "peft" for a path without an ending, "gguf" for
+            one with that, else "diffusers".
         dtype: what the tensors are stored in, or its name (``"bf16"``); None: as they are, or as they were in the file
             that they came from.
         metadata: facts that go with it, texts by name: base, base_hash, trigger, seed, steps, dataset, licence,
@@ -80,8 +81,7 @@ def save(
     check_unbaked(model, "save")
     check_known(model, name)
     chosen = FORMATS[format if format is not None else _usual_format(model, file)]
-    if file.suffix in PICKLED and not chosen.folder:
-        raise BadConfig(f"{file.name} has the suffix of a pickled file, and what is written is safetensors: name it so")
+    check_ending(file, chosen)
     _check_whole(model, name)
     info = adapters(model)[name]
     facts = {**info.metadata, **(metadata or {})}
@@ -94,6 +94,24 @@ def save(
     text = write_metadata(draft.config, facts, name=name, parts=draft.names.modules, payload=payload_hash(tensors))
     chosen.write(file, tensors, text, draft)
     return file
+
+
+def check_ending(file: Path, format: Format) -> None:
+    """Refuses a name by which a file would be taken for another sort of file when it is read.
+
+    Args:
+        file: where something is written. format: of what is written.
+
+    Raises:
+        BadConfig: it ends as a pickled file does, or as one of llama.cpp's, which it is not; or the other way round.
+    """
+    if format.folder:
+        return
+    if file.suffix in PICKLED:
+        raise BadConfig(f"{file.name} has the suffix of a pickled file, and what is written is safetensors: name it so")
+    known = {one.suffix for one in FORMATS.values()}
+    if (file.suffix if file.suffix in known else ".safetensors") != format.suffix:
+        raise BadConfig(f"{file.name}: a {format.title} ends in {format.suffix}, and is read by that: name it so")
 
 
 def _check_whole(model: Any, name: str) -> None:
@@ -164,7 +182,7 @@ def _draft(names: Names, config: AdapterConfig, layers: Mapping[str, Mapping[str
     sites = {path: names.site(path, config.adapter.kinds) for path in layers}
     draft = _settled(config, names, sites, layers, format)
     format.check(draft)
-    return _as_stored(draft, format)
+    return _as_stored(format.level(draft), format)
 
 
 def _together(drafts: Sequence[Draft]) -> Draft:
@@ -180,6 +198,8 @@ def _together(drafts: Sequence[Draft]) -> Draft:
 
 
 def _usual_format(model: Any, file: Path) -> str:
+    if file.suffix == FORMATS["gguf"].suffix:
+        return "gguf"
     known = is_pipeline(model) or file.suffix
     return "diffusers" if known else "peft"
 

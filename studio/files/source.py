@@ -18,15 +18,17 @@ from studio.files.a1111_word import open_word_picture, word_in
 from studio.files.cache import CACHE, Kept, now, stamp_of
 from studio.files.cloneofsimo import EXPECTED, listed
 from studio.files.format import Source
+from studio.files.gguf_container import SUFFIX, open_gguf
 from studio.files.header import DTYPES, Header, TensorInfo, read_numbers, read_tensors
 from studio.files.metadata import stated_hash
+from studio.files.mlx import MLX_FILE
 from studio.files.payload import Payload
 from studio.files.peft import CONFIG_FILE, TENSOR_FILE
 from studio.given import check_regular, parse_json, read_given
 
 __all__ = ["PICKLED", "open_source", "read_fields", "tensor_file"]
 
-_IN_FOLDERS: Final = (TENSOR_FILE, "pytorch_lora_weights.safetensors")
+_IN_FOLDERS: Final = (TENSOR_FILE, "pytorch_lora_weights.safetensors", MLX_FILE)
 PICKLED: Final = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -40,7 +42,8 @@ def open_source(
     """Opens an adapter file.
 
     Args:
-        file: a safetensors file, a folder with one of PEFT's or diffusers' names in it, or a PNG that holds a word.
+        file: a safetensors file, a folder with one of PEFT's, diffusers' or MLX's names in it, a ``.gguf`` file, or a
+            PNG that holds a word.
         tensors: whether the tensors are read, or the header and single numbers only.
         pickled: whether a ``.pt`` or ``.bin`` file may be read (by ``torch.load(weights_only=True)``).
         check: called with what the header says before any tensor is read, to refuse the file.
@@ -49,7 +52,9 @@ def open_source(
         BadFile: nothing that can be read is there. What ``check`` raises.
     """
     named, file = file, tensor_file(file, pickled)
-    peft = _peft_config(file)
+    if file.suffix.lower() == SUFFIX:
+        return open_gguf(named, file, tensors=tensors, check=check)
+    peft, mlx = _config_of(file, TENSOR_FILE), _config_of(file, MLX_FILE)
     if file.suffix in PICKLED:
         if not pickled:
             raise BadFile(
@@ -60,9 +65,9 @@ def open_source(
     if file.suffix == ".png":
         return open_word_picture(file)
     if tensors:
-        return _open_whole(named, file, peft, check)
+        return replace(_open_whole(named, file, peft, check), mlx=mlx)
     header, numbers = read_numbers(file)
-    return Source(named, header.tensors, numbers, header.metadata, peft)
+    return Source(named, header.tensors, numbers, header.metadata, peft, mlx=mlx)
 
 
 def _open_whole(
@@ -136,16 +141,16 @@ def tensor_file(file: Path, pickled: bool = False) -> Path:
     return file / found
 
 
-def _peft_config(file: Path) -> dict[str, Any] | None:
-    """The config beside a file that has PEFT's name."""
+def _config_of(file: Path, usual: str) -> dict[str, Any] | None:
+    """The config beside a file that has the usual name of a program's."""
     place = file.with_name(CONFIG_FILE)
-    if file.stem != Path(TENSOR_FILE).stem or not place.exists():
+    if file.stem != Path(usual).stem or not place.exists():
         return None
     return read_fields(place)
 
 
 def read_fields(place: Path) -> dict[str, Any]:
-    """Reads a PEFT config.
+    """Reads a config of PEFT's or MLX's.
 
     Raises:
         BadFile: it is no regular file, too large, or no table in JSON.

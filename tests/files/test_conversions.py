@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from product import ROOT
-from studio.files import FORMATS
+from studio.files import common_formats
 
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
@@ -34,7 +34,9 @@ def test_the_page_is_made_of_what_was_found(kept):
     assert PAGE.read_text(encoding="utf-8") == page(kept), AGAIN
     assert kept.keys() == DENOISERS.keys(), AGAIN
     for family in kept.values():
-        assert family.keys() == ROWS.keys() and all(own.keys() == set(FORMATS) for own in family.values()), AGAIN
+        assert family.keys() == ROWS.keys() and all(own.keys() == set(common_formats()) for own in family.values()), (
+            AGAIN
+        )
 
 
 @pytest.mark.parametrize("family", QUICK)

@@ -13,14 +13,14 @@ import studio
 from studio.adapters import adapters
 from studio.errors import BadConfig, BadFile, DoesNotFit, Refused, UnknownName
 from studio.families.shapes import SHAPES, outline
-from studio.files import FORMATS
+from studio.files import FORMATS, common_formats
 from studio.files.convert import convert
 from studio.files.loose import Loose, read_loose, write_loose
 from studio.files.resize import resize
 from tests.support.tiny_pipelines import build
 
 QUICK = ("sdxl", "flux-dev")
-SINGLE = [name for name, format in FORMATS.items() if not format.folder]
+SINGLE = [name for name in common_formats() if not FORMATS[name].folder]
 
 
 def adapter_for(model, config, name="dog", format="diffusers"):

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from studio.claims import Header, TensorInfo
 from studio.errors import BadFile
-from studio.given import check_regular
+from studio.gguf_header import checked_gguf
+from studio.given import open_given
 from studio.packages import need
 
 __all__ = ["gguf_header", "gguf_tensors", "is_gguf"]
@@ -27,7 +28,8 @@ def is_gguf(file: Path) -> bool:
 
 def _reader(file: Path) -> Any:
     library = need("gguf", f"{file}: bases in .gguf files", extra="gguf")
-    check_regular(file)
+    with open_given(file) as stream:
+        checked_gguf(file, stream, stream.seek(0, 2))  # the library believes what a header announces
     try:
         return library.GGUFReader(file)
     except Exception as problem:  # whatever it makes of bytes that are no such file

@@ -26,7 +26,7 @@ from studio.adapters import attach as attach_plain
 from studio.adapters.hosting.assembly import site_at
 from studio.adapters.sites.kinds import kind_of
 from studio.errors import DoesNotFit, NoTargets, UnsupportedLayer
-from studio.files import FORMATS, load, save
+from studio.files import FORMATS, common_formats, load, save
 
 B = 3
 
@@ -768,7 +768,7 @@ def sayable(method: str, config: str, layer: str, format: str) -> bool:
     return format != "peft" or bool(peft.type and not peft.refusal(site) and not peft.differs(site))
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", common_formats())
 @pytest.mark.parametrize(("method", "config", "layer"), CASES)
 @pytest.mark.filterwarnings("ignore:PEFT 0.21 adds the change of 0.out_proj twice")
 def test_it_is_the_same_when_it_is_loaded_again(
