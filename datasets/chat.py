@@ -60,6 +60,10 @@ class Sample(samples.Sample):
         return [self.turns, self.prompt, self.completion]
 
     @property
+    def given(self) -> Any:
+        return [self.turns[:-1], self.prompt] if self.asked else None
+
+    @property
     def chat(self) -> bool:
         """Whether it is a conversation, to be written with the chat template."""
         return bool(self.turns)

@@ -40,6 +40,10 @@ class Pair(Sample):
     def content(self) -> Any:
         return [self.source, self.target]
 
+    @property
+    def given(self) -> Any:
+        return self.source
+
 
 def pair_of(record: Record) -> tuple[Pair, Collection[str]]:
     """Makes a pair of a record.

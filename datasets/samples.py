@@ -37,6 +37,16 @@ class Sample(ABC):
     def content(self) -> Any:
         """All that it says, as JSON has it, without its place."""
 
+    @property
+    def given(self) -> Any:
+        """Of the content, what is given before what is learned, as JSON has it; None where all is learned."""
+        return None
+
+    @property
+    def label(self) -> str | None:
+        """The class that it is of, where a task tells classes apart."""
+        return None
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of the content."""

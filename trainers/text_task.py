@@ -20,8 +20,9 @@ from studio.adapters.tokens.contract import TokenConfig
 from studio.config import check
 from studio.datasets.records import source_name
 from studio.datasets.samples import Form, Sample, Samples, read_samples, samples_digest
+from studio.datasets.text_check import Measured, TextReport, check_texts
 from studio.errors import BadConfig, DoesNotFit
-from studio.families.language import KINDS, LANGUAGE_BASES, LanguageBase, open_language_base
+from studio.families.language import LANGUAGE_BASES, LanguageBase, open_language_base
 from studio.trainers.language.rows import Row, encode_all, split
 from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.task import AdapterLike, Lesson, Say
@@ -149,6 +150,10 @@ class TextTask(ABC, Generic[S, R]):
             sample: what it is tried on. The word ``"BASE"`` stands for the base.
         """
 
+    def kind_for(self, read: Read[S]) -> str:
+        """Returns the kind that the base is opened as, where that depends on the data."""
+        return self.kind
+
     def labels(self, read: Read[S]) -> Sequence[str] | None:
         """Returns what a classifier shall tell apart, None for a base of another kind."""
         return None
@@ -174,7 +179,7 @@ class TextTask(ABC, Generic[S, R]):
 
             check_before(self, adapter, plan, say)
         read = self.look()
-        opener = partial(open_language_base, kind=self.kind, labels=self.labels(read))
+        opener = partial(open_language_base, kind=self.kind_for(read), labels=self.labels(read))
         opening = open_with_recipe(
             self.task_name, self.base, opener, LANGUAGE_BASES, adapter=adapter, plan=plan, say=say,
             quantize=self.quantize,
@@ -215,6 +220,28 @@ class TextTask(ABC, Generic[S, R]):
         found = read_samples(self.data, self.form)
         trained, kept = split(found, self.held_out, self.form)
         return Read(found, trained, kept)
+
+    def check(self) -> TextReport:
+        """Looks for everything in the data that would spoil the training; the base is opened where there is one.
+
+        Raises:
+            UsageError: the data or the base cannot be opened at all.
+        """
+        held_out = None if isinstance(self.held_out, float) else self.held_out
+        if self.base is None:
+            return check_texts(self.data, self.form, held_out=held_out)
+        read = self.look()
+        base = open_language_base(self.base, kind=self.kind_for(read), labels=self.labels(read))
+        length = min(base.context, LONGEST) if self.max_length is None else self.max_length
+
+        def measure(sample: S) -> Measured:
+            row = self.encode(sample, base, length)
+            return Measured(row.size, row.counted, row.lost, row.ends(base))
+
+        return check_texts(
+            self.data, self.form, held_out=held_out, measure=measure,
+            example=lambda sample: self.example(self.encode(sample, base, length), base),
+        )  # fmt: skip
 
     def _rows(self, read: Read[S], opening: Opening[LanguageBase]) -> tuple[list[R], list[R], int]:
         """Returns what is trained on, what is measured on, and the tokens of a row at most."""
@@ -268,7 +295,7 @@ class TextTask(ABC, Generic[S, R]):
     ) -> dict[str, str]:  # fmt: skip
         base = opening.base
         return opening.origin(self.task_name, data, self.licence) | {
-            "kind": KINDS[self.kind].name, "tokenizer": base.tokenizer_hash, "template": base.template_hash,
+            "kind": base.kind.name, "tokenizer": base.tokenizer_hash, "template": base.template_hash,
             "samples": str(len(rows)), "max_length": str(length), **self.origin(rows, base),
         }  # fmt: skip
 

@@ -7,6 +7,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from studio.datasets.samples import Form, Sample, Samples, read_samples
 from studio.errors import BadConfig, BadFile
+from studio.families.language import LanguageBase
 
 __all__ = ["Row", "encode_all", "short", "split"]
 
@@ -33,6 +34,9 @@ class Row(Protocol):
     @property
     def lost(self) -> int:
         """How many tokens were cut off."""
+
+    def ends(self, base: LanguageBase) -> bool:
+        """Whether the last that is learned is a mark that ends an answer; True where nothing is written."""
 
 
 R = TypeVar("R", bound=Row)

@@ -46,6 +46,10 @@ class PairRow:
         """Its learned tokens."""
         return len(self.said)
 
+    def ends(self, base: LanguageBase) -> bool:
+        """Whether the last token ends an answer."""
+        return self.said[-1] in base.ends
+
 
 def encode_pair(pair: Pair, base: LanguageBase, length: int) -> PairRow:
     """Turns a pair into token numbers, at most ``length`` on either side.

@@ -47,6 +47,11 @@ class TokenRow:
         """Its learned tokens; the first of a text is foretold by nothing."""
         return sum(self.learned[1:])
 
+    def ends(self, base: LanguageBase) -> bool:
+        """Whether the last learned token ends an answer."""
+        last = [token for token, learned in zip(self.tokens, self.learned, strict=True) if learned][-1:]
+        return bool(last) and last[0] in base.ends
+
 
 def render(sample: Sample, base: LanguageBase) -> tuple[str, list[tuple[int, int]]]:
     """Writes a sample as one text and marks what is learned: the answers, each with its end.
