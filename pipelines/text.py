@@ -149,7 +149,7 @@ class TextPipeline(Pipeline):
                     temperature=temperature, seed=seed, batch_size=batch_size,
                 )  # fmt: skip
             for i, (text, tokens, ended) in zip(members, some, strict=True):
-                made[i] = Completion(tagged[i].text, text, tokens, ended)
+                made[i] = Completion(tagged[i].text, text, len(tokens), ended)
         return [made[i] for i in range(len(written))]
 
     def read_tags(self, prompt: str) -> TaggedPrompt:

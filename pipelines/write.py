@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,21 @@ from studio.config import finite, own_number
 from studio.errors import BadConfig, DoesNotFit, StudioError
 from studio.families.language import LanguageBase
 
-__all__ = ["Gumbel", "write"]
+__all__ = ["Gumbel", "Written", "evaluating", "write"]
+
+
+class Written(NamedTuple):
+    """What was written behind a prompt.
+
+    Args:
+        text: the text, without the blanks around it.
+        tokens: its token numbers, with the end if there is one.
+        ended: whether it ended by itself.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    ended: bool
 
 
 def write(
@@ -26,9 +40,9 @@ def write(
     chat: bool,
     max_new_tokens: int,
     temperature: float = 0.0,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     batch_size: int = 16,
-) -> list[tuple[str, int, bool]]:
+) -> list[Written]:
     """Completes texts with the blend that is on.
 
     Args:
@@ -37,23 +51,25 @@ def write(
         chat: whether they have a template's marks (else the tokenizer's beginning token is put first).
         max_new_tokens: tokens to write at most, >= 1; fewer where the context ends.
         temperature: 0 takes the likeliest token; above, Gumbel noise makes the likeliest one a draw from the softmax.
-        seed: of the noise, for every prompt anew.
+        seed: of the noise, for every prompt anew; or one for each of the prompts.
         batch_size: prompts that are completed together, padded on the left.
 
     Returns:
-        For every prompt the text, the number of tokens, and whether it ended by itself.
+        What was written, for every prompt.
 
     Raises:
         BadConfig: an impossible number.
         DoesNotFit: a prompt that leaves no room in the context.
         StudioError: the model gave no finite numbers.
     """
-    max_new_tokens, batch_size, seed = map(own_number, (max_new_tokens, batch_size, seed))
-    temperature = own_number(temperature)
+    max_new_tokens, batch_size, temperature = map(own_number, (max_new_tokens, batch_size, temperature))
+    seeds = [own_number(one) for one in seed] if isinstance(seed, (list, tuple)) else [own_number(seed)] * len(prompts)
+    if len(seeds) != len(prompts):
+        raise BadConfig(f"there are {len(seeds)} seeds for {len(prompts)} prompts; give one for each")
     for name, value, sound, wanted in (
         ("max_new_tokens", max_new_tokens, _whole(max_new_tokens, 1), "a whole number from 1 on"),
         ("batch_size", batch_size, _whole(batch_size, 1), "a whole number from 1 on"),
-        ("seed", seed, _whole(seed, 0), "a whole number from 0 to 2**63 - 1"),
+        *(("seed", one, _whole(one, 0), "a whole number from 0 to 2**63 - 1") for one in dict.fromkeys(seeds)),
         ("temperature", temperature, finite(temperature) and temperature >= 0, "a finite number from 0 on"),
     ):
         if not sound:
@@ -70,17 +86,18 @@ def write(
                 f"the prompt {_short(text)} has {len(row)} tokens and {base.id} reads {room}{before}: nothing can be "
                 "written behind it; shorten it"
             )
-    made: list[tuple[str, int, bool]] = []
-    with turn(base.model), _evaluating(base.model):
+    made: list[Written] = []
+    with turn(base.model), evaluating(base.model):
         for begin in range(0, len(rows), batch_size):
             some = rows[begin : begin + batch_size]
             most = min(max_new_tokens, room - 1 if apart else room - max(map(len, some)))
-            made += _batch(base, some, most, temperature, seed)
+            made += _batch(base, some, most, temperature, seeds[begin : begin + batch_size])
     return made
 
 
 @contextlib.contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
+    """While it lasts, a model is in evaluation mode."""
     training = model.training
     model.eval()
     try:
@@ -91,8 +108,8 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def _batch(
-    base: LanguageBase, rows: Sequence[Sequence[int]], most: int, temperature: float, seed: int
-) -> Iterator[tuple[str, int, bool]]:
+    base: LanguageBase, rows: Sequence[Sequence[int]], most: int, temperature: float, seeds: Sequence[int]
+) -> Iterator[Written]:
     from transformers import GenerationConfig, LogitsProcessorList
 
     ends, pad, own = base.ends, base.pad, base.model.generation_config
@@ -105,7 +122,7 @@ def _batch(
         eos_token_id=list(ends) or None, pad_token_id=pad, use_cache=True,
         decoder_start_token_id=own.decoder_start_token_id, bos_token_id=own.bos_token_id,
     )  # fmt: skip
-    draws = LogitsProcessorList([_finite, *([Gumbel(temperature, seed)] if temperature else [])])
+    draws = LogitsProcessorList([_finite, *([Gumbel(temperature, seeds)] if temperature else [])])
     made = base.model.generate(
         inputs=tokens, attention_mask=mask, generation_config=config, logits_processor=draws
     )  # fmt: skip
@@ -114,7 +131,7 @@ def _batch(
         stop = next((place for place, token in enumerate(row) if token in ends), None)
         kept = row if stop is None else row[:stop]
         text = base.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        yield text.strip(), len(kept) + (stop is not None), stop is not None
+        yield Written(text.strip(), tuple(row[: len(kept) + (stop is not None)]), stop is not None)
 
 
 def _finite(input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -134,15 +151,20 @@ def _whole(value: Any, least: int) -> bool:
 class Gumbel:
     """Adds Gumbel noise to logits, so that their maximum is a draw from ``softmax(logits / temperature)``.
 
-    Every row has the noise of the same seed: what is drawn for a prompt does not depend on its neighbours.
+    Every row has the noise of its own seed: what is drawn for a prompt does not depend on its neighbours.
+
+    Args:
+        temperature: above 0.
+        seeds: one for each of the rows; equal ones draw equal noise.
 
     References:
         | A* Sampling (Maddison, Tarlow & Minka, 2014), arXiv:1411.0030
     """
 
-    def __init__(self, temperature: float, seed: int) -> None:
+    def __init__(self, temperature: float, seeds: Sequence[int]) -> None:
         self.temperature = temperature
-        self.generator = torch.Generator().manual_seed(seed)
+        self.places = [list(dict.fromkeys(seeds)).index(seed) for seed in seeds]
+        self.generators = [torch.Generator().manual_seed(seed) for seed in dict.fromkeys(seeds)]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Returns ``scores / temperature - log(-log(u))``, ``(B, V)``.
@@ -151,7 +173,8 @@ class Gumbel:
             input_ids: the tokens so far, int64 ``(B, T)``.
             scores: the logits of the next, ``(B, V)``.
         """
-        chance = torch.rand(scores.shape[-1], generator=self.generator, dtype=torch.float64)
+        drawn = [torch.rand(scores.shape[-1], generator=one, dtype=torch.float64) for one in self.generators]
+        chance = torch.stack([drawn[place] for place in self.places])
         noise = -(-chance.clamp_min(1e-300).log()).clamp_min(1e-300).log()
         return scores / self.temperature + noise.to(scores.device, scores.dtype)
 

@@ -55,7 +55,7 @@ def test_draws_follow_the_softmax():
     """The share of every token over many seeds is its probability (4000 draws: within four standard deviations)."""
     scores, temperature = torch.tensor([[0.0, 1.0, 2.0, -1.0]]), 0.7
     wanted = torch.softmax(scores[0] / temperature, -1)
-    draws = [int(Gumbel(temperature, seed)(torch.empty(1, 0), scores).argmax()) for seed in range(4000)]
+    draws = [int(Gumbel(temperature, [seed])(torch.empty(1, 0), scores).argmax()) for seed in range(4000)]
     found = torch.bincount(torch.tensor(draws), minlength=4) / len(draws)
     assert torch.all((found - wanted).abs() < 4 * (wanted * (1 - wanted) / len(draws)).sqrt())
 
@@ -63,6 +63,17 @@ def test_draws_follow_the_softmax():
 def test_the_seed_decides(pipe):
     drawn = [pipe.complete(PROMPTS, max_new_tokens=10, temperature=1.5, seed=seed) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_each_prompt_can_have_a_seed_of_its_own(pipe):
+    asked = {"chat": True, "max_new_tokens": 10, "temperature": 1.5}
+    texts_of = [pipe.question(prompt) for prompt in PROMPTS]
+    together = write(pipe.base, texts_of, seed=[4, 7, 4], **asked)
+    alone = [write(pipe.base, [text], seed=seed, **asked)[0] for text, seed in zip(texts_of, (4, 7, 4), strict=True)]
+    assert together == alone
+    assert all(len(made.tokens) == 10 or made.ended for made in together)
+    with pytest.raises(BadConfig, match="there are 1 seeds for 3 prompts; give one for each"):
+        write(pipe.base, texts_of, seed=[4], **asked)
 
 
 def test_tags_and_blends_per_prompt(pipe):
@@ -142,7 +153,7 @@ def test_bad_requests_are_refused(pipe, change, error, message):
 def test_the_context_is_the_limit(pipe):
     ((text, tokens, ended),) = write(pipe.base, ["word " * 18], chat=False, max_new_tokens=500)
     asked = len(pipe.base.tokens("word " * 18, chat=False)[0])
-    assert text and (ended or asked + tokens == 96)
+    assert text and (ended or asked + len(tokens) == 96)
 
 
 def test_what_image_pipelines_do_with_adapters_these_do_too(pipe):
