@@ -9,7 +9,7 @@ from studio.adapters import Strength
 from studio.adapters.contract.strength import StrengthLike, as_strength
 from studio.errors import BadConfig
 
-__all__ = ["BlendLike", "deal_blend"]
+__all__ = ["BlendLike", "deal_blend", "together"]
 
 BlendLike = Mapping[str, StrengthLike]
 Reader: TypeAlias = Callable[[str, StrengthLike], Strength]
@@ -51,6 +51,27 @@ def deal_blend(
         one if tagged is None else {name: read(name, value) for name, value in tagged.items()}
         for one, tagged in zip(given, tags, strict=True)
     ]
+
+
+def together(blends: Sequence[Mapping[str, Strength] | None]) -> list[list[int]]:
+    """Returns the places with equal blends, each group in order.
+
+    Args:
+        blends: what :func:`deal_blend` dealt out.
+
+    Example:
+        >>> together([{"dog": Strength(1.0)}, None, {"dog": Strength(1.0)}])
+        [[0, 2], [1]]
+    """
+    groups: list[tuple[Mapping[str, Strength] | None, list[int]]] = []
+    for place, blend in enumerate(blends):
+        for held, members in groups:
+            if held == blend:
+                members.append(place)
+                break
+        else:
+            groups.append((blend, [place]))
+    return [members for _, members in groups]
 
 
 def _dealt(

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 import studio.adapters as core
 from studio.adapters import blended
 from studio.errors import BadConfig, DoesNotFit
 from studio.families.language import LanguageBase, open_language_base
-from studio.pipelines.blends import BlendLike, deal_blend
+from studio.pipelines.blends import BlendLike, deal_blend, together
+from studio.pipelines.kinds import check_kind, check_writes
 from studio.pipelines.pipeline import Pipeline
 from studio.pipelines.prompting.tags import TaggedPrompt, check_text, parse_prompt
+from studio.pipelines.verdicts import Verdict, judge, judge_by_words, prompts_of, texts_of
 from studio.pipelines.write import write
 
 if TYPE_CHECKING:
     from studio.files import AdapterFile
+    from studio.quantization.wishes import Wishes
 
 __all__ = ["Completion", "TextPipeline"]
 
@@ -63,6 +69,32 @@ class TextPipeline(Pipeline):
         super().__init__(base)
         self.model = base.model
 
+    @classmethod
+    def open(
+        cls,
+        base: str | Path | Any,
+        *,
+        kind: str | None = None,
+        labels: Sequence[str] | None = None,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        offline: bool = False,
+        quantize: Wishes | None = None,
+    ) -> TextPipeline:
+        """Opens a base, as :func:`studio.families.language.open_language_base`, which lists what it raises.
+
+        Args:
+            base: the name of an embedded one, a folder, a hub id, an object of transformers, or an opened base.
+            kind: what it is opened as, ``"classifier"``; ``None``: what its files were saved as.
+            labels: what a classifier tells apart; ``None``: what its files name.
+            dtype, device, offline, quantize: as of every pipeline (:meth:`studio.pipelines.pipeline.Pipeline.open`).
+        """
+        return cls(
+            open_language_base(
+                base, kind=kind, labels=labels, dtype=dtype, device=device, offline=offline, quantize=quantize
+            )
+        )
+
     @property
     def carrier(self) -> Any:
         """The model."""
@@ -88,6 +120,7 @@ class TextPipeline(Pipeline):
                 f"({self.base.tokenizer_hash[:12]}): its token numbers mean other words; load it on the base it is for"
                 f"{_called(facts.get('base'))}"
             )
+        check_kind(self.base, file, facts)
 
     def complete(
         self,
@@ -128,6 +161,7 @@ class TextPipeline(Pipeline):
             DoesNotFit: a prompt that leaves no room in the context.
             StudioError: the model gave no finite numbers.
         """
+        check_writes(self.base)
         written: list[Any] = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
         tagged = [self.read_tags(text) for text in written]
         tags = [one.blend for one in tagged]
@@ -141,7 +175,7 @@ class TextPipeline(Pipeline):
             raise BadConfig("a system prompt is a turn of a conversation, and plain text has none: ask with chat=True")
         texts = [self.question(one.text, system) if chat else one.text for one in tagged]
         made: dict[int, Completion] = {}
-        for members in _together(blends):
+        for members in together(blends):
             wanted = blends[members[0]]
             with contextlib.nullcontext() if wanted is None else blended(self.model, wanted):
                 some = write(
@@ -151,6 +185,57 @@ class TextPipeline(Pipeline):
             for i, (text, tokens, ended) in zip(members, some, strict=True):
                 made[i] = Completion(tagged[i].text, text, len(tokens), ended)
         return [made[i] for i in range(len(written))]
+
+    def classify(
+        self,
+        texts: str | Sequence[str | Sequence[str]],
+        *,
+        blend: BlendLike | str | Sequence[BlendLike] | None = None,
+        labels: Sequence[str] | None = None,
+        template: str = "{text}",
+        chat: bool | None = None,
+        batch_size: int = 16,
+    ) -> list[Verdict]:
+        """Says which label a text has: by the head of a classifier, else by how likely the model says each label.
+
+        Args:
+            texts: one or several; in a list also pairs of texts, or for a classifier of words lists of words. A tag is
+                no tag here: texts are judged as they are.
+            blend: as of :meth:`complete`.
+            labels: what a model that writes texts could say, at least two; None for a classifier, which has its own.
+            template: what stands before a label that is said, ``"{text} Label : "``.
+            chat: whether a label is said as an answer through the chat template; None: as of :meth:`complete`.
+            batch_size: texts, or answers, that are computed together.
+
+        Returns:
+            One verdict per text, in order.
+
+        Raises:
+            UnknownName: an adapter that is not there; the nearest is named.
+            BadConfig: no text, one text for an adapter that was trained on pairs, labels for a classifier or none for
+                another model, a template without ``{text}``, or lists whose lengths do not fit.
+            DoesNotFit: a text that is longer than the context, or a base that neither tells apart nor writes.
+            StudioError: the model gave no finite numbers.
+        """
+        given = [texts] if isinstance(texts, str) else list(texts)
+        forms = {info.metadata["form"] for info in self.adapters.values() if "form" in info.metadata}
+        asked = texts_of(self.base, given, forms)
+        chat = self.asks_by_chat if chat is None else chat
+        prompts = [] if self.base.kind.head else prompts_of(self.base, asked, labels, template)
+        prompts = [self.question(prompt) for prompt in prompts] if chat else prompts
+        if self.base.kind.head and labels is not None:
+            raise BadConfig(f"{self.base.id} has a head for {', '.join(self.base.labels)}: give no labels")
+        blends = deal_blend(blend, [None] * len(given), core.current_blend(self.model), what="texts")
+        made: dict[int, Verdict] = {}
+        for members in together(blends):
+            wanted = blends[members[0]]
+            with contextlib.nullcontext() if wanted is None else blended(self.model, wanted):
+                some = judge(self.base, [asked[i] for i in members], batch_size) if labels is None else judge_by_words(
+                    self.base, [" ".join(asked[i]) for i in members], [prompts[i] for i in members], labels, chat=chat,
+                    batch_size=batch_size,
+                )  # fmt: skip
+            made |= dict(zip(members, some, strict=True))
+        return [made[i] for i in range(len(given))]
 
     def read_tags(self, prompt: str) -> TaggedPrompt:
         """Takes the adapter tags out of a prompt; the tokenizer's own marks, such as ``<|user|>``, are no tags.
@@ -189,19 +274,6 @@ class TextPipeline(Pipeline):
         """Whether prompts are asked through the chat template where nothing is said: as the adapters were trained."""
         forms = {info.metadata["form"] for info in self.adapters.values() if "form" in info.metadata}
         return forms == {"chat"} if len(forms) == 1 else self.base.tokenizer.chat_template is not None
-
-
-def _together(blends: Sequence[Mapping[str, Any] | None]) -> list[list[int]]:
-    """Returns the places with equal blends, each group in order."""
-    groups: list[tuple[Mapping[str, Any] | None, list[int]]] = []
-    for place, blend in enumerate(blends):
-        for held, members in groups:
-            if held == blend:
-                members.append(place)
-                break
-        else:
-            groups.append((blend, [place]))
-    return [members for _, members in groups]
 
 
 def _called(base: str | None) -> str:

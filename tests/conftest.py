@@ -88,6 +88,12 @@ def tiny_language(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_language_base(tmp_path_factory.mktemp("bases") / "tiny-language")
 
 
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformers folder of a BERT with random weights and without a head."""
+    return tiny.write_encoder_base(tmp_path_factory.mktemp("bases") / "tiny-encoder")
+
+
 @pytest.fixture
 def dreambooth(tiny_base, photos):
     """A subject to learn from five pictures, without class images or previews."""

@@ -9,6 +9,7 @@ Example:
 from __future__ import annotations
 
 from studio.trainers.causal_lm import CausalLM
+from studio.trainers.classify import Classify
 from studio.trainers.dreambooth import DreamBooth
 from studio.trainers.loop.guard import NotFinite
 from studio.trainers.loop.plan import Plan
@@ -22,6 +23,7 @@ from studio.trainers.tasks import TEXT_TASKS
 __all__ = [
     "TEXT_TASKS",
     "CausalLM",
+    "Classify",
     "DreamBooth",
     "Lesson",
     "Loss",

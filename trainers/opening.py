@@ -11,11 +11,14 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from studio.adapters import AdapterConfig, adapters, detach
+from studio.adapters.contract.mixed import Mixed
 from studio.device import choose_device, choose_dtype
 from studio.errors import BadFile
 from studio.families import Base
 from studio.families.base import move
 from studio.families.language import LanguageBase
+from studio.families.language.heads import head_layers
+from studio.pipelines.kinds import check_kind
 from studio.pipelines.naming import adapter_file as named_file
 from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.run import sha256
@@ -182,15 +185,22 @@ def _digest(adapter: Path) -> str:
 
 
 def _config_of(base: Base | LanguageBase, file: Path) -> AdapterConfig:
-    """Returns the config of the adapter in a file, as it is read for this base."""
-    from studio.files import load
+    """Returns the config of the adapter in a file, as it is read for this base, without the head beside it."""
+    from studio.files import inspect, load
 
     model = base.pipe if isinstance(base, Base) else base.model
+    if isinstance(base, LanguageBase):
+        check_kind(base, file, inspect(file).facts)
     name = load(model, file, name="trained-on-from").name
     try:
-        return adapters(model)[name].config
+        config = adapters(model)[name].config
     finally:
         detach(model, name)
+    head = set(head_layers(model)) if isinstance(base, LanguageBase) and base.kind.head else set()
+    if not isinstance(config, Mixed) or not head:
+        return config
+    parts = tuple(part for part in config.parts if not set(part.targets) <= head)
+    return parts[0] if len(parts) == 1 else Mixed(parts=parts)
 
 
 def _name(base: Any, embedded: Mapping[str, Path]) -> str:

@@ -26,6 +26,8 @@ RECIPES: Final[dict[tuple[str, str], Recipe]] = {
     # T5 family is known for; not measured here.
     ("seq2seq", "small"): Recipe(targets="attention+mlp", learning_rate=4e-3, steps=300, batch_size=16),
     ("seq2seq", "large"): Recipe(rank=16, targets="attention+mlp", learning_rate=1e-3, steps=500, batch_size=16),
+    ("classify", "small"): Recipe(targets="attention", learning_rate=2e-3, steps=300, batch_size=16),
+    ("classify", "large"): Recipe(rank=16, targets="attention", learning_rate=3e-4, steps=500, batch_size=16),
 }
 """(kind of task, size of a language base) -> defaults."""
 

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from studio.registry import Registry
 from studio.trainers.causal_lm import CausalLM
+from studio.trainers.classify import Classify
 from studio.trainers.seq2seq import Seq2Seq
 from studio.trainers.text_task import TextTask
 
@@ -14,5 +15,5 @@ __all__ = ["TEXT_TASKS"]
 TEXT_TASKS: Final[Registry[type[TextTask[Any, Any]]]] = Registry("task")
 """Name -> the task."""
 
-for _task in (CausalLM, Seq2Seq):
+for _task in (CausalLM, Classify, Seq2Seq):
     TEXT_TASKS.add(_task.task_name, _task)

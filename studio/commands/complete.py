@@ -8,7 +8,8 @@ from typing import NoReturn
 
 import click
 
-from studio.commands.loading import load_adapter, open_pipeline
+from studio.commands.judging import tell_verdicts
+from studio.commands.loading import kind_of_adapters, load_adapter, open_pipeline
 from studio.commands.options import adapter_option, example, output_options, pipeline_options
 from studio.commands.show import Show
 from studio.commands.words import AdapterWord
@@ -23,6 +24,7 @@ __all__ = ["complete"]
         'studio complete facts "What is the capital of Kenya?" --adapter runs/facts/adapter.safetensors',
         'studio complete facts "Name a colour. <short:0.8>" "Name a colour. <long>" --adapter short=a.safetensors \\',
         "    --adapter long=b.safetensors --temperature 0.7 --seed 3",
+        'studio complete facts "You have won!" --adapter runs/spam/adapter.safetensors',
     ),
 )
 @click.argument("base")
@@ -46,6 +48,10 @@ __all__ = ["complete"]
     help="The system prompt; else the one that the adapters were always trained with. An empty one asks without.",
 )  # fmt: skip
 @click.option(
+    "--label", "labels", multiple=True, metavar="TEXT",
+    help="Say which of these answers is the likeliest, in place of writing; repeatable.",
+)  # fmt: skip
+@click.option(
     "--batch-size", type=int, metavar="N", default=16, show_default=True, help="Prompts that are completed together."
 )
 @pipeline_options
@@ -60,6 +66,7 @@ def complete(
     seed: int,
     chat: bool | None,
     system: str | None,
+    labels: tuple[str, ...],
     batch_size: int,
     allow_partial: bool,
     pickled: bool,
@@ -72,17 +79,24 @@ def complete(
 
     BASE is an embedded language base (facts), a transformers folder or a hub id (owner/name). A tag in a prompt,
     <short:0.8>, says which adapters act on it; without one, all act together at the strength that --adapter gives them.
+    With the adapter of a classifier, the label of each text is said.
     """
     from studio.pipelines import TextPipeline
 
     show = Show(as_json, quiet)
     if per_sample:
         _require_pairs(prompts, adapters)
-    pipe = open_pipeline(TextPipeline, base, device=device, dtype=dtype, show=show)
+    opened_as = kind_of_adapters(adapters)
+    pipe = open_pipeline(TextPipeline, base, device=device, dtype=dtype, show=show, as_kind=opened_as)
     used = [load_adapter(pipe, word, show, allow_partial=allow_partial, pickled=pickled) for word in adapters]
     tagged = [prompt for prompt in prompts if pipe.read_tags(prompt).blend is not None]
     if per_sample and tagged:
         _refuse_tag(tagged[0])
+    if pipe.base.kind.head or labels:
+        tell_verdicts(
+            pipe, prompts, used, show, labels=labels, chat=chat, per_sample=per_sample, batch_size=batch_size
+        )
+        return
     if system is None and pipe.system and (pipe.asks_by_chat if chat is None else chat):
         show.tell(f"asking with the system prompt that the adapters were trained with: {pipe.system!r}")
     blend = [{entry["name"]: entry["strength"]} for entry in used] if per_sample else None

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from studio.files import LoadReport
     from studio.pipelines.pipeline import Pipeline
 
-__all__ = ["load_adapter", "open_pipeline"]
+__all__ = ["kind_of_adapters", "load_adapter", "open_pipeline"]
 
 AnyPipeline = TypeVar("AnyPipeline", bound="Pipeline")
 
@@ -29,6 +29,7 @@ def open_pipeline(
     show: Show,
     config_of: str | None = None,
     saving: Mapping[str, Any] | None = None,
+    as_kind: Mapping[str, Any] | None = None,
 ) -> AnyPipeline:
     """Opens a base where and as the options say.
 
@@ -40,6 +41,7 @@ def open_pipeline(
         show: takes a line where another format is used than asked for.
         config_of: the folder or the hub id whose configs a checkpoint of one file is opened with.
         saving: what saves memory, as arguments of its ``open``.
+        as_kind: what a language base is opened as, in the same way; see :func:`kind_of_adapters`.
 
     Raises:
         UsageError: the base, the device or the format is not there.
@@ -50,6 +52,7 @@ def open_pipeline(
     given = click.get_current_context(silent=True)
     wished = (given.obj or {}).get("quantize") if given is not None else None
     own: dict[str, Any] = {**(saving or {}), **({} if config_of is None else {"config_of": config_of})}
+    own |= as_kind or {}
     own |= {} if wished is None else {"quantize": wished}
     if dtype in (None, "auto"):
         return _told(pipeline.open(base, dtype="auto", device=place, **own), show)
@@ -57,6 +60,25 @@ def open_pipeline(
     if numbers.note:
         show.note(numbers.note)
     return _told(pipeline.open(base, dtype=numbers.dtype, device=place, **own), show)
+
+
+def kind_of_adapters(adapters: Sequence[AdapterWord]) -> dict[str, Any]:
+    """Returns what the first adapter that says so was trained on a language base as: its kind, and its labels.
+
+    Args:
+        adapters: what the command line names.
+
+    Raises:
+        UsageError: a file that is not there or cannot be read.
+    """
+    from studio.files import inspect
+    from studio.pipelines.kinds import stated_kind
+    from studio.pipelines.naming import adapter_file
+    from studio.pipelines.sources import PICKLED
+
+    files = (adapter_file(word.file) for word in adapters)
+    stated = (stated_kind(inspect(file).facts) for file in files if file.suffix not in PICKLED)
+    return next(filter(None, stated), {})
 
 
 def _told(pipe: AnyPipeline, show: Show) -> AnyPipeline:

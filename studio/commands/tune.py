@@ -56,6 +56,20 @@ TASKS: Final = (
         to the bit.""",
         ("studio tune seq2seq model/ pairs.jsonl --held-out 0.1 -o runs/pairs",),
     ),
+    TuneTask(
+        "classify",
+        "Labels of texts, of pairs of texts, or of words.",
+        """Teach a model (BERT, Llama, T5, ...) to tell texts, pairs of texts or words apart by labels.
+
+        BASE is an embedded language base, a transformers folder or a hub id, DATA a file with one sample per line: text
+        and label; sentence1, sentence2 and label; premise, hypothesis and label; or tokens and tags. A head for the
+        labels of the data is made where the base has none, trained, and saved with the adapter. The same command again
+        goes on with an interrupted run, to the bit.""",
+        (
+            "studio tune classify facts messages.jsonl --held-out 0.1 -o runs/spam",
+            "studio tune classify model/ entities.jsonl --held-out 0.1 --set balanced=true -o runs/entities",
+        ),
+    ),
 )
 """The tasks, in the order in which the help shows them."""
 

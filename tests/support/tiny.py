@@ -23,6 +23,7 @@ __all__ = [
     "t5",
     "unet",
     "write_base",
+    "write_encoder_base",
     "write_language_base",
 ]
 
@@ -222,6 +223,43 @@ def write_language_base(folder: Path) -> Path:
     model.save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
+
+
+def write_encoder_base(folder: Path) -> Path:
+    """Writes a transformers folder of a BERT without a head: WordPiece, a context of 48, two types of tokens."""
+    from transformers import BertConfig, BertModel
+
+    fast = _piece_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = BertModel(
+            BertConfig(
+                vocab_size=len(fast), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                max_position_embeddings=48, pad_token_id=fast.pad_token_id, initializer_range=0.1,
+            )
+        )  # fmt: skip
+    model.save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+def _piece_tokenizer() -> Any:
+    """A WordPiece tokenizer in lower case, of letters and a few words."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import BertTokenizerFast
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=120, special_tokens=marks, show_progress=False, initial_alphabet=list("abcdefghijklmnopqrstuvwxyz")
+    )
+    tokenizer.train_from_iterator(["a good film , a bad film in accra and in lima"] * 4, trainer)
+    ends = [(mark, tokenizer.token_to_id(mark)) for mark in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
+    return BertTokenizerFast(tokenizer_object=tokenizer, model_max_length=48)
 
 
 def _chat_tokenizer() -> Any:

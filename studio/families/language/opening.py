@@ -101,7 +101,10 @@ def _of_pair(base: Any, kind: Kind | None) -> LanguageBase:
     processor = None if tokenizer is reader else reader
     if kind.processor and processor is None:
         raise DoesNotFit(f"a {kind.title} is given as a pair of the model and its processor, not its tokenizer alone")
-    return LanguageBase(model, tokenizer, type(model).__name__, kind=kind, processor=processor)
+    found = LanguageBase(model, tokenizer, type(model).__name__, kind=kind, processor=processor)
+    if kind.head and model.config.pad_token_id is None:
+        model.config.pad_token_id = found.pad  # as of what is read from disk
+    return found
 
 
 def _quantize(base: LanguageBase, wishes: Mapping[str, str]) -> LanguageBase:
@@ -178,7 +181,8 @@ def _read_model(
     """Returns the model, and the layers of a head that was made for it."""
     import transformers
 
-    own = {} if labels is None or not kind.head else _labelled(labels)
+    named = list(config.get("id2label", {}).values())
+    own = {} if labels is None or not kind.head or sorted(named) == sorted(labels) else _labelled(labels)
     try:
         with quietly():
             model, told = getattr(transformers, kind.auto).from_pretrained(
@@ -189,7 +193,7 @@ def _read_model(
             f"{folder} cannot be opened as a {config['model_type']} {kind.title}: {_sentence(problem)}"
         ) from problem
     missing = {*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])}
-    if own and list(config.get("id2label", {}).values()) != list(labels or ()):  # a head for other labels
+    if own:  # a head for other labels
         missing |= {
             f"{path}.{name}" for path in head_layers(model) for name, _ in model.get_submodule(path).named_parameters()
         }

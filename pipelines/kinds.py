@@ -1,0 +1,74 @@
+"""What a language base has to be opened as for an adapter: a file says it, and a pipeline checks it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from studio.errors import DoesNotFit
+from studio.families.language import KINDS, LanguageBase
+
+__all__ = ["check_kind", "check_writes", "stated_kind"]
+
+
+def stated_kind(facts: Mapping[str, str]) -> dict[str, Any]:
+    """Returns what an adapter's file says that its base is opened as, as arguments of ``open``.
+
+    Args:
+        facts: what the file states.
+
+    Returns:
+        ``kind`` and, of what has a head, ``labels``; nothing where the file says nothing that is known.
+
+    Example:
+        >>> stated_kind({"kind": "classifier", "labels": '["ham", "spam"]'})
+        {'kind': 'classifier', 'labels': ('ham', 'spam')}
+    """
+    kind = facts.get("kind")
+    if kind not in KINDS:
+        return {}
+    try:
+        labels = json.loads(facts.get("labels", "null")) if KINDS[kind].head else None
+    except ValueError:
+        labels = None
+    return {"kind": kind} | ({"labels": tuple(map(str, labels))} if isinstance(labels, list) else {})
+
+
+def check_kind(base: LanguageBase, file: Path, facts: Mapping[str, str]) -> None:
+    """Checks that a base was opened as what a classifier's adapter was trained on; other files fit any.
+
+    Args:
+        base: the base. file: the adapter's. facts: what it states.
+
+    Raises:
+        DoesNotFit: it was opened as something else, or to tell other labels apart.
+    """
+    stated = stated_kind(facts)
+    kind, labels = stated.get("kind"), stated.get("labels")
+    if kind is None or not KINDS[kind].head:
+        return
+    if base.kind.name != kind:
+        apart = f", labels={labels!r}" if labels else ""
+        raise DoesNotFit(
+            f"{file} is for a {KINDS[kind].title}, and {base.id} was opened as a {base.kind.title}: open it with "
+            f"kind={kind!r}{apart}"
+        )
+    if labels is not None and labels != base.labels:
+        raise DoesNotFit(
+            f"{file} tells {', '.join(labels)} apart, and {base.id} was opened to tell {', '.join(base.labels)}: open "
+            f"it with labels={labels!r}"
+        )
+
+
+def check_writes(base: LanguageBase) -> None:
+    """Checks that a base writes texts.
+
+    Raises:
+        DoesNotFit: it has labels or numbers to give, and no words.
+    """
+    if base.kind.head:
+        raise DoesNotFit(f"{base.id} was opened as a {base.kind.title}, which writes nothing: ask it for verdicts")
+    if base.kind.name == "encoder":
+        raise DoesNotFit(f"{base.id} is an encoder of texts, which writes nothing")
