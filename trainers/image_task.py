@@ -192,7 +192,7 @@ class ImageTask(ABC):
             recorded={"base": opening.base_name, **self._configs(), "previews": plain(previews)}, inputs=inputs,
             objective=objective, latents=material.latents, captions_of=material.captions, prior=material.prior,
             prompts=Prompts(base, material.latents.cache), previews=previews,
-            start=opening.start, call=self._call(opening, material),
+            start=opening.start, call=self._call(opening, material), foresee=opening.foreseen(self),
             origin=self._origin(opening, material), caption_dropout=material.caption_dropout,
             notes=[_treatment(material), *opening.notes, *(f"cropped: {line}" for line in material.latents.cropped())],
         )  # fmt: skip

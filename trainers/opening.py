@@ -20,6 +20,7 @@ from studio.families.language import LanguageBase
 from studio.families.language.heads import head_layers
 from studio.pipelines.kinds import check_kind
 from studio.pipelines.naming import adapter_file as named_file
+from studio.planning.forecast import Forecast
 from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.run import sha256
 from studio.trainers.loop.task import AdapterLike, Say
@@ -68,6 +69,22 @@ class Opening(Generic[AnyBase]):
         """The learning rate."""
         assert self.plan.learning_rate is not None, "the plan has been filled"
         return self.plan.learning_rate
+
+    def foreseen(self, task: Any) -> Callable[[], Forecast] | None:
+        """Returns what makes the forecast of a task on this base, later; None where its base is an object.
+
+        Args:
+            task: its description.
+        """
+        if not isinstance(task.base, (str, Path)):
+            return None
+
+        def foresee() -> Forecast:
+            from studio.trainers.forecast.before import forecast_of
+
+            return forecast_of(task, self.adapter, self.plan)
+
+        return foresee
 
     def tell(self, line: str) -> None:
         """Says something now and in the report."""

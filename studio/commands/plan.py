@@ -44,6 +44,7 @@ _TASK: Final = ("resolution", "text_encoder", "quantize")
 @click.option("--processes", type=int, default=1, metavar="N", help="Processes that share the work.")
 @click.option("--attend", metavar="NAME", help="How attention is computed: sdpa, xformers, eager.")
 @click.option("--picture", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the phases as stacked bars.")
+@click.option("--uncorrected", is_flag=True, help="Leave aside what runs on this machine have measured.")
 @click.option("--table", is_flag=True, help="Published figures beside the forecasts of the same recipes.")
 @training_options
 @output_options
@@ -54,8 +55,8 @@ def plan(context: click.Context, base: str | None, table: bool, as_json: bool, q
     BASE is a public model's name (sd1, sdxl, flux-dev, llama-3-8b, ...), an embedded base, a folder, a checkpoint of
     one file, or a hub id in the cache. No weights are read: the trainers' own step runs on tensors without numbers, and
     every storage is counted. The options are those of the training commands, but for --task, --base-dtype, --processes,
-    --attend, --picture and --table. With --set a plan also weighs what no training here does: whole, cached,
-    keep_gradients, answer, sharding=zero1, and offload in one process.
+    --attend, --picture, --uncorrected and --table. With --set a plan also weighs what no training here does: whole,
+    cached, keep_gradients, answer, sharding=zero1, and offload in one process.
 
     \f
     Raises:
@@ -101,7 +102,7 @@ def _read(base: str, options: dict[str, Any], show: Show, **asked: Any) -> Asked
     found |= {key: given.task[key] for key in _TASK if key in given.task}
     more = {
         "length": length, "dtype": asked["base_dtype"], "task": name, "attention": asked["attend"],
-        "prior": _prior(given),
+        "prior": _prior(given), "corrected": not asked["uncorrected"],
     }  # fmt: skip
     found |= {key: value for key, value in more.items() if value is not None}
     twice = next((key for key in own if key in found), None)

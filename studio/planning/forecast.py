@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from studio.planning.devices import DEVICES, seconds
+from studio.planning.measured import Correction
 from studio.planning.sizes import in_words
 
 __all__ = ["CATEGORIES", "PHASES", "Forecast", "Phase"]
@@ -48,6 +49,7 @@ class Forecast:
         flops: floating point operations of a step. half: whether they are done in bf16.
         disk: what is written, word -> bytes. sizes: of the samples: width, height, native; or length.
         assumptions: what was taken for granted, in sentences.
+        correction: what the peak is multiplied by, from runs that were measured on this machine.
     """
 
     base: str
@@ -61,6 +63,7 @@ class Forecast:
     disk: Mapping[str, int] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
     assumptions: tuple[str, ...] = ()
+    correction: Correction = Correction()
 
     @property
     def worst(self) -> Phase:
@@ -68,9 +71,14 @@ class Forecast:
         return max(self.phases, key=lambda phase: phase.total)
 
     @property
+    def counted(self) -> int:
+        """Bytes that tensors hold at the peak."""
+        return self.worst.total
+
+    @property
     def peak(self) -> int:
         """Bytes that a device must have for it."""
-        return self.worst.total
+        return round(self.counted * self.correction.factor)
 
     @property
     def categories(self) -> Mapping[str, int]:
@@ -88,7 +96,8 @@ class Forecast:
     def facts(self) -> dict[str, Any]:
         """Returns everything as plain values, for JSON."""
         return {
-            "base": self.base, "settings": dict(self.settings), "peak": self.peak, "peak_phase": self.worst.name,
+            "base": self.base, "settings": dict(self.settings), "peak": self.peak, "counted": self.counted,
+            "corrected_by": self.correction.runs, "peak_phase": self.worst.name,
             "phases": {phase.name: {"total": phase.total, **phase.by} for phase in self.phases},
             "host": dict(self.host), "trained": self.trained, "weights": self.weights, "flops": self.flops,
             "seconds": {name: self.seconds(name) for name, one in DEVICES.items() if one.memory >= self.peak},
@@ -100,6 +109,7 @@ class Forecast:
         head = f"{'phase':<11}" + "".join(f"{name:>15}" for name in ("total", *used))
         lines = [
             f"{self.base}: {in_words(self.peak)} at the peak, while it computes {_while(self.worst.name)}",
+            *([f"{self.correction} ({in_words(self.counted)} by the count below)"] if self.correction.runs else []),
             "",
             head,
         ]

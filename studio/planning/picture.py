@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from studio.planning.forecast import CATEGORIES, Forecast
+from studio.planning.sizes import in_words
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,11 +24,12 @@ WIDTH, HEIGHT, SCALE = 960, 520, 2
 LEFT, RIGHT, TOP, BOTTOM = 84, 200, 84, 56
 
 
-def draw(forecast: Forecast, limit: int | None = None) -> Image:
+def draw(forecast: Forecast, limit: int | None = None, measured: int | None = None) -> Image:
     """Returns the picture.
 
     Args:
-        forecast: what is drawn. limit: bytes that there are, drawn as a line; None draws none.
+        forecast: what is drawn. limit: bytes that there are, drawn as a line; None draws none. measured: bytes that a
+            run has held at most, drawn as a bar of its own; None draws none.
 
     Example:
         >>> from studio.planning.forecast import Phase
@@ -38,11 +40,11 @@ def draw(forecast: Forecast, limit: int | None = None) -> Image:
 
     image = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE), "white")
     sheet = _Sheet(ImageDraw.Draw(image))
-    top = _ceiling(max(forecast.peak, limit or 0))
-    sheet.text((24, 18), f"{forecast.base}: {forecast.peak / 1e9:.2f} GB at the peak", 22, INK)
+    top = _ceiling(max(forecast.peak, limit or 0, measured or 0))
+    sheet.text((24, 18), f"{forecast.base}: {in_words(forecast.peak)} at the peak", 22, INK)
     sheet.text((24, 50), _under(forecast), 13, PALE)
     sheet.axis(top)
-    sheet.bars(forecast, top)
+    sheet.bars(forecast, top, measured)
     if limit is not None:
         sheet.limit(limit, top)
     used = [name for name in CATEGORIES if any(phase.by.get(name, 0) > top / 500 for phase in forecast.phases)]
@@ -52,6 +54,7 @@ def draw(forecast: Forecast, limit: int | None = None) -> Image:
 
 def _under(forecast: Forecast) -> str:
     words = [f"{name.replace('_', ' ')} {value}" for name, value in forecast.settings.items() if name != "task"]
+    words += [str(forecast.correction)] if forecast.correction.runs else []
     said = " · ".join(words) or "the usual settings"
     return said if len(said) < 120 else f"{said[:117]}..."
 
@@ -87,20 +90,25 @@ class _Sheet:
             self.box(LEFT, y - 0.5, WIDTH - RIGHT, y + 0.5, RULE)
             self.text((LEFT - 10, y), _gigabytes(top * step / 4, top), 13, PALE, "rm")
 
-    def bars(self, forecast: Forecast, top: float) -> None:
-        room = (WIDTH - RIGHT - LEFT) / len(forecast.phases)
-        for index, phase in enumerate(forecast.phases):
+    def bars(self, forecast: Forecast, top: float, measured: int | None) -> None:
+        stacks = [(phase.name, [(COLOURS[name], phase.by.get(name, 0)) for name in CATEGORIES])
+                  for phase in forecast.phases]  # fmt: skip
+        if measured is not None:
+            stacks.append(("measured", [(INK, measured)]))
+        room = (WIDTH - RIGHT - LEFT) / len(stacks)
+        for index, (word, stack) in enumerate(stacks):
             left, right, held = LEFT + room * (index + 0.16), LEFT + room * (index + 0.84), 0
-            for name in CATEGORIES:
-                size = phase.by.get(name, 0)
-                self.box(left, _height(held + size, top), right, _height(held, top), COLOURS[name])
+            for colour, size in stack:
+                self.box(left, _height(held + size, top), right, _height(held, top), colour)
                 held += size
-            peak = phase is forecast.worst
-            middle = (left + right) / 2
-            self.text((middle, _height(held, top) - 5), _gigabytes(held, top), 14, INK if peak else PALE, "mb")
-            self.text((middle, HEIGHT - BOTTOM + 12), phase.name, 14, INK if peak else PALE, "ma")
-            if peak:
-                self.text((middle, HEIGHT - BOTTOM + 30), "peak", 12, COLOURS["gradients"], "ma")
+            self.under((left + right) / 2, held, top, word, word in (forecast.worst.name, "measured"))
+            if word == forecast.worst.name:
+                self.text(((left + right) / 2, HEIGHT - BOTTOM + 30), "peak", 12, COLOURS["gradients"], "ma")
+
+    def under(self, middle: float, held: float, top: float, word: str, strong: bool) -> None:
+        colour = INK if strong else PALE
+        self.text((middle, _height(held, top) - 5), _gigabytes(held, top), 14, colour, "mb")
+        self.text((middle, HEIGHT - BOTTOM + 12), word, 14, colour, "ma")
 
     def limit(self, size: int, top: float) -> None:
         y = _height(size, top)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import studio
+from studio.device import choose_device, title
 from studio.errors import BadConfig, BadFile, DoesNotFit, UnknownName
 from studio.families import BASES, FAMILIES
 from studio.families.language.shapes import LANGUAGE_SHAPES
@@ -16,12 +17,33 @@ from studio.families.shapes import SHAPES
 from studio.families.surroundings import SURROUNDINGS
 from studio.planning.blueprint import blueprint
 from studio.planning.forecast import CATEGORIES, PHASES, Forecast, Phase
+from studio.planning.measured import Measured, remember
 from studio.planning.picture import COLOURS, draw
 from studio.planning.published import PUBLISHED
 from studio.planning.sharding import SHARDINGS, share
 from studio.trainers import DreamBooth, train
 from studio.trainers.forecast import Asked, compare, fit, forecast, plan
 from tiny_pipelines import build
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """What this machine has measured is of no concern here."""
+    monkeypatch.setenv("STUDIO_CACHE", str(tmp_path / "cache"))
+
+
+def test_runs_on_this_machine_correct_the_next_forecast():
+    """By the median of what they held over what was forecast of them; settings that fit are looked for with it."""
+    plain = plan("emoji", batch_size=2)
+    device = title(choose_device())
+    for times in (1.0, 1.25, 1.5):
+        remember(Measured(device, round(plain.counted * times), plain.counted))
+    found = plan("emoji", batch_size=2)
+    assert found.counted == plain.counted == plain.peak and found.peak == pytest.approx(1.25 * plain.peak, rel=1e-6)
+    assert "corrected by 3 runs on this machine: ×1.25" in str(found) and found.facts()["corrected_by"] == 3
+    assert plan("emoji", batch_size=2, corrected=False).peak == plain.peak
+    asked = Asked(batch_size=2)
+    assert not fit("emoji", asked, 1.1 * plain.peak / 1e9).fits and fit("emoji", asked, 1.3 * plain.peak / 1e9).fits
 
 
 def test_what_is_there_all_the_time_is_counted_to_the_byte():

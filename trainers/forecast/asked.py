@@ -61,6 +61,7 @@ class Asked:
         offload: what rests in the CPU's memory: ``"optimizer"``, or ``"all"``, the base too. offload_activations: what
             the backward pass needs rests there too.
         processes: how many share the work. sharding: a key of :data:`studio.planning.sharding.SHARDINGS`.
+        corrected: whether runs that were measured on this machine correct it.
 
     Raises:
         BadConfig: a value that is impossible.
@@ -98,6 +99,7 @@ class Asked:
     offload_activations: bool = False
     processes: int = 1
     sharding: str = "none"
+    corrected: bool = True
 
     def __post_init__(self) -> None:
         check(self)
@@ -159,10 +161,10 @@ class Asked:
         )  # fmt: skip
 
     def facts(self) -> dict[str, Any]:
-        """Returns what differs from the defaults, by name, in plain values, but for the adapter."""
+        """Returns what differs from the defaults and is of the training, by name, but for the adapter."""
         found = {}
         for name, one in self.__dataclass_fields__.items():
             value = getattr(self, name)
-            if value != one.default and name != "adapter":
+            if value != one.default and name not in ("adapter", "corrected"):
                 found[name] = value
         return found

@@ -13,12 +13,14 @@ from studio.errors import BadConfig
 from studio.families.opening.dtype import usual_dtype
 from studio.launched import started_processes
 from studio.planning.blueprint import blueprint
+from studio.planning.forecast import Forecast
 from studio.trainers.forecast.asked import OF_THE_LOOP, Asked
 from studio.trainers.forecast.fit import check_fits
+from studio.trainers.forecast.plan import forecast
 from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.task import AdapterLike, Say
 
-__all__ = ["asked_of", "check_before"]
+__all__ = ["asked_of", "check_before", "forecast_of"]
 
 _TASK = ("resolution", "text_encoder", "quantize", "prior")
 
@@ -56,6 +58,19 @@ def _on_cpu(base: str | Path, plan: Plan) -> bool:
     drawn = blueprint(base)
     numbers = sum(part.numel() for one in drawn.components.values() for part in one.parameters())
     return drawn.dtype is not None and usual_dtype({drawn.dtype: numbers}, device) is torch.float32
+
+
+def forecast_of(task: Any, adapter: AdapterLike, plan: Plan) -> Forecast:
+    """Returns the forecast of a task, as nothing has corrected it.
+
+    Args:
+        task: its description. adapter: as a training takes it. plan: the loop's settings.
+
+    Raises:
+        UsageError: as :func:`studio.trainers.forecast.plan.plan`.
+    """
+    asked = asked_of(task, adapter, plan, started_processes()[1])
+    return forecast(task.base, dataclasses.replace(asked, corrected=False))
 
 
 def check_before(task: Any, adapter: AdapterLike, plan: Plan, say: Say) -> None:

@@ -12,11 +12,13 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
+from studio.device import choose_device, title
 from studio.errors import DoesNotFit
 from studio.families import Base, components
 from studio.planning.blueprint import Blueprint, blueprint
 from studio.planning.fakes import Fakes
 from studio.planning.forecast import PHASES, Forecast, Phase
+from studio.planning.measured import correction
 from studio.planning.quantised import Saved, matrices, quantised
 from studio.planning.sharding import SHARDINGS, deepspeed_buffers, share
 from studio.planning.tracker import Tracker
@@ -82,9 +84,12 @@ def forecast(base: str | Path, asked: Asked) -> Forecast:
     # what is a matter of formulas is left out of what is played, so that a search plays little
     plain = replace(
         asked, quantize=None, offload="none", sharding="none", processes=1, batch_size=asked.rows,
-        optimizer=asked.optimizer if asked.optimizer in ("lora-plus", "lora-fa") else "adamw",
+        optimizer=asked.optimizer if asked.optimizer in ("lora-plus", "lora-fa") else "adamw", corrected=True,
     )  # fmt: skip
-    return _adjusted(_played(str(base), plain), asked)
+    made = _adjusted(_played(str(base), plain), asked)
+    if not asked.corrected:
+        return made
+    return replace(made, correction=correction(made.counted, title(choose_device())))
 
 
 _FRESH: Final[dict[str, Blueprint]] = {}

@@ -53,4 +53,4 @@ def compare(rows: Iterable[Published] = PUBLISHED) -> Iterator[Compared]:
     """
     for row in rows:
         adapter = METHODS["lora"](rank=row.rank, targets=row.targets) if row.targets else None  # type: ignore[call-arg]
-        yield Compared(row, forecast(row.model, Asked(adapter=adapter, **row.settings)))
+        yield Compared(row, forecast(row.model, Asked(adapter=adapter, corrected=False, **row.settings)))

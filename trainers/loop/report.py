@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from studio.atomic import atomic_write
 from studio.trainers.loop.curve import curve
 from studio.trainers.loop.losses import final_loss, loss_name
+from studio.trainers.loop.peak import Taken
 from studio.trainers.loop.preview import read_measures
 from studio.trainers.loop.run import RunFolder, sha256
 from studio.trainers.loop.shown import as_url, show_previews
 from studio.trainers.loop.task import Lesson
 from studio.trainers.loop.weights import Movement
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = ["write"]
 
@@ -27,6 +33,7 @@ def write(
     settings: Mapping[str, Any],
     losses: Sequence[float],
     moved: Mapping[str, Movement],
+    held: Taken,
     remarks: Sequence[str] = (),
 ) -> None:
     """Writes ``report.html``.
@@ -37,6 +44,7 @@ def write(
         settings: what ``run.toml`` says.
         losses: of each step; NaN where the log has lost it.
         moved: component -> how far it went.
+        held: the memory that it has taken.
         remarks: what happened to the run's own files.
     """
     import jinja2
@@ -60,6 +68,8 @@ def write(
         examples=[(name, as_url(picture)) for name, picture in lesson.examples()[:MOST_EXAMPLES]],
         curve=curve(losses, "loss over steps"),
         measures=measures,
+        held=held,
+        plan=_url(held.picture()) if held.forecast else "",
         moved=moved,
         notes=[*lesson.notes, *remarks, *previews.problems, *problems],
         settings={part: _flat(settings[part]) for part in ("task", "adapter", "training", "free")},
@@ -67,6 +77,13 @@ def write(
         previews=previews,
     )
     atomic_write(folder.report, page)
+
+
+def _url(picture: Image) -> str:
+    """Returns a drawing as a data URL, with all its points."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

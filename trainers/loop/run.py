@@ -204,10 +204,16 @@ class RunFolder:
         atomic_write(self.log, "".join(f"{line}\n" for line in found.lines))
         return list(found.losses)
 
-    def finish(self, losses: Sequence[float]) -> None:
-        """Writes ``result.toml``, after which the run is finished."""
+    def finish(self, losses: Sequence[float], memory: Mapping[str, int] | None = None) -> None:
+        """Writes ``result.toml``, after which the run is finished.
+
+        Args:
+            losses: of each step. memory: what the run has taken, in bytes by name.
+        """
         steps = len(losses)
         facts = {"steps": steps, "loss": final_loss(losses), "loss_is": loss_name(steps)}
+        if memory:
+            facts["memory"] = dict(memory)
         atomic_write(self.folder / RESULT, to_toml({"adapter": sha256(self.adapter), **facts}))
         checkpoint.remove_states(self.folder)
 

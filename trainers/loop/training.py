@@ -31,6 +31,7 @@ from studio.trainers.loop.log import Log, console
 from studio.trainers.loop.machine import machine, versions
 from studio.trainers.loop.mode import accelerator_for, chance, kept_activations, training_mode
 from studio.trainers.loop.optimizer import set_rates
+from studio.trainers.loop.peak import Meter, taken
 from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.preview import save_previews
 from studio.trainers.loop.run import Run, RunFolder
@@ -153,6 +154,7 @@ class Training:
         self.running: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
         assert self.plan.steps is not None and self.plan.batch_size is not None, "the plan has been filled"
         self.steps, self.batch_size = self.plan.steps, self.plan.batch_size
+        self.meter = Meter(components(lesson.model).values())
 
     def run(self, settings: Mapping[str, Any]) -> Run:
         """Trains to the end.
@@ -381,7 +383,8 @@ class Training:
         self._preview(self.steps, self.say)
         if self.group.main:
             self.folder.check_there()
-            report.write(self.folder, self.lesson, settings, losses, self.weights.movements(), self.remarks)
-            self.folder.finish(losses)
+            held = taken(self.meter, self.lesson, self._remark)
+            report.write(self.folder, self.lesson, settings, losses, self.weights.movements(), held, self.remarks)
+            self.folder.finish(losses, held.facts())
         self.group.wait()
         return self.folder.result(self.steps, self.say, already=False)
