@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
+from studio.adapters.tokens.contract import TokenConfig
 from studio.datasets.chat import Sample, sample_of
 from studio.datasets.samples import Form
+from studio.errors import DoesNotFit
 from studio.families.language import LanguageBase
 from studio.trainers.language.causal import Causal, Question
+from studio.trainers.language.packing import check_packs
 from studio.trainers.language.rows import short
 from studio.trainers.language.texts import TokenRow, encode, marked, question, render, system_of
 from studio.trainers.text_task import Shared, TextTask
@@ -31,6 +34,8 @@ class CausalLM(TextTask[Sample, TokenRow]):
         answers: how many held-out samples are answered for the exact match; 0 measures the loss alone.
         preview_prompts: what previews ask; None: the first few held-out questions, or those of the data.
         preview_tokens: tokens of a preview's answer at most.
+        packing: several samples stand in a row, none of which attends to another: the same training with less filling,
+            for samples of very different lengths (:mod:`studio.trainers.language.packing`).
 
     Raises:
         BadConfig: a field with an impossible value.
@@ -47,6 +52,7 @@ class CausalLM(TextTask[Sample, TokenRow]):
     answers: int = 200
     preview_prompts: tuple[str, ...] | None = None
     preview_tokens: int = 32
+    packing: bool = False
 
     @property
     def form(self) -> Form[Sample]:
@@ -64,11 +70,23 @@ class CausalLM(TextTask[Sample, TokenRow]):
     def lesson(self, shared: Shared, rows: Sequence[TokenRow], held_out: Sequence[TokenRow]) -> Causal:
         return Causal(
             **shared, samples=rows, held_out=held_out, previews=self._previews(shared["base"], held_out or rows),
-            answers=self.answers, preview_tokens=self.preview_tokens,
+            answers=self.answers, preview_tokens=self.preview_tokens, packing=self._packing(shared, rows),
         )  # fmt: skip
 
+    def _packing(self, shared: Shared, rows: Sequence[TokenRow]) -> int:
+        """Returns the tokens of a packed row, 0 where nothing is packed."""
+        if not self.packing:
+            return 0
+        if isinstance(shared["adapter"], TokenConfig):
+            raise DoesNotFit(
+                f"packing: {shared['adapter'].method} puts virtual tokens before a row, and packed samples share one: "
+                "leave packing out"
+            )
+        check_packs(shared["base"], rows)
+        return int(shared["settings"]["max_length"])
+
     def settings(self, rows: Sequence[TokenRow], base: LanguageBase) -> Mapping[str, Any]:
-        return _marks(rows, base)
+        return _marks(rows, base) | ({"packing": True} if self.packing else {})
 
     def origin(self, rows: Sequence[TokenRow], base: LanguageBase) -> Mapping[str, str]:
         system = system_of([row.sample for row in rows])

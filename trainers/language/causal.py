@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor
 
+from studio.families.language import LanguageBase
 from studio.trainers.language.lesson import MEASURED, TextLesson
+from studio.trainers.language.packing import packed
 from studio.trainers.language.texts import IGNORED, TokenRow, batch, question
 from studio.trainers.loop.task import Loss
 
 if TYPE_CHECKING:
     from studio.datasets.chat import Sample
 
-__all__ = ["Causal", "Question"]
+__all__ = ["Causal", "Question", "said"]
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,14 @@ class Causal(TextLesson[TokenRow]):
         previews: what previews ask.
         answers: how many of the held-out samples are answered for the exact match.
         preview_tokens: tokens of a preview's answer at most.
+        packing: tokens of a row that holds several samples (:mod:`~studio.trainers.language.packing`); 0: every sample
+            has a row of its own.
     """
 
     previews: Sequence[Question]
     answers: int
     preview_tokens: int
+    packing: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,8 +79,8 @@ class Causal(TextLesson[TokenRow]):
             total, count = total + float(loss), count + tokens
         found = {"held_out_loss": total / count}
         if self.asked:
-            said = self._answers([(question(sample, self.base), sample.chat) for sample in self.asked], self.longest)
-            right = [text == sample.answer.strip() for text, sample in zip(said, self.asked, strict=True)]
+            made = self._answers([(question(sample, self.base), sample.chat) for sample in self.asked], self.longest)
+            right = [text == sample.answer.strip() for text, sample in zip(made, self.asked, strict=True)]
             found["exact_match"] = sum(right) / len(right)
         return found
 
@@ -99,21 +104,36 @@ class Causal(TextLesson[TokenRow]):
 
     def _loss(self, rows: Sequence[TokenRow]) -> tuple[Tensor, int]:
         """Returns the sum of the losses of the learned tokens, and their number."""
-        tokens, mask, labels = batch(rows, self.base.pad, self.model.device)
-        logits = self.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
+        device = self.model.device
+        if self.packing:
+            tokens, positions, labels = packed(rows, self.base.pad, self.packing, device)
+            logits = self.model(input_ids=tokens, position_ids=positions, use_cache=False).logits
+        else:
+            tokens, mask, labels = batch(rows, self.base.pad, device)
+            logits = self.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
         # virtual tokens in front have logits too; the last T are those of the text
         logits, wanted = logits[:, -tokens.shape[1] : -1], labels[:, 1:]
         kept = wanted != IGNORED
         return F.cross_entropy(logits[kept].float(), wanted[kept], reduction="sum"), int(kept.sum())
 
     def _answers(self, questions: Sequence[tuple[str, bool]], most: int) -> list[str]:
-        from studio.pipelines.write import write
+        return said(self.base, questions, most)
 
-        said = [""] * len(questions)
-        for chat in (True, False):
-            places = [place for place, (_, form) in enumerate(questions) if form is chat]
-            texts = [questions[place][0] for place in places]
-            made = write(self.base, texts, chat=chat, max_new_tokens=most, batch_size=MEASURED)
-            for place, (text, _, _) in zip(places, made, strict=True):
-                said[place] = text
-        return said
+
+def said(base: LanguageBase, questions: Sequence[tuple[str, bool]], most: int) -> list[str]:
+    """Returns the likeliest answers to questions with the blend that is on, through the one path for texts.
+
+    Args:
+        base: whose model answers. questions: each as the model reads it, and whether it has a template's marks.
+        most: tokens of an answer at most.
+    """
+    from studio.pipelines.write import write
+
+    found = [""] * len(questions)
+    for chat in (True, False):
+        places = [place for place, (_, form) in enumerate(questions) if form is chat]
+        texts = [questions[place][0] for place in places]
+        made = write(base, texts, chat=chat, max_new_tokens=most, batch_size=MEASURED)
+        for place, (text, _, _) in zip(places, made, strict=True):
+            found[place] = text
+    return found
