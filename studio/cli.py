@@ -31,7 +31,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS: Final = (
     "demo", "dreambooth", "style", "tune", "plan", "generate", "render", "complete", "blend-check", "combine",
-    "convert", "resize", "extract", "bake", "inspect", "check", "launch", "families", "methods", "doctor",
+    "convert", "resize", "extract", "bake", "export", "inspect", "check", "launch", "families", "methods", "doctor",
 )  # fmt: skip
 """The commands in the order of the help: modules of :mod:`studio.commands`, with ``_`` for ``-``."""
 

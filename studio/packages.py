@@ -39,7 +39,7 @@ class Extra:
 EXTRAS: dict[str, Extra] = {
     "xformers": Extra(("xformers",), "xFormers' attention in diffusers' pipelines, in which adapters act as before"),
     "quant": Extra(("bitsandbytes", "torchao", "optimum-quanto"), "adapters on bases that these have quantised"),
-    "gguf": Extra(("gguf",), "bases in llama.cpp's .gguf files"),
+    "gguf": Extra(("gguf",), "bases and adapters in llama.cpp's .gguf files"),
     "llm": Extra(("datasets", "trl"), "Hugging Face's data sets and TRL's trainers, for scripts with studio.peft"),
     "distributed": Extra(("deepspeed",), "ZeRO-2 and ZeRO-3, with parts that rest in the CPU's memory"),
     "metrics": Extra(("tensorboard",), "TensorBoard curves of a run"),

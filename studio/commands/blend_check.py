@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from studio.commands.bases import pipeline_for
 from studio.commands.loading import load_adapter, open_pipeline
 from studio.commands.options import adapter_option, config_option, example, output_options, pipeline_options
 from studio.commands.show import Show
 from studio.commands.words import AdapterWord
-from studio.errors import BadConfig
 
 if TYPE_CHECKING:
     from studio.adapters.interference import BlendReport
@@ -58,10 +58,9 @@ def blend_check(
     """
     from studio.adapters.interference import blend_report
     from studio.adapters.normalized import normalized
-    from studio.pipelines import ImagePipeline, TextPipeline
 
     show = Show(as_json, quiet)
-    kind: Any = TextPipeline if _writes(base, config_of) else ImagePipeline
+    kind = pipeline_for(base, config_of, adapters)
     pipe = open_pipeline(kind, base, device=device, dtype=dtype, show=show, config_of=config_of)
     used = [load_adapter(pipe, word, show, allow_partial=allow_partial, pickled=pickled) for word in adapters]
     report = blend_report(pipe.carrier, normalized(pipe.carrier) if normalize else None)
@@ -69,18 +68,6 @@ def blend_check(
     if picture is not None:
         _draw(report, picture.expanduser(), show)
     show.result({**report.facts(), "adapters": used, "picture": picture})
-
-
-def _writes(base: str, config_of: str | None) -> bool:
-    """Whether a base is a language model: an embedded one, or a folder that is no pipeline of diffusers."""
-    from studio.families.language import LANGUAGE_BASES
-
-    folder = Path(base).expanduser()
-    plain = (folder / "config.json").is_file() and not (folder / "model_index.json").exists()
-    writes = base in LANGUAGE_BASES or plain
-    if writes and config_of is not None:
-        raise BadConfig(f"--config-of is for a checkpoint of a base that draws, and {base} writes: leave it out")
-    return writes
 
 
 def _show_table(show: Show, report: BlendReport, sites: bool) -> None:

@@ -23,10 +23,11 @@ _FOR: Final = ("a1111", "comfyui", "diffusers", "peft")
         "studio convert dog.safetensors --format kohya -o dog-kohya.safetensors",
         "studio convert dog_lora.safetensors --for diffusers -o dog.safetensors",
         "studio convert robot.safetensors --base emoji --format peft -o robot/",
+        "studio convert facts.gguf --base facts --format mlx -o facts-mlx/",
     ),
 )
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--format", metavar="NAME", help="diffusers, kohya, native or peft.")
+@click.option("--format", metavar="NAME", help="diffusers, kohya, native or peft; of a language model gguf or mlx.")
 @click.option("--for", "program", type=click.Choice(_FOR), help="The program that shall read it, instead.")
 @click.option("--family", metavar="NAME", help="The family or public model that it is for; else told by its keys.")
 @click.option("--base", metavar="BASE", help="The base, where it is for none of the public models.")

@@ -15,7 +15,7 @@ from studio.adapters.combination import Combination, CombineReport, Way, digest,
 from studio.adapters.contract.ranked import any_rank
 from studio.adapters.contract.strength import StrengthLike
 from studio.errors import BadConfig, BadFile, DoesNotFit, NoEffect, StudioError
-from studio.families import open_base
+from studio.families.called import model_called
 from studio.families.shapes import SHAPES, outline
 from studio.files.hashes import file_hash
 from studio.files.loose import Loose, read_loose, write_loose
@@ -167,7 +167,7 @@ def _named(parents: Sequence[Parent], held: Mapping[str, Loose]) -> Iterable[tup
 
 def _read(parents: Sequence[Parent], family: str | None, base: Any, pickled: bool) -> dict[str, Loose]:
     """Name -> the file, all of them on one base."""
-    model = open_base(base).pipe if isinstance(base, (str, Path)) else base
+    model = model_called(base) if isinstance(base, (str, Path)) else base
     read = [read_loose(one.file, family=family, base=model, pickled=pickled) for one in parents]
     if base is None and len({one.base for one in read}) > 1:
         read = _on_one(read, pickled)

@@ -76,8 +76,8 @@ def convert(
 
     Args:
         file: the adapter file. out: the new one, which must not be there.
-        format: of FORMATS: "diffusers", "kohya", "native" or "peft"; of learned words (textual inversion) one of
-            :data:`EMBEDDINGS <studio.files.embedding.EMBEDDINGS>`.
+        format: of FORMATS: "diffusers", "kohya", "native", "peft", "gguf" or "mlx"; of learned words (textual
+            inversion) one of :data:`EMBEDDINGS <studio.files.embedding.EMBEDDINGS>`.
         program: of PROGRAMS, instead of a format: "a1111", "comfyui", "diffusers" or "peft". What it would leave out or
             read as another change is refused.
         family: the family or public model that it is for; None: told by its keys.

@@ -193,6 +193,7 @@ def _place_unknown(key: str, format: Format, found: Contents) -> None:
 _ELSEWHERE: Final[tuple[tuple[re.Pattern[str], str, str], ...]] = (
     (re.compile(r"(^|_)blocks_\d+_(self|cross)_attn"), "wan", "Wan video"),
     (re.compile(r"double_blocks_\d+_(img|txt)_(mlp_fc\d|mod_linear)"), "hunyuan-video", "HunyuanVideo"),
+    (re.compile(r"^blk_\d+_(attn|ffn)_|(^|_)h_\d+_(attn|mlp)_c_(attn|proj|fc)$"), "llm", "a language model"),
     (re.compile(r"(^|_)layers_\d+_(self_attn|mlp)_(q|k|v|o|gate|up|down)_proj$"), "llm", "a language model"),
 )
 """Names of what no family here is; the last ones are those of text encoders too."""

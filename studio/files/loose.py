@@ -14,7 +14,9 @@ from torch import Tensor
 from studio.adapters import Adapter, AdapterConfig
 from studio.device import on_cpu
 from studio.errors import BadConfig, DoesNotFit, PartialLoad, StudioError, nearest
-from studio.families import BASES, FAMILIES, open_base
+from studio.families import BASES, FAMILIES
+from studio.families.called import model_called
+from studio.families.language import LANGUAGE_BASES
 from studio.families.shapes import SHAPES, outline
 from studio.files.alphas import FORM, alpha_form, in_form
 from studio.files.components import heading, meant_by
@@ -93,7 +95,8 @@ def read_loose(
     Args:
         file: as :func:`studio.load` takes it.
         family: a family, or a public model of SHAPES, that it is for; None: told by its keys.
-        base: a base as :func:`studio.families.open_base` opens it, or a model, where it is for none of the public ones.
+        base: a base, as :func:`~studio.families.called.model_called` takes it, or a model, where it is for none of the
+            public ones.
         pickled: allow ``.pt`` and ``.bin`` files, whose tensors alone are read.
 
     Raises:
@@ -115,10 +118,10 @@ def read_loose(
             raise DoesNotFit(
                 f"{source.file} holds virtual tokens of a language model, which have one form in all files"
             )
-        if base is not None or facts.get("base") in BASES:
+        if base is not None or facts.get("base") in (*BASES, *LANGUAGE_BASES):
             model = base if base is not None and not isinstance(base, (str, Path)) else None
             called = facts["base"] if base is None else str(base) if model is None else type(base).__name__
-            return _read(source, open_base(called).pipe if model is None else model, called)
+            return _read(source, model_called(called) if model is None else model, called)
         return _on_a_shape(source, family)
 
 
