@@ -7,9 +7,12 @@ import torch
 
 import studio
 from reals import Reals
+from studio.families import components
 from studio.planning.blueprint import blueprint
 from studio.planning.fakes import Fakes
 from studio.planning.tracker import Tracker
+from studio.quantization import packing_of
+from studio.trainers.forecast import forecast
 from studio.trainers.forecast.asked import Asked
 from studio.trainers.forecast.image import image_scene
 from studio.trainers.forecast.language import language_scene
@@ -40,7 +43,11 @@ SETTINGS = {
 def folders(tmp_path_factory):
     place = tmp_path_factory.mktemp("bases") / "sd3"
     build("sd3").save_pretrained(place)
-    return {"sd3": place}
+    wide, pipe = place.with_name("wide sd3"), build("sd3")  # in the other one, codes and scales are less than a block
+    sizes = {"num_attention_heads": 8, "attention_head_dim": 32, "caption_projection_dim": 256}
+    pipe.transformer = type(pipe.transformer).from_config({**pipe.transformer.config, **sizes})
+    pipe.save_pretrained(wide)
+    return {"sd3": place, "wide sd3": wide}
 
 
 def played(base, asked, stuff):
@@ -65,6 +72,40 @@ def test_every_phase_holds_what_real_tensors_hold(name, folders):
             apart = abs(found.by.get(category, 0) - truth.by.get(category, 0))
             assert apart <= 0.03 * truth.total, (phase, category)
     assert without.flops == real.flops
+
+
+QUANTISED = {
+    "language, nf4": ("facts", {"quantize": "nf4", "batch_size": 4, "length": 48, "dtype": "fp32"}),
+    "language, nf4, bf16 and checkpointing": (
+        "facts", {"quantize": "nf4", "batch_size": 4, "length": 48, "dtype": "bf16", "gradient_checkpointing": True}),
+    "language, int8": ("facts", {"quantize": "int8", "batch_size": 4, "length": 48, "dtype": "fp32"}),
+    "unet, nf4": ("emoji", {"quantize": "nf4", "batch_size": 4, "dtype": "fp32", "previews": False}),
+    "unet, int8, checkpointing": (
+        "emoji", {"quantize": "int8", "batch_size": 4, "dtype": "fp32", "previews": False,
+                  "gradient_checkpointing": True}),
+    "mmdit, int8": ("wide sd3", {"quantize": "int8", "batch_size": 8, "dtype": "fp32", "previews": False}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_quantised_bases_hold_what_is_forecast(name, folders):
+    """bitsandbytes' own codes and scales, and what its layers put together, against formulas: within 3 % a phase."""
+    pytest.importorskip("bitsandbytes")
+    base, settings = QUANTISED[name]
+    base, asked = folders.get(base, base), Asked(corrected=False, **settings)
+    torch.manual_seed(0)
+    stuff, tracker, drawn = Reals(), Tracker(), blueprint(base)
+    scene = image_scene(drawn, asked, stuff) if drawn.family else language_scene(drawn, asked)
+    model = components(scene.lesson.model)[next(iter(scene.lesson.rates))]
+    stuff.fill(model)
+    studio.quantize(model, asked.quantize)
+    packed = [(layer, packing_of(layer)) for layer in model.modules() if packing_of(layer)]
+    tracker.own([one for layer, way in packed for one in way.tensors(layer).values()], "weights")
+    play(scene, asked, stuff, tracker)
+    found = forecast(base, asked)
+    assert {phase.name for phase in found.phases} == set(tracker.peaks)
+    for phase in found.phases:
+        assert phase.total == pytest.approx(tracker.peaks[phase.name].total, rel=0.03), phase.name
 
 
 def test_what_dies_is_no_longer_counted():

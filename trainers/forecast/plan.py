@@ -266,8 +266,10 @@ def _phase(by: dict[str, int], name: str, played: _Play, asked: Asked, host: dic
     wanted = {part: how for part, how in ways.items() if not steps or part in played.resident}
     saved = quantised(played.matrices, wanted)
     by["weights"] -= saved.before - saved.after
-    if works and saved.layers:
-        by["temporaries"] = by.get("temporaries", 0) + saved.largest
+    computing = {part: how for part, how in wanted.items() if name != "caching" or part != played.first}
+    together = quantised(played.matrices, computing).largest  # the largest that is put together to compute with
+    if works and together:
+        by["temporaries"] = by.get("temporaries", 0) + together
     if "optimizer" in by:
         if asked.optimizer.endswith("8bit"):
             by["optimizer"] = round(by["optimizer"] * played.share_in_8_bits)
