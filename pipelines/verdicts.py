@@ -27,7 +27,7 @@ class Verdict:
     Attributes:
         text: the text, without its tags; of a pair both, with a blank between them.
         label: the likeliest label; of a classifier of words those of all words, with blanks between them.
-        scores: the probability of every label; none where words have labels.
+        scores: the probability of every label, or the reward that a reward model gives; none where words have labels.
         words: the verdict on every word, of a classifier of words.
     """
 
@@ -157,13 +157,13 @@ def _read(base: LanguageBase, texts: Sequence[str], words: bool) -> Reading:
 
 
 def _chances(logits: Tensor) -> Tensor:
-    """The softmax over the labels, ``(N, C)``."""
+    """The softmax over the labels, ``(N, C)``; of a single label, a reward model's, its logit as it is."""
     if not bool(logits.isfinite().all()):
         raise StudioError(
             "the model gave numbers that are not finite; open the base with another dtype (bfloat16, float32), or "
             "lower the adapters' strengths"
         )
-    return torch.softmax(logits.double(), -1)
+    return torch.softmax(logits.double(), -1) if logits.shape[-1] > 1 else logits.double()
 
 
 def _verdict(text: str, chances: Sequence[float], labels: Sequence[str]) -> Verdict:

@@ -16,6 +16,8 @@ from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.run import Run
 from studio.trainers.loop.task import Lesson, Loss, Task
 from studio.trainers.loop.training import train
+from studio.trainers.preference import Preference
+from studio.trainers.reward import Reward
 from studio.trainers.seq2seq import Seq2Seq
 from studio.trainers.style import Style
 from studio.trainers.tasks import TEXT_TASKS
@@ -29,6 +31,8 @@ __all__ = [
     "Loss",
     "NotFinite",
     "Plan",
+    "Preference",
+    "Reward",
     "Run",
     "Seq2Seq",
     "Style",

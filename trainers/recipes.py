@@ -28,6 +28,13 @@ RECIPES: Final[dict[tuple[str, str], Recipe]] = {
     ("seq2seq", "large"): Recipe(rank=16, targets="attention+mlp", learning_rate=1e-3, steps=500, batch_size=16),
     ("classify", "small"): Recipe(targets="attention", learning_rate=2e-3, steps=300, batch_size=16),
     ("classify", "large"): Recipe(rank=16, targets="attention", learning_rate=3e-4, steps=500, batch_size=16),
+    # Preferences, small: measured on the embedded base with short answers preferred to long ones.
+    ("preference", "small"): Recipe(targets="attention+mlp", learning_rate=1e-3, steps=200, batch_size=16),
+    # Large: the rate of LoRA in TRL's examples of DPO; not measured here.
+    ("preference", "large"): Recipe(rank=16, targets="attention+mlp", learning_rate=5e-6, steps=500, batch_size=16),
+    ("reward", "small"): Recipe(targets="attention+mlp", learning_rate=2e-3, steps=200, batch_size=16),
+    # Large: the rate of LoRA in TRL's examples of reward models; not measured here.
+    ("reward", "large"): Recipe(rank=16, targets="attention+mlp", learning_rate=1e-4, steps=500, batch_size=16),
 }
 """(kind of task, size of a language base) -> defaults."""
 

@@ -70,6 +70,30 @@ TASKS: Final = (
             "studio tune classify model/ entities.jsonl --held-out 0.1 --set balanced=true -o runs/entities",
         ),
     ),
+    TuneTask(
+        "preference",
+        "Of two answers the better one: DPO, IPO, KTO, ORPO.",
+        """Teach a causal language model to prefer the better ones of given answers.
+
+        BASE is an embedded language base (facts), a transformers folder or a hub id, DATA a file with one sample per
+        line: prompt, chosen and rejected; chosen and rejected, two conversations that begin alike; or, with --set
+        loss=kto, prompt, completion and label. The reference is the base without the adapter. The same command again
+        goes on with an interrupted run, to the bit.""",
+        (
+            "studio tune preference facts pairs.jsonl --held-out 0.1 -o runs/short",
+            "studio tune preference facts verdicts.jsonl --held-out 0.1 --set loss=kto --set beta=0.1 -o runs/kto",
+        ),
+    ),
+    TuneTask(
+        "reward",
+        "A number for an answer, from comparisons of two.",
+        """Teach a model how good an answer is: the better one of two answers shall have the higher number.
+
+        BASE is an embedded language base, a transformers folder or a hub id, DATA a file with one sample per line:
+        prompt, chosen and rejected. A head for the number is made where the base has none, trained, and saved with the
+        adapter. The same command again goes on with an interrupted run, to the bit.""",
+        ("studio tune reward facts pairs.jsonl --held-out 0.1 -o runs/judge",),
+    ),
 )
 """The tasks, in the order in which the help shows them."""
 

@@ -53,7 +53,7 @@ class TokenRow:
         return bool(last) and last[0] in base.ends
 
 
-def render(sample: Sample, base: LanguageBase) -> tuple[str, list[tuple[int, int]]]:
+def render(sample: Sample, base: LanguageBase, given: int = 0) -> tuple[str, list[tuple[int, int]]]:
     """Writes a sample as one text and marks what is learned: the answers, each with its end.
 
     An end is what the base stops at: the tokenizer's end token, one of the model's own, or the mark that the chat
@@ -62,6 +62,7 @@ def render(sample: Sample, base: LanguageBase) -> tuple[str, list[tuple[int, int
     Args:
         sample: a conversation or plain text.
         base: whose chat template writes.
+        given: how many turns of a conversation are given, so that no answer among them is learned.
 
     Returns:
         The text, and spans ``(begin, end)`` in characters.
@@ -78,7 +79,7 @@ def render(sample: Sample, base: LanguageBase) -> tuple[str, list[tuple[int, int
     messages = [{"role": role, "content": content} for role, content in sample.turns]
     text, spans = _write(sample, base, messages, asking=False), []
     for index, (role, content) in enumerate(sample.turns):
-        if role != "assistant":
+        if role != "assistant" or index < given:
             continue
         before = _write(sample, base, messages[:index], asking=True)
         through = _shared(_write(sample, base, messages[: index + 1], asking=False), text, ends)
@@ -130,23 +131,30 @@ def system_of(samples: Sequence[Sample]) -> str:
     return text if role == "system" else ""
 
 
-def encode(sample: Sample, base: LanguageBase, length: int) -> TokenRow:
+def encode(sample: Sample, base: LanguageBase, length: int, given: int = 0) -> TokenRow:
     """Turns a sample into token numbers, at most ``length`` of them, with the learned ones marked.
 
     A token counts in the loss if any of its characters does.
 
+    Args:
+        sample, base, given: as for :func:`render`. length: tokens at most.
+
     Raises:
         BadFile: as :func:`render`.
     """
-    text, spans = render(sample, base)
+    text, spans = render(sample, base, given)
     tokens, places = base.tokens(text, chat=sample.chat)
     learned = [any(begin < stop and start < end for start, stop in spans) for begin, end in places]
     return TokenRow(sample, tuple(tokens[:length]), tuple(learned[:length]), max(len(tokens) - length, 0))
 
 
-def marked(sample: Sample, base: LanguageBase) -> str:
-    """Returns a sample as the model reads it, with ``⟦`` and ``⟧`` around what is learned."""
-    text, spans = render(sample, base)
+def marked(sample: Sample, base: LanguageBase, given: int = 0) -> str:
+    """Returns a sample as the model reads it, with ``⟦`` and ``⟧`` around what is learned.
+
+    Args:
+        sample, base, given: as for :func:`render`.
+    """
+    text, spans = render(sample, base, given)
     begins = base.begins(text)
     for begin, end in reversed(spans):
         text = f"{text[:begin]}⟦{text[begin:end]}⟧{text[end:]}"
