@@ -23,7 +23,7 @@ from typing import Any, Final
 import torch
 
 from studio.adapters import METHODS
-from studio.families.language import facts_file, open_language_base
+from studio.families.language import open_language_base, sample_file
 from studio.trainers import CausalLM, train
 from studio.trainers.loop.mode import training_mode
 from studio.trainers.loop.optimizer import adamw, set_rates
@@ -40,8 +40,8 @@ Row = dict[str, float]
 def task_for(answers: int) -> CausalLM:
     """The task: the base's own questions."""
     return CausalLM(
-        base="facts", data=facts_file("train.jsonl"), held_out=facts_file("held-out.jsonl"), answers=answers,
-        preview_prompts=(),
+        base="facts", data=sample_file("facts", "train.jsonl"), held_out=sample_file("facts", "held-out.jsonl"),
+        answers=answers, preview_prompts=(),
     )  # fmt: skip
 
 

@@ -194,11 +194,11 @@ def test_a_strength_changes_without_a_new_compiled_graph() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_language_run_learns_and_is_the_same_twice(tmp_path: Path, precision: str) -> None:
-    from studio.families.language import facts_file
+    from studio.families.language import sample_file
     from studio.trainers import CausalLM, train
 
     def adapter(folder: str) -> bytes:
-        task = CausalLM(base="facts", data=facts_file("train.jsonl"), answers=0, preview_prompts=())
+        task = CausalLM(base="facts", data=sample_file("facts", "train.jsonl"), answers=0, preview_prompts=())
         run = train(
             task, output=tmp_path / folder, steps=30, quiet=True, device=str(DEVICE), precision=precision
         )  # fmt: skip

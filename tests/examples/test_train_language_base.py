@@ -8,7 +8,7 @@ import random
 import pytest
 
 from studio.datasets.chat import read_samples
-from studio.families.language import LANGUAGE_BASES, facts_file, open_language_base
+from studio.families.language import LANGUAGE_BASES, open_language_base, sample_file
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_the_embedded_base_is_as_small_as_it_says_and_asks_about_other_subjects(
     base = open_language_base("facts")
     assert base.parameters == 2_164_416 and base.context == 256
     assert base.model.config.num_key_value_heads < base.model.config.num_attention_heads
-    trained, held_out = (read_samples(facts_file(name)) for name in ("train.jsonl", "held-out.jsonl"))
+    trained, held_out = (read_samples(sample_file("facts", name)) for name in ("train.jsonl", "held-out.jsonl"))
     assert not {sample.turns[0] for sample in trained.items} & {sample.turns[0] for sample in held_out.items}
     assert len(trained.items) + len(held_out.items) == 2805
     assert "WordNet" in (folder / "ATTRIBUTION.md").read_text()

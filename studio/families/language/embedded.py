@@ -5,14 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-__all__ = ["LANGUAGE_BASES", "facts_file"]
+__all__ = ["LANGUAGE_BASES", "sample_file"]
 
 _HERE: Final = Path(__file__).parents[1]
 
-LANGUAGE_BASES: Final[dict[str, Path]] = {"facts": _HERE / "facts" / "model"}
-"""The embedded language bases: name -> transformers folder inside the package."""
+LANGUAGE_BASES: Final[dict[str, Path]] = {name: _HERE / name / "model" for name in ("facts", "words")}
+"""The embedded language bases: name -> transformers folder inside the package. ``facts`` answers nothing yet of what it
+has read, ``words`` says numbers in seven languages."""
 
 
-def facts_file(name: str) -> Path:
-    """Returns one of the question files that come with the base ``facts``: ``"train.jsonl"``, ``"held-out.jsonl"``."""
-    return LANGUAGE_BASES["facts"].parent / name
+def sample_file(base: str, name: str) -> Path:
+    """Returns one of the files of samples that come with an embedded base.
+
+    Args:
+        base: its name. name: ``"train.jsonl"`` or ``"held-out.jsonl"``.
+
+    Example:
+        >>> sample_file("facts", "train.jsonl").name
+        'train.jsonl'
+    """
+    return LANGUAGE_BASES[base].parent / name

@@ -66,6 +66,8 @@ def make_head(model: Any, missing: Iterable[str]) -> Sequence[str]:
         path, _, tensor = name.rpartition(".")
         held = getattr(model.get_submodule(path), tensor)
         with torch.no_grad():
-            held.copy_(cosine_rows(held.shape[0], held.shape[1], deviation) if held.dim() == 2 else torch.zeros(held.shape))
+            held.copy_(
+                cosine_rows(held.shape[0], held.shape[1], deviation) if held.dim() == 2 else torch.zeros(held.shape)
+            )
         made[path] = None
     return list(made)

@@ -11,6 +11,7 @@ import torch
 
 from studio.errors import BadFile, DoesNotFit, UnknownName, UsageError, nearest
 from studio.families.base import BASES, move
+from studio.families.blocks import staying
 from studio.families.language.base import LanguageBase
 from studio.families.language.embedded import LANGUAGE_BASES
 from studio.families.language.heads import head_layers, make_head
@@ -37,6 +38,7 @@ def open_language_base(
     device: torch.device | str | None = None,
     offline: bool = False,
     quantize: Wishes | None = None,
+    blocks_to_swap: int = 0,
 ) -> LanguageBase:
     """Opens a language base.
 
@@ -56,6 +58,8 @@ def open_language_base(
         offline: never ask the hub; ``HF_HUB_OFFLINE=1`` says so too.
         quantize: how the model is kept in fewer bits, such as ``"nf4"`` (:data:`studio.quantization.BACKENDS`): layer
             by layer, in place and for good; ``None``: as it is.
+        blocks_to_swap: of what is read from disk, how many blocks do not move to ``device``: a training fetches them
+            when they compute (:mod:`studio.families.blocks`).
 
     Returns:
         The base, its model in evaluation mode.
@@ -71,11 +75,11 @@ def open_language_base(
         Traceback (most recent call last):
         ...
         studio.errors.UnknownName: no language base or folder is called 'fact'; did you mean 'facts'? (embedded language
-        bases: facts)
+        bases: facts, words)
     """
     dtype, wishes, sort = named(dtype), read_wishes(quantize), None if kind is None else KINDS[kind]
     if isinstance(base, (str, Path)):
-        return _read(base, sort, labels, dtype, device, offline, wishes)
+        return _read(base, sort, labels, dtype, device, offline, wishes, blocks_to_swap)
     found = base if isinstance(base, LanguageBase) else _of_pair(base, sort)
     if sort is not None and found.kind is not sort:
         raise DoesNotFit(f"{found.id} was opened as a {found.kind.title}, and a {sort.title} is asked for")
@@ -117,7 +121,7 @@ def _quantize(base: LanguageBase, wishes: Mapping[str, str]) -> LanguageBase:
 
 def _read(
     base: str | Path, kind: Kind | None, labels: Sequence[str] | None, dtype: torch.dtype | str | None,
-    device: torch.device | str | None, offline: bool, wishes: Mapping[str, str],
+    device: torch.device | str | None, offline: bool, wishes: Mapping[str, str], swapped: int,
 ) -> LanguageBase:  # fmt: skip
     name, folder = _place(base, offline)
     config = _config(folder)
@@ -134,7 +138,8 @@ def _read(
     if kind.head:
         model.config.pad_token_id = found.pad  # by which a decoder that classifies finds where a text ends
     _quantize(found, wishes)
-    move(model, None, device)
+    with staying(model, swapped, "cpu" if device is None else device):
+        move(model, None, device)
     return found
 
 

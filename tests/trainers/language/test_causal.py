@@ -260,11 +260,11 @@ def test_virtual_tokens_take_their_place_in_the_context(task, method):
 
 def test_the_embedded_base_knows_and_learns_to_answer(tmp_path):
     """The base has read the facts and answers nothing; 40 steps of LoRA open them up on subjects no sample names."""
-    from studio.families.language import facts_file
+    from studio.families.language import sample_file
 
     task = CausalLM(
-        base="facts", data=facts_file("train.jsonl"), held_out=facts_file("held-out.jsonl"), answers=60,
-        preview_prompts=(),
+        base="facts", data=sample_file("facts", "train.jsonl"), held_out=sample_file("facts", "held-out.jsonl"),
+        answers=60, preview_prompts=(),
     )  # fmt: skip
     run = train(task, output=tmp_path / "run", steps=40, quiet=True)
     before, after = run.measures[0], run.measures[40]
