@@ -11,6 +11,7 @@ import contextlib
 import errno
 import importlib
 import io
+import logging
 import os
 import signal
 import sys
@@ -195,6 +196,8 @@ def main() -> None:
     # their remarks are for programmers; what a user must know, the studio says itself
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    # where DeepSpeed is installed, transformers imports it to save a model, and it writes to where results go
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno > logging.WARNING)
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def test_moments_and_averages_are_kept_and_new_ones_are_zero():
     studio.grow(model, "dog", 5)
     grown = studio.state(model, "dog")
     new = adamw(grown, {"": 1e-2})
-    hand_on(old, new)
+    hand_on(old.state_dict(), new)
     for key, tensor in grown.items():
         rows = (slice(2, None),) if key.endswith("down") else (slice(None), slice(2, None))
         ours, before = new.state[tensor], old.state[tensors[key]]

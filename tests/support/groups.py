@@ -46,7 +46,7 @@ def begun(*words: Any, **more: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True, **more)
 
 
-def wait_for(ready: Callable[[], Any], started: subprocess.Popen[str], seconds: float = 200) -> None:
+def wait_for(ready: Callable[[], Any], started: subprocess.Popen[str], seconds: float = 400) -> None:
     """Waits until something is so, or what was started has ended."""
     until = time.monotonic() + seconds
     while started.poll() is None and time.monotonic() < until and not ready():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
@@ -184,21 +184,14 @@ OPTIMIZERS: Final[Mapping[str, Callable[[Work], torch.optim.Optimizer]]] = {
 """Name -> what makes it; it may also make tensors require no gradient."""
 
 
-class Stepped(Protocol):
-    """An optimizer, as far as the loop asks."""
-
-    param_groups: list[Group]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns its state, whole."""
-
-
-def hand_on(old: Stepped, new: torch.optim.Optimizer) -> None:
-    """Gives ``new`` the state of ``old``, which is one over the same tensors before some of them have grown.
+def hand_on(content: Mapping[str, Any], new: torch.optim.Optimizer) -> None:
+    """Gives ``new`` the state of an optimizer over the same tensors before some of them have grown.
 
     The moments of numbers that are new are zero.
+
+    Args:
+        content: the old one's ``state_dict()``. new: the new one.
     """
-    content = old.state_dict()
     tensors = [tensor for group in new.param_groups for tensor in group["params"]]
 
     def fitting(value: Any, tensor: Tensor) -> Any:
@@ -212,7 +205,7 @@ def hand_on(old: Stepped, new: torch.optim.Optimizer) -> None:
     new.load_state_dict({**content, "state": state})
 
 
-def set_rates(optimizer: Stepped, factor: float) -> float:
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> float:
     """Sets every group's learning rate to ``factor`` times its full one; returns the first group's."""
     for group in optimizer.param_groups:
         group["lr"] = group["rate"] * factor

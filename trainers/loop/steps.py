@@ -69,9 +69,8 @@ class _Divided:
 
     @property
     def optimizer(self) -> DividedOptimizer:
-        found = self.weights.optimizer
-        assert isinstance(found, DividedOptimizer), "it was divided"
-        return found
+        assert self.weights.divided is not None, "it was divided"
+        return self.weights.divided
 
     def backward(self, loss: Tensor, last: bool) -> None:
         with self.group.talking():

@@ -70,12 +70,13 @@ class Weights:
         scratch: what its method keeps beside them while it trains, by key.
         trained: those of the tensors that the optimizer changes.
         start: what these were before the first step, zeros where they have grown since.
-        optimizer: the optimizer over them, whole, or divided among processes.
+        optimizer: the optimizer over them.
+        divided: what does its work among several processes, each with a part of its state; None: it does so itself.
     """
 
     def __init__(self, lesson: Lesson) -> None:
         self.lesson = lesson
-        self.optimizer: torch.optim.Optimizer | DividedOptimizer
+        self.divided: DividedOptimizer | None = None
         self._divide: Callable[[torch.optim.Optimizer], DividedOptimizer] | None = None
         self._look()
         self.start = {key: tensor.detach().clone() for key, tensor in self.trained.items()}
@@ -110,13 +111,14 @@ class Weights:
         Raises:
             UnsupportedLayer: it cannot grow.
         """
-        optimizer, start, average = self.optimizer, self.start, self._average
+        start, average = self.start, self._average
         found = grow(self.lesson.model, self.lesson.name, rank, seed=self.lesson.plan.seed)
+        before = self._acting.state_dict()
+        if self.divided is not None:
+            self.divided.destroy()
         self._look()
-        hand_on(optimizer, self.optimizer)
-        if isinstance(optimizer, DividedOptimizer):
-            optimizer.destroy()
-        self._divided()
+        hand_on(before, self.optimizer)
+        self._part()
         self.start = {key: padded(start[key], tensor) for key, tensor in self.trained.items()}
         self._average = average.grown(self._moving)
         return found.parameters
@@ -128,21 +130,25 @@ class Weights:
             divide: returns an optimizer that goes on from a whole one.
         """
         self._divide = divide
-        self._divided()
+        self._part()
 
-    def _divided(self) -> None:
-        if self._divide is not None and not isinstance(self.optimizer, DividedOptimizer):
-            self.optimizer = self._divide(self.optimizer)
+    def _part(self) -> None:
+        if self._divide is not None:
+            self.divided = self._divide(self.optimizer)
+
+    @property
+    def _acting(self) -> torch.optim.Optimizer | DividedOptimizer:
+        return self.divided or self.optimizer
 
     def step(self, done: int) -> None:
         """Takes the tensors after ``done`` steps into their average, and drops the gradients."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self._acting.zero_grad(set_to_none=True)
         self._average.update(done)
 
     def checkpoint(self, done: int) -> Checkpoint:
         """Returns the state after ``done`` steps; of a divided optimizer, all processes have to ask for it at once."""
         tensors = {key: tensor.detach() for key, tensor in self.tensors.items()}
-        return Checkpoint(done, tensors, self.scratch, self._average.tensors, self.optimizer.state_dict())
+        return Checkpoint(done, tensors, self.scratch, self._average.tensors, self._acting.state_dict())
 
     def restore(self, found: Checkpoint) -> None:
         """Takes up the state of a checkpoint.

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from importlib.util import find_spec
 
@@ -20,7 +21,7 @@ from studio.trainers.loop.group import Group
 from studio.trainers.loop.sharding import check_shards, check_started
 from studio.trainers.loop.steps import check_divisible
 from studio.trainers.loop.zero import settings_for
-from tests.support.groups import IMAGE, assert_same, begun, train_in_processes, wait_for, workers
+from tests.support.groups import IMAGE, assert_same, begun, environment, train_in_processes, wait_for, workers
 from tests.support.groups import studio as command
 from tests.support.in_processes import WAYS, train_all, train_much
 
@@ -147,6 +148,15 @@ def test_a_stopped_run_goes_on_with_two_processes_with_one_and_without_deepspeed
         shutil.copytree(folder, tmp_path / name)
         command(*words, *more, "-o", tmp_path / name, processes=processes)
         assert_same(tmp_path / "whole", tmp_path / name)
+
+
+@needs_deepspeed
+@pytest.mark.slow
+def test_a_command_whose_libraries_import_deepspeed_prints_its_result_alone():
+    """It writes its remarks to stdout, where a program reads JSON."""
+    script = "from studio.cli import main; main(['methods', '--json'], standalone_mode=False); import deepspeed"
+    done = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)
 
 
 @needs_deepspeed
