@@ -28,6 +28,7 @@ from studio.pipelines.sample import sample
 from studio.pipelines.schedulers import SCHEDULERS
 from studio.pipelines.sheet import before_after, contact_sheet
 from studio.pipelines.text import Completion, TextPipeline
+from studio.pipelines.verdicts import Verdict
 
 __all__ = [
     "AXES",
@@ -39,6 +40,7 @@ __all__ = [
     "Request",
     "TaggedPrompt",
     "TextPipeline",
+    "Verdict",
     "Wanted",
     "before_after",
     "contact_sheet",

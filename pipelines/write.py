@@ -16,7 +16,7 @@ from studio.config import finite, own_number
 from studio.errors import BadConfig, DoesNotFit, StudioError
 from studio.families.language import LanguageBase
 
-__all__ = ["Gumbel", "Written", "evaluating", "evaluating", "write"]
+__all__ = ["Gumbel", "Written", "evaluating", "write"]
 
 
 class Written(NamedTuple):

@@ -87,6 +87,9 @@ def _heads(root: Any) -> Iterator[nn.Module]:
     found = None if ask is None else ask(root)
     if found is not None:
         yield found
+    body = getattr(type(root), "base_model_prefix", "")
+    if found is None and body in root._modules:  # a classifier: what stands beside its body maps states to labels
+        yield from (part for name, beside in root.named_children() if name != body for part in beside.modules())
 
 
 def matrix_of(layer: nn.Module) -> Tensor:

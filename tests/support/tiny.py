@@ -226,7 +226,7 @@ def write_language_base(folder: Path) -> Path:
 
 
 def write_encoder_base(folder: Path) -> Path:
-    """Writes a transformers folder of a BERT without a head: WordPiece, a context of 48, two types of tokens."""
+    """Writes a transformers folder of a BERT without a head: WordPiece, a context of 48, two types of tokens, no dropout."""
     from transformers import BertConfig, BertModel
 
     fast = _piece_tokenizer()
@@ -236,6 +236,7 @@ def write_encoder_base(folder: Path) -> Path:
             BertConfig(
                 vocab_size=len(fast), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
                 max_position_embeddings=48, pad_token_id=fast.pad_token_id, initializer_range=0.1,
+                hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
             )
         )  # fmt: skip
     model.save_pretrained(folder)
