@@ -141,7 +141,8 @@ def open_with_recipe(
         say(precision.note)
     name = _name(base, embedded)
     say(f"opening the base {name}")
-    opened = open_base(base, device=device, quantize=quantize)
+    away = {"blocks_to_swap": plan.blocks_to_swap} if plan.blocks_to_swap else {}
+    opened = open_base(base, device=device, quantize=quantize, **away)
     _widen(opened, device, say)
     for part, done in opened.quantized.items():
         say(f"{part or 'the model'}: {done}")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["plan"]
 
 _OWN: Final = ("whole", "answer", "attention", "cached", "keep_gradients", "length")
-_TASK: Final = ("resolution", "text_encoder", "quantize")
+_TASK: Final = ("resolution", "text_encoder", "quantize", "crop")
 
 
 @click.command(

@@ -11,6 +11,7 @@ import torch
 
 from studio.device import choose_device
 from studio.errors import BadConfig, DoesNotFit, UnknownName, nearest
+from studio.families.blocks import staying
 from studio.families.family import FAMILIES, Defaults, Family, components, family_of, is_pipeline
 from studio.families.nature import nature_of
 from studio.families.offloading import check_resident
@@ -23,6 +24,7 @@ from studio.families.opening.ids import hub_id, standing
 from studio.families.opening.selection import Selection, one_file, pipeline_files
 from studio.families.opening.single_file import read_single_file
 from studio.families.opening.weights import Weights
+from studio.families.quiet import quietly
 from studio.families.saving import Saving
 from studio.quantization.counting import hidden_numbers, packed_layers
 from studio.quantization.parts import QuantizedPart, by_component, quantize_part
@@ -119,6 +121,7 @@ def open_base(
     offline: bool = False,
     offload: str | None = None,
     quantize: Wishes | None = None,
+    blocks_to_swap: int = 0,
 ) -> Base:
     """Opens a base.
 
@@ -141,6 +144,8 @@ def open_base(
         quantize: which components are kept in fewer bits, and how (:data:`studio.quantization.BACKENDS`): ``"nf4"`` for
             the denoiser, ``"text_encoder_2=int8"`` for another component alone, both with a comma between. Layer by
             layer, in place and for good; ``None``: none.
+        blocks_to_swap: of what is read from disk, how many of the denoiser's blocks do not move to ``device``: a
+            training fetches them when they compute (:mod:`studio.families.blocks`).
 
     Returns:
         The base, its modules in evaluation mode.
@@ -187,7 +192,8 @@ def open_base(
     pipe, weights = read(place, dtype, where)
     pipe.set_progress_bar_config(disable=True)
     found = _quantize(_describe(pipe, name, place, weights), wishes)
-    _put(pipe, None, where if away else device, offload)
+    with staying(pipe.components[found.family.denoiser], blocks_to_swap, where):
+        _put(pipe, None, where if away else device, offload)
     return found
 
 
@@ -252,7 +258,8 @@ def _short(text: str) -> str:
 def move(model: Any, dtype: torch.dtype | None, device: torch.device | str | None) -> None:
     """Moves a module or a pipeline where ``dtype`` or ``device`` say so; None leaves either as it is."""
     if dtype is not None or device is not None:
-        model.to(*(wish for wish in (device, dtype) if wish is not None))
+        with quietly():  # diffusers warns of every cast, whether anything is to be kept in fp32 or not
+            model.to(*(wish for wish in (device, dtype) if wish is not None))
     if dtype is not None:
         for root in components(model).values():
             for _, layer, packing in packed_layers(root):

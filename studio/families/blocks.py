@@ -6,16 +6,18 @@ are tensors of two dimensions and more, the matrices; vectors (norms, biases) ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from studio.errors import DoesNotFit
 
-__all__ = ["Block", "Resting", "away_blocks", "resting", "running_blocks", "staying"]
+__all__ = ["Block", "Resting", "away_blocks", "resting", "running_blocks", "spread", "staying"]
+
+T = TypeVar("T")
 
 
 class Block(NamedTuple):
@@ -62,8 +64,9 @@ def running_blocks(root: nn.Module) -> list[Block]:
 
 
 def _size(module: nn.Module) -> int:
-    tensors = [*module.parameters(), *module.buffers()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    """Bytes, without those of adapters."""
+    named = (*module.named_parameters(), *module.named_buffers())
+    return sum(one.numel() * one.element_size() for name, one in named if ".adapters." not in f".{name}")
 
 
 def away_blocks(root: nn.Module, count: int, name: str = "the model") -> list[Block]:
@@ -75,7 +78,19 @@ def away_blocks(root: nn.Module, count: int, name: str = "the model") -> list[Bl
     Raises:
         DoesNotFit: it has fewer.
     """
-    blocks = running_blocks(root)
+    return spread(running_blocks(root), count, name)
+
+
+def spread(blocks: Sequence[T], count: int, name: str) -> list[T]:
+    """Returns as many of the blocks of a model, at even distances.
+
+    Raises:
+        DoesNotFit: there are fewer.
+
+    Example:
+        >>> spread(range(10), 3, "unet")
+        [1, 5, 8]
+    """
     if count > len(blocks):
         raise DoesNotFit(f"blocks_to_swap={count}: {name} has {len(blocks)} blocks; give at most that")
     return [blocks[(2 * place + 1) * len(blocks) // (2 * count)] for place in range(count)]

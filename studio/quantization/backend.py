@@ -43,10 +43,12 @@ class Packing(ABC):
     Attributes:
         says: what its layers are called in messages.
         weight_name: where it stands.
+        fetched: whether its weights can wait elsewhere than they compute, and be copied when they do.
     """
 
     says: ClassVar[str]
     weight_name: ClassVar[str] = "weight"
+    fetched: ClassVar[bool] = True
 
     @abstractmethod
     def owns(self, cls: type[nn.Module], weight: type[Any]) -> bool:

@@ -145,6 +145,7 @@ class LLMInt8Packing(Packing):
     """``Linear8bitLt`` with packed weights."""
 
     says = "bitsandbytes' 8-bit layers"
+    fetched = False  # codes and scales move to a state of the layer at its first call
 
     def __init__(self) -> None:
         self._class = Named("bitsandbytes.", "Linear8bitLt")

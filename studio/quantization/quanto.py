@@ -22,6 +22,7 @@ class QuantoPacking(Packing):
     """A frozen ``QLinear``, which would round a dense weight again: a baked one is multiplied here instead."""
 
     says = "quanto's layers"
+    fetched = False
 
     def __init__(self) -> None:
         self._class = Named("optimum.quanto.", "QLinear")

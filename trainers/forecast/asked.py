@@ -26,7 +26,8 @@ ATTENTION_KINDS: Final = ("sdpa", "eager", "xformers")
 OPTIMIZER_KINDS: Final = tuple(OPTIMIZERS)
 
 OF_THE_LOOP: Final = (
-    "batch_size", "accumulation", "gradient_checkpointing", "ema", "offload_activations", "sharding", "offload",
+    "batch_size", "accumulation", "gradient_checkpointing", "ema", "offload_activations", "blocks_to_swap",
+    "fused_backward_pass", "sharding", "offload",
     "precision", "optimizer",
 )  # fmt: skip
 """The fields that are the loop's settings (:class:`~studio.trainers.loop.plan.Plan`) by the same names."""
@@ -54,12 +55,14 @@ class Asked:
         attention: ``"sdpa"``, ``"xformers"`` (which keep no scores) or ``"eager"`` (which keeps them).
         optimizer: as in a training, ``"adamw"``, ``"adamw-8bit"``, ...
         text_encoder: whether the text encoders are adapted too.
+        crop: ``"random"``: the autoencoder stays on the device, and encodes each draw.
         prior: of DreamBooth; ``"images"`` and ``"generate"`` double the rows, ``"self"`` adds a pass without gradients.
         cached: whether encoders and autoencoder leave the device after their outputs are kept.
         keep_gradients: gradients are zeroed, not dropped, between steps.
         previews: whether the run draws some.
         offload: what rests in the CPU's memory: ``"optimizer"``, or ``"all"``, the base too. offload_activations: what
             the backward pass needs rests there too.
+        blocks_to_swap, fused_backward_pass: as in a training.
         processes: how many share the work. sharding: a key of :data:`studio.planning.sharding.SHARDINGS`.
         corrected: whether runs that were measured on this machine correct it.
 
@@ -91,12 +94,15 @@ class Asked:
     optimizer: str = "adamw"
     ema: float = 0.0
     text_encoder: bool | None = None
+    crop: Literal["center", "random"] = "center"
     prior: str | None = None
     cached: bool = True
     keep_gradients: bool = False
     previews: bool = True
     offload: str = "none"
     offload_activations: bool = False
+    blocks_to_swap: int = 0
+    fused_backward_pass: bool = False
     processes: int = 1
     sharding: str = "none"
     corrected: bool = True
@@ -115,6 +121,20 @@ class Asked:
             raise BadConfig(f"resolution={self.resolution!r}: sides are whole numbers from 1 on, {too_many('side')}")
         if self.whole and self.quantize:
             raise BadConfig("whole=True trains the weights themselves, which a quantised base does not let: take one")
+
+        self._check_memory()
+
+    def _check_memory(self) -> None:
+        alone = self.processes == 1 and self.accumulation == 1 and self.sharding == "none"
+        if self.fused_backward_pass and not alone:
+            raise BadConfig(
+                "fused_backward_pass=True steps before all gradients are there: one process, one pass a step"
+            )
+        if self.blocks_to_swap < 0 or (self.blocks_to_swap and (self.whole or self.sharding != "none")):
+            raise BadConfig(
+                f"blocks_to_swap={self.blocks_to_swap!r}: a number of blocks of a base that is frozen, and not divided "
+                "among processes"
+            )
 
     def _check_words(self) -> None:
         known = {**_CHOICES, "prior": PRIORS}
@@ -158,6 +178,7 @@ class Asked:
             steps=recipe.steps, batch_size=self.rows, accumulation=self.accumulation, precision=self.precision,
             ema=self.ema, gradient_checkpointing=self.gradient_checkpointing, learning_rate=recipe.learning_rate,
             optimizer=own,  # type: ignore[arg-type]
+            clip=0.0 if self.fused_backward_pass else 1.0,
         )  # fmt: skip
 
     def facts(self) -> dict[str, Any]:

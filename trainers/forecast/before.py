@@ -22,7 +22,7 @@ from studio.trainers.loop.task import AdapterLike, Say
 
 __all__ = ["asked_of", "check_before", "forecast_of"]
 
-_TASK = ("resolution", "text_encoder", "quantize", "prior")
+_TASK = ("resolution", "text_encoder", "quantize", "prior", "crop")
 
 
 def asked_of(task: Any, adapter: AdapterLike, plan: Plan, processes: int = 1) -> Asked:

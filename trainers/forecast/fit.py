@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from studio.adapters import AdapterConfig
 from studio.errors import DoesNotFit
 from studio.planning.forecast import Forecast
 from studio.planning.sizes import as_bytes, in_words
+from studio.quantization import BACKENDS
+from studio.quantization.wishes import read_wishes
 from studio.trainers.forecast.asked import Asked
 from studio.trainers.forecast.plan import forecast
 
@@ -57,6 +60,30 @@ def _halved(asked: Asked, now: Forecast) -> Asked | None:
     return replace(asked, dtype="bf16") if asked.dtype in ("fp32", "float32") and not asked.quantize else None
 
 
+def _swapped(asked: Asked, now: Forecast) -> Asked | None:
+    """Half of the blocks first, then all."""
+    packed = asked.quantize is not None and not (asked.gradient_checkpointing and _waits(asked.quantize))
+    if asked.whole or asked.sharding != "none" or packed:
+        return None
+    blocks = now.sizes.get("blocks", 0)
+    more = next((count for count in (blocks // 2, blocks) if count > max(asked.blocks_to_swap, 2)), None)
+    return None if more is None else replace(asked, blocks_to_swap=more)
+
+
+def _waits(quantize: str) -> bool:
+    """Whether layers that are quantised so can wait elsewhere than they compute."""
+    return all(BACKENDS[way].packing.fetched for way in read_wishes(quantize, packages=False).values())
+
+
+def _fused(asked: Asked, now: Forecast) -> Asked | None:
+    alone = asked.processes == 1 and asked.accumulation == 1 and asked.sharding == "none"
+    held = now.categories.get("gradients", 0)
+    whole = isinstance(asked.adapter, AdapterConfig) and asked.adapter.adapter.scratch
+    if asked.fused_backward_pass or not alone or whole or held <= now.peak // 100:
+        return None
+    return replace(asked, fused_backward_pass=True)
+
+
 def _eight_bits(asked: Asked, now: Forecast) -> Asked | None:
     held = now.categories.get("optimizer", 0)
     return replace(asked, optimizer="adamw-8bit") if asked.optimizer == "adamw" and held > now.peak // 100 else None
@@ -69,6 +96,8 @@ def _text_left(asked: Asked, now: Forecast) -> Asked | None:
 def _quantised(way: str) -> Callable[[Asked, Forecast], Asked | None]:
     def change(asked: Asked, now: Forecast) -> Asked | None:
         if asked.whole or asked.quantize == way or asked.quantize not in (None, "int8"):
+            return None
+        if asked.blocks_to_swap and not (asked.gradient_checkpointing and _waits(way)):
             return None
         return replace(asked, quantize=way)
 
@@ -91,7 +120,11 @@ LEVERS: Final[Sequence[Lever]] = (
     Lever("smaller batches, accumulated", "the same gradients; a step takes longer", _accumulated,
           lambda asked: f"--batch-size {asked.batch_size} --set accumulation={asked.accumulation}"),
     Lever("encoders put away", "nothing: their outputs are kept", _put_away),
+    Lever("blocks in the CPU's memory", "the same result; they are fetched in both passes, beside what computes",
+          _swapped, lambda asked: f"--set blocks_to_swap={asked.blocks_to_swap}"),
     Lever("no previews", "nobody sees the adapter grow", _unseen, lambda asked: "--set preview_prompts=[]"),
+    Lever("steps in the backward pass", "gradients are not clipped", _fused,
+          lambda asked: "--set fused_backward_pass=true --set clip=0"),
     Lever("the base in bf16", "the last digits of its products", _halved),
     Lever("an optimizer in 8 bits", "the last digits of its moments", _eight_bits,
           lambda asked: "--set optimizer=adamw-8bit"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,10 +54,16 @@ def image_scene(drawn: Blueprint, asked: Asked, stuff: Stuff) -> Scene:
     lesson = _lesson(base, asked, recipe, size, encoders, stuff)
     beside = {name: drawn.components[name] for name in (*family.readers, "vae") if name in drawn.components}
     return Scene(
-        lesson, beside, () if asked.cached else tuple(beside), _caching(base, size, stuff),
+        lesson, beside, _resident(family, encoders, asked, beside), _caching(base, size, stuff),
         _drawing(base, size, asked, stuff) if asked.previews else None, asked.whole,
         {"width": size[0], "height": size[1], "native": min(base.native)},
     )  # fmt: skip
+
+
+def _resident(family: Family, encoders: Sequence[str], asked: Asked, beside: Iterable[str]) -> tuple[str, ...]:
+    """What stays on the device, as in a run: all encoders where one is trained, and what encodes each draw."""
+    live = {*(family.readers if encoders else ()), *(("vae",) if asked.crop == "random" else ())}
+    return tuple(name for name in beside if not asked.cached or name in live)
 
 
 def _trained(base: Base, asked: Asked, recipe: ImageRecipe) -> list[str]:

@@ -21,6 +21,7 @@ from studio.planning.forecast import PHASES, Forecast, Phase
 from studio.planning.measured import correction
 from studio.planning.quantised import Saved, matrices, quantised
 from studio.planning.sharding import SHARDINGS, deepspeed_buffers, share
+from studio.planning.sizes import in_words
 from studio.planning.tracker import Tracker
 from studio.quantization import BACKENDS, Backend
 from studio.quantization.parts import by_component
@@ -29,6 +30,7 @@ from studio.trainers.forecast.asked import Asked
 from studio.trainers.forecast.image import image_scene
 from studio.trainers.forecast.language import language_scene, text_recipe
 from studio.trainers.forecast.stage import play
+from studio.trainers.forecast.swapped import Waiting, block_sizes, waiting
 from studio.trainers.loop import checkpoint
 from studio.trainers.recipes import recipe_for
 
@@ -85,6 +87,7 @@ def forecast(base: str | Path, asked: Asked) -> Forecast:
     plain = replace(
         asked, quantize=None, offload="none", sharding="none", processes=1, batch_size=asked.rows,
         optimizer=asked.optimizer if asked.optimizer in ("lora-plus", "lora-fa") else "adamw", corrected=True,
+        blocks_to_swap=0 if asked.quantize else asked.blocks_to_swap,
     )  # fmt: skip
     made = _adjusted(_played(str(base), plain), asked)
     if not asked.corrected:
@@ -132,7 +135,7 @@ def _for(base: str | Path, asked: Asked) -> Asked:
     if asked.task is not None and asked.task not in tasks:
         sort = "an image" if own.draws else "a language"
         raise DoesNotFit(f"task={asked.task!r}: {base} is {sort} base, whose tasks are {', '.join(tasks)}")
-    for name in ("answer",) if own.draws else ("resolution", "text_encoder", "prior"):
+    for name in ("answer",) if own.draws else ("resolution", "text_encoder", "prior", "crop"):
         if getattr(asked, name) != Asked.__dataclass_fields__[name].default:
             sort = "a language" if own.draws else "an image"
             raise DoesNotFit(f"{name}={getattr(asked, name)!r} is for {sort} base, and {base} is none: leave it out")
@@ -162,6 +165,7 @@ class _Play:
         main = parts[self.first]
         self.matrices = {name: matrices(part) for name, part in {**scene.beside, **parts}.items()}
         self.resident = {*scene.lesson.rates, *scene.resident}
+        self.blocks = block_sizes(main)
         try:
             play(scene, asked, fakes, self.tracker)
         except (DataDependentOutputException, DynamicOutputShapeException) as problem:
@@ -184,6 +188,16 @@ class _Play:
         """Returns how each component is quantised that is asked for."""
         wishes = by_component(read_wishes(asked, packages=False), self.matrices, self.first)
         return {part: BACKENDS[name] for part, name in wishes.items()}
+
+    def waiting(self, asked: Asked) -> Waiting:
+        """Returns what blocks take that wait in the CPU's memory.
+
+        Raises:
+            DoesNotFit: there are fewer, or what is quantised so cannot wait.
+        """
+        way = self.quantised_as(asked.quantize).get(self.first)
+        named = self.first or self.name
+        return waiting(self.blocks, asked.blocks_to_swap, named, way, asked.gradient_checkpointing)
 
 
 def share_in_8_bits(sizes: Sequence[int]) -> float:
@@ -256,7 +270,8 @@ def _adjusted(played: _Play, asked: Asked) -> Forecast:
     return Forecast(
         played.name, asked.facts(), tuple(phases), host, played.trained, played.weights,
         flops / micro * asked.accumulation, asked.precision == "bf16" or played.dtype is not torch.float32, disk,
-        {**played.sizes, "batch_size": asked.batch_size or 1}, tuple(_assumed(played, asked)),
+        {**played.sizes, "batch_size": asked.batch_size or 1, "blocks": len(played.blocks)},
+        tuple(_assumed(played, asked)),
     )  # fmt: skip
 
 
@@ -266,6 +281,10 @@ def _phase(by: dict[str, int], name: str, played: _Play, asked: Asked, host: dic
     wanted = {part: how for part, how in ways.items() if not steps or part in played.resident}
     saved = quantised(played.matrices, wanted)
     by["weights"] -= saved.before - saved.after
+    apart = played.waiting(asked)
+    if asked.quantize:  # else it was played
+        by["weights"] -= apart.there - apart.on_device(name)
+    host["blocks"] = apart.there
     computing = {part: how for part, how in wanted.items() if name != "caching" or part != played.first}
     together = quantised(played.matrices, computing).largest  # the largest that is put together to compute with
     if works and together:
@@ -301,5 +320,11 @@ def _assumed(played: _Play, asked: Asked) -> Iterable[str]:
         saved: Saved = quantised(played.matrices, wanted)
         ways = ", ".join(dict.fromkeys(how.says for how in wanted.values()))
         yield f"{saved.layers} layers are quantised ({ways}), and one is put together at a time"
+    if asked.blocks_to_swap:
+        apart = played.waiting(asked)
+        yield (
+            f"{asked.blocks_to_swap} of {len(played.blocks)} blocks wait in the CPU's memory; a step fetches "
+            f"{in_words(2 * asked.accumulation * apart.there)} of them, which is not in its time"
+        )
     if asked.processes > 1:
         yield f"{asked.processes} processes, {asked.sharding}: {SHARDINGS[asked.sharding].what}"

@@ -20,6 +20,8 @@ from studio.planning.attending import attending_as
 from studio.planning.tracker import Tracker
 from studio.trainers.forecast.asked import Asked
 from studio.trainers.forecast.whole import Whole
+from studio.trainers.loop.block_swap import BlockSwap
+from studio.trainers.loop.fused import FusedBackward
 from studio.trainers.loop.mode import training_mode
 from studio.trainers.loop.task import Lesson
 from studio.trainers.loop.weights import Weights
@@ -70,9 +72,12 @@ def play(scene: Scene, asked: Asked, stuff: Stuff, tracker: Tracker) -> None:
     trained = [parts[name] for name in lesson.rates]
     lone = {name: module for name, module in scene.beside.items() if module not in trained}
     _set(scene, stuff, trained, list(lone.values()))
+    swap = _swapped(trained[0], next(iter(lesson.rates)), asked, tracker)
+    apart = {id(tensor) for tensor in swap.held} if swap is not None else set[int]()
     with tracker.phase("load", "weights"):
         for module in [*trained, *lone.values()]:
-            tracker.own([t for n, t in _tensors(module) if ".adapters." not in f".{n}"], "weights")
+            own = [tensor for name, tensor in _tensors(module) if ".adapters." not in f".{name}"]
+            tracker.own([tensor for tensor in own if id(tensor) not in apart], "weights")
     with stuff.entered(tracker), attending_as(asked.attention, [*trained, *lone.values()]):
         if scene.cache is not None:
             with torch.no_grad(), tracker.phase("caching", "temporaries"):
@@ -82,7 +87,7 @@ def play(scene: Scene, asked: Asked, stuff: Stuff, tracker: Tracker) -> None:
             tracker.own({} if scene.whole else state(lesson.model, lesson.name).values(), "adapter")
         with training_mode(trained):
             weights = _prepared(scene, asked, tracker)
-            _step(lesson, weights, asked, stuff, tracker)
+            _step(lesson, weights, asked, stuff, tracker, swap)
         with tracker.phase("save", "save"), weights.averaged():
             kept = [tensor.detach().clone() for tensor in weights.tensors.values()]
         del kept
@@ -90,6 +95,16 @@ def play(scene: Scene, asked: Asked, stuff: Stuff, tracker: Tracker) -> None:
             tracker.own([t for m in lone.values() for _, t in _tensors(m)], "weights")
             with torch.no_grad(), tracker.phase("preview", "preview"), weights.averaged():
                 scene.draw()
+
+
+def _swapped(root: nn.Module, name: str, asked: Asked, tracker: Tracker) -> BlockSwap | None:
+    """Lets blocks wait where they are not counted; what is fetched of them is."""
+    if not asked.blocks_to_swap:
+        return None
+    return BlockSwap(
+        root, asked.blocks_to_swap, name=name or "the model", checkpointed=asked.gradient_checkpointing,
+        fetched=lambda copies: tracker.own(copies, "weights"),
+    )  # fmt: skip
 
 
 def _set(scene: Scene, stuff: Stuff, trained: Sequence[nn.Module], lone: Sequence[nn.Module]) -> None:
@@ -165,15 +180,21 @@ def _prepared(scene: Scene, asked: Asked, tracker: Tracker) -> Weights | Whole:
     states = [value for kept in weights.optimizer.state.values() for value in kept.values()]
     tracker.own([one for one in states if isinstance(one, Tensor)], "optimizer")
     weights.optimizer.zero_grad(set_to_none=not asked.keep_gradients)
+    if asked.fused_backward_pass:
+        assert isinstance(weights.optimizer, torch.optim.Optimizer), "it is not divided"
+        FusedBackward(weights.trained, weights.optimizer)
     return weights
 
 
-def _step(lesson: Lesson, weights: Weights | Whole, asked: Asked, stuff: Stuff, tracker: Tracker) -> None:
+def _step(
+    lesson: Lesson, weights: Weights | Whole, asked: Asked, stuff: Stuff, tracker: Tracker, swap: BlockSwap | None
+) -> None:  # fmt: skip
     """A step as the loop does it, with two of its micro-batches: gradients stand beside the second's activations."""
     micro = min(asked.accumulation, 2)
     for number in range(micro):
         rows = range(number * asked.rows, (number + 1) * asked.rows)
         away = _put_by(stuff, tracker) if asked.offload_activations else contextlib.nullcontext()
+        away = away if swap is None else swap.keeping(away)
         with tracker.phase("forward", "activations"), _products(asked), away:
             total = lesson.loss(rows).total
             extra = None if isinstance(weights, Whole) else penalty(lesson.model, lesson.name)

@@ -43,9 +43,8 @@ def check_fetched(held: Iterable[Resting], name: str, checkpointed: bool) -> Non
                 "set gradient_checkpointing=true too"
             )
         odd = not is_plain(one.tensor)
-        if (odd and packing.remade(one.tensor, lambda tensor: tensor) is None) or (
-            odd and one.tensor.device.type != "cpu"
-        ):
+        lost = odd and packing.remade(one.tensor, lambda tensor: tensor) is None
+        if not packing.fetched or lost or (odd and one.tensor.device.type != "cpu"):
             raise DoesNotFit(
                 f"blocks_to_swap: {packing.says} cannot wait elsewhere than they compute; quantise as nf4, fp8 or "
                 "grid8, and give the base by its name, or leave it out"

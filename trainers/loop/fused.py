@@ -23,7 +23,7 @@ class FusedBackward:
         tensors: what is trained, by key. optimizer: over them; its rates are those of the moment.
 
     Attributes:
-        reached: the keys of the tensors that have had a gradient since :meth:`norm` was asked.
+        reached: the ids of the tensors that have had a gradient since :meth:`begin`.
 
     Example:
         >>> x = torch.ones(2, requires_grad=True)
@@ -34,7 +34,7 @@ class FusedBackward:
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer, self.reached = optimizer, set[str]()
+        self.optimizer, self.reached = optimizer, set[int]()
         self._norms: dict[str, Tensor] = {}
         self._groups = {id(tensor): group for group in optimizer.param_groups for tensor in group["params"]}
         self._order = list(tensors)
@@ -43,7 +43,7 @@ class FusedBackward:
     def _watch(self, key: str, tensor: Tensor) -> Any:
         def complete(one: Tensor) -> None:
             assert one.grad is not None, "it is complete"
-            self.reached.add(key)
+            self.reached.add(id(one))
             self._norms[key] = torch.linalg.vector_norm(one.grad)
             self._step(one)
             one.grad = None
@@ -59,10 +59,14 @@ class FusedBackward:
         finally:
             self.optimizer.param_groups = groups
 
+    def begin(self) -> None:
+        """Begins a step."""
+        self.reached.clear()
+        self._norms.clear()
+
     def norm(self) -> float:
-        """Returns the norm of the gradients since it was asked last, all of them together."""
+        """Returns the norm of the step's gradients, all of them together."""
         norms = [self._norms[key] for key in self._order if key in self._norms]
-        self._norms = {}
         return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from studio.adapters.contract.adapter import generator_for
+from studio.trainers.loop.block_swap import BlockSwap
 
 __all__ = [
     "Loan",
@@ -58,15 +59,19 @@ def chance(seed: int, number: int, device: torch.device) -> Iterator[None]:
         torch.set_rng_state(before)
 
 
-def kept_activations(offloaded: bool, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+def kept_activations(
+    offloaded: bool, device: torch.device, swap: BlockSwap | None = None
+) -> contextlib.AbstractContextManager[Any]:
     """Returns a context in which what a forward pass keeps for the backward pass stays where it is, or on the CPU.
 
     Args:
         offloaded: whether it goes to the CPU. device: where it is computed.
+        swap: of blocks that wait elsewhere, whose weights are not kept; None: there are none.
     """
-    if not offloaded:
-        return contextlib.nullcontext()
-    return torch.autograd.graph.save_on_cpu(pin_memory=device.type != "cpu", device_type=device.type)
+    kept: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    if offloaded:
+        kept = torch.autograd.graph.save_on_cpu(pin_memory=device.type != "cpu", device_type=device.type)
+    return kept if swap is None else swap.keeping(kept)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,8 @@ from studio.errors import BadConfig
 __all__ = ["FREE", "Plan"]
 
 FREE: Final = frozenset(
-    "checkpoint_every preview_every tensorboard device cache sharding offload offload_activations fit".split()
+    "checkpoint_every preview_every tensorboard device cache sharding offload offload_activations blocks_to_swap "
+    "fused_backward_pass fit".split()
 )
 """Fields that leave the adapter as it is (device: but for last bits), so a run may be resumed with other ones."""
 
@@ -51,6 +52,10 @@ class Plan:
         device: where to compute; None takes the best there is.
         offload_activations: keep what the backward pass needs in the machine's memory meanwhile: less of the device's,
             at the speed of the bus.
+        blocks_to_swap: how many of the base's blocks wait in the machine's memory, two of which are on the device at a
+            time: each is fetched when it computes, in both passes, while another one does. The same numbers.
+        fused_backward_pass: each tensor of the adapter is stepped as soon as its gradient is complete, which is let go
+            then. The same numbers; it asks for ``clip=0``, and for no ``accumulation`` and one process.
         sharding: of several processes, ``"none"``: each holds everything; ``"full"``: each a part of the base. By
             DeepSpeed ``"zero2"``: each a part of the gradients and moments; ``"zero3"``: a part of these and the base.
         offload: of zero2 and zero3, what rests in the machine's memory: ``"optimizer"``: gradients and moments, which
@@ -85,6 +90,8 @@ class Plan:
     tensorboard: bool = False
     device: str | None = None
     offload_activations: bool = False
+    blocks_to_swap: int = 0
+    fused_backward_pass: bool = False
     sharding: Literal["none", "full", "zero2", "zero3"] = "none"
     offload: Literal["none", "optimizer", "all"] = "none"
     fit: str | None = None
@@ -96,7 +103,7 @@ class Plan:
         check(self)
         for name in ("steps", "batch_size", "accumulation"):
             self._require(name, (getattr(self, name) or 1) >= 1 and getattr(self, name) != 0, "at least 1")
-        for name in ("warmup", "checkpoint_every", "preview_every", "clip", "weight_decay"):
+        for name in ("warmup", "checkpoint_every", "preview_every", "clip", "weight_decay", "blocks_to_swap"):
             self._require(name, 0 <= (getattr(self, name) or 0) < math.inf, "a finite number, at least 0")
         self._require("seed", 0 <= self.seed < 2**63, "from 0 to 2**63 - 1")
         self._require("learning_rate", self.learning_rate is None or 0 < self.learning_rate < math.inf, "above 0")
@@ -106,6 +113,7 @@ class Plan:
             self._require(name, 0 < getattr(self, name) < math.inf, "a finite number above 0")
         self._check_optimizer()
         self._check_sharding()
+        self._check_memory()
         self._check_growth()
 
     def _check_optimizer(self) -> None:
@@ -122,6 +130,17 @@ class Plan:
         self._require("offload", self.sharding == "zero3" or self.offload != "all", some)
         wanted = f"'adamw' or 'lora-plus' where sharding={self.sharding!r} divides moments number by number"
         self._require("optimizer", not divided or self.optimizer in ("adamw", "lora-plus"), wanted)
+
+    def _check_memory(self) -> None:
+        whole = self.sharding == "none"
+        mine = f"0 where sharding={self.sharding!r} divides weights and moments"
+        self._require("blocks_to_swap", whole or not self.blocks_to_swap, mine)
+        fused = self.fused_backward_pass
+        self._require("fused_backward_pass", whole or not fused, mine.replace("0", "false", 1))
+        clipped = f"false where clip={self.clip} asks for the norm of all gradients before the first step: set clip=0"
+        self._require("fused_backward_pass", not (fused and self.clip), clipped)
+        several = f"false where accumulation={self.accumulation} passes make one step"
+        self._require("fused_backward_pass", not fused or self.accumulation == 1, several)
 
     def _check_growth(self) -> None:
         whole = not (self.grow and self.optimizer.endswith("8bit"))

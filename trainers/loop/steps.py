@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from studio.adapters.training import layers
-from studio.errors import DoesNotFit
+from studio.errors import BadConfig, DoesNotFit
 from studio.trainers.loop.draws import micro_batches
+from studio.trainers.loop.fused import FusedBackward
 from studio.trainers.loop.group import Group
 from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.weights import Weights
@@ -61,6 +62,29 @@ class _Whole:
         return tensor.grad is not None
 
 
+class _Fused:
+    """The one process steps each tensor in the backward pass."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
+        self._fused: FusedBackward | None = None
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        whole = self.weights.optimizer
+        assert isinstance(whole, torch.optim.Optimizer), "it is not divided"
+        if self._fused is None or self._fused.optimizer is not whole:  # which an adapter that has grown has anew
+            self._fused = FusedBackward(self.weights.trained, whole)
+        self._fused.begin()
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self) -> float:
+        assert self._fused is not None, "there was a backward pass"
+        return self._fused.norm()
+
+    def reached(self, tensor: Tensor) -> bool:
+        return self._fused is not None and id(tensor) in self._fused.reached
+
+
 class _Divided:
     """Each process has a part of the gradients, and does that part of the step."""
 
@@ -108,10 +132,25 @@ def steps_of(weights: Weights, group: Group, accelerator: Any) -> Steps:
         weights: the adapter in training, where the run stands. group: the processes. accelerator: accelerate's.
     """
     plan = weights.lesson.plan
+    if plan.fused_backward_pass:
+        _check_fused(weights, group)
+        return _Fused(weights)
     if plan.sharding not in ZERO:
         return _Whole(weights, group, accelerator)
     weights.divide(partial(_divided, weights=weights, group=group, plan=plan))
     return _Divided(weights, group)
+
+
+def _check_fused(weights: Weights, group: Group) -> None:
+    if not group.alone:
+        raise BadConfig(
+            f"fused_backward_pass steps before the gradients of {group.size} processes have been added up: leave it out"
+        )
+    if weights.lesson.adapter.adapter.scratch:
+        raise DoesNotFit(
+            f"{type(weights.lesson.adapter).__name__} looks at all gradients after every step, and "
+            "fused_backward_pass keeps none: leave it out"
+        )
 
 
 def _divided(whole: torch.optim.Optimizer, weights: Weights, group: Group, plan: Plan) -> DividedOptimizer:

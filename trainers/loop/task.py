@@ -18,6 +18,7 @@ from studio.adapters import AdapterConfig, Full
 from studio.adapters.contract.mixed import Mixed
 from studio.families import components, family_in
 from studio.planning.forecast import Forecast
+from studio.trainers.loop.block_swap import BlockSwap
 from studio.trainers.loop.exact_norms import ExactNorms
 from studio.trainers.loop.mode import Loan, checkpoint_gradients
 from studio.trainers.loop.plan import Plan
@@ -85,6 +86,17 @@ class Lesson(ABC):
     def __post_init__(self) -> None:
         self._loan = Loan(components(self.model).values())
         self._norms: ExactNorms | None = None
+        self.swap = self._swapped() if self.plan.blocks_to_swap else None
+
+    def _swapped(self) -> BlockSwap:
+        """Lets blocks of what is trained first wait in the CPU's memory.
+
+        Raises:
+            DoesNotFit: it has fewer blocks, or they are quantised in a way that cannot be fetched.
+        """
+        name, plan = next(iter(self.rates)), self.plan
+        root = components(self.model)[name]
+        return BlockSwap(root, plan.blocks_to_swap, name=name or "the model", checkpointed=plan.gradient_checkpointing)
 
     @property
     @abstractmethod
@@ -110,6 +122,10 @@ class Lesson(ABC):
         for component in self.rates if self.plan.gradient_checkpointing else ():
             own = family.checkpointed if family is not None and component == family.denoiser else None
             checkpoint_gradients(parts[component], True, own() if own else None)
+        if self.swap is not None:
+            self.swap.rest()
+            if self.swap.device.type == "cpu":
+                say("blocks_to_swap saves an accelerator's memory; on a CPU it costs time and gains nothing")
 
     @abstractmethod
     def loss(self, numbers: Sequence[int]) -> Loss:
@@ -143,6 +159,8 @@ class Lesson(ABC):
 
     def close(self) -> None:
         """Gives the base back as it was."""
+        if self.swap is not None:
+            self.swap.close()
         if self._norms is not None:
             self._norms.give_back()
         self._loan.give_back()

@@ -78,6 +78,8 @@ def train(
     tensorboard: bool = False,
     device: str | None = None,
     offload_activations: bool = False,
+    blocks_to_swap: int = 0,
+    fused_backward_pass: bool = False,
     sharding: Literal["none", "full", "zero2", "zero3"] = "none",
     offload: Literal["none", "optimizer", "all"] = "none",
     cache: str | None = None,
@@ -96,8 +98,8 @@ def train(
             recipe's.
         steps, seed, learning_rate, batch_size, accumulation, warmup, schedule, clip, weight_decay, beta2, optimizer,
             rate_ratio, embedding_rate, grow, precision, ema, gradient_checkpointing, checkpoint_every, preview_every,
-            tensorboard, device, offload_activations, sharding, offload, cache, fit: see
-            :class:`~studio.trainers.Plan`; None takes the recipe's value.
+            tensorboard, device, offload_activations, blocks_to_swap, fused_backward_pass, sharding, offload, cache,
+            fit: see :class:`~studio.trainers.Plan`; None takes the recipe's value.
         further: the run in ``output`` had fewer steps and trains on to these, its learning rate as it stands at that
             place of the longer schedule; if it was finished, the optimizer's moments start anew.
         quiet: print nothing.
@@ -117,7 +119,8 @@ def train(
         rate_ratio=rate_ratio, embedding_rate=embedding_rate, grow={str(at): rank for at, rank in (grow or {}).items()},
         precision=precision, ema=ema, gradient_checkpointing=gradient_checkpointing,
         checkpoint_every=checkpoint_every, preview_every=preview_every, tensorboard=tensorboard, device=device,
-        offload_activations=offload_activations, sharding=sharding, offload=offload, cache=cache, fit=fit,
+        offload_activations=offload_activations, blocks_to_swap=blocks_to_swap, fused_backward_pass=fused_backward_pass,
+        sharding=sharding, offload=offload, cache=cache, fit=fit,
     )  # fmt: skip
     group = joined()
     check_started(plan.sharding, group)
@@ -232,6 +235,8 @@ class Training:
             components=[name for name in lesson.rates if name] or None,
             calibrate=self._calibrate if lesson.attached.data_driven else None,
         )  # fmt: skip
+        if lesson.swap is not None:
+            lesson.swap.settle()
         check_trainable(state(lesson.model, lesson.name), list(lesson.rates))
         check_divisible(lesson.model, lesson.name, plan.sharding)
         on_step(lesson.model, lesson.name, step=0, steps=self.steps)
@@ -306,7 +311,7 @@ class Training:
         passes = micro_batches(done - 1, self.batch_size, self.plan.accumulation, self.group)
         for numbers in passes:
             of_step = len(numbers) / count
-            with kept_activations(self.plan.offload_activations, self.device):
+            with kept_activations(self.plan.offload_activations, self.device, self.lesson.swap):
                 loss = self._loss(numbers)
             value = float(loss.total.detach())
             if not math.isfinite(value) and self.group.alone:

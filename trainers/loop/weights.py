@@ -113,6 +113,8 @@ class Weights:
         """
         start, average = self.start, self._average
         found = grow(self.lesson.model, self.lesson.name, rank, seed=self.lesson.plan.seed)
+        if self.lesson.swap is not None:
+            self.lesson.swap.settle()
         before = self._acting.state_dict()
         if self.divided is not None:
             self.divided.destroy()
