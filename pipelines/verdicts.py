@@ -85,7 +85,9 @@ def prompts_of(
         DoesNotFit: it writes no texts.
     """
     if base.kind.name not in ("causal-lm", "seq2seq"):
-        raise DoesNotFit(f"{base.id} was opened as a {base.kind.title}, which tells nothing apart")
+        raise DoesNotFit(
+            f"{base.id}, opened as {base.kind.name!r}, has no labels and writes none: open it with labels="
+        )
     if labels is None or len(set(labels)) != len(labels) or len(labels) < 2 or any(map(is_blank, labels)):
         raise BadConfig(
             f"labels={labels!r}: {base.id} has no head, so give at least two labels, all different, that it could say"

@@ -139,9 +139,8 @@ def test_it_learns_and_its_file_alone_says_what_it_is(tiny_encoder, tmp_path, en
         measure, ["O O O B-LOC", "B-LOC I-LOC O O"]
     )
     previews = [(run.folder / "previews" / f"step-000060-{i:02d}.txt").read_text() for i in range(3)]
-    shown = ["texts" if "text" in e else e for e in kept[:3]]
     given = [tuple(e.values())[:2] if "premise" in e else e.get("text", e.get("tokens")) for e in kept[:3]]
-    assert len(shown) == 3 and [verdict.line for verdict in pipe.classify(given)] == previews
+    assert [verdict.line for verdict in pipe.classify(given)] == previews
 
 
 def test_the_head_is_trained_and_saved_or_kept(task, settings, tmp_path):
@@ -189,9 +188,8 @@ def test_decoders_and_pairs_of_encoder_and_decoder_classify(tiny_language, model
     _, config, sizes = LANGUAGE_MODELS[model]
     own = {**sizes, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id,
            "pad_token_id": tokenizer.pad_token_id, "num_labels": 3}  # fmt: skip
-    kind = {"mistral": "mistral", "gpt2": "gpt2"}.get(model, model)
     torch.manual_seed(0)
-    made = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **own)).eval()
+    made = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(model, **own)).eval()
     base = open_language_base((made, tokenizer), kind="classifier")
     texts = [("What is it?<end>",), ("Paris.<end>",), ("What is the capital of France?<end>",)]
     together, alone = judge(base, texts, 3), [judge(base, [one], 1)[0] for one in texts]
