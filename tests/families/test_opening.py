@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 
 import pytest
@@ -252,3 +253,17 @@ def test_a_language_base_with_pickled_weights_is_refused(tiny_language, tmp_path
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(BadFile, match="has its weights as pytorch_model.bin alone, and pickles can run programs"):
         open_language_base(folder)
+
+
+def test_a_cast_is_no_remark_on_the_screen(folders):
+    said = []
+    log, listener = logging.getLogger("diffusers"), logging.Handler()
+    listener.emit = lambda record: said.append(record.getMessage())
+    log.addHandler(listener)
+    try:
+        base = open_base(open_base(folders("sd1"), dtype="bf16"), dtype="fp32")
+        assert base.pipe.unet.dtype == torch.float32 and said == []
+        base.pipe.unet.to(torch.bfloat16)
+        assert "should be kept in float32" in said[0], "diffusers' own remark, which the studio leaves out"
+    finally:
+        log.removeHandler(listener)
