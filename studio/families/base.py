@@ -259,7 +259,6 @@ def move(model: Any, dtype: torch.dtype | None, device: torch.device | str | Non
     """Moves a module or a pipeline where ``dtype`` or ``device`` say so; None leaves either as it is."""
     if dtype is not None or device is not None:
         with quietly():  # diffusers warns of every cast, whether anything is to be kept in fp32 or not
-            with quietly():  # diffusers warns of every cast, whether anything is to be kept in fp32 or not
             model.to(*(wish for wish in (device, dtype) if wish is not None))
     if dtype is not None:
         for root in components(model).values():
