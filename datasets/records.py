@@ -5,7 +5,8 @@ A source is one of:
 - a file of one of the :data:`READERS`, told by its ending: JSON lines (``.jsonl``, ``.ndjson``), a JSON list
   (``.json``), a table with a header (``.csv``, ``.tsv``), Parquet (``.parquet``), or plain text (``.txt``, ``.md``),
   each paragraph of which is a record with the field ``text``;
-- a folder of sounds or pictures with their texts (:mod:`studio.datasets.beside`);
+- a folder of source code (:mod:`studio.datasets.sources`), or of sounds or pictures with their texts
+  (:mod:`studio.datasets.beside`);
 - a data set of Hugging Face's ``datasets``, or any list of dicts.
 """
 
@@ -71,8 +72,11 @@ def read_records(source: Any) -> Records:
     path = given_path(source)
     if path.is_dir():
         from studio.datasets.beside import read_beside
+        from studio.datasets.sources import read_code
 
-        entries, notes = read_beside(path)
+        entries, notes = read_code(path)
+        if not entries:
+            entries, notes = read_beside(path)
         return Records(str(path), tuple(_record(entry, n, where) for n, (entry, where) in enumerate(entries, 1)), notes)
     items = tuple(READERS.get(path.suffix.lower(), _json_lines)(path))
     if not items:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -12,8 +13,11 @@ import studio.pipelines
 import studio.trainers
 from studio.cli import main
 from studio.limits import LIMITS
+from studio.trainers.loop.preview import read_measures
 
 SHORT = {"dreambooth": ("--steps", "2"), "tune": ("--steps", "2"), "generate": ("--steps", "2"), "doctor": ("--fast",)}
+TASK_PAGES = sorted(file for file in (Path(__file__).parents[1] / "docs" / "tasks").glob("*.md"))
+RISING = {"exact_match", "accuracy", "macro_f1", "margin", "reward"}  # what is better when it is larger
 ELSEWHERE = {"make", "pip"}  # what sets the studio up has been done where this runs
 
 
@@ -68,6 +72,29 @@ def test_readme_can_be_copied(root, folder, monkeypatch):
     assert {f"out/000{number}.png" for number in range(4)} <= came
     assert {"runs/robot/adapter.safetensors", "runs/answers/adapter.safetensors"} <= came
     assert studio.pipelines.read_metadata("robot.png")["adapters"][0]["name"] == "robot"
+
+
+@pytest.mark.parametrize("page", TASK_PAGES, ids=lambda page: page.stem)
+def test_the_page_of_a_task_can_be_copied(page, folder, monkeypatch):
+    follow(page.read_text(encoding="utf-8"), folder, monkeypatch, short=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", TASK_PAGES, ids=lambda page: page.stem)
+def test_the_page_of_a_task_does_what_it_says(page, folder, monkeypatch):
+    """What it is measured by is better after than before, of every training that the page shows."""
+    follow(page.read_text(encoding="utf-8"), folder, monkeypatch, short=False)
+    runs = sorted(folder.glob("runs/*/log.jsonl"))
+    assert runs
+    for log in runs:
+        measured = read_measures(log.parent)
+        first, last = measured[min(measured)], measured[max(measured)]
+        better = [last[name] > first[name] if name in RISING else last[name] < first[name] for name in first]
+        assert any(better), f"{page.stem}: {first} before, {last} after"
+
+
+def test_every_task_has_a_page():
+    assert {page.stem for page in TASK_PAGES} >= set(studio.trainers.TEXT_TASKS)
 
 
 @pytest.mark.slow

@@ -97,6 +97,17 @@ def test_a_folder_of_sounds_gives_each_its_text(tmp_path):
     assert any("1 files have no text and are not used: c.wav" in note for note in read.notes)
 
 
+def test_a_folder_of_code_gives_its_files(tmp_path):
+    (tmp_path / "a.py").write_text("a = 1\n")
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "b.rs").write_text("fn main() {}\n")
+    (tmp_path / "empty.py").write_text("")
+    (tmp_path / "bad.py").write_bytes(b"\xff\xfe\xfa")
+    read = read_records(tmp_path)
+    assert [record.fields["code"] for record in read.items] == ["a = 1\n", "fn main() {}\n"]
+    assert read.notes == ("bad.py is no UTF-8 text that can be read",)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
