@@ -25,8 +25,7 @@ def read_code(folder: Path) -> tuple[list[tuple[dict[str, Any], str]], tuple[str
         folder: the folder.
 
     Returns:
-        The fields and the place of each file, sorted by path, and what was left aside, in sentences; nothing where there
-        is no code.
+        The fields and the place of each file, sorted by path, and what was left aside, in sentences.
     """
     skipped: list[SkippedFile] = []
     made: list[tuple[dict[str, Any], str]] = []
