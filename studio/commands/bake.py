@@ -54,12 +54,16 @@ def bake(
     gives the logits of a few tokens. If they differ, nothing is kept.
     """
     show = Show(as_json, quiet)
-    if not adapters:
-        raise UsageError("name the adapters that are folded in: --adapter FILE[:STRENGTH]")
+    _check_any(adapters)
     kind = pipeline_for(base, config_of, adapters)
     pipe = open_pipeline(kind, base, device=device, dtype=dtype, show=show, config_of=config_of)
     used = [load_adapter(pipe, word, show, allow_partial=allow_partial, pickled=pickled) for word in adapters]
     write_folder(pipe, output, used, show)
+
+
+def _check_any(adapters: tuple[AdapterWord, ...]) -> None:
+    if not adapters:
+        raise UsageError("name the adapters that are folded in: --adapter FILE[:STRENGTH]")
 
 
 def write_folder(pipe: Pipeline, output: Path, used: Sequence[Mapping[str, Any]], show: Show) -> None:

@@ -47,7 +47,8 @@ class _Settings:
             )
         stated = fields.get("lora_parameters")
         self.stated: Mapping[str, Any] = stated if isinstance(stated, Mapping) else {}
-        sort, scale, rank = fields.get("fine_tune_type", "lora"), self.stated.get("scale"), self.stated.get("rank")
+        sort, rank = fields.get("fine_tune_type", "lora"), self.stated.get("rank")
+        scale: Any = self.stated.get("scale")
         where = f"{CONFIG_FILE} beside {source.file.name}"
         if sort != method:
             raise BadFile(f"{where} says fine_tune_type={str(sort)[:60]!r}, and its tensors are those of {method}")

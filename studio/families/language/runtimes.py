@@ -115,12 +115,19 @@ class LlamaCppNames:
         return {name: path for name, path in named if name}
 
     def there(self, path: str, rows: Tensor) -> Tensor:
-        """Returns what has one row per output of a layer, ``(rows, ...)``, in llama.cpp's order."""
+        """Returns the same rows in llama.cpp's order.
+
+        Args:
+            path: of the layer. rows: one per output of it, ``(rows, ...)``.
+        """
         heads = self._heads(path)
         return rows[_paired(len(rows), heads)] if heads else rows
 
     def back(self, path: str, rows: Tensor) -> Tensor:
-        """Returns the same in transformers' order.
+        """Returns the same rows in transformers' order.
+
+        Args:
+            path: of the layer. rows: one per output of it, ``(rows, ...)``.
 
         Raises:
             DoesNotFit: rows that are no whole pairs of every head.
