@@ -47,6 +47,14 @@ class Labelled(Sample):
     def content(self) -> Any:
         return [self.form, self.texts, self.labels]
 
+    @property
+    def given(self) -> Any:
+        return [self.form, self.texts]
+
+    @property
+    def label(self) -> str | None:
+        return None if self.form == "words" else self.labels[0]
+
 
 def labelled_of(record: Record) -> tuple[Labelled, Collection[str]]:
     """Makes a labelled text of a record.

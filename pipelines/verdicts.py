@@ -85,9 +85,7 @@ def prompts_of(
         DoesNotFit: it writes no texts.
     """
     if base.kind.name not in ("causal-lm", "seq2seq"):
-        raise DoesNotFit(
-            f"{base.id}, opened as {base.kind.name!r}, has no labels and writes none: open it with labels="
-        )
+        raise DoesNotFit(f"{base.id}, opened as {base.kind.name!r}, neither tells labels apart nor writes them")
     if labels is None or len(set(labels)) != len(labels) or len(labels) < 2 or any(map(is_blank, labels)):
         raise BadConfig(
             f"labels={labels!r}: {base.id} has no head, so give at least two labels, all different, that it could say"
@@ -117,7 +115,7 @@ def judge(base: LanguageBase, asked: Sequence[Sequence[str]], batch_size: int) -
             _chances(label_logits(base, readings[begin : begin + batch_size]))
             for begin in range(0, len(readings), batch_size)
         ]
-    rows = iter(torch.cat(found).tolist())
+    rows = (row for batch in found for row in batch.tolist())
     if not words:
         return [_verdict(" ".join(texts), next(rows), base.labels) for texts in asked]
     made = []

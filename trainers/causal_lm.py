@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
@@ -12,6 +13,7 @@ from studio.datasets.samples import Form
 from studio.errors import DoesNotFit
 from studio.families.language import LanguageBase
 from studio.trainers.language.causal import Causal, Question
+from studio.trainers.language.choices import choices_of
 from studio.trainers.language.packing import check_packs
 from studio.trainers.language.rows import short
 from studio.trainers.language.texts import TokenRow, encode, marked, question, render, system_of
@@ -32,6 +34,8 @@ class CausalLM(TextTask[Sample, TokenRow]):
 
     Attributes:
         answers: how many held-out samples are answered for the exact match; 0 measures the loss alone.
+        choices: the different answers of the data are labels (at most 64): the likeliest of them is measured, and said
+            by ``studio complete``.
         preview_prompts: what previews ask; None: the first few held-out questions, or those of the data.
         preview_tokens: tokens of a preview's answer at most.
         packing: several samples stand in a row, none of which attends to another: the same training with less filling,
@@ -50,6 +54,7 @@ class CausalLM(TextTask[Sample, TokenRow]):
     least: ClassVar[Mapping[str, int]] = {"answers": 0, "preview_tokens": 1}
 
     answers: int = 200
+    choices: bool = False
     preview_prompts: tuple[str, ...] | None = None
     preview_tokens: int = 32
     packing: bool = False
@@ -71,6 +76,7 @@ class CausalLM(TextTask[Sample, TokenRow]):
         return Causal(
             **shared, samples=rows, held_out=held_out, previews=self._previews(shared["base"], held_out or rows),
             answers=self.answers, preview_tokens=self.preview_tokens, packing=self._packing(shared, rows),
+            choices=self._choices(rows),
         )  # fmt: skip
 
     def _packing(self, shared: Shared, rows: Sequence[TokenRow]) -> int:
@@ -86,12 +92,17 @@ class CausalLM(TextTask[Sample, TokenRow]):
         return int(shared["settings"]["max_length"])
 
     def settings(self, rows: Sequence[TokenRow], base: LanguageBase) -> Mapping[str, Any]:
-        return _marks(rows, base) | ({"packing": True} if self.packing else {})
+        packing = {"packing": True} if self.packing else {}
+        return _marks(rows, base) | packing | ({"choices": list(self._choices(rows))} if self.choices else {})
 
     def origin(self, rows: Sequence[TokenRow], base: LanguageBase) -> Mapping[str, str]:
         system = system_of([row.sample for row in rows])
         form = "chat" if any(row.sample.chat for row in rows) else "text"
-        return {"form": form, **({"system": system} if system else {})}
+        own = {"labels": json.dumps(self._choices(rows))} if self.choices else {}
+        return {"form": form, **({"system": system} if system else {}), **own}
+
+    def _choices(self, rows: Sequence[TokenRow]) -> tuple[str, ...]:
+        return choices_of((row.sample.answer for row in rows), str(self.data)) if self.choices else ()
 
     def _ask(self, base: LanguageBase, rows: Sequence[TokenRow], text: str) -> str:
         """Returns a question of ``preview_prompts`` as the model reads it, asked as the samples ask."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from studio.datasets.pairs import Pair, pair_of
 from studio.datasets.samples import Form
 from studio.families.language import LanguageBase
+from studio.trainers.language.choices import choices_of
 from studio.trainers.language.rows import short
 from studio.trainers.language.seq2seq import PairRow, Seq2SeqLesson, encode_pair
 from studio.trainers.text_task import Shared, TextTask
@@ -27,6 +29,8 @@ class Seq2Seq(TextTask[Pair, PairRow]):
 
     Attributes:
         answers: how many held-out pairs are said for the exact match; 0 measures the loss alone.
+        choices: the different answers of the data are labels (at most 64): the likeliest of them is measured, and said
+            by ``studio complete``.
         preview_prompts: what previews read; None: the first few held-out texts, or those of the data.
         preview_tokens: tokens of a preview at most.
 
@@ -43,6 +47,7 @@ class Seq2Seq(TextTask[Pair, PairRow]):
     least: ClassVar[Mapping[str, int]] = {"answers": 0, "preview_tokens": 1}
 
     answers: int = 200
+    choices: bool = False
     preview_prompts: tuple[str, ...] | None = None
     preview_tokens: int = 64
 
@@ -62,8 +67,17 @@ class Seq2Seq(TextTask[Pair, PairRow]):
     def lesson(self, shared: Shared, rows: Sequence[PairRow], held_out: Sequence[PairRow]) -> Seq2SeqLesson:
         return Seq2SeqLesson(
             **shared, samples=rows, held_out=held_out, previews=self._previews(held_out or rows), answers=self.answers,
-            preview_tokens=self.preview_tokens,
+            preview_tokens=self.preview_tokens, choices=self._choices(rows),
         )  # fmt: skip
+
+    def settings(self, rows: Sequence[PairRow], base: LanguageBase) -> Mapping[str, Any]:
+        return {"choices": list(self._choices(rows))} if self.choices else {}
+
+    def origin(self, rows: Sequence[PairRow], base: LanguageBase) -> Mapping[str, str]:
+        return {"labels": json.dumps(self._choices(rows))} if self.choices else {}
+
+    def _choices(self, rows: Sequence[PairRow]) -> tuple[str, ...]:
+        return choices_of((row.sample.target for row in rows), str(self.data)) if self.choices else ()
 
     def _previews(self, rows: Sequence[PairRow]) -> list[tuple[str, str]]:
         if self.preview_prompts is not None:

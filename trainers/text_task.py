@@ -154,10 +154,6 @@ class TextTask(ABC, Generic[S, R]):
         """Returns the kind that the base is opened as, where that depends on the data."""
         return self.kind
 
-    def kind_for(self, read: Read[S]) -> str:
-        """Returns the kind that the base is opened as, where that depends on the data."""
-        return self.kind
-
     def labels(self, read: Read[S]) -> Sequence[str] | None:
         """Returns what a classifier shall tell apart, None for a base of another kind."""
         return None

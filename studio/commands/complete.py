@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import click
 
-from studio.commands.judging import tell_verdicts
+from studio.commands.judging import labels_said, tell_verdicts
 from studio.commands.loading import kind_of_adapters, load_adapter, open_pipeline
 from studio.commands.options import adapter_option, example, output_options, pipeline_options
 from studio.commands.show import Show
@@ -49,7 +49,8 @@ __all__ = ["complete"]
 )  # fmt: skip
 @click.option(
     "--label", "labels", multiple=True, metavar="TEXT",
-    help="Say which of these answers is the likeliest, in place of writing; repeatable.",
+    help="Say which of these answers is the likeliest, in place of writing; else those that the adapters were trained "
+    "to choose from. Repeatable.",
 )  # fmt: skip
 @click.option(
     "--batch-size", type=int, metavar="N", default=16, show_default=True, help="Prompts that are completed together."
@@ -92,10 +93,9 @@ def complete(
     tagged = [prompt for prompt in prompts if pipe.read_tags(prompt).blend is not None]
     if per_sample and tagged:
         _refuse_tag(tagged[0])
+    labels = labels or labels_said(pipe)
     if pipe.base.kind.head or labels:
-        tell_verdicts(
-            pipe, prompts, used, show, labels=labels, chat=chat, per_sample=per_sample, batch_size=batch_size
-        )
+        tell_verdicts(pipe, prompts, used, show, labels=labels, chat=chat, per_sample=per_sample, batch_size=batch_size)
         return
     if system is None and pipe.system and (pipe.asks_by_chat if chat is None else chat):
         show.tell(f"asking with the system prompt that the adapters were trained with: {pipe.system!r}")

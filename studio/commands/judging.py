@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,18 @@ from studio.errors import BadConfig
 if TYPE_CHECKING:
     from studio.pipelines import TextPipeline
 
-__all__ = ["tell_verdicts"]
+__all__ = ["labels_said", "tell_verdicts"]
+
+
+def labels_said(pipe: TextPipeline) -> tuple[str, ...]:
+    """Returns the labels that all adapters on a model that writes were trained to say; none where they differ.
+
+    Args:
+        pipe: the model, with its adapters.
+    """
+    stated = {info.metadata.get("labels") for info in pipe.adapters.values()}
+    found = stated.pop() if len(stated) == 1 and not pipe.base.kind.head else None
+    return () if found is None else tuple(map(str, json.loads(found)))
 
 
 def tell_verdicts(
@@ -42,7 +54,8 @@ def tell_verdicts(
     blend: Any = [usual if one.blend is None else one.blend for one in tagged[::size]]
     if per_sample:
         blend = [{entry["name"]: entry["strength"]} for entry in used]
-    texts = [one.text for one in tagged]
+    ends = [prompt[len(prompt.rstrip()) :] for prompt in prompts]  # a blank before a label that is said counts
+    texts = [f"{one.text}{end}" for one, end in zip(tagged, ends, strict=True)]
     asked = texts if size == 1 else list(zip(texts[::2], texts[1::2], strict=True))
     made = pipe.classify(asked, blend=blend, labels=labels or None, chat=chat, batch_size=batch_size)
     for verdict in made:

@@ -160,7 +160,9 @@ def test_a_classifier_writes_nothing_and_takes_no_other_adapter(pipe, tiny_encod
         pipe.complete("Hi.")
     with pytest.raises(DoesNotFit, match="tiny-encoder is an encoder of texts, which writes nothing"):
         TextPipeline.open(tiny_encoder).complete("Hi.")
-    with pytest.raises(DoesNotFit, match="tiny-encoder, opened as 'encoder', has no labels and writes none"):
+    with pytest.raises(
+        DoesNotFit, match="tiny-encoder, opened as 'encoder', neither tells labels apart nor writes them"
+    ):
         TextPipeline.open(tiny_encoder).classify("Hi.")
     put(pipe, "one", 1)
     facts = {"kind": "classifier", "labels": json.dumps(LABELS), "form": "pair"}

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from studio.families.language import LanguageBase
+from studio.trainers.language.choices import chosen
 from studio.trainers.language.lesson import MEASURED, TextLesson
 from studio.trainers.language.packing import packed
 from studio.trainers.language.texts import IGNORED, TokenRow, batch, question
@@ -49,6 +50,7 @@ class Causal(TextLesson[TokenRow]):
         previews: what previews ask.
         answers: how many of the held-out samples are answered for the exact match.
         preview_tokens: tokens of a preview's answer at most.
+        choices: all answers that there are, where the likeliest of them counts as what is said; none: whatever is said.
         packing: tokens of a row that holds several samples (:mod:`~studio.trainers.language.packing`); 0: every sample
             has a row of its own.
     """
@@ -56,6 +58,7 @@ class Causal(TextLesson[TokenRow]):
     previews: Sequence[Question]
     answers: int
     preview_tokens: int
+    choices: Sequence[str] = ()
     packing: int = 0
 
     def __post_init__(self) -> None:
@@ -82,6 +85,10 @@ class Causal(TextLesson[TokenRow]):
             made = self._answers([(question(sample, self.base), sample.chat) for sample in self.asked], self.longest)
             right = [text == sample.answer.strip() for text, sample in zip(made, self.asked, strict=True)]
             found["exact_match"] = sum(right) / len(right)
+        if self.choices:
+            some = [row.sample for row in self.held_out if not row.lost]
+            asked = [(question(sample, self.base), sample.chat) for sample in some]
+            found |= chosen(self.base, asked, [sample.answer for sample in some], self.choices, MEASURED)
         return found
 
     def preview(self) -> list[str]:

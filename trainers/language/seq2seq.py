@@ -12,6 +12,7 @@ from torch import Tensor
 
 from studio.datasets.pairs import Pair
 from studio.families.language import LanguageBase
+from studio.trainers.language.choices import chosen
 from studio.trainers.language.lesson import MEASURED, TextLesson
 from studio.trainers.language.rows import short
 from studio.trainers.language.texts import IGNORED
@@ -104,11 +105,13 @@ class Seq2SeqLesson(TextLesson[PairRow]):
         previews: (text, caption) of what previews read.
         answers: how many of the held-out pairs are said for the exact match.
         preview_tokens: tokens of a preview at most.
+        choices: all answers that there are, where the likeliest of them counts as what is said; none: whatever is said.
     """
 
     previews: Sequence[tuple[str, str]]
     answers: int
     preview_tokens: int
+    choices: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -131,6 +134,10 @@ class Seq2SeqLesson(TextLesson[PairRow]):
             made = self._said([row.sample.source for row in self.asked], self._longest)
             right = [text == row.sample.target.strip() for text, row in zip(made, self.asked, strict=True)]
             found["exact_match"] = sum(right) / len(right)
+        if self.choices:
+            pairs = [row.sample for row in self.held_out if not row.lost]
+            asked = [(pair.source, False) for pair in pairs]
+            found |= chosen(self.base, asked, [pair.target for pair in pairs], self.choices, MEASURED)
         return found
 
     def preview(self) -> list[str]:

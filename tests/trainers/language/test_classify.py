@@ -147,7 +147,7 @@ def test_the_head_is_trained_and_saved_or_kept(task, settings, tmp_path):
     trained = train(task, output=tmp_path / "trained", **settings)
     found = inspect(trained.adapter)
     assert found.method == "lora+full" and "classifier" in found.sites
-    alone = Classify(base=task.base, data=task.data, keep_head=True)
+    alone = Classify(base=task.base, data=task.data, keep_head=True, preview_prompts=())
     kept = train(alone, output=tmp_path / "kept", **settings)
     assert inspect(kept.adapter).method == "lora" and inspect(kept.adapter).facts["labels"] == '["neg", "pos"]'
 
