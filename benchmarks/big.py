@@ -28,6 +28,7 @@ __all__ = ["ROWS", "Row", "main"]
 
 STEPS, RANK = 3, 16
 SETTINGS: dict[str, Any] = {"batch_size": 1, "gradient_checkpointing": True, "precision": "bf16"}
+"""Of the training and of the plan."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,9 @@ def pictures(folder: Path, place: Path) -> Any:
 ROWS = {
     "llama": Row("6.7 billion parameters as Llama 2's, 128 tokens", 12e9, write_llama, texts, {"length": 128}),
     "sdxl": Row(
-        "Stable Diffusion XL's shape, 512 x 512", 8e9, write_sdxl, pictures,
-        {"resolution": 512, "prior": "none", "preview_prompts": ()},
+        "Stable Diffusion XL's shape, 512 x 512", 8e9, write_sdxl, pictures, {"resolution": 512, "prior": "none"}
     ),
-}  # fmt: skip
+}
 
 
 def tune(row: Row, folder: Path, place: Path) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def forecast(row: Row, folder: Path) -> float:
     from studio.trainers.forecast import plan
 
     adapter = studio.LoRA(rank=RANK, targets="attention")
-    return float(plan(folder, adapter=adapter, quantize="nf4", **row.asked, **SETTINGS).peak)
+    return float(plan(folder, adapter=adapter, quantize="nf4", previews=False, **row.asked, **SETTINGS).peak)
 
 
 def measure(name: str, folder: Path) -> bool:
