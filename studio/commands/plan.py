@@ -181,14 +181,15 @@ def _table(show: Show) -> None:
     from studio.planning.published import UNIT
     from studio.trainers.forecast import compare
 
-    rows: list[tuple[str, ...]] = [("model", "trained", "published GB", "forecast GB", "deviation")]
+    rows: list[tuple[str, ...]] = [("model", "trained", "published GB", "forecast GB", "deviation", "CPU GB; forecast")]
     notes, facts = dict[str, int](), []
     for one in compare():
         marks = [str(notes.setdefault(note, len(notes) + 1)) for note in one.row.notes]
         rows.append((*one.cells(), f"[{', '.join(marks)}]"))
         facts.append({"model": one.row.model, "trained": one.row.what, "published": one.row.published,
                       "forecast": one.gigabytes, "deviation": one.deviation,
-                      "deviation_in_mebibytes": one.in_mebibytes, "notes": list(one.row.notes)})  # fmt: skip
+                      "deviation_in_mebibytes": one.in_mebibytes, "cpu_published": one.row.host, "cpu": one.host,
+                      "cpu_deviation": one.host_deviation, "notes": list(one.row.notes)})  # fmt: skip
     show.table(rows)
     show.say(UNIT)
     for note, number in notes.items():

@@ -12,11 +12,11 @@ that is put together at once (a block)::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["SHARDINGS", "Sharding", "deepspeed_buffers", "share"]
+__all__ = ["SHARDINGS", "Sharding", "deepspeed_buffers", "page_locked", "share"]
 
 Bytes = Mapping[str, int]
 
@@ -45,7 +45,9 @@ SHARDINGS: Final[Mapping[str, Sharding]] = {
     "zero2": Sharding("optimizer states and gradients are divided", gradients=True, optimizer=True),
     "zero3": Sharding(
         "the base, optimizer states and gradients are divided, adapters are whole",
-        weights=True, gradients=True, optimizer=True,
+        weights=True,
+        gradients=True,
+        optimizer=True,
     ),
 }
 
@@ -64,6 +66,19 @@ def deepspeed_buffers(parameters: int, itemsize: int) -> int:
         (6000000000, 8000000)
     """
     return (min(parameters, 10**9) + min(parameters, 5 * 10**8)) * itemsize
+
+
+def page_locked(sizes: Iterable[int]) -> int:
+    """Returns the bytes that tensors take in memory that an accelerator copies from: powers of two, each for itself.
+
+    Args:
+        sizes: of the tensors, in bytes, each above 0.
+
+    Example:
+        >>> page_locked([3, 4, 5])
+        16
+    """
+    return sum(1 << (size - 1).bit_length() for size in sizes)
 
 
 def share(held: Bytes, way: Sharding, processes: int, unit: int) -> dict[str, int]:
