@@ -192,7 +192,7 @@ def open_base(
     pipe, weights = read(place, dtype, where)
     pipe.set_progress_bar_config(disable=True)
     found = _quantize(_describe(pipe, name, place, weights), wishes)
-    with staying(pipe.components[found.family.denoiser], blocks_to_swap, where):
+    with staying(pipe.components[found.family.denoiser], blocks_to_swap):
         _put(pipe, None, where if away else device, offload)
     return found
 

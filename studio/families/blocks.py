@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from studio.errors import DoesNotFit
+from studio.quantization.backend import packing_of
 
-__all__ = ["Block", "Resting", "away_blocks", "resting", "running_blocks", "spread", "staying"]
+__all__ = ["Block", "Resting", "away_blocks", "resting", "running_blocks", "shared_tensors", "spread", "staying"]
 
 T = TypeVar("T")
 
@@ -112,30 +113,39 @@ def resting(block: nn.Module, elsewhere: frozenset[int] = frozenset()) -> Iterat
 
 
 @contextmanager
-def staying(root: nn.Module, count: int, device: torch.device | str) -> Iterator[None]:
+def staying(root: nn.Module, count: int) -> Iterator[None]:
     """While it lasts, what moves the model leaves the matrices of the blocks that stay away where they are.
 
     Args:
-        root: the model. count: how many blocks. device: where the model is moved to meanwhile.
+        root: the model. count: how many blocks.
 
     Raises:
         DoesNotFit: it has fewer blocks.
     """
     blocks = away_blocks(root, count) if count else []
-    for block in blocks:
-        block.parent._modules[block.key] = nn.Identity()
+    shared = shared_tensors(root) if count else frozenset[int]()
+    held = [one for block in blocks for one in resting(block.module, shared) if _waits(one.module)]
+    for one in held:
+        nothing = torch.empty(0, dtype=one.tensor.dtype)
+        kept = isinstance(one.tensor, nn.Parameter)
+        one.table[one.name] = nn.Parameter(nothing, requires_grad=False) if kept else nothing
     try:
         yield
     finally:
-        for block in blocks:
-            block.parent._modules[block.key] = block.module
-    for block in blocks:
-        _move_small(block.module, torch.device(device))
+        for one in held:
+            one.table[one.name] = one.tensor
 
 
-def _move_small(block: nn.Module, device: torch.device) -> None:
-    """Moves what is no matrix, and the numbers that stand beside packed matrices."""
-    moving = {id(one.tensor) for one in resting(block)}
-    for tensor in (*block.parameters(), *block.buffers()):
-        if id(tensor) not in moving:
-            tensor.data = tensor.data.to(device)
+def _waits(module: nn.Module) -> bool:
+    packing = packing_of(module)
+    return packing is None or packing.fetched
+
+
+def shared_tensors(root: nn.Module) -> frozenset[int]:
+    """Returns the ids of tensors that stand in more than one place."""
+    seen: dict[int, int] = {}
+    for module in root.modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                seen[id(tensor)] = seen.get(id(tensor), 0) + 1
+    return frozenset(one for one, count in seen.items() if count > 1)

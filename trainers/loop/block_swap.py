@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from studio.device import side_stream
-from studio.families.blocks import Resting, away_blocks, resting
+from studio.families.blocks import Resting, away_blocks, resting, shared_tensors
 from studio.quantization.counting import packed_layers
-from studio.trainers.loop.fetching import check_fetched, copied, in_store, is_plain, shared_tensors
+from studio.trainers.loop.fetching import check_fetched, copied, in_store, is_plain
 
 __all__ = ["BlockSwap"]
 

@@ -10,17 +10,7 @@ from studio.errors import DoesNotFit
 from studio.families.blocks import Resting
 from studio.quantization.backend import packing_of
 
-__all__ = ["check_fetched", "copied", "in_store", "is_plain", "shared_tensors"]
-
-
-def shared_tensors(root: nn.Module) -> frozenset[int]:
-    """Returns the ids of tensors that stand in more than one place."""
-    seen: dict[int, int] = {}
-    for module in root.modules():
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None:
-                seen[id(tensor)] = seen.get(id(tensor), 0) + 1
-    return frozenset(one for one, count in seen.items() if count > 1)
+__all__ = ["check_fetched", "copied", "in_store", "is_plain"]
 
 
 def check_fetched(held: Iterable[Resting], name: str, checkpointed: bool) -> None:

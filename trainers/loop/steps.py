@@ -71,7 +71,6 @@ class _Fused:
 
     def backward(self, loss: Tensor, last: bool) -> None:
         whole = self.weights.optimizer
-        assert isinstance(whole, torch.optim.Optimizer), "it is not divided"
         if self._fused is None or self._fused.optimizer is not whole:  # which an adapter that has grown has anew
             self._fused = FusedBackward(self.weights.trained, whole)
         self._fused.begin()

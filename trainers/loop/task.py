@@ -16,6 +16,7 @@ from torch import Tensor
 
 from studio.adapters import AdapterConfig, Full
 from studio.adapters.contract.mixed import Mixed
+from studio.errors import DoesNotFit
 from studio.families import components, family_in
 from studio.planning.forecast import Forecast
 from studio.trainers.loop.block_swap import BlockSwap
@@ -92,11 +93,19 @@ class Lesson(ABC):
         """Lets blocks of what is trained first wait in the CPU's memory.
 
         Raises:
-            DoesNotFit: it has fewer blocks, or they are quantised in a way that cannot be fetched.
+            DoesNotFit: it has fewer blocks, they are quantised in a way that cannot be fetched, or the adapter's start
+                is computed from weights and data, which are in two places.
         """
         name, plan = next(iter(self.rates)), self.plan
         root = components(self.model)[name]
-        return BlockSwap(root, plan.blocks_to_swap, name=name or "the model", checkpointed=plan.gradient_checkpointing)
+        swap = BlockSwap(root, plan.blocks_to_swap, name=name or "the model", checkpointed=plan.gradient_checkpointing)
+        if self.attached.data_driven and swap.device.type != "cpu":
+            swap.close()
+            raise DoesNotFit(
+                f"blocks_to_swap: {type(self.attached).__name__} starts from weights and data, which would be in two "
+                "places: take another init, or leave blocks_to_swap out"
+            )
+        return swap
 
     @property
     @abstractmethod

@@ -228,7 +228,7 @@ class Training:
             lesson.prepare(self.say)
         parts = components(lesson.model)
         self.modules = [parts[name] for name in lesson.rates]
-        self.device = next(self.modules[0].parameters()).device
+        self.device = lesson.swap.device if lesson.swap is not None else next(self.modules[0].parameters()).device
         self.accelerator = accelerator_for(plan.precision, self.device)
         found = attach(
             lesson.model, lesson.attached, name=lesson.name, seed=plan.seed,

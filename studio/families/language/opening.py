@@ -138,7 +138,7 @@ def _read(
     if kind.head:
         model.config.pad_token_id = found.pad  # by which a decoder that classifies finds where a text ends
     _quantize(found, wishes)
-    with staying(model, swapped, "cpu" if device is None else device):
+    with staying(model, swapped):
         move(model, None, device)
     return found
 

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+import studio
 import tiny
+import tiny_pipelines
 from packings import CHEAP, prepare
 from studio.errors import DoesNotFit
 from studio.families.blocks import away_blocks, running_blocks, staying
@@ -17,6 +19,7 @@ from studio.planning.blueprint import blueprint
 from studio.planning.tracker import Tracker
 from studio.quantization import packing_of
 from studio.trainers.loop.block_swap import BlockSwap
+from studio.trainers.loop.mode import checkpoint_gradients
 
 KINDS = {
     "plain": lambda: None,
@@ -179,10 +182,11 @@ def test_a_tensor_that_others_hold_too_stays():
 
 
 def test_moving_a_model_leaves_the_blocks_behind():
-    """On a CPU a type stands in for a place: what stays behind keeps its own, but for vectors, which are not moved."""
+    """On a CPU a type stands in for a place: what stays behind keeps its own."""
     net = Net()
-    with staying(net, 3, "cpu"):
+    with staying(net, 3):
         net.to(torch.float64)
+    assert {block[0].bias.dtype for block in net.blocks} == {torch.float64}
     kinds = [block[0].weight.dtype for block in net.blocks]
     assert kinds == [torch.float64, torch.float32] * 3 and net.first.weight.dtype is torch.float64
 
@@ -210,8 +214,6 @@ CANNOT = {"int8", "quanto-int8"}
 @pytest.mark.parametrize("way", CHEAP)
 def test_quantised_blocks_are_fetched_or_refused(way):
     import warnings
-
-    import studio
 
     prepare(way)
     net = Layers().requires_grad_(False)
@@ -243,3 +245,58 @@ def test_quantised_blocks_are_fetched_or_refused(way):
     assert copies and not {id(copy) for copy in copies} & {id(one) for one in swap.held}
     swap.close()
     assert same(state_of(net), before)
+
+
+# -- another device than the CPU: torch's meta device has no numbers, and refuses to mix with what is elsewhere --------
+
+PLACES = {
+    "unet": (lambda: tiny.unet(), lambda net, x: net(x(1, 4, 16, 16), x(1), x(1, 4, 8)).sample),
+    "mmdit": (lambda: tiny_pipelines.build("sd3").transformer, None),
+    "llama": (
+        lambda: tiny.llama(),
+        lambda net, x: net(inputs_embeds=x(1, 6, net.config.hidden_size), attention_mask=x(1, 1, 6, 6)).logits,
+    ),
+}
+
+
+def mmdit_called(net, x):
+    config = net.config
+    return net(
+        x(1, config.in_channels, 8, 8), encoder_hidden_states=x(1, 5, config.joint_attention_dim),
+        pooled_projections=x(1, config.pooled_projection_dim), timestep=x(1),
+    ).sample  # fmt: skip
+
+
+@pytest.mark.parametrize("way", [None, "fp8"])
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("kind", PLACES)
+def test_whatever_computes_finds_its_weights_where_it_computes(kind, checkpointed, way):
+    """Forward and backward pass with adapters, blocks on the CPU and everything else on another device."""
+    made, call = PLACES[kind]
+    net = made().requires_grad_(False)
+    if way:
+        if not checkpointed:
+            pytest.skip("is refused")
+        studio.quantize(net, way)
+    studio.attach(net, studio.DoRA(rank=2, targets="all-linear") if way is None else studio.LoRA(rank=2))
+    checkpoint_gradients(net, checkpointed)
+    count = len(running_blocks(net))
+    with staying(net, count):
+        net.to("meta")
+    swap = BlockSwap(net, count, checkpointed=checkpointed)
+    swap.settle()
+    assert swap.device.type == "meta" and all(one.device.type == "cpu" for one in swap.held) and swap.held
+    rest = [p for p in (*net.parameters(), *net.buffers()) if id(p) not in {id(one) for one in swap.held}]
+    assert all(p.device.type == "meta" for p in rest)
+
+    def x(*shape):
+        return torch.zeros(shape, device="meta")
+
+    net.train()
+    for _ in range(2):
+        with swap.keeping(contextlib.nullcontext()):
+            loss = (call or mmdit_called)(net, x).sum()
+        loss.backward()
+    trained = [p for p in net.parameters() if p.requires_grad]
+    assert trained and all(p.grad is not None and p.grad.device.type == "meta" for p in trained)
+    swap.close()
