@@ -127,8 +127,8 @@ def _off(exact: Tensor, packed: Tensor) -> tuple[float, float]:
     """``‖W − Q‖²`` and ``‖W‖²``, some rows at a time, so that no copy in fp32 is made of the whole."""
     off = norm = 0.0
     for wanted, given in zip(exact.split(_ROWS), packed.split(_ROWS), strict=True):
-        off += float(wanted.float().sub_(given).square_().sum())
-        norm += float(wanted.float().square_().sum())
+        off += float((wanted.float() - given.float()).square().sum())
+        norm += float(wanted.float().square().sum())
     return off, norm
 
 

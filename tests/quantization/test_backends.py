@@ -59,6 +59,16 @@ def test_each_error_is_that_of_its_bits(name: str) -> None:
     assert ERROR[name] / 4 < error < ERROR[name]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_weight_that_was_quantised_is_not_written_to(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(64, 200)).to(dtype)
+    layer, before = model[0], model[0].weight.detach().clone()
+    report = studio.quantize(model, "fp8")
+    assert torch.equal(layer.weight, before)
+    off = BACKENDS["fp8"].packing.unpacked(model[0]).double() - before.double()
+    assert report.error == pytest.approx(float(off.norm() / before.double().norm()), rel=1e-5)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_a_model_counts_the_weights_that_are_meant(name: str) -> None:
     model = quantized(name)
