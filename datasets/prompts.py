@@ -2,7 +2,8 @@
 
 The forms of a record: ``{"prompt": "..."}``, plain text; ``{"prompt": [turns]}``, or ``messages``, a conversation that
 ends with a turn of the user's; ``{"instruction": "...", "input": "..."}``, the same as one such turn. Each may have an
-``answer``, which a reward compares with. A turn is ``{"role": "user", "content": "..."}``.
+``answer``, which a reward compares with; of ``messages`` that end with the assistant's turn, and of an instruction with
+an ``output``, these are the answer. A turn is ``{"role": "user", "content": "..."}``.
 """
 
 from __future__ import annotations
@@ -63,12 +64,20 @@ def prompt_of(record: Record) -> tuple[Prompt, Collection[str]]:
     if len(there) > 1:
         raise BadFile(f"{where}: it has {' and '.join(map(repr, there))}; which one is meant?")
     name = there[0]
-    answer = text_field(entry, "answer", where, answer=True) if entry.get("answer") is not None else None
-    known = (name, "answer")
+    told = "output" if name == "instruction" and "answer" not in entry else "answer"
+    answer = text_field(entry, told, where, answer=True) if entry.get(told) is not None else None
+    known = (name, told)
     if name == "instruction":
         more = text_field(entry, "input", where, empty=True) if entry.get("input") is not None else ""
         parts = [text_field(entry, name, where), *([more] if more.strip() else [])]
         return Prompt(record.line, (("user", "\n\n".join(parts)),), answer=answer), (*known, "input")
     if name == "prompt" and isinstance(entry[name], str):
         return Prompt(record.line, text=text_field(entry, name, where), answer=answer), known
-    return Prompt(record.line, turns_of(entry[name], record), answer=answer), known
+    turns = entry[name]
+    if answer is None and isinstance(turns, list) and turns and _said_by_assistant(turns[-1]):
+        answer, turns = text_field(turns[-1], "content", where, answer=True), turns[:-1]
+    return Prompt(record.line, turns_of(turns, record), answer=answer), known
+
+
+def _said_by_assistant(turn: Any) -> bool:
+    return isinstance(turn, dict) and turn.get("role") == "assistant" and "content" in turn

@@ -11,6 +11,7 @@ from __future__ import annotations
 from studio.trainers.causal_lm import CausalLM
 from studio.trainers.classify import Classify
 from studio.trainers.dreambooth import DreamBooth
+from studio.trainers.grpo import GRPO
 from studio.trainers.loop.guard import NotFinite
 from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.run import Run
@@ -23,6 +24,7 @@ from studio.trainers.style import Style
 from studio.trainers.tasks import TEXT_TASKS
 
 __all__ = [
+    "GRPO",
     "TEXT_TASKS",
     "CausalLM",
     "Classify",

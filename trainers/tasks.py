@@ -7,6 +7,7 @@ from typing import Any, Final
 from studio.registry import Registry
 from studio.trainers.causal_lm import CausalLM
 from studio.trainers.classify import Classify
+from studio.trainers.grpo import GRPO
 from studio.trainers.preference import Preference
 from studio.trainers.reward import Reward
 from studio.trainers.seq2seq import Seq2Seq
@@ -17,5 +18,5 @@ __all__ = ["TEXT_TASKS"]
 TEXT_TASKS: Final[Registry[type[TextTask[Any, Any]]]] = Registry("task")
 """Name -> the task."""
 
-for _task in (CausalLM, Classify, Preference, Reward, Seq2Seq):
+for _task in (CausalLM, Classify, GRPO, Preference, Reward, Seq2Seq):
     TEXT_TASKS.add(_task.task_name, _task)

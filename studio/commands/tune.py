@@ -94,6 +94,20 @@ TASKS: Final = (
         adapter. The same command again goes on with an interrupted run, to the bit.""",
         ("studio tune reward facts pairs.jsonl --held-out 0.1 -o runs/judge",),
     ),
+    TuneTask(
+        "grpo",
+        "By a reward for what the model writes itself: GRPO.",
+        """Teach a causal language model by rewards for the answers that it draws itself.
+
+        BASE is an embedded language base (facts), a transformers folder or a hub id, DATA a file with one sample per
+        line: prompt, messages or instruction, maybe with the right answer. The reward is one of exact, length:WORDS and
+        regex:PATTERN, a Python function (MODULE:FUNCTION), or the file of a reward adapter on the same base. The same
+        command again goes on with an interrupted run, to the bit.""",
+        (
+            "studio tune grpo facts questions.jsonl --held-out 0.1 --set reward=exact -o runs/right",
+            "studio tune grpo facts questions.jsonl --set reward=runs/judge/adapter.safetensors -o runs/liked",
+        ),
+    ),
 )
 """The tasks, in the order in which the help shows them."""
 
