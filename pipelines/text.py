@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -236,6 +236,41 @@ class TextPipeline(Pipeline):
                 )  # fmt: skip
             made |= dict(zip(members, some, strict=True))
         return [made[i] for i in range(len(given))]
+
+    def reply(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+        tell: Callable[[str], None] | None = None,
+    ) -> Completion:
+        """Answers a conversation with the blend that is on.
+
+        Args:
+            messages: the turns so far, each with a role and a content, the last of them the user's.
+            max_new_tokens, temperature, seed: as of :meth:`complete`.
+            tell: takes each piece of the answer as soon as it stands.
+
+        Raises:
+            BadConfig: the last turn is not the user's, or an impossible number.
+            DoesNotFit: the chat template refuses the conversation, or it leaves no room in the context.
+
+        Example:
+            >>> pipe = TextPipeline.open("facts")
+            >>> pieces = []
+            >>> said = pipe.reply([{"role": "user", "content": "Hello."}], max_new_tokens=8, tell=pieces.append)
+            >>> "".join(pieces) == said.text
+            True
+        """
+        if not messages or messages[-1].get("role") != "user":
+            raise BadConfig("a conversation is answered after a user's turn: end it with one")
+        text = self.base.write(messages, asking=True)
+        (made,) = write(
+            self.base, [text], chat=True, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, tell=tell
+        )  # fmt: skip
+        return Completion(messages[-1]["content"], made.text, len(made.tokens), made.ended)
 
     def read_tags(self, prompt: str) -> TaggedPrompt:
         """Takes the adapter tags out of a prompt; the tokenizer's own marks, such as ``<|user|>``, are no tags.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -42,6 +42,7 @@ def write(
     temperature: float = 0.0,
     seed: int | Sequence[int] = 0,
     batch_size: int = 16,
+    tell: Callable[[str], None] | None = None,
 ) -> list[Written]:
     """Completes texts with the blend that is on.
 
@@ -52,7 +53,8 @@ def write(
         max_new_tokens: tokens to write at most, >= 1; fewer where the context ends.
         temperature: 0 takes the likeliest token; above, Gumbel noise makes the likeliest one a draw from the softmax.
         seed: of the noise, for every prompt anew; or one for each of the prompts.
-        batch_size: prompts that are completed together, padded on the left.
+        batch_size: prompts that are completed together.
+        tell: of a single prompt, takes each piece of the text as soon as it stands.
 
     Returns:
         What was written, for every prompt.
@@ -64,6 +66,8 @@ def write(
     """
     max_new_tokens, batch_size, temperature = map(own_number, (max_new_tokens, batch_size, temperature))
     seeds = [own_number(one) for one in seed] if isinstance(seed, (list, tuple)) else [own_number(seed)] * len(prompts)
+    if tell is not None and len(prompts) != 1:
+        raise BadConfig(f"{len(prompts)} prompts would be told at once, one piece of each in turn: give one prompt")
     if len(seeds) != len(prompts):
         raise BadConfig(f"there are {len(seeds)} seeds for {len(prompts)} prompts; give one for each")
     for name, value, sound, wanted in (
@@ -91,7 +95,7 @@ def write(
         for begin in range(0, len(rows), batch_size):
             some = rows[begin : begin + batch_size]
             most = min(max_new_tokens, room - 1 if apart else room - max(map(len, some)))
-            made += _batch(base, some, most, temperature, seeds[begin : begin + batch_size])
+            made += _batch(base, some, most, temperature, seeds[begin : begin + batch_size], tell)
     return made
 
 
@@ -108,30 +112,70 @@ def evaluating(model: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def _batch(
-    base: LanguageBase, rows: Sequence[Sequence[int]], most: int, temperature: float, seeds: Sequence[int]
-) -> Iterator[Written]:
+    base: LanguageBase, rows: Sequence[Sequence[int]], most: int, temperature: float, seeds: Sequence[int],
+    tell: Callable[[str], None] | None,
+) -> Iterator[Written]:  # fmt: skip
     from transformers import GenerationConfig, LogitsProcessorList
 
     ends, pad, own = base.ends, base.pad, base.model.generation_config
+    apart = bool(base.model.config.is_encoder_decoder)
     length = max(map(len, rows))
-    tokens = torch.tensor([[pad] * (length - len(row)) + list(row) for row in rows], device=base.model.device)
-    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=base.model.device)
+    # what is gone on from ends where the new tokens begin; what an encoder reads begins at its first position
+    tokens = torch.tensor([_filled(row, [pad] * (length - len(row)), apart) for row in rows], device=base.model.device)
+    mask = torch.tensor(
+        [_filled([1] * len(row), [0] * (length - len(row)), apart) for row in rows], device=tokens.device
+    )
     # all that a base's own generation config might put in the way is said here
     config = GenerationConfig(
         max_new_tokens=most, do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0,
         eos_token_id=list(ends) or None, pad_token_id=pad, use_cache=True,
         decoder_start_token_id=own.decoder_start_token_id, bos_token_id=own.bos_token_id,
     )  # fmt: skip
+    streamer = None if tell is None else _Spoken(base, tell, 1 if apart else length)
     draws = LogitsProcessorList([_finite, *([Gumbel(temperature, seeds)] if temperature else [])])
     made = base.model.generate(
-        inputs=tokens, attention_mask=mask, generation_config=config, logits_processor=draws
+        inputs=tokens, attention_mask=mask, generation_config=config, logits_processor=draws, streamer=streamer
     )  # fmt: skip
-    begin = 1 if base.model.config.is_encoder_decoder else length
+    begin = 1 if apart else length
     for row in made[:, begin:].tolist():
         stop = next((place for place, token in enumerate(row) if token in ends), None)
         kept = row if stop is None else row[:stop]
         text = base.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         yield Written(text.strip(), tuple(row[: len(kept) + (stop is not None)]), stop is not None)
+
+
+def _filled(row: Sequence[int], filling: Sequence[int], right: bool) -> list[int]:
+    return [*row, *filling] if right else [*filling, *row]
+
+
+class _Spoken:
+    """Tells a text piece by piece while it is written: what stands up to the last whole character."""
+
+    def __init__(self, base: LanguageBase, tell: Callable[[str], None], given: int) -> None:
+        self.base, self.tell, self.given = base, tell, given
+        self.tokens: list[int] = []
+        self.told = ""
+
+    def put(self, tokens: Tensor) -> None:
+        """Takes the next tokens; the first ones are those that are gone on from."""
+        numbers = tokens.reshape(-1).tolist()
+        skipped = min(self.given, len(numbers))
+        self.given -= skipped
+        self.tokens += [number for number in numbers[skipped:] if number not in self.base.ends]
+        self._say(self._text().rstrip().rstrip("\N{REPLACEMENT CHARACTER}"))  # half a character, or blanks at the end
+
+    def end(self) -> None:
+        """Tells what was held back."""
+        self._say(self._text().rstrip())
+
+    def _text(self) -> str:
+        text = self.base.tokenizer.decode(self.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text).lstrip()
+
+    def _say(self, whole: str) -> None:
+        if len(whole) > len(self.told):
+            self.tell(whole[len(self.told) :])
+            self.told = whole
 
 
 def _finite(input_ids: Tensor, scores: Tensor) -> Tensor:

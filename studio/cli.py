@@ -31,7 +31,7 @@ from studio.signals import hear
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS: Final = (
-    "demo", "dreambooth", "style", "tune", "plan", "generate", "render", "complete", "blend-check", "combine",
+    "demo", "dreambooth", "style", "tune", "plan", "generate", "render", "complete", "chat", "blend-check", "combine",
     "convert", "resize", "extract", "bake", "export", "inspect", "check", "launch", "families", "methods", "doctor",
 )  # fmt: skip
 """The commands in the order of the help: modules of :mod:`studio.commands`, with ``_`` for ``-``."""
