@@ -98,7 +98,8 @@ def write_whole_model(
 
 def _drawing(base: Base) -> _Way:
     def write(folder: Path) -> None:
-        base.pipe.save_pretrained(folder, safe_serialization=True)
+        with quietly():
+            base.pipe.save_pretrained(folder, safe_serialization=True)
 
     def again(folder: Path) -> Base:
         return open_base(str(folder), dtype=base.pipe.components[base.family.denoiser].dtype)
