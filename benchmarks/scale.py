@@ -147,9 +147,11 @@ def plot(found: dict[str, list[dict[str, Any]]], file: Path) -> None:
     for axis, (name, rows) in zip(axes, found.items(), strict=True):
         at, ours = [row[name] for row in rows], [row["ours ms"] for row in rows]
         axis.plot(at, ours, marker="o", label="studio")
+        theirs = [row["ours ms"] / row.get("step / peft", 1) for row in rows]
         if "step / peft" in rows[0]:
-            axis.plot(at, [row["ours ms"] / row["step / peft"] for row in rows], marker="o", label="peft")
-        axis.set(xlabel=name, ylabel="ms per step", xscale="log", xticks=at, ylim=(0, None))
+            axis.plot(at, theirs, marker="o", label="peft")
+        high = 1.08 * max(*ours, *theirs)  # room for the marks of the highest points
+        axis.set(xlabel=name, ylabel="ms per step", xscale="log", xticks=at, ylim=(0, high))
         axis.set_xticklabels([str(value) for value in at])
         axis.minorticks_off()
         axis.legend(frameon=False)

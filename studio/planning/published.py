@@ -56,7 +56,7 @@ _FINER: Final = (
 _WHOLE: Final = (
     "no script of it is published. Weights, gradients and two moments alone are 45.60 GB, which leaves 1.54 GB for all "
     "else, half of what the LoRA row leaves with the same data: gradients may have been dropped, not zeroed, which "
-    "would be 46.1 GB (-2 %), or the batch was another one"
+    "would be 46.12 GB (-2.2 %), or the batch was another one"
 )
 _CAUSAL: Final = "8 samples of twitter_complaints, padded to 64 tokens, fp32"
 _ZERO: Final = (
