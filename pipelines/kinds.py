@@ -26,7 +26,7 @@ def stated_kind(facts: Mapping[str, str]) -> dict[str, Any]:
         >>> stated_kind({"kind": "classifier", "labels": '["ham", "spam"]'})
         {'kind': 'classifier', 'labels': ('ham', 'spam')}
     """
-    kind = facts.get("kind")
+    kind = facts.get("kind", "")
     if kind not in KINDS:
         return {}
     try:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Final
 
 from studio.adapters.tokens.contract import TokenConfig
 from studio.datasets.chat import Sample, sample_of
+from studio.datasets.records import source_name
 from studio.datasets.samples import Form
 from studio.errors import DoesNotFit
 from studio.families.language import LanguageBase
@@ -102,7 +103,7 @@ class CausalLM(TextTask[Sample, TokenRow]):
         return {"form": form, **({"system": system} if system else {}), **own}
 
     def _choices(self, rows: Sequence[TokenRow]) -> tuple[str, ...]:
-        return choices_of((row.sample.answer for row in rows), str(self.data)) if self.choices else ()
+        return choices_of((row.sample.answer for row in rows), source_name(self.data)) if self.choices else ()
 
     def _ask(self, base: LanguageBase, rows: Sequence[TokenRow], text: str) -> str:
         """Returns a question of ``preview_prompts`` as the model reads it, asked as the samples ask."""

@@ -71,7 +71,7 @@ class Classify(TextTask[Labelled, LabelRow]):
         other = next((one for one in (*read.found.items, *read.kept) if one.form != first.form), None)
         if other is not None:
             raise BadFile(
-                f"line {first.line} of {self.data} labels {_FORMS[first.form]} and line {other.line} "
+                f"line {first.line} of {read.found.file} labels {_FORMS[first.form]} and line {other.line} "
                 f"{_FORMS[other.form]}: one classifier learns one of them"
             )
         found = sorted_labels(label for sample in read.trained for label in sample.labels)
@@ -82,7 +82,9 @@ class Classify(TextTask[Labelled, LabelRow]):
                 f"has ({_some(found)}): take it out, or give samples of it"
             )
         if len(found) < 2:
-            raise BadFile(f"every sample of {self.data} has the label {found[0]!r}: there is nothing to tell apart")
+            raise BadFile(
+                f"every sample of {read.found.file} has the label {found[0]!r}: there is nothing to tell apart"
+            )
         return found
 
     def encode(self, sample: Labelled, base: LanguageBase, length: int) -> LabelRow:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from studio.datasets.pairs import Pair, pair_of
+from studio.datasets.records import source_name
 from studio.datasets.samples import Form
 from studio.families.language import LanguageBase
 from studio.trainers.language.choices import choices_of
@@ -77,7 +78,7 @@ class Seq2Seq(TextTask[Pair, PairRow]):
         return {"labels": json.dumps(self._choices(rows))} if self.choices else {}
 
     def _choices(self, rows: Sequence[PairRow]) -> tuple[str, ...]:
-        return choices_of((row.sample.target for row in rows), str(self.data)) if self.choices else ()
+        return choices_of((row.sample.target for row in rows), source_name(self.data)) if self.choices else ()
 
     def _previews(self, rows: Sequence[PairRow]) -> list[tuple[str, str]]:
         if self.preview_prompts is not None:
