@@ -12,6 +12,7 @@ from torch import Tensor
 from studio.errors import DoesNotFit
 from studio.families import Base, Conditioning
 from studio.families.family import Encoder, Family
+from studio.families.quiet import quietly
 from studio.families.surroundings import SURROUNDINGS
 from studio.planning.blueprint import Blueprint
 from studio.trainers.forecast.asked import Asked
@@ -41,9 +42,10 @@ def image_scene(drawn: Blueprint, asked: Asked, stuff: Stuff) -> Scene:
     family = drawn.family
     assert family is not None, "an image base"
     dtype = asked.type_of(drawn.dtype)
-    for name in (family.denoiser, *family.readers, "vae"):
-        if name in drawn.components:
-            drawn.components[name].to(dtype).requires_grad_(False)
+    with quietly():  # diffusers speaks of numbers that it would lose
+        for name in (family.denoiser, *family.readers, "vae"):
+            if name in drawn.components:
+                drawn.components[name].to(dtype).requires_grad_(False)
     if family.chunks:  # else the encoders are called without a tokenizer
         drawn = replace(drawn, components={**drawn.components, **_tokenizers(drawn, family)})
     base = Base(drawn, family, drawn.name, family.native(drawn), defaults=family.defaults(drawn))
