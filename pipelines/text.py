@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import studio.adapters as core
-from studio.adapters import blended
 from studio.errors import BadConfig, DoesNotFit
 from studio.families.language import LanguageBase, open_language_base
-from studio.pipelines.blends import BlendLike, deal_blend, together
+from studio.pipelines.blends import BlendLike, deal_blend
 from studio.pipelines.kinds import check_kind, check_writes
+from studio.pipelines.mixed import batches_under
 from studio.pipelines.pipeline import Pipeline
 from studio.pipelines.prompting.tags import TaggedPrompt, check_text, parse_prompt
 from studio.pipelines.verdicts import Verdict, judge, judge_by_words, prompts_of, texts_of
@@ -175,9 +174,8 @@ class TextPipeline(Pipeline):
             raise BadConfig("a system prompt is a turn of a conversation, and plain text has none: ask with chat=True")
         texts = [self.question(one.text, system) if chat else one.text for one in tagged]
         made: dict[int, Completion] = {}
-        for members in together(blends):
-            wanted = blends[members[0]]
-            with contextlib.nullcontext() if wanted is None else blended(self.model, wanted):
+        for members, acting in batches_under(self.model, blends, batch_size):
+            with acting:
                 some = write(
                     self.base, [texts[i] for i in members], chat=chat, max_new_tokens=max_new_tokens,
                     temperature=temperature, seed=seed, batch_size=batch_size,
@@ -227,9 +225,8 @@ class TextPipeline(Pipeline):
             raise BadConfig(f"{self.base.id} has a head for {', '.join(self.base.labels)}: give no labels")
         blends = deal_blend(blend, [None] * len(given), core.current_blend(self.model), what="texts")
         made: dict[int, Verdict] = {}
-        for members in together(blends):
-            wanted = blends[members[0]]
-            with contextlib.nullcontext() if wanted is None else blended(self.model, wanted):
+        for members, acting in batches_under(self.model, blends, batch_size, mixed=labels is None):
+            with acting:
                 some = judge(self.base, [asked[i] for i in members], batch_size) if labels is None else judge_by_words(
                     self.base, [" ".join(asked[i]) for i in members], [prompts[i] for i in members], labels, chat=chat,
                     batch_size=batch_size,

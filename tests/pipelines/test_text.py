@@ -171,3 +171,23 @@ def test_what_image_pipelines_do_with_adapters_these_do_too(pipe):
     pipe.unbake()
     pipe.unload("a")
     assert not pipe.adapters and all(torch.equal(weights[k], t) for k, t in pipe.model.state_dict().items())
+
+
+def test_prompts_under_many_blends_share_a_pass_and_are_what_they_are_alone(tiny_language, monkeypatch):
+    """16 prompts over 15 adapters and the base: one pass, and each text as its adapter writes it alone."""
+    pipe = TextPipeline.open(tiny_language)
+    generator = torch.Generator().manual_seed(0)
+    for n in range(15):
+        attach(pipe.model, LoRA(rank=2, targets="attention+mlp"), name=f"a{n}")
+        with torch.no_grad():
+            for tensor in studio.state(pipe.model, f"a{n}").values():
+                tensor.copy_(0.5 * torch.randn(tensor.shape, generator=generator))
+    blend(pipe.model, {})
+    prompts = [f"{n} and {n * n}?" for n in range(16)]
+    blends = [{f"a{n}": 1.0} if n < 15 else {} for n in range(16)]
+    alone = [pipe.complete(text, blend=one, max_new_tokens=5)[0] for text, one in zip(prompts, blends, strict=True)]
+    passes = []
+    generate = pipe.model.generate
+    monkeypatch.setattr(pipe.model, "generate", lambda **given: passes.append(1) or generate(**given))
+    together = pipe.complete(prompts, blend=blends, max_new_tokens=5)
+    assert together == alone and len(passes) == 1 and len({one.text for one in together}) > 4
