@@ -63,6 +63,25 @@ def test_an_interrupted_training_ends_with_the_same_bits_and_opens(script, words
     assert [tokenizer.decode([number]) for number in tokenizer("984")["input_ids"][:-1]] == ["9", "8", "4"]
 
 
+def test_a_text_that_is_cut_is_the_same_text_in_more_tokens(script, words, tmp_path):
+    tokenizer = script.train_tokenizer(["quatre-vingt-deux fünf 42"] * 9, 300)
+    text, whole = "quatre-vingt-deux fünf 42", tokenizer("quatre-vingt-deux fünf 42")["input_ids"]
+    assert script.tokens(text, tokenizer) == whole and whole[-1] == tokenizer.eos_token_id
+    cut = [script.tokens(text, tokenizer, random.Random(seed)) for seed in range(200)]
+    assert {tokenizer.decode(numbers, skip_special_tokens=True) for numbers in cut} == {text}
+    assert 60 < sum(numbers == whole for numbers in cut) < 140, "half of the time nothing is cut"
+    assert min(map(len, cut)) == len(whole) and {token for numbers in cut for token in numbers} > set(whole)
+
+
+def test_batches_are_filled_up_on_the_right(script, words):
+    tokenizer = script.train_tokenizer(["a b 1"], 300)
+    batch = script.batch_of([("a", "1"), ("ab", "12")], tokenizer)
+    one, two, a, b, end = (tokenizer.convert_tokens_to_ids(token) for token in ("1", "2", "a", "b", script.END))
+    assert batch["labels"].tolist() == [[one, end, -100], [one, two, end]]
+    assert batch["input_ids"].tolist() == [[a, end, tokenizer.pad_token_id], [a, b, end]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
+
+
 def test_pairs_ask_in_three_ways(script, words):
     assert script.spelled(42, "fr", words) == ("French: 42", "fr4 fr2")
     assert script.translated(42, "en", "fr", words) == ("French: en4 en2", "fr4 fr2")
