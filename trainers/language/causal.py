@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from studio.adapters.tokens.contract import TokenConfig
 from studio.families.language import LanguageBase
 from studio.trainers.language.choices import chosen
 from studio.trainers.language.lesson import MEASURED, TextLesson
@@ -64,6 +67,8 @@ class Causal(TextLesson[TokenRow]):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._mean = self.mean_counted
+        takes = inspect.signature(self.model.forward).parameters
+        self._keeps = "logits_to_keep" in takes and not isinstance(self.adapter, TokenConfig)
 
     def loss(self, numbers: Sequence[int]) -> Loss:
         """Returns the loss of the drawn samples ``numbers``."""
@@ -113,18 +118,28 @@ class Causal(TextLesson[TokenRow]):
         """Returns the sum of the losses of the learned tokens, and their number."""
         device = self.model.device
         if self.packing:
-            tokens, positions, labels = packed(rows, self.base.pad, self.packing, device)
-            logits = self.model(input_ids=tokens, position_ids=positions, use_cache=False).logits
+            tokens, places, labels = packed(rows, self.base.pad, self.packing, device)
+            given = {"input_ids": tokens, "position_ids": places}
         else:
             tokens, mask, labels = batch(rows, self.base.pad, device)
-            logits = self.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
-        # virtual tokens in front have logits too; the last T are those of the text
-        logits, wanted = logits[:, -tokens.shape[1] : -1], labels[:, 1:]
+            given = {"input_ids": tokens, "attention_mask": mask}
+        wanted = labels[:, 1:]
+        if self._keeps:  # the head computes the places alone at which a row learns
+            learned = torch.tensor(_places(labels), device=device)
+            logits = self.model(**given, use_cache=False, logits_to_keep=learned).logits
+            wanted = wanted[:, learned]
+        else:  # virtual tokens in front have logits too; the last T are those of the text
+            logits = self.model(**given, use_cache=False).logits[:, -tokens.shape[1] : -1]
         kept = wanted != IGNORED
         return F.cross_entropy(logits[kept].float(), wanted[kept], reduction="sum"), int(kept.sum())
 
     def _answers(self, questions: Sequence[tuple[str, bool]], most: int) -> list[str]:
         return said(self.base, questions, most)
+
+
+def _places(labels: Tensor) -> list[int]:
+    """The places whose logits foretell a learned token of some row."""
+    return [place for place, column in enumerate(labels[:, 1:].T.tolist()) if any(one != IGNORED for one in column)]
 
 
 def said(base: LanguageBase, questions: Sequence[tuple[str, bool]], most: int) -> list[str]:
