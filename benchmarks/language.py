@@ -1,4 +1,8 @@
-"""What each method makes of the language base: ``python -m benchmarks.language [--methods lora ia3] [--seeds 0 1 2]``.
+"""Language bases: ``python -m benchmarks.language``, ``--methods lora ia3``, or ``--speed``.
+
+Without words, every task on a base that comes with the studio, full fine-tuning beside it
+(:mod:`benchmarks.language_tasks`); with ``--speed``, a training beside PEFT and Trainer
+(:mod:`benchmarks.language_speed`); with ``--methods``, what each method makes of ``facts``:
 
 The embedded base has read every fact as statements and has never seen a question answered. Each method is tuned on the
 questions about some subjects, with the recipe's settings, and measured on those about all the others: the mean loss per
@@ -22,6 +26,7 @@ from typing import Any, Final
 
 import torch
 
+from benchmarks import language_speed, language_tasks
 from studio.adapters import METHODS
 from studio.families.language import open_language_base, sample_file
 from studio.trainers import CausalLM, train
@@ -118,7 +123,9 @@ def machine() -> str:
 def main() -> None:
     """Runs all methods and seeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=COMPARED, choices=list(METHODS))
+    parser.add_argument("--methods", nargs="*", default=None, choices=list(METHODS), help="none named: the usual four")
+    parser.add_argument("--tasks", nargs="+", default=(), choices=[row.task for row in language_tasks.ROWS])
+    parser.add_argument("--speed", action="store_true", help="a step beside that of PEFT and Trainer")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, default=None, help="None: the recipe's")
     parser.add_argument("--answers", type=int, default=200, help="held-out questions that are answered")
@@ -126,6 +133,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-language"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.speed or options.methods is None:
+        found = (
+            language_speed.main() if options.speed
+            else language_tasks.main(options.tasks, options.seeds, not options.no_full)
+        )  # fmt: skip
+        (options.out / ("speed.json" if options.speed else "tasks.json")).write_text(json.dumps(found, indent=2))
+        return
+    options.methods = options.methods or list(COMPARED)
     base = open_language_base("facts")
     print(f"base facts: {base.parameters:,} weights; {', '.join(options.methods)}", flush=True)
     results: dict[str, list[Row]] = {}
