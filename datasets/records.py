@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,11 +35,13 @@ class Record:
         line: its number in the source, from 1 on: of its line in a file of lines, else of its place.
         where: the same in words, for messages: ``"data.jsonl, line 3"``.
         fields: what it has, by name.
+        folder: where the paths of its fields begin; None: where the program runs.
     """
 
     line: int
     where: str
     fields: Mapping[str, Any]
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def read_records(source: Any) -> Records:
         if not entries:
             entries, notes = read_beside(path)
         return Records(str(path), tuple(_record(entry, n, where) for n, (entry, where) in enumerate(entries, 1)), notes)
-    items = tuple(READERS.get(path.suffix.lower(), _json_lines)(path))
+    read = READERS.get(path.suffix.lower(), _json_lines)(path)
+    items = tuple(replace(record, folder=path.parent) for record in read)
     if not items:
         raise BadFile(f"{path} has no sample: give one JSON object per line")
     return Records(str(path), items)

@@ -69,6 +69,9 @@ def check_writes(base: LanguageBase) -> None:
         DoesNotFit: it has labels or numbers to give, and no words.
     """
     if base.kind.head:
+    if base.kind.processor:
+        ask = {"speech": "sounds (transcribe)", "vision": "pictures (caption)"}[base.kind.name]
+        raise DoesNotFit(f"{base.id} is {base.kind.one}: ask it with {ask}")
         raise DoesNotFit(f"{base.id} was opened as a {base.kind.title}, which writes nothing: ask it for verdicts")
     if base.kind.name == "encoder":
         raise DoesNotFit(f"{base.id} is an encoder of texts, which writes nothing")

@@ -12,6 +12,7 @@ import torch
 import studio.adapters as core
 from studio.errors import BadConfig, DoesNotFit
 from studio.families.language import LanguageBase, open_language_base
+from studio.families.language.hearing import beginning, check_hears
 from studio.pipelines.blends import BlendLike, deal_blend
 from studio.pipelines.kinds import check_kind, check_writes
 from studio.pipelines.mixed import batches_under
@@ -21,6 +22,7 @@ from studio.pipelines.verdicts import Verdict, judge, judge_by_words, prompts_of
 from studio.pipelines.write import write
 
 if TYPE_CHECKING:
+from studio.sounds import Sound
     from studio.files import AdapterFile
     from studio.quantization.wishes import Wishes
 
@@ -298,8 +300,7 @@ class TextPipeline(Pipeline):
     @property
     def system(self) -> str:
         """The system prompt that all loaded adapters that have one were trained with; "" where they differ."""
-        prompts = {info.metadata["system"] for info in self.adapters.values() if "system" in info.metadata}
-        return prompts.pop() if len(prompts) == 1 else ""
+        return self.stated("system") or ""
 
     @property
     def asks_by_chat(self) -> bool:

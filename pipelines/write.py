@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,24 +13,11 @@ import studio.adapters as core
 from studio.adapters.hosting.turns import turn
 from studio.adapters.tokens.contract import TokenConfig
 from studio.config import finite, own_number
-from studio.errors import BadConfig, DoesNotFit, StudioError
+from studio.errors import BadConfig, DoesNotFit
 from studio.families.language import LanguageBase
+from studio.pipelines.generating import Written, generated
 
 __all__ = ["Gumbel", "Written", "evaluating", "write"]
-
-
-class Written(NamedTuple):
-    """What was written behind a prompt.
-
-    Args:
-        text: the text, without the blanks around it.
-        tokens: its token numbers, with the end if there is one.
-        ended: whether it ended by itself.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    ended: bool
 
 
 def write(
@@ -110,38 +97,23 @@ def evaluating(model: Any) -> Iterator[None]:
         model.train(training)
 
 
-@torch.no_grad()
 def _batch(
     base: LanguageBase, rows: Sequence[Sequence[int]], most: int, temperature: float, seeds: Sequence[int],
     tell: Callable[[str], None] | None,
 ) -> Iterator[Written]:  # fmt: skip
-    from transformers import GenerationConfig, LogitsProcessorList
-
-    ends, pad, own = base.ends, base.pad, base.model.generation_config
     apart = bool(base.model.config.is_encoder_decoder)
-    length = max(map(len, rows))
+    length, pad = max(map(len, rows)), base.pad
     # what is gone on from ends where the new tokens begin; what an encoder reads begins at its first position
     tokens = torch.tensor([_filled(row, [pad] * (length - len(row)), apart) for row in rows], device=base.model.device)
     mask = torch.tensor(
         [_filled([1] * len(row), [0] * (length - len(row)), apart) for row in rows], device=tokens.device
     )
-    # all that a base's own generation config might put in the way is said here
-    config = GenerationConfig(
-        max_new_tokens=most, do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0,
-        eos_token_id=list(ends) or None, pad_token_id=pad, use_cache=True,
-        decoder_start_token_id=own.decoder_start_token_id, bos_token_id=own.bos_token_id,
-    )  # fmt: skip
-    streamer = None if tell is None else _Spoken(base, tell, 1 if apart else length)
-    draws = LogitsProcessorList([_finite, *([Gumbel(temperature, seeds)] if temperature else [])])
-    made = base.model.generate(
-        inputs=tokens, attention_mask=mask, generation_config=config, logits_processor=draws, streamer=streamer
-    )  # fmt: skip
     begin = 1 if apart else length
-    for row in made[:, begin:].tolist():
-        stop = next((place for place, token in enumerate(row) if token in ends), None)
-        kept = row if stop is None else row[:stop]
-        text = base.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        yield Written(text.strip(), tuple(row[: len(kept) + (stop is not None)]), stop is not None)
+    yield from generated(
+        base, {"inputs": tokens, "attention_mask": mask}, begin=begin, most=most,
+        processors=[Gumbel(temperature, seeds)] if temperature else [],
+        streamer=None if tell is None else _Spoken(base, tell, begin),
+    )  # fmt: skip
 
 
 def _filled(row: Sequence[int], filling: Sequence[int], right: bool) -> list[int]:
@@ -176,16 +148,6 @@ class _Spoken:
         if len(whole) > len(self.told):
             self.tell(whole[len(self.told) :])
             self.told = whole
-
-
-def _finite(input_ids: Tensor, scores: Tensor) -> Tensor:
-    """Refuses to choose where there is nothing to choose by; a token may be impossible (-inf)."""
-    if not bool((scores < torch.inf).all()):
-        raise StudioError(
-            f"the model gave numbers that are not finite in {str(scores.dtype).removeprefix('torch.')}; open the base "
-            "with another dtype (bfloat16, float32), or lower the adapters' strengths"
-        )
-    return scores
 
 
 def _whole(value: Any, least: int) -> bool:

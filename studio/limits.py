@@ -48,6 +48,7 @@ LIMITS: Final[dict[str, Limit]] = {
     "caption-bytes": Limit(1 << 20, "bytes of a caption file"),
     "picture-bytes": Limit(256 << 20, "bytes of a picture's file"),
     "picture-pixels": Limit(100_000_000, "pixels of a picture"),
+    "sound-bytes": Limit(256 << 20, "bytes of a sound's file"),
     "folder-files": Limit(200_000, "files below a folder"),
     "repeats": Limit(10_000, "repeats of a picture, as the name of its folder gives them"),
     # pictures that are made

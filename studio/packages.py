@@ -44,6 +44,7 @@ EXTRAS: dict[str, Extra] = {
     "distributed": Extra(("deepspeed",), "ZeRO-2 and ZeRO-3, with parts that rest in the CPU's memory"),
     "metrics": Extra(("tensorboard",), "TensorBoard curves of a run"),
     "heic": Extra(("pillow-heif",), "HEIC pictures, as phones make them"),
+    "audio": Extra(("soundfile",), "sounds in FLAC, MP3, OGG and other files than plain WAV"),
     "ray": Extra(("ray", "pyarrow", "pandas"), "lists of pictures that are drawn on a Ray cluster"),
     "bench": Extra(("peft", "psutil", "matplotlib"), "side-by-side measurements against PEFT"),
     "test": Extra(

@@ -94,6 +94,12 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_encoder_base(tmp_path_factory.mktemp("bases") / "tiny-encoder")
 
 
+@pytest.fixture(scope="session")
+def tiny_speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformers folder of a Whisper with random weights that hears half a second."""
+    return tiny.write_speech_base(tmp_path_factory.mktemp("bases") / "tiny-speech")
+
+
 @pytest.fixture
 def dreambooth(tiny_base, photos):
     """A subject to learn from five pictures, without class images or previews."""

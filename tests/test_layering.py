@@ -26,7 +26,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MAPPED = ("studio", "benchmarks", "examples", "docs", "tests")
 # the ground is open to everybody; the command line and what only it calls may import everything
 GROUND = {"", *"version errors registry config atomic caches claims packages device limits given launched".split()}
-GROUND |= set("gguf_header shown rgb exif runs signals temporary mapped".split())
+GROUND |= set("gguf_header shown rgb exif runs signals sounds temporary mapped".split())
 PARTS = {
     "quantization": set(),
     "families": {"quantization"},

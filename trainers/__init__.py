@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from studio.trainers.causal_lm import CausalLM
 from studio.trainers.classify import Classify
+from studio.trainers.code import Code
 from studio.trainers.dreambooth import DreamBooth
 from studio.trainers.grpo import GRPO
 from studio.trainers.loop.guard import NotFinite
@@ -21,6 +22,7 @@ from studio.trainers.preference import Preference
 from studio.trainers.reward import Reward
 from studio.trainers.seq2seq import Seq2Seq
 from studio.trainers.style import Style
+from studio.trainers.speech import Speech
 from studio.trainers.tasks import TEXT_TASKS
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "CausalLM",
     "Classify",
     "DreamBooth",
+    "Code",
     "Lesson",
     "Loss",
     "NotFinite",
@@ -39,5 +42,6 @@ __all__ = [
     "Seq2Seq",
     "Style",
     "Task",
+    "Speech",
     "train",
 ]

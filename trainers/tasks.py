@@ -13,6 +13,7 @@ from studio.trainers.reward import Reward
 from studio.trainers.seq2seq import Seq2Seq
 from studio.trainers.text_task import TextTask
 
+from studio.trainers.speech import Speech
 __all__ = ["TEXT_TASKS"]
 
 TEXT_TASKS: Final[Registry[type[TextTask[Any, Any]]]] = Registry("task")

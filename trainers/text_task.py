@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -170,6 +170,10 @@ class TextTask(ABC, Generic[S, R]):
         """Returns what the adapter's file says about how it is to be asked."""
         return {}
 
+    def remarks(self, rows: Sequence[R], base: LanguageBase) -> Iterable[str]:
+        """Returns what the user is told of the rows, in sentences, once for all of them."""
+        return ()
+
     # -- what all of them do ---------------------------------------------------------------------------------------
 
     def open(self, adapter: AdapterLike, plan: Plan, say: Say) -> Lesson:
@@ -256,6 +260,8 @@ class TextTask(ABC, Generic[S, R]):
         )  # fmt: skip
         rows = encode_some(read.trained, where=source_name(self.data))
         held_out = encode_some(read.kept, where=self._held_out_name) if read.kept else []
+        for line in self.remarks([*rows, *held_out], opening.base):
+            opening.tell(line)
         both = len({row.sample.digest for row in rows} & {row.sample.digest for row in held_out})
         if both:
             opening.tell(f"{both} of the held-out samples are trained on as well, so what is measured flatters")

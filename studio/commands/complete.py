@@ -12,6 +12,7 @@ from studio.commands.judging import labels_said, tell_verdicts
 from studio.commands.loading import kind_of_adapters, load_adapter, open_pipeline
 from studio.commands.options import adapter_option, example, output_options, pipeline_options
 from studio.commands.show import Show
+from studio.commands.perceiving import tell_perceived
 from studio.commands.words import AdapterWord
 from studio.errors import BadConfig
 
@@ -26,6 +27,7 @@ __all__ = ["complete"]
         "    --adapter long=b.safetensors --temperature 0.7 --seed 3",
         'studio complete facts "You have won!" --adapter runs/spam/adapter.safetensors',
     ),
+        "studio complete whisper/ clip.wav --adapter runs/clips/adapter.safetensors",
 )
 @click.argument("base")
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
@@ -53,6 +55,7 @@ __all__ = ["complete"]
     "to choose from. Repeatable.",
 )  # fmt: skip
 @click.option(
+@click.option("--language", metavar="CODE", help="What is spoken in the sounds that a speech recogniser hears.")
     "--batch-size", type=int, metavar="N", default=16, show_default=True, help="Prompts that are completed together."
 )
 @pipeline_options
@@ -69,6 +72,7 @@ def complete(
     system: str | None,
     labels: tuple[str, ...],
     batch_size: int,
+    language: str | None,
     allow_partial: bool,
     pickled: bool,
     device: str | None,
@@ -80,7 +84,7 @@ def complete(
 
     BASE is an embedded language base (facts), a transformers folder or a hub id (owner/name). A tag in a prompt,
     <short:0.8>, says which adapters act on it; without one, all act together at the strength that --adapter gives them.
-    With the adapter of a classifier, the label of each text is said.
+    With the adapter of a classifier, the label of each text is said; with that of an encoder, how near the texts are.
     """
     from studio.pipelines import TextPipeline
 

@@ -47,6 +47,17 @@ TASKS: Final = (
         ),
     ),
     TuneTask(
+        "code",
+        "What fills a hole in code, by the base's own marks.",
+        """Teach a causal language model to fill holes in code (fill in the middle).
+
+        BASE is a transformers folder or a hub id of a code model, whose marks for prefix, suffix and middle are taken;
+        --set marks='["<PRE>", "<SUF>", "<MID>"]' gives some to another. DATA is a folder of code, or a file with
+        one sample per line: prefix, middle and suffix; or code, in which --set holes=4 holes are made. The same command again goes on with
+        an interrupted run, to the bit.""",
+        ("studio tune code model/ src/ --held-out 0.1 -o runs/code",),
+    ),
+    TuneTask(
         "seq2seq",
         "Translations, summaries: a text that is said of another.",
         """Teach a sequence-to-sequence model (T5, BART, ...) to say of a text what the samples say.
@@ -55,6 +66,17 @@ TASKS: Final = (
         input and output; document and summary; or translation. The same command again goes on with an interrupted run,
         to the bit.""",
         ("studio tune seq2seq model/ pairs.jsonl --held-out 0.1 -o runs/pairs",),
+    ),
+    TuneTask(
+        "speech",
+        "Transcripts: what is said in sounds.",
+        """Teach a speech recogniser of Whisper's family to write down what is said in sounds.
+
+        BASE is a transformers folder or a hub id, DATA a folder of sounds with a text beside each (hello.wav, hello.txt)
+        or in metadata.jsonl, or a file with one sample per line: audio, a path, and text. Sounds of another rate are
+        resampled. --set language=de says what is spoken to a base that knows several languages. The same command again
+        goes on with an interrupted run, to the bit.""",
+        ("studio tune speech whisper/ clips/ --held-out 0.1 -o runs/clips",),
     ),
     TuneTask(
         "classify",

@@ -25,6 +25,8 @@ __all__ = [
     "write_base",
     "write_encoder_base",
     "write_language_base",
+    "write_speech_base",
+    "write_wav",
 ]
 
 
@@ -242,6 +244,56 @@ def write_encoder_base(folder: Path) -> Path:
     model.save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
+
+
+def write_speech_base(folder: Path) -> Path:
+    """Writes a transformers folder of a Whisper that hears half a second at 16 kHz and writes byte by byte."""
+    from tokenizers import pre_tokenizers
+    from transformers import (
+        GenerationConfig,
+        WhisperConfig,
+        WhisperFeatureExtractor,
+        WhisperForConditionalGeneration,
+        WhisperProcessor,
+        WhisperTokenizer,
+    )  # fmt: skip
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = WhisperTokenizer(vocab={letter: at for at, letter in enumerate(letters)}, merges=[])
+    marks = ["<|startoftranscript|>", "<|translate|>", "<|transcribe|>", "<|startofprev|>", "<|notimestamps|>"]
+    tokenizer.add_special_tokens({"extra_special_tokens": marks})
+    tokenizer.pad_token = "<|endoftext|>"
+    tokenizer.set_prefix_tokens()
+    end, begin = (tokenizer.convert_tokens_to_ids(mark) for mark in ("<|endoftext|>", marks[0]))
+    numbers = dict(decoder_start_token_id=begin, bos_token_id=end, eos_token_id=end, pad_token_id=end)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = WhisperForConditionalGeneration(
+            WhisperConfig(
+                vocab_size=len(tokenizer), num_mel_bins=16, d_model=32, encoder_layers=1, decoder_layers=2,
+                encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48,
+                max_source_positions=25, max_target_positions=32, suppress_tokens=None, begin_suppress_tokens=None,
+                init_std=0.2, **numbers,
+            )
+        )  # fmt: skip
+    model.generation_config = GenerationConfig(**numbers)
+    model.save_pretrained(folder)
+    WhisperProcessor(
+        WhisperFeatureExtractor(feature_size=16, chunk_length=1, sampling_rate=16_000), tokenizer
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def write_wav(file: Path, hertz: float, *, rate: int = 16_000, seconds: float = 0.3) -> Path:
+    """Writes a WAV file of 16 bits with one tone."""
+    import wave
+
+    times = torch.arange(int(rate * seconds), dtype=torch.float64) / rate
+    samples = (20_000 * torch.sin(2 * torch.pi * hertz * times)).round().to(torch.int16)
+    with wave.open(str(file), "wb") as written:
+        written.setparams((1, 2, rate, 0, "NONE", "not compressed"))
+        written.writeframes(samples.numpy().astype("<i2").tobytes())
+    return file
 
 
 def _piece_tokenizer() -> Any:

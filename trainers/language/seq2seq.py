@@ -18,7 +18,7 @@ from studio.trainers.language.rows import short
 from studio.trainers.language.texts import IGNORED
 from studio.trainers.loop.task import Loss
 
-__all__ = ["PairRow", "Seq2SeqLesson", "encode_pair", "pair_loss"]
+__all__ = ["PairRow", "Seq2SeqLesson", "encode_pair", "filled", "pair_loss", "shortened"]
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,15 @@ def encode_pair(pair: Pair, base: LanguageBase, length: int) -> PairRow:
     """
     read, said = base.reads(pair.source), base.says(pair.target)
     lost = max(len(read) - length, 0) + max(len(said) - length, 0)
-    return PairRow(pair, _cut(read, length), _cut(said, length), lost)
+    return PairRow(pair, shortened(read, length), shortened(said, length), lost)
 
 
-def _cut(tokens: Sequence[int], length: int) -> tuple[int, ...]:
+def shortened(tokens: Sequence[int], length: int) -> tuple[int, ...]:
+    """Returns at most ``length`` tokens; what is too long loses those before its last.
+
+    Args:
+        tokens: a text. length: tokens at most.
+    """
     return tuple(tokens) if len(tokens) <= length else (*tokens[: length - 1], tokens[-1])
 
 
@@ -76,8 +81,8 @@ def pair_loss(base: LanguageBase, rows: Sequence[PairRow]) -> tuple[Tensor, int]
         base: the base. rows: B pairs.
     """
     device = base.model.device
-    tokens, mask = _filled([row.read for row in rows], base.pad)
-    labels, _ = _filled([row.said for row in rows], IGNORED)
+    tokens, mask = filled([row.read for row in rows], base.pad)
+    labels, _ = filled([row.said for row in rows], IGNORED)
     labels = labels.to(device)
     logits = base.model(
         input_ids=tokens.to(device), attention_mask=mask.to(device), labels=labels, use_cache=False
@@ -86,8 +91,12 @@ def pair_loss(base: LanguageBase, rows: Sequence[PairRow]) -> tuple[Tensor, int]
     return F.cross_entropy(logits[kept].float(), labels[kept], reduction="sum"), int(kept.sum())
 
 
-def _filled(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
-    """Rows of equal length, filled up on the right, and the mask of what is not filling; each int64 ``(B, T)``."""
+def filled(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
+    """Returns rows of equal length, filled up on the right, and the mask of what is not filling; each int64 ``(B, T)``.
+
+    Args:
+        rows: B texts. fill: the number that fills up.
+    """
     length = max(map(len, rows))
     tokens = torch.tensor([[*row, *[fill] * (length - len(row))] for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])

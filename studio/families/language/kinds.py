@@ -31,6 +31,11 @@ class Kind:
     processor: bool = False
     head: bool = False
 
+    @property
+    def one(self) -> str:
+        """Its title with the article, "an encoder of texts"."""
+        return f"{'an' if self.title[0] in 'aeiou' else 'a'} {self.title}"
+
     def classes(self, model_type: str) -> tuple[str, ...]:
         """Returns transformers' classes of this kind for a model type, ``"llama"``; none where it has none."""
         from transformers.models.auto import modeling_auto

@@ -75,14 +75,14 @@ def open_language_base(
         Traceback (most recent call last):
         ...
         studio.errors.UnknownName: no language base or folder is called 'fact'; did you mean 'facts'? (embedded language
-        bases: facts, words)
+        bases: facts, speech, words)
     """
     dtype, wishes, sort = named(dtype), read_wishes(quantize), None if kind is None else KINDS[kind]
     if isinstance(base, (str, Path)):
         return _read(base, sort, labels, dtype, device, offline, wishes, blocks_to_swap)
     found = base if isinstance(base, LanguageBase) else _of_pair(base, sort)
     if sort is not None and found.kind is not sort:
-        raise DoesNotFit(f"{found.id} was opened as a {found.kind.title}, and a {sort.title} is asked for")
+        raise DoesNotFit(f"{found.id} was opened as {found.kind.one}, and {sort.one} is asked for")
     if labels is not None and set(labels) != set(found.labels):
         raise DoesNotFit(
             f"{found.id} tells {', '.join(found.labels)} apart, and not {', '.join(labels)}: give its folder, and a "

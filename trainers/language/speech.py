@@ -1,0 +1,157 @@
+"""The lesson on speech recognisers: what is said in sounds, measured on held-out ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from studio.datasets.spoken import Spoken
+from studio.families.language import LanguageBase
+from studio.families.language.hearing import features
+from studio.trainers.language.lesson import MEASURED, TextLesson
+from studio.trainers.language.mishearing import error_rate
+from studio.trainers.language.rows import short
+from studio.trainers.language.seq2seq import filled, shortened
+from studio.trainers.language.texts import IGNORED
+from studio.trainers.loop.task import Loss
+
+__all__ = ["SpeechLesson", "SpokenRow", "encode_spoken", "spoken_loss"]
+
+
+@dataclass(frozen=True)
+class SpokenRow:
+    """A sound as the encoder reads it, and what is said in it as token numbers.
+
+    Args:
+        sample: what it is of.
+        heard: the sound's features, fp32 ``(mels, frames)``, computed once.
+        given: tokens that stand before the transcript: start, language and task.
+        said: those of the transcript, its end included; all of them are learned.
+        rate: samples a second of the sound before it was resampled.
+        lost: how many tokens were cut off.
+    """
+
+    sample: Spoken
+    heard: Tensor = field(repr=False, compare=False)
+    given: tuple[int, ...]
+    said: tuple[int, ...]
+    rate: int
+    lost: int = 0
+
+    @property
+    def size(self) -> int:
+        """Its tokens."""
+        return len(self.given) + len(self.said)
+
+    @property
+    def counted(self) -> int:
+        """Its learned tokens."""
+        return len(self.said)
+
+    def ends(self, base: LanguageBase) -> bool:
+        """Whether the last token ends a transcript."""
+        return self.said[-1] in base.ends
+
+
+def encode_spoken(sample: Spoken, base: LanguageBase, given: Sequence[int], length: int) -> SpokenRow:
+    """Turns a sound into features and its transcript into token numbers, at most ``length`` with what is given.
+
+    What is too long loses tokens before its end.
+
+    Args:
+        sample: the sample. base: the base. given: tokens before the transcript. length: tokens at most.
+
+    Raises:
+        DoesNotFit: the sound is longer than the base hears. BadFile: it cannot be read any more.
+    """
+    sound = sample.sound()
+    text = base.tokenizer(sample.text.strip(), add_special_tokens=False, verbose=False)["input_ids"]
+    said, room = [*text, base.ends[0]], max(length - len(given), 1)
+    return SpokenRow(
+        sample, features(base, sound, sample.name), tuple(given), shortened(said, room), sound.rate,
+        max(len(said) - room, 0),
+    )  # fmt: skip
+
+
+def spoken_loss(base: LanguageBase, rows: Sequence[SpokenRow]) -> tuple[Tensor, int]:
+    """Returns the sum of the losses of the transcripts, each with its end, and the number of their tokens.
+
+    Args:
+        base: the base. rows: B sounds.
+    """
+    device, dtype = base.model.device, base.model.dtype
+    heard = torch.stack([row.heard for row in rows]).to(device, dtype)
+    tokens, _ = filled([(*row.given, *row.said[:-1]) for row in rows], base.pad)
+    labels, _ = filled([(*[IGNORED] * (len(row.given) - 1), *row.said) for row in rows], IGNORED)
+    labels = labels.to(device)
+    logits = base.model(input_features=heard, decoder_input_ids=tokens.to(device), use_cache=False).logits
+    kept = labels != IGNORED
+    return F.cross_entropy(logits[kept].float(), labels[kept], reduction="sum"), int(kept.sum())
+
+
+@dataclass(kw_only=True)
+class SpeechLesson(TextLesson[SpokenRow]):
+    r"""An opened task on a speech recogniser.
+
+    The loss of B sounds is ``Σ −log p(token) / (B m)``, the sum over their transcripts and ``m`` the mean length of a
+    transcript over the whole data set; see :class:`~studio.trainers.language.causal.Causal`.
+
+    Args:
+        previews: what previews hear.
+        answers: how many of the held-out sounds are written down for the error rates.
+        preview_tokens: tokens of a preview at most.
+    """
+
+    previews: Sequence[SpokenRow]
+    answers: int
+    preview_tokens: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._mean = self.mean_counted
+
+    def loss(self, numbers: Sequence[int]) -> Loss:
+        """Returns the loss of the drawn samples ``numbers``."""
+        rows = self.drawn(numbers)
+        total, _ = spoken_loss(self.base, rows)
+        return Loss(total / (len(rows) * self._mean))
+
+    def measured(self) -> dict[str, float]:
+        """Returns the held-out loss per token, and the rates of wrong words and of wrong letters."""
+        total, count = 0.0, 0
+        for rows in self.batches():
+            loss, tokens = spoken_loss(self.base, rows)
+            total, count = total + float(loss), count + tokens
+        found = {"held_out_loss": total / count}
+        if self.asked:
+            made = self._written(self.asked, 4 + max(row.counted for row in self.asked))
+            right = [row.sample.text.strip() for row in self.asked]
+            found["word_error_rate"] = error_rate([one.split() for one in right], [one.split() for one in made])
+            found["character_error_rate"] = error_rate(right, made)
+        return found
+
+    def preview(self) -> list[str]:
+        """Writes down what previews hear with the adapter as it is now, through the one path for sounds."""
+        return self._written(self.previews, self.preview_tokens)
+
+    def captions(self) -> list[str]:
+        """Returns one line for each text of :meth:`preview`."""
+        return [short(f"{row.sample.name} (said: {row.sample.text})") for row in self.previews]
+
+    @cached_property
+    def asked(self) -> list[SpokenRow]:
+        """The held-out sounds that are written down."""
+        return [row for row in self.held_out if not row.lost][: self.answers]
+
+    def _written(self, rows: Sequence[SpokenRow], most: int) -> list[str]:
+        from studio.pipelines.hearing import write_down
+
+        if not rows:
+            return []
+        made = write_down(self.base, [row.heard for row in rows], rows[0].given, most, MEASURED)
+        return [one.text for one in made]
