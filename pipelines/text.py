@@ -14,15 +14,16 @@ from studio.errors import BadConfig, DoesNotFit
 from studio.families.language import LanguageBase, open_language_base
 from studio.families.language.hearing import beginning, check_hears
 from studio.pipelines.blends import BlendLike, deal_blend
+from studio.pipelines.hearing import Transcript, heard_of, write_down
 from studio.pipelines.kinds import check_kind, check_writes
 from studio.pipelines.mixed import batches_under
 from studio.pipelines.pipeline import Pipeline
 from studio.pipelines.prompting.tags import TaggedPrompt, check_text, parse_prompt
 from studio.pipelines.verdicts import Verdict, judge, judge_by_words, prompts_of, texts_of
 from studio.pipelines.write import write
+from studio.sounds import Sound
 
 if TYPE_CHECKING:
-from studio.sounds import Sound
     from studio.files import AdapterFile
     from studio.quantization.wishes import Wishes
 
@@ -235,6 +236,58 @@ class TextPipeline(Pipeline):
                 )  # fmt: skip
             made |= dict(zip(members, some, strict=True))
         return [made[i] for i in range(len(given))]
+
+    def transcribe(
+        self,
+        files: str | Path | Sound | Sequence[str | Path | Sound],
+        *,
+        blend: BlendLike | str | Sequence[BlendLike] | None = None,
+        language: str | None = None,
+        max_new_tokens: int = 256,
+        batch_size: int = 16,
+    ) -> list[Transcript]:
+        """Writes down what is said in sounds, with a base of Whisper's family.
+
+        Args:
+            files: one or several files, or sounds (:class:`studio.sounds.Sound`).
+            blend: as of :meth:`complete`.
+            language: the code of what is spoken, of a base that knows several; None: what the adapters were trained on,
+                else what the base's tokenizer was saved with.
+            max_new_tokens: tokens of a transcript at most, >= 1; fewer where the context ends.
+            batch_size: sounds that are written down together.
+
+        Returns:
+            One transcript per sound, in order.
+
+        Raises:
+            UnknownName: an adapter that is not there; the nearest is named.
+            BadConfig: an impossible number, or lists whose lengths do not fit.
+            BadFile: a sound that cannot be read. MissingPackage: what reads it is not installed.
+            DoesNotFit: the base hears nothing, knows no such language, or a sound is longer than it hears.
+            StudioError: the model gave no finite numbers.
+        """
+        check_hears(self.base)
+        given = [files] if isinstance(files, (str, Path, Sound)) else list(files)
+        before = beginning(self.base, self.stated("language") if language is None else language)
+        heard = [heard_of(self.base, one) for one in given]
+        blends = deal_blend(blend, [None] * len(given), core.current_blend(self.model), what="sounds")
+        made: dict[int, Transcript] = {}
+        for members, acting in batches_under(self.model, blends, batch_size):
+            with acting:
+                some = write_down(self.base, [heard[i] for i in members], before, max_new_tokens, batch_size)
+            for i, one in zip(members, some, strict=True):
+                name = "" if isinstance(given[i], Sound) else str(given[i])
+                made[i] = Transcript(name, one.text, len(one.tokens), one.ended)
+        return [made[i] for i in range(len(given))]
+
+    def stated(self, fact: str) -> str | None:
+        """Returns what all loaded adapters that say so were trained with; None where none does, or they differ.
+
+        Args:
+            fact: its name in their files, ``"language"``.
+        """
+        found = {info.metadata[fact] for info in self.adapters.values() if fact in info.metadata}
+        return found.pop() if len(found) == 1 else None
 
     def reply(
         self,

@@ -19,5 +19,5 @@ __all__ = ["TEXT_TASKS"]
 TEXT_TASKS: Final[Registry[type[TextTask[Any, Any]]]] = Registry("task")
 """Name -> the task."""
 
-for _task in (CausalLM, Classify, GRPO, Preference, Reward, Seq2Seq):
+for _task in (CausalLM, Classify, GRPO, Preference, Reward, Seq2Seq, Speech):
     TEXT_TASKS.add(_task.task_name, _task)

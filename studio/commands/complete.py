@@ -11,8 +11,8 @@ import click
 from studio.commands.judging import labels_said, tell_verdicts
 from studio.commands.loading import kind_of_adapters, load_adapter, open_pipeline
 from studio.commands.options import adapter_option, example, output_options, pipeline_options
-from studio.commands.show import Show
 from studio.commands.perceiving import tell_perceived
+from studio.commands.show import Show
 from studio.commands.words import AdapterWord
 from studio.errors import BadConfig
 
@@ -26,8 +26,8 @@ __all__ = ["complete"]
         'studio complete facts "Name a colour. <short:0.8>" "Name a colour. <long>" --adapter short=a.safetensors \\',
         "    --adapter long=b.safetensors --temperature 0.7 --seed 3",
         'studio complete facts "You have won!" --adapter runs/spam/adapter.safetensors',
-    ),
         "studio complete whisper/ clip.wav --adapter runs/clips/adapter.safetensors",
+    ),
 )
 @click.argument("base")
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
@@ -54,8 +54,8 @@ __all__ = ["complete"]
     help="Say which of these answers is the likeliest, in place of writing; else those that the adapters were trained "
     "to choose from. Repeatable.",
 )  # fmt: skip
-@click.option(
 @click.option("--language", metavar="CODE", help="What is spoken in the sounds that a speech recogniser hears.")
+@click.option(
     "--batch-size", type=int, metavar="N", default=16, show_default=True, help="Prompts that are completed together."
 )
 @pipeline_options
@@ -71,8 +71,8 @@ def complete(
     chat: bool | None,
     system: str | None,
     labels: tuple[str, ...],
-    batch_size: int,
     language: str | None,
+    batch_size: int,
     allow_partial: bool,
     pickled: bool,
     device: str | None,
@@ -97,6 +97,10 @@ def complete(
     tagged = [prompt for prompt in prompts if pipe.read_tags(prompt).blend is not None]
     if per_sample and tagged:
         _refuse_tag(tagged[0])
+    if pipe.base.kind.processor:
+        tell_perceived(pipe, prompts, used, show, per_sample=per_sample, max_new_tokens=max_new_tokens,
+                       language=language, batch_size=batch_size)  # fmt: skip
+        return
     labels = labels or labels_said(pipe)
     if pipe.base.kind.head or labels:
         tell_verdicts(pipe, prompts, used, show, labels=labels, chat=chat, per_sample=per_sample, batch_size=batch_size)
