@@ -37,7 +37,7 @@ def stated_kind(facts: Mapping[str, str]) -> dict[str, Any]:
 
 
 def check_kind(base: LanguageBase, file: Path, facts: Mapping[str, str]) -> None:
-    """Checks that a base was opened as what a classifier's adapter was trained on; other files fit any.
+    """Checks that a base was opened as what a classifier's or an encoder's adapter was trained on; other files fit any.
 
     Args:
         base: the base. file: the adapter's. facts: what it states.
@@ -47,13 +47,12 @@ def check_kind(base: LanguageBase, file: Path, facts: Mapping[str, str]) -> None
     """
     stated = stated_kind(facts)
     kind, labels = stated.get("kind"), stated.get("labels")
-    if kind is None or not KINDS[kind].head:
+    if kind is None or not (KINDS[kind].head or kind == "encoder"):
         return
     if base.kind.name != kind:
         apart = f", labels={labels!r}" if labels else ""
         raise DoesNotFit(
-            f"{file} is for a {KINDS[kind].title}, and {base.id} was opened as a {base.kind.title}: open it with "
-            f"kind={kind!r}{apart}"
+            f"{file} is for {KINDS[kind].one}, and {base.id} was opened as {base.kind.one}: open it with kind={kind!r}{apart}"
         )
     if labels is not None and labels != base.labels:
         raise DoesNotFit(
@@ -69,9 +68,9 @@ def check_writes(base: LanguageBase) -> None:
         DoesNotFit: it has labels or numbers to give, and no words.
     """
     if base.kind.head:
+        raise DoesNotFit(f"{base.id} was opened as a {base.kind.title}, which writes nothing: ask it for verdicts")
     if base.kind.processor:
         ask = {"speech": "sounds (transcribe)", "vision": "pictures (caption)"}[base.kind.name]
         raise DoesNotFit(f"{base.id} is {base.kind.one}: ask it with {ask}")
-        raise DoesNotFit(f"{base.id} was opened as a {base.kind.title}, which writes nothing: ask it for verdicts")
     if base.kind.name == "encoder":
         raise DoesNotFit(f"{base.id} is an encoder of texts, which writes nothing")

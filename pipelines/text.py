@@ -14,6 +14,7 @@ from studio.errors import BadConfig, DoesNotFit
 from studio.families.language import LanguageBase, open_language_base
 from studio.families.language.hearing import beginning, check_hears
 from studio.pipelines.blends import BlendLike, deal_blend
+from studio.pipelines.embed import embed, pooling_of
 from studio.pipelines.hearing import Transcript, heard_of, write_down
 from studio.pipelines.kinds import check_kind, check_writes
 from studio.pipelines.mixed import batches_under
@@ -236,6 +237,40 @@ class TextPipeline(Pipeline):
                 )  # fmt: skip
             made |= dict(zip(members, some, strict=True))
         return [made[i] for i in range(len(given))]
+
+    def embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        blend: BlendLike | str | Sequence[BlendLike] | None = None,
+        pooling: str | None = None,
+        batch_size: int = 32,
+    ) -> torch.Tensor:
+        """Returns a vector of length 1 for each text, so that the product of two is their cosine.
+
+        Args:
+            texts: one or several. A tag is no tag here. blend: as of :meth:`complete`.
+            pooling: what makes a text's vector, ``"mean"``, ``"cls"`` or ``"last"``; None: as the adapters were
+                trained, else the mean over its tokens.
+            batch_size: texts that are computed together.
+
+        Returns:
+            fp32 ``(N, D)`` on the CPU.
+
+        Raises:
+            UsageError: as :func:`studio.pipelines.embed.embed`, and as :meth:`complete` of a blend.
+            StudioError: the model gave no finite numbers.
+
+        Example:
+            >>> pipe = TextPipeline.open("facts", kind="encoder")
+            >>> vectors = pipe.embed(["What is the capital of Kenya?", "Nairobi"])
+            >>> tuple(vectors.shape), round(float(vectors[0] @ vectors[0]), 4)
+            ((2, 192), 1.0)
+        """
+        given = [texts] if isinstance(texts, str) else list(texts)
+        trained = (info.metadata["pooling"] for info in self.adapters.values() if "pooling" in info.metadata)
+        blends = deal_blend(blend, [None] * len(given), core.current_blend(self.model), what="texts")
+        return embed(self.base, given, blends, pooling_of(pooling, trained), batch_size)
 
     def transcribe(
         self,

@@ -18,6 +18,7 @@ from studio.trainers.loop.preview import read_measures
 SHORT = {"dreambooth": ("--steps", "2"), "tune": ("--steps", "2"), "generate": ("--steps", "2"), "doctor": ("--fast",)}
 TASK_PAGES = sorted(file for file in (Path(__file__).parents[1] / "docs" / "tasks").glob("*.md"))
 RISING = {"exact_match", "accuracy", "macro_f1", "margin", "reward"}  # what is better when it is larger
+RISING |= {"recall_at_1", "reciprocal_rank"}
 ELSEWHERE = {"make", "pip"}  # what sets the studio up has been done where this runs
 
 

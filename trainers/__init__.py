@@ -12,6 +12,7 @@ from studio.trainers.causal_lm import CausalLM
 from studio.trainers.classify import Classify
 from studio.trainers.code import Code
 from studio.trainers.dreambooth import DreamBooth
+from studio.trainers.embed import Embed
 from studio.trainers.grpo import GRPO
 from studio.trainers.loop.guard import NotFinite
 from studio.trainers.loop.plan import Plan
@@ -21,8 +22,8 @@ from studio.trainers.loop.training import train
 from studio.trainers.preference import Preference
 from studio.trainers.reward import Reward
 from studio.trainers.seq2seq import Seq2Seq
-from studio.trainers.style import Style
 from studio.trainers.speech import Speech
+from studio.trainers.style import Style
 from studio.trainers.tasks import TEXT_TASKS
 
 __all__ = [
@@ -30,8 +31,9 @@ __all__ = [
     "TEXT_TASKS",
     "CausalLM",
     "Classify",
-    "DreamBooth",
     "Code",
+    "DreamBooth",
+    "Embed",
     "Lesson",
     "Loss",
     "NotFinite",
@@ -40,8 +42,8 @@ __all__ = [
     "Reward",
     "Run",
     "Seq2Seq",
+    "Speech",
     "Style",
     "Task",
-    "Speech",
     "train",
 ]

@@ -10,6 +10,7 @@ import click
 
 from studio.commands.judging import labels_said, tell_verdicts
 from studio.commands.loading import kind_of_adapters, load_adapter, open_pipeline
+from studio.commands.nearness import tell_nearness
 from studio.commands.options import adapter_option, example, output_options, pipeline_options
 from studio.commands.perceiving import tell_perceived
 from studio.commands.show import Show
@@ -97,6 +98,9 @@ def complete(
     tagged = [prompt for prompt in prompts if pipe.read_tags(prompt).blend is not None]
     if per_sample and tagged:
         _refuse_tag(tagged[0])
+    if pipe.base.kind.name == "encoder":
+        tell_nearness(pipe, prompts, used, show, per_sample=per_sample, batch_size=batch_size)
+        return
     if pipe.base.kind.processor:
         tell_perceived(pipe, prompts, used, show, per_sample=per_sample, max_new_tokens=max_new_tokens,
                        language=language, batch_size=batch_size)  # fmt: skip

@@ -93,6 +93,16 @@ TASKS: Final = (
         ),
     ),
     TuneTask(
+        "embed",
+        "Vectors of texts: those that belong together are near.",
+        """Teach an encoder (BERT, Llama, ...) vectors by which texts that belong together are near each other.
+
+        BASE is an embedded language base (facts), a transformers folder or a hub id, DATA a file with one sample per
+        line: anchor and positive, maybe with a negative; query and positive; sentence1 and sentence2, maybe with a
+        score; or source and target. The same command again goes on with an interrupted run, to the bit.""",
+        ("studio tune embed facts pairs.jsonl --held-out 0.1 -o runs/near",),
+    ),
+    TuneTask(
         "preference",
         "Of two answers the better one: DPO, IPO, KTO, ORPO.",
         """Teach a causal language model to prefer the better ones of given answers.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from studio.families.language.base import LanguageBase
 
-__all__ = ["Reading", "label_logits", "read_texts", "read_words"]
+__all__ = ["Reading", "label_logits", "model_inputs", "read_texts", "read_words"]
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ def read_words(base: LanguageBase, words: Sequence[str], length: int) -> Reading
     )  # fmt: skip
 
 
-def label_logits(base: LanguageBase, readings: Sequence[Reading]) -> Tensor:
-    """Returns the logits of all answers to readings, ``(N, C)`` in fp32: one of each text, or one of each word.
+def model_inputs(base: LanguageBase, readings: Sequence[Reading]) -> dict[str, Tensor]:
+    """Returns what a model takes of readings, by the names of its arguments, int64 ``(B, T)`` each.
 
     Args:
-        base: a classifier of C labels. readings: B of them, padded together on the right.
+        base: the model. readings: B of them, padded together on the right.
     """
     device, length = base.model.device, max(len(one.tokens) for one in readings)
     rows = [[*one.tokens, *[base.pad] * (length - len(one.tokens))] for one in readings]
@@ -79,7 +79,16 @@ def label_logits(base: LanguageBase, readings: Sequence[Reading]) -> Tensor:
     if int(getattr(base.model.config, "type_vocab_size", None) or 0) > 1:  # the model knows which text a token is of
         types = [[*one.types, *[0] * (length - len(one.types))] for one in readings]
         given["token_type_ids"] = torch.tensor(types, device=device)
-    logits = base.model(**given).logits.float()
+    return given
+
+
+def label_logits(base: LanguageBase, readings: Sequence[Reading]) -> Tensor:
+    """Returns the logits of all answers to readings, ``(N, C)`` in fp32: one of each text, or one of each word.
+
+    Args:
+        base: a classifier of C labels. readings: B of them, padded together on the right.
+    """
+    logits = base.model(**model_inputs(base, readings)).logits.float()
     if base.kind.name != "token-classifier":
         return logits  # type: ignore[no-any-return]
     rows_of = [row for row, one in enumerate(readings) for _ in one.places]
