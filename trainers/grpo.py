@@ -15,12 +15,12 @@ from studio.trainers.language.causal import Question
 from studio.trainers.language.grpo import GRPOLesson, PromptRow, encode_prompt
 from studio.trainers.language.questions import questions_of
 from studio.trainers.language.reward_adapter import RewardAdapter
+from studio.trainers.language.rewards import check_reward, each, function_of, is_file
 from studio.trainers.language.rows import short
 from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.run import sha256
 from studio.trainers.loop.task import AdapterLike, Lesson, Say
 from studio.trainers.opening import adapter_file
-from studio.trainers.rewards import check_reward, each, function_of, is_file
 from studio.trainers.text_task import Read, Shared, TextTask
 from studio.trainers.unforeseen import without_forecast
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from torch import Tensor
@@ -18,9 +17,9 @@ from studio.trainers.language.lesson import MEASURED
 from studio.trainers.language.policy_losses import advantages, grpo
 from studio.trainers.language.questions import asked_text
 from studio.trainers.language.reference import ReferenceLesson
+from studio.trainers.language.rewards import Scores
 from studio.trainers.language.texts import TokenRow
 from studio.trainers.loop.task import Loss, Say
-from studio.trainers.rewards import Scores
 
 __all__ = ["GRPOLesson", "PromptRow", "encode_prompt"]
 
@@ -36,13 +35,21 @@ class PromptRow:
     sample: Prompt
     text: str
     tokens: tuple[int, ...]
-    counted: Final = 1
-    lost: Final = 0
 
     @property
     def size(self) -> int:
         """Its tokens."""
         return len(self.tokens)
+
+    @property
+    def counted(self) -> int:
+        """1: each prompt can be answered."""
+        return 1
+
+    @property
+    def lost(self) -> int:
+        """Nothing: prompts are never cut."""
+        return 0
 
     def ends(self, base: LanguageBase) -> bool:
         """The data holds no answer, so none has to end."""

@@ -16,7 +16,7 @@ from studio.families.language import LanguageBase, open_language_base
 from studio.families.language.judging import label_logits, read_texts
 from studio.files import inspect, load
 from studio.trainers.language.reward import rewarded_texts
-from studio.trainers.rewards import each
+from studio.trainers.language.rewards import each
 
 __all__ = ["RewardAdapter"]
 

@@ -17,8 +17,8 @@ from studio.pipelines.write import write as say
 from studio.trainers import GRPO, Reward, train
 from studio.trainers.language.grpo import GRPOLesson
 from studio.trainers.language.policy_losses import advantages, grpo
+from studio.trainers.language.rewards import REWARDS, check_reward, each, function_of
 from studio.trainers.loop.plan import Plan
-from studio.trainers.rewards import REWARDS, check_reward, each, function_of
 from tiny import interrupted, shaken
 
 FACTS = [("Peru", "Lima"), ("Mali", "Bamako"), ("Chad", "N'Djamena"), ("Fiji", "Suva"), ("Cuba", "Havana")]
