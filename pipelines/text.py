@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 
 import studio.adapters as core
 from studio.errors import BadConfig, DoesNotFit
 from studio.families.language import LanguageBase, open_language_base
 from studio.families.language.hearing import beginning, check_hears
+from studio.families.language.seeing import check_sees
 from studio.pipelines.blends import BlendLike, deal_blend
 from studio.pipelines.embed import embed, pooling_of
 from studio.pipelines.hearing import Transcript, heard_of, write_down
@@ -20,6 +22,7 @@ from studio.pipelines.kinds import check_kind, check_writes
 from studio.pipelines.mixed import batches_under
 from studio.pipelines.pipeline import Pipeline
 from studio.pipelines.prompting.tags import TaggedPrompt, check_text, parse_prompt
+from studio.pipelines.seeing import Description, describe_seen, seen_of_picture
 from studio.pipelines.verdicts import Verdict, judge, judge_by_words, prompts_of, texts_of
 from studio.pipelines.write import write
 from studio.sounds import Sound
@@ -313,6 +316,52 @@ class TextPipeline(Pipeline):
             for i, one in zip(members, some, strict=True):
                 name = "" if isinstance(given[i], Sound) else str(given[i])
                 made[i] = Transcript(name, one.text, len(one.tokens), one.ended)
+        return [made[i] for i in range(len(given))]
+
+    def caption(
+        self,
+        images: str | Path | Image.Image | Sequence[str | Path | Image.Image],
+        question: str | Sequence[str] | None = None,
+        *,
+        blend: BlendLike | str | Sequence[BlendLike] | None = None,
+        max_new_tokens: int = 64,
+        batch_size: int = 16,
+    ) -> list[Description]:
+        """Says what pictures show, or answers questions about them, with a vision-language model.
+
+        Args:
+            images: one or several files, or pictures of Pillow.
+            question: what is asked of all, or one for each; "" asks for a caption. None: what the adapters were trained
+                with, else a caption.
+            blend: as of :meth:`complete`.
+            max_new_tokens: tokens to write at most, >= 1; fewer where the context ends.
+            batch_size: pictures that are described together.
+
+        Returns:
+            One description per picture, in order.
+
+        Raises:
+            UnknownName: an adapter that is not there; the nearest is named.
+            BadConfig: an impossible number, or lists whose lengths do not fit.
+            BadFile: a picture that cannot be read.
+            DoesNotFit: the base sees nothing, or a question that leaves no room in the context.
+            StudioError: the model gave no finite numbers.
+        """
+        check_sees(self.base)
+        given = [images] if isinstance(images, (str, Path, Image.Image)) else list(images)
+        question = (self.stated("prompt") or "") if question is None else question
+        questions = [question] * len(given) if isinstance(question, str) else list(question)
+        if len(questions) != len(given):
+            raise BadConfig(f"there are {len(questions)} questions for {len(given)} pictures; give one for each")
+        seen = [seen_of_picture(self.base, one, text) for one, text in zip(given, questions, strict=True)]
+        blends = deal_blend(blend, [None] * len(given), core.current_blend(self.model), what="pictures")
+        made: dict[int, Description] = {}
+        for members, acting in batches_under(self.model, blends, batch_size, mixed=False):
+            with acting:
+                some = describe_seen(self.base, [seen[i] for i in members], max_new_tokens, batch_size)
+            for i, one in zip(members, some, strict=True):
+                name = "" if isinstance(given[i], Image.Image) else str(given[i])
+                made[i] = Description(name, one.text, len(one.tokens), one.ended)
         return [made[i] for i in range(len(given))]
 
     def stated(self, fact: str) -> str | None:

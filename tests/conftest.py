@@ -100,6 +100,12 @@ def tiny_speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_speech_base(tmp_path_factory.mktemp("bases") / "tiny-speech")
 
 
+@pytest.fixture(scope="session")
+def tiny_vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformers folder of a LLaVA with random weights that sees 16 x 16 pixels."""
+    return tiny.write_vision_base(tmp_path_factory.mktemp("bases") / "tiny-vision")
+
+
 @pytest.fixture
 def dreambooth(tiny_base, photos):
     """A subject to learn from five pictures, without class images or previews."""

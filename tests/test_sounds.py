@@ -41,7 +41,9 @@ def test_whole_numbers_of_every_width(tmp_path, width, frames):
     assert stereo.samples.tolist() == [0.25, -0.75]
 
 
-@pytest.mark.parametrize(("given", "rate"), [(8000, 16000), (44100, 16000), (48000, 16000), (16000, 22050), (7919, 16000)])
+@pytest.mark.parametrize(
+    ("given", "rate"), [(8000, 16000), (44100, 16000), (48000, 16000), (16000, 22050), (7919, 16000)]
+)
 def test_a_tone_is_the_same_tone_at_another_rate(given, rate):
     for hertz in (50, 440, 2500):
         made = resampled(Sound(tone(hertz, given, given // 2).astype(numpy.float32), given), rate)

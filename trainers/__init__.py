@@ -8,6 +8,7 @@ Example:
 
 from __future__ import annotations
 
+from studio.trainers.caption import Caption
 from studio.trainers.causal_lm import CausalLM
 from studio.trainers.classify import Classify
 from studio.trainers.code import Code
@@ -29,6 +30,7 @@ from studio.trainers.tasks import TEXT_TASKS
 __all__ = [
     "GRPO",
     "TEXT_TASKS",
+    "Caption",
     "CausalLM",
     "Classify",
     "Code",

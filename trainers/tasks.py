@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from studio.registry import Registry
+from studio.trainers.caption import Caption
 from studio.trainers.causal_lm import CausalLM
 from studio.trainers.classify import Classify
 from studio.trainers.code import Code
@@ -21,5 +22,5 @@ __all__ = ["TEXT_TASKS"]
 TEXT_TASKS: Final[Registry[type[TextTask[Any, Any]]]] = Registry("task")
 """Name -> the task."""
 
-for _task in (CausalLM, Classify, Code, Embed, GRPO, Preference, Reward, Seq2Seq, Speech):
+for _task in (Caption, CausalLM, Classify, Code, Embed, GRPO, Preference, Reward, Seq2Seq, Speech):
     TEXT_TASKS.add(_task.task_name, _task)

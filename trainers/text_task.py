@@ -170,6 +170,10 @@ class TextTask(ABC, Generic[S, R]):
         """Returns what the adapter's file says about how it is to be asked."""
         return {}
 
+    def narrowed(self, adapter: AdapterConfig, base: LanguageBase) -> AdapterConfig:
+        """Returns the adapter's config with what the task never adapts left out; one that is trained on from stays."""
+        return adapter
+
     def remarks(self, rows: Sequence[R], base: LanguageBase) -> Iterable[str]:
         """Returns what the user is told of the rows, in sentences, once for all of them."""
         return ()
@@ -189,6 +193,8 @@ class TextTask(ABC, Generic[S, R]):
             quantize=self.quantize,
         )  # fmt: skip
         rows, held_out, length = self._rows(read, opening)
+        if opening.start is None:
+            opening = replace(opening, adapter=self.narrowed(opening.adapter, opening.base))
         base, head = opening.base, self.head(opening.base)
         if head and isinstance(opening.adapter, TokenConfig):
             raise DoesNotFit(

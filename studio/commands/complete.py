@@ -27,7 +27,8 @@ __all__ = ["complete"]
         'studio complete facts "Name a colour. <short:0.8>" "Name a colour. <long>" --adapter short=a.safetensors \\',
         "    --adapter long=b.safetensors --temperature 0.7 --seed 3",
         'studio complete facts "You have won!" --adapter runs/spam/adapter.safetensors',
-        "studio complete whisper/ clip.wav --adapter runs/clips/adapter.safetensors",
+        "studio complete speech clip.wav --adapter runs/clips/adapter.safetensors",
+        'studio complete figures cat.png --ask "What is it?" --adapter runs/pictures/adapter.safetensors',
     ),
 )
 @click.argument("base")
@@ -56,6 +57,7 @@ __all__ = ["complete"]
     "to choose from. Repeatable.",
 )  # fmt: skip
 @click.option("--language", metavar="CODE", help="What is spoken in the sounds that a speech recogniser hears.")
+@click.option("--ask", "question", metavar="TEXT", help="What is asked of the pictures that a model sees.")
 @click.option(
     "--batch-size", type=int, metavar="N", default=16, show_default=True, help="Prompts that are completed together."
 )
@@ -73,6 +75,7 @@ def complete(
     system: str | None,
     labels: tuple[str, ...],
     language: str | None,
+    question: str | None,
     batch_size: int,
     allow_partial: bool,
     pickled: bool,
@@ -103,7 +106,7 @@ def complete(
         return
     if pipe.base.kind.processor:
         tell_perceived(pipe, prompts, used, show, per_sample=per_sample, max_new_tokens=max_new_tokens,
-                       language=language, batch_size=batch_size)  # fmt: skip
+                       language=language, question=question, batch_size=batch_size)  # fmt: skip
         return
     labels = labels or labels_said(pipe)
     if pipe.base.kind.head or labels:

@@ -68,15 +68,26 @@ TASKS: Final = (
         ("studio tune seq2seq model/ pairs.jsonl --held-out 0.1 -o runs/pairs",),
     ),
     TuneTask(
+        "caption",
+        "What pictures show: captions, answers to questions about them.",
+        """Teach a vision-language model (LLaVA, ...) what to say of pictures.
+
+        BASE is an embedded one (figures), a transformers folder or a hub id, DATA a folder of pictures with a text
+        beside each (cat.png, cat.txt) or in metadata.jsonl, or a file with one sample per line: image, a path, and
+        text; image, question and answer; or image and messages. The text decoder is adapted, with --set vision=true
+        the vision tower too. The same command again goes on with an interrupted run, to the bit.""",
+        ("studio tune caption figures pictures/ --held-out 0.1 -o runs/pictures",),
+    ),
+    TuneTask(
         "speech",
         "Transcripts: what is said in sounds.",
         """Teach a speech recogniser of Whisper's family to write down what is said in sounds.
 
-        BASE is a transformers folder or a hub id, DATA a folder of sounds with a text beside each (hello.wav, hello.txt)
-        or in metadata.jsonl, or a file with one sample per line: audio, a path, and text. Sounds of another rate are
-        resampled. --set language=de says what is spoken to a base that knows several languages. The same command again
-        goes on with an interrupted run, to the bit.""",
-        ("studio tune speech whisper/ clips/ --held-out 0.1 -o runs/clips",),
+        BASE is an embedded one (speech), a transformers folder or a hub id, DATA a folder of sounds with a text beside
+        each (hello.wav, hello.txt) or in metadata.jsonl, or a file with one sample per line: audio, a path, and text.
+        Sounds of another rate are resampled. --set language=de says what is spoken to a base that knows several
+        languages. The same command again goes on with an interrupted run, to the bit.""",
+        ("studio tune speech speech clips/ --held-out 0.1 -o runs/clips",),
     ),
     TuneTask(
         "classify",

@@ -26,6 +26,7 @@ __all__ = [
     "write_encoder_base",
     "write_language_base",
     "write_speech_base",
+    "write_vision_base",
     "write_wav",
 ]
 
@@ -282,6 +283,53 @@ def write_speech_base(folder: Path) -> Path:
         WhisperFeatureExtractor(feature_size=16, chunk_length=1, sampling_rate=16_000), tokenizer
     ).save_pretrained(folder)  # fmt: skip
     return folder
+
+
+def write_vision_base(folder: Path) -> Path:
+    """Writes a transformers folder of a LLaVA: pictures of 16 pixels in four patches, a Llama that writes bytes."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    fast, side = _byte_tokenizer(), 16
+    pictures = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    processor = LlavaProcessor(
+        image_processor=pictures, tokenizer=fast, patch_size=8, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )  # fmt: skip
+    sizes = dict(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, initializer_range=0.2
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlavaForConditionalGeneration(
+            LlavaConfig(
+                vision_config=CLIPVisionConfig(image_size=side, patch_size=8, projection_dim=32, **sizes),
+                text_config=LlamaConfig(
+                    vocab_size=len(fast), num_key_value_heads=2, max_position_embeddings=64, bos_token_id=None,
+                    eos_token_id=fast.eos_token_id, pad_token_id=fast.pad_token_id, **sizes,
+                ),
+                image_token_index=fast.convert_tokens_to_ids("<image>"), vision_feature_layer=-1,
+                vision_feature_select_strategy="default",
+            )
+        )  # fmt: skip
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def _byte_tokenizer() -> Any:
+    """A tokenizer of single bytes, with a mark for pictures."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: at for at, letter in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>", extra_special_tokens=["<image>"],
+        model_max_length=64,
+    )  # fmt: skip
 
 
 def write_wav(file: Path, hertz: float, *, rate: int = 16_000, seconds: float = 0.3) -> Path:

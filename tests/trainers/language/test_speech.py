@@ -148,7 +148,9 @@ def test_other_marks_stand_before_a_transcript_of_a_base_with_languages(tiny_spe
     with pytest.raises(DoesNotFit) as caught:
         beginning(base, "de")
     assert str(caught.value) == "tiny-speech has no mark <|de|> for language='de'; leave the language out"
-    base.tokenizer.add_special_tokens({"extra_special_tokens": ["<|en|>", "<|de|>"]}, replace_extra_special_tokens=False)
+    base.tokenizer.add_special_tokens(
+        {"extra_special_tokens": ["<|en|>", "<|de|>"]}, replace_extra_special_tokens=False
+    )
     wanted = ["<|startoftranscript|>", "<|de|>", "<|transcribe|>", "<|notimestamps|>"]
     assert beginning(base, "de") == known(wanted)
     with pytest.raises(DoesNotFit) as caught:

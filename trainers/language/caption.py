@@ -1,0 +1,155 @@
+"""The lesson on vision-language models: what is to be said of pictures, measured on held-out ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from studio.datasets.seen import Seen
+from studio.families.language import LanguageBase
+from studio.families.language.seeing import asked, joined, looked_at
+from studio.trainers.language.lesson import MEASURED, TextLesson
+from studio.trainers.language.rows import short
+from studio.trainers.language.seq2seq import shortened
+from studio.trainers.language.texts import IGNORED
+from studio.trainers.loop.task import Loss
+
+__all__ = ["CaptionLesson", "SeenRow", "caption_loss", "encode_seen"]
+
+
+@dataclass(frozen=True)
+class SeenRow:
+    """A picture with its question as the model reads it, and what is to be said as token numbers.
+
+    Args:
+        sample: what it is of.
+        asked: what stands before the answer, as text.
+        seen: the numbers of picture and question, computed once (:func:`studio.families.language.seeing.looked_at`).
+        said: tokens of what is to be said, its end included; all of them are learned.
+        lost: how many tokens were cut off.
+    """
+
+    sample: Seen
+    asked: str
+    seen: Mapping[str, Tensor] = field(repr=False, compare=False)
+    said: tuple[int, ...]
+    lost: int = 0
+
+    @property
+    def given(self) -> int:
+        """Tokens of picture and question."""
+        return int(self.seen["input_ids"].shape[1])
+
+    @property
+    def size(self) -> int:
+        """Its tokens."""
+        return self.given + len(self.said)
+
+    @property
+    def counted(self) -> int:
+        """Its learned tokens."""
+        return len(self.said)
+
+    def ends(self, base: LanguageBase) -> bool:
+        """Whether the last token ends an answer."""
+        return bool(self.said) and self.said[-1] in base.ends
+
+
+def encode_seen(sample: Seen, base: LanguageBase, prompt: str, length: int) -> SeenRow:
+    """Turns a picture, its question and what is to be said into numbers, at most ``length`` tokens.
+
+    What is too long loses tokens of the answer before its end.
+
+    Args:
+        sample: the sample. base: the base. prompt: what is asked where the sample asks nothing. length: tokens at most.
+
+    Raises:
+        DoesNotFit: as :func:`studio.families.language.seeing.asked`. BadFile: the picture cannot be read any more.
+    """
+    question = asked(base, sample.turns or (("user", prompt),))
+    seen = looked_at(base, sample.picture(), question)
+    text = base.tokenizer(sample.text, add_special_tokens=False, verbose=False)["input_ids"]
+    said, room = [*text, base.ends[0]], max(length - int(seen["input_ids"].shape[1]), 0)
+    return SeenRow(sample, question, seen, shortened(said, room) if room else (), max(len(said) - room, 0))
+
+
+def caption_loss(base: LanguageBase, rows: Sequence[SeenRow]) -> tuple[Tensor, int]:
+    """Returns the sum of the losses of what is to be said, and the number of its tokens.
+
+    Args:
+        base: the base. rows: B pictures.
+    """
+    inputs = joined(base, [row.seen for row in rows], [row.said for row in rows], left=False)
+    length = inputs["input_ids"].shape[1]
+    labels = torch.full((len(rows), length), IGNORED)
+    for place, row in enumerate(rows):
+        labels[place, row.given : row.size] = torch.tensor(row.said)
+    labels = labels.to(base.model.device)[:, 1:]
+    # virtual tokens in front have logits too; the last T are those of picture and text
+    logits = base.model(**inputs, use_cache=False).logits[:, -length:-1]
+    kept = labels != IGNORED
+    return F.cross_entropy(logits[kept].float(), labels[kept], reduction="sum"), int(kept.sum())
+
+
+@dataclass(kw_only=True)
+class CaptionLesson(TextLesson[SeenRow]):
+    r"""An opened task on a vision-language model.
+
+    The loss of B pictures is ``Σ −log p(token) / (B m)``, the sum over what is to be said and ``m`` its mean length
+    over the whole data set; see :class:`~studio.trainers.language.causal.Causal`.
+
+    Args:
+        previews: what previews look at.
+        answers: how many of the held-out pictures are described for the exact match.
+        preview_tokens: tokens of a preview at most.
+    """
+
+    previews: Sequence[SeenRow]
+    answers: int
+    preview_tokens: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._mean = self.mean_counted
+
+    def loss(self, numbers: Sequence[int]) -> Loss:
+        """Returns the loss of the drawn samples ``numbers``."""
+        rows = self.drawn(numbers)
+        total, _ = caption_loss(self.base, rows)
+        return Loss(total / (len(rows) * self._mean))
+
+    def measured(self) -> dict[str, float]:
+        """Returns the held-out loss per token, and which share of the held-out answers is said to the letter."""
+        total, count = 0.0, 0
+        for rows in self.batches():
+            loss, tokens = caption_loss(self.base, rows)
+            total, count = total + float(loss), count + tokens
+        found = {"held_out_loss": total / count}
+        if self.asked:
+            made = self._said(self.asked, 4 + max(row.counted for row in self.asked))
+            right = [text == row.sample.text for text, row in zip(made, self.asked, strict=True)]
+            found["exact_match"] = sum(right) / len(right)
+        return found
+
+    def preview(self) -> list[str]:
+        """Says what previews show with the adapter as it is now, through the one path for pictures."""
+        return self._said(self.previews, self.preview_tokens)
+
+    def captions(self) -> list[str]:
+        """Returns one line for each text of :meth:`preview`."""
+        return [short(f"{row.sample.name} (wanted: {row.sample.text})") for row in self.previews]
+
+    @cached_property
+    def asked(self) -> list[SeenRow]:
+        """The held-out pictures that are described."""
+        return [row for row in self.held_out if not row.lost][: self.answers]
+
+    def _said(self, rows: Sequence[SeenRow], most: int) -> list[str]:
+        from studio.pipelines.seeing import describe_seen
+
+        return [one.text for one in describe_seen(self.base, [row.seen for row in rows], most, MEASURED)]
