@@ -100,9 +100,10 @@ def test_two_processes_train_what_one_does(name, tmp_path):
     data.write_text("".join(json.dumps(one) + "\n" for one in case.data))
     own = [word for key, value in case.settings.items() for word in ("--set", f"{key}={_toml(value)}")]
     for processes, folder in ((1, "one"), (2, "two")):
-        words = ("-o", tmp_path / folder, "--steps", 4, "--batch-size", 4, "--rank", 2, *own)
+        words = ("-o", tmp_path / folder, "--steps", 4, "--batch-size", 4, "--rank", 2, "--learning-rate", 1e-3, *own)
         groups.studio("tune", name, case.base, data, *words, processes=processes)
-    groups.assert_same(tmp_path / "one", tmp_path / "two")
+    # on its own draws a policy's loss is near 0: what is left is the difference of much larger numbers
+    groups.assert_same(tmp_path / "one", tmp_path / "two", floor=1e-3)
 
 
 def _toml(value: Any) -> str:
