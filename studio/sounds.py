@@ -103,7 +103,7 @@ def _whole_numbers(data: bytes, name: str) -> tuple[Samples, int] | None:
     raw = numpy.frombuffer(frames, numpy.uint8)
     raw = raw[: len(raw) // (width * channels) * (width * channels)].reshape(-1, channels, width)
     if width == 1:
-        return (raw[..., 0].astype(numpy.float32) - 128) / 128, rate
+        return (raw[..., 0].astype(numpy.float32) - 128) / numpy.float32(128), rate
     numbers = sum(raw[..., place].astype(numpy.int64) << 8 * place for place in range(width))
     numbers -= (numbers >> 8 * width - 1) << 8 * width  # two's complement
     return (numbers / float(1 << 8 * width - 1)).astype(numpy.float32), rate

@@ -181,7 +181,11 @@ class TextTask(ABC, Generic[S, R]):
     # -- what all of them do ---------------------------------------------------------------------------------------
 
     def open(self, adapter: AdapterLike, plan: Plan, say: Say) -> Lesson:
-        """See :meth:`studio.trainers.Task.open`."""
+        """See :meth:`studio.trainers.Task.open`.
+
+        Raises:
+            UsageError: whatever is wrong about the request.
+        """
         if plan.fit is not None:
             from studio.trainers.forecast.before import check_before
 
@@ -195,6 +199,15 @@ class TextTask(ABC, Generic[S, R]):
         rows, held_out, length = self._rows(read, opening)
         if opening.start is None:
             opening = replace(opening, adapter=self.narrowed(opening.adapter, opening.base))
+        lesson = self.lesson(self._shared(read, opening, rows, length, say), rows, held_out)
+        if not opening.base.kind.processor:  # whose trainings are not forecast
+            lesson.foresee = opening.foreseen(replace(self, max_length=max(row.size for row in rows)))
+        return lesson
+
+    def _shared(
+        self, read: Read[S], opening: Opening[LanguageBase], rows: Sequence[R], length: int, say: Say
+    ) -> Shared:  # fmt: skip
+        """What every lesson takes."""
         base, head = opening.base, self.head(opening.base)
         if head and isinstance(opening.adapter, TokenConfig):
             raise DoesNotFit(
@@ -205,7 +218,7 @@ class TextTask(ABC, Generic[S, R]):
             {"held_out": samples_digest(read.kept)} if read.kept else {}
         )
         own = {} if self.quantize is None else {"quantize": self.quantize}
-        shared = Shared(
+        return Shared(
             base=base, adapter=opening.adapter, plan=opening.plan, rates={"": opening.rate}, name=self._named(),
             settings={"task": self.task_name, "max_length": length, "samples": len(rows), **self.settings(rows, base),
                       **own},
@@ -216,9 +229,6 @@ class TextTask(ABC, Generic[S, R]):
             start=opening.start, call=self._call(opening, read.found.items[0]),
             origin=self._origin(opening, digests["data"], rows, length), say=say, notes=opening.notes, head=head,
         )  # fmt: skip
-        lesson = self.lesson(shared, rows, held_out)
-        lesson.foresee = opening.foreseen(replace(self, max_length=max(row.size for row in rows)))
-        return lesson
 
     def look(self) -> Read[S]:
         """Reads the data: what is there, and of it what is trained on and what is measured on.

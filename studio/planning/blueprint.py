@@ -16,6 +16,7 @@ from studio.errors import BadFile, DoesNotFit, UnknownName, nearest
 from studio.families import BASES, FAMILIES
 from studio.families.family import Family, Outline
 from studio.families.language import LANGUAGE_BASES
+from studio.families.language.kinds import usual_kind
 from studio.families.language.shapes import LANGUAGE_SHAPES
 from studio.families.opening import hub
 from studio.families.opening.folder import class_of, index_of
@@ -196,7 +197,13 @@ def _language(folder: Path) -> Blueprint:
     import transformers
 
     try:
-        kind = str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
+        said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind, opened = str(said["model_type"]), usual_kind(said)
+    except Exception as problem:
+        raise BadFile(f"{folder} cannot be read as a language model's config: {_first(problem)}") from problem
+    if opened.processor:
+        raise DoesNotFit(f"{folder} is {opened.one}, whose trainings are not planned; plan a language model's")
+    try:
         with quietly(), torch.device("meta"):
             config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
             seq2seq = kind in transformers.models.auto.modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
