@@ -120,8 +120,8 @@ def machine() -> str:
     return f"{torch.get_num_threads()} of {os.cpu_count()} CPU cores, torch {torch.__version__}, {platform.machine()}"
 
 
-def main() -> None:
-    """Runs all methods and seeds."""
+def asked() -> argparse.Namespace:
+    """What the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="*", default=None, choices=list(METHODS), help="none named: the usual four")
     parser.add_argument("--tasks", nargs="+", default=(), choices=[row.task for row in language_tasks.ROWS])
@@ -131,7 +131,12 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=200, help="held-out questions that are answered")
     parser.add_argument("--no-full", action="store_true", help="without full fine-tuning")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-language"))
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Runs what is asked for."""
+    options = asked()
     options.out.mkdir(parents=True, exist_ok=True)
     if options.speed or options.methods is None:
         found = (

@@ -87,12 +87,7 @@ def their_step(
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
     config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(TARGETS), task_type="CAUSAL_LM")
-    adapted = get_peft_model(copy.deepcopy(model), config)
-    rows = []
-    for one in data:
-        asked, said = (tokenizer(one[name], add_special_tokens=False)["input_ids"] for name in ("prompt", "completion"))
-        said = [*said, tokenizer.eos_token_id]
-        rows.append({"input_ids": (asked + said)[:LENGTH], "labels": ([-100] * len(asked) + said)[:LENGTH]})
+    adapted, rows = get_peft_model(copy.deepcopy(model), config), _rows(tokenizer, data)
     collate = DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=-100)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
@@ -110,15 +105,23 @@ def their_step(
         keys = ("input_ids", "labels")
         return collate([{key: list(rows[(step * BATCH + n) % len(rows)][key]) for key in keys} for n in range(BATCH)])
 
-    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
-
     def step() -> None:
         trainer.training_step(adapted, batch())
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        torch.nn.utils.clip_grad_norm_([one for one in adapted.parameters() if one.requires_grad], 1.0)
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
 
     return step, lambda: trainer.compute_loss(adapted, batch())
+
+
+def _rows(tokenizer: Any, data: Sequence[dict[str, str]]) -> list[dict[str, list[int]]]:
+    """The samples as Trainer's collator takes them."""
+    rows = []
+    for one in data:
+        asked, said = (tokenizer(one[name], add_special_tokens=False)["input_ids"] for name in ("prompt", "completion"))
+        said = [*said, tokenizer.eos_token_id]
+        rows.append({"input_ids": (asked + said)[:LENGTH], "labels": ([-100] * len(asked) + said)[:LENGTH]})
+    return rows
 
 
 def _stepping(loss: Callable[[], Any], trained: Sequence[torch.Tensor], optimizer: Any) -> Callable[[], None]:

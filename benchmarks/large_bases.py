@@ -46,11 +46,23 @@ def write_llama(folder: Path) -> int:
     return _write(model, folder, "model")
 
 
+def _vae() -> Any:
+    """The autoencoder of Stable Diffusion XL, without numbers."""
+    from diffusers import AutoencoderKL
+
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    with torch.device("meta"):
+        return AutoencoderKL(
+            **blocks, block_out_channels=(128, 256, 512, 512), layers_per_block=2, scaling_factor=0.13025,
+            force_upcast=True, sample_size=1024,
+        )  # fmt: skip
+
+
 def write_sdxl(folder: Path) -> int:
     """Writes a pipeline as Stable Diffusion XL's, all components of their published shape; returns its bytes."""
     import diffusers
     import transformers
-    from diffusers import AutoencoderKL, EulerDiscreteScheduler
+    from diffusers import EulerDiscreteScheduler
 
     from studio.families.base import BASES
     from studio.families.shapes import SHAPES
@@ -61,13 +73,7 @@ def write_sdxl(folder: Path) -> int:
     EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").save_pretrained(
         folder / "scheduler"
     )
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    with torch.device("meta"):
-        vae = AutoencoderKL(
-            **blocks, block_out_channels=(128, 256, 512, 512), layers_per_block=2, scaling_factor=0.13025,
-            force_upcast=True, sample_size=1024,
-        )  # fmt: skip
-    total = _write(vae, folder / "vae", "diffusion_pytorch_model")
+    total = _write(_vae(), folder / "vae", "diffusion_pytorch_model")
     parts = SHAPES["sdxl"].parts
     for name, part in parts.items():
         module: Any = part.build()

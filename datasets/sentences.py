@@ -2,7 +2,7 @@
 
 The forms of a record:
 
-- ``{"anchor": "...", "positive": "..."}``, with a ``negative`` or without one, or the same with ``query`` for ``anchor``;
+- ``{"anchor": "...", "positive": "..."}``, with a ``negative`` or without one; also with ``query`` for ``anchor``;
 - ``{"sentence1": "...", "sentence2": "..."}``, with a ``score`` of how close they are or without one;
 - ``{"source": "...", "target": "..."}``.
 

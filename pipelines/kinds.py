@@ -52,7 +52,8 @@ def check_kind(base: LanguageBase, file: Path, facts: Mapping[str, str]) -> None
     if base.kind.name != kind:
         apart = f", labels={labels!r}" if labels else ""
         raise DoesNotFit(
-            f"{file} is for {KINDS[kind].one}, and {base.id} was opened as {base.kind.one}: open it with kind={kind!r}{apart}"
+            f"{file} is for {KINDS[kind].one}, and {base.id} was opened as {base.kind.one}: open it with "
+            f"kind={kind!r}{apart}"
         )
     if labels is not None and labels != base.labels:
         raise DoesNotFit(

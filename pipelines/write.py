@@ -67,16 +67,9 @@ def write(
             raise BadConfig(f"{name}={value!r} must be {wanted}")
     apart = bool(base.model.config.is_encoder_decoder)  # what is read is not what is gone on from
     rows = [base.reads(text) if apart else base.tokens(text, chat=chat)[0] for text in prompts]
-    virtual = _virtual(base.model)
-    room, before = base.context - virtual, f" after {virtual} virtual ones" if virtual else ""
+    room = base.context - _virtual(base.model)
     for text, row in zip(prompts, rows, strict=True):
-        if not row:
-            raise BadConfig(f"the prompt {text!r} has no token; write something to go on from")
-        if len(row) >= room + apart:
-            raise DoesNotFit(
-                f"the prompt {_short(text)} has {len(row)} tokens and {base.id} reads {room}{before}: nothing can be "
-                "written behind it; shorten it"
-            )
+        _check_room(base, text, row, room + apart)
     made: list[Written] = []
     with turn(base.model), evaluating(base.model):
         for begin in range(0, len(rows), batch_size):
@@ -84,6 +77,19 @@ def write(
             most = min(max_new_tokens, room - 1 if apart else room - max(map(len, some)))
             made += _batch(base, some, most, temperature, seeds[begin : begin + batch_size], tell)
     return made
+
+
+def _check_room(base: LanguageBase, text: str, row: Sequence[int], most: int) -> None:
+    """Checks that something stands there to go on from, and that there is room behind it."""
+    if not row:
+        raise BadConfig(f"the prompt {text!r} has no token; write something to go on from")
+    if len(row) >= most:
+        virtual = _virtual(base.model)
+        before = f" after {virtual} virtual ones" if virtual else ""
+        raise DoesNotFit(
+            f"the prompt {_short(text)} has {len(row)} tokens and {base.id} reads {base.context - virtual}{before}: "
+            "nothing can be written behind it; shorten it"
+        )
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ def let_pages_go(tensor: Tensor) -> bool:
     writing to the tensor meanwhile.
 
     Args:
-        tensor: any; of what is in memory of its own, or elsewhere than in the CPU's, nothing happens.
+        tensor: of any shape; of what is in memory of its own, or elsewhere than in the CPU's, nothing happens.
 
     Returns:
         Whether the pages were let go; never where the system does not tell what they are (other than Linux).

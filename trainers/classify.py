@@ -110,6 +110,11 @@ class Classify(TextTask[Labelled, LabelRow]):
         return "complete", "BASE", *map(short, texts)
 
     def lesson(self, shared: Shared, rows: Sequence[LabelRow], held_out: Sequence[LabelRow]) -> LabelLesson:
+        """See :meth:`studio.trainers.text_task.TextTask.lesson`.
+
+        Raises:
+            DoesNotFit: a method of virtual tokens.
+        """
         base = shared["base"]
         if isinstance(shared["adapter"], TokenConfig):
             raise DoesNotFit(

@@ -99,6 +99,11 @@ class Embed(TextTask[SentencePair, SentenceRow]):
         return {"pooling": self.pooling}
 
     def lesson(self, shared: Shared, rows: Sequence[SentenceRow], held_out: Sequence[SentenceRow]) -> EmbedLesson:
+        """See :meth:`studio.trainers.text_task.TextTask.lesson`.
+
+        Raises:
+            BadFile: all pairs have the same second text. DoesNotFit: the base cannot be pooled so.
+        """
         check_encodes(shared["base"], self.pooling)
         if len({row.sample.positive for row in rows}) < 2 and all(row.negative is None for row in rows):
             raise BadFile(

@@ -111,7 +111,11 @@ class GRPO(TextTask[Prompt, PromptRow]):
         return "complete", "BASE", short(sample.asked)
 
     def open(self, adapter: AdapterLike, plan: Plan, say: Say) -> Lesson:
-        """See :meth:`studio.trainers.Task.open`."""
+        """See :meth:`studio.trainers.Task.open`.
+
+        Raises:
+            DoesNotFit: the base would be divided among processes. UsageError: whatever else is wrong.
+        """
         if plan.sharding in ("full", "zero3"):
             raise DoesNotFit(
                 f"sharding={plan.sharding!r} divides the base, and every process draws answers of its own with it: use "

@@ -74,13 +74,17 @@ def chat(
             continue
         show.say("")
         talk = [*asked, {"role": "assistant", "content": said.text}]
-    talks.append(talk)
-    talks = [one for one in talks if len(one) > len(start)]
+    talks = [one for one in (*talks, talk) if len(one) > len(start)]
     if save is not None and talks:
-        with save.open("a", encoding="utf-8") as stream:
-            stream.writelines(json.dumps({"messages": one}, ensure_ascii=False) + "\n" for one in talks)
+        _keep(talks, save)
         show.tell(f"{len(talks)} conversations added to {save}")
     show.result({"conversations": talks, "adapters": used})
+
+
+def _keep(talks: list[list[dict[str, str]]], file: Path) -> None:
+    """Adds conversations to a file of samples."""
+    with file.open("a", encoding="utf-8") as stream:
+        stream.writelines(json.dumps({"messages": one}, ensure_ascii=False) + "\n" for one in talks)
 
 
 def _turns(show: Show) -> Any:

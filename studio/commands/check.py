@@ -60,6 +60,10 @@ def check(
     duplicates, pictures that are too small or mostly cropped away. With the instance prompt or the trigger, captions
     are shown as they will be trained; with the base, what it would refuse is found. Nothing is trained or changed. The
     exit code is 2 where a training could not start.
+
+    \f
+    Raises:
+        BadConfig: options of pictures and of texts together, or texts without a task.
     """
     from studio.datasets.check import check_folder
 

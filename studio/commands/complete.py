@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +16,10 @@ from studio.commands.perceiving import tell_perceived
 from studio.commands.show import Show
 from studio.commands.words import AdapterWord
 from studio.errors import BadConfig
+
+if TYPE_CHECKING:
+    from studio.pipelines import TextPipeline
+    from studio.pipelines.text import Completion
 
 __all__ = ["complete"]
 
@@ -95,12 +99,12 @@ def complete(
     show = Show(as_json, quiet)
     if per_sample:
         _require_pairs(prompts, adapters)
-    opened_as = kind_of_adapters(adapters)
-    pipe = open_pipeline(TextPipeline, base, device=device, dtype=dtype, show=show, as_kind=opened_as)
+    pipe = open_pipeline(
+        TextPipeline, base, device=device, dtype=dtype, show=show, as_kind=kind_of_adapters(adapters)
+    )  # fmt: skip
     used = [load_adapter(pipe, word, show, allow_partial=allow_partial, pickled=pickled) for word in adapters]
-    tagged = [prompt for prompt in prompts if pipe.read_tags(prompt).blend is not None]
-    if per_sample and tagged:
-        _refuse_tag(tagged[0])
+    if per_sample:
+        _refuse_tags(pipe, prompts)
     if pipe.base.kind.name == "encoder":
         tell_nearness(pipe, prompts, used, show, per_sample=per_sample, batch_size=batch_size)
         return
@@ -114,17 +118,20 @@ def complete(
         return
     if system is None and pipe.system and (pipe.asks_by_chat if chat is None else chat):
         show.tell(f"asking with the system prompt that the adapters were trained with: {pipe.system!r}")
-    blend = [{entry["name"]: entry["strength"]} for entry in used] if per_sample else None
     made = pipe.complete(
-        prompts, blend=blend, chat=chat, system=system, max_new_tokens=max_new_tokens, temperature=temperature,
-        seed=seed, batch_size=batch_size,
+        prompts, blend=[{entry["name"]: entry["strength"]} for entry in used] if per_sample else None, chat=chat,
+        system=system, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch_size=batch_size,
     )  # fmt: skip
+    _show(made, show, max_new_tokens)
+    show.result({"completions": [asdict(completion) for completion in made], "adapters": used})
+
+
+def _show(made: Sequence[Completion], show: Show, most: int) -> None:
     for completion in made:
         show.say(f"> {completion.prompt}\n{completion.text}\n" if len(made) > 1 else completion.text)
     cut = sum(not completion.ended for completion in made)
     if cut:
-        show.tell(f"{cut} of {len(made)} did not end within {max_new_tokens} tokens")
-    show.result({"completions": [asdict(completion) for completion in made], "adapters": used})
+        show.tell(f"{cut} of {len(made)} did not end within {most} tokens")
 
 
 def _require_pairs(prompts: Sequence[str], adapters: Sequence[AdapterWord]) -> None:
@@ -135,5 +142,7 @@ def _require_pairs(prompts: Sequence[str], adapters: Sequence[AdapterWord]) -> N
         )
 
 
-def _refuse_tag(prompt: str) -> NoReturn:
-    raise BadConfig(f"the prompt {prompt!r} has a tag, and --per-sample says which adapter acts: drop one of them")
+def _refuse_tags(pipe: TextPipeline, prompts: Sequence[str]) -> None:
+    tagged = next((prompt for prompt in prompts if pipe.read_tags(prompt).blend is not None), None)
+    if tagged is not None:
+        raise BadConfig(f"the prompt {tagged!r} has a tag, and --per-sample says which adapter acts: drop one of them")

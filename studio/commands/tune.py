@@ -53,8 +53,8 @@ TASKS: Final = (
 
         BASE is a transformers folder or a hub id of a code model, whose marks for prefix, suffix and middle are taken;
         --set marks='["<PRE>", "<SUF>", "<MID>"]' gives some to another. DATA is a folder of code, or a file with
-        one sample per line: prefix, middle and suffix; or code, in which --set holes=4 holes are made. The same command again goes on with
-        an interrupted run, to the bit.""",
+        one sample per line: prefix, middle and suffix; or code, in which --set holes=4 holes are made. The same command
+        again goes on with an interrupted run, to the bit.""",
         ("studio tune code model/ src/ --held-out 0.1 -o runs/code",),
     ),
     TuneTask(

@@ -168,15 +168,9 @@ def open_base(
     if config_of is not None and not isinstance(base, (str, Path)):
         raise BadConfig(f"config_of is for a checkpoint of one file, and the base is open: leave it out ({base!r:.60})")
     wished = dtype if isinstance(dtype, torch.dtype) else None
-    if isinstance(base, Base):
-        _quantize(base, wishes)
-        _put(base.pipe, wished, device, offload)
-        return base
-    if is_pipeline(base):
-        pipe: Any = base
-        name = str(pipe.config.get("_name_or_path") or "")
-        found = _quantize(_describe(pipe, Path(name).name or type(pipe).__name__), wishes)
-        _put(pipe, wished, device, offload)
+    if isinstance(base, Base) or is_pipeline(base):
+        found = _quantize(base if isinstance(base, Base) else _of_pipeline(base), wishes)
+        _put(found.pipe, wished, device, offload)
         return found
     if not isinstance(base, (str, Path)):
         raise DoesNotFit(
@@ -264,6 +258,12 @@ def move(model: Any, dtype: torch.dtype | None, device: torch.device | str | Non
         for root in components(model).values():
             for _, layer, packing in packed_layers(root):
                 packing.compute_in(layer, dtype)
+
+
+def _of_pipeline(pipe: Any) -> Base:
+    """The base of a pipeline that is open."""
+    name = str(pipe.config.get("_name_or_path") or "")
+    return _describe(pipe, Path(name).name or type(pipe).__name__)
 
 
 def _describe(pipe: Any, name: str, place: Path | None = None, weights: Weights | None = None) -> Base:

@@ -56,7 +56,10 @@ def test_data_sets_bring_their_sounds(clip):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"audoi": "a.wav", "text": "b"}, "a sample has audio and text; found: 'audoi', 'text'; did you mean 'audio' by 'audoi'?"),
+        (
+            {"audoi": "a.wav", "text": "b"},
+            "a sample has audio and text; found: 'audoi', 'text'; did you mean 'audio' by 'audoi'?",
+        ),
         ({"audio": "clips/a.wav"}, "a sample has audio and text; found: 'audio'"),
         ({"audio": "clips/a.wav", "text": " "}, "the sample has no answer: text is empty"),
         ({"audio": 5, "text": "b"}, "audio must be the path of a sound, not 5"),

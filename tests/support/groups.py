@@ -76,7 +76,9 @@ def losses(folder: Path) -> list[float]:
 def assert_same(one: Path, other: Path, error: float = 1e-5, floor: float = 0.0) -> None:
     """The same losses, and the same adapter, each to this relative error; losses below ``floor`` to that of it."""
     first, second = losses(one), losses(other)
-    assert len(first) == len(second) and all(abs(a - b) <= error * max(abs(a), floor) for a, b in zip(first, second, strict=True))
+    assert len(first) == len(second) and all(
+        abs(a - b) <= error * max(abs(a), floor) for a, b in zip(first, second, strict=True)
+    )
     left, right = (load_file(folder / "adapter.safetensors") for folder in (one, other))
     assert left.keys() == right.keys()
     apart = sum((left[key].double() - right[key].double()).square().sum() for key in left) ** 0.5

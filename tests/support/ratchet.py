@@ -152,11 +152,14 @@ def words(function: Function, owner: ast.ClassDef | None, *, classes: bool = Fal
     """
     texts = [ast.get_docstring(function) or ""]
     waiting: list[ast.ClassDef] = [] if owner is None else [owner]
+    seen: list[ast.ClassDef] = []  # a class may be called as its base is
     while waiting:
         node = waiting.pop()
+        seen.append(node)
         texts += [ast.get_docstring(node) or ""] if classes or function.name.startswith("__") else []
         texts += [ast.get_docstring(child) or "" for child in node.body if getattr(child, "name", "") == function.name]
-        waiting += [known for base in node.bases for known in CLASSES.get(_name(base), ())]
+        above = [known for base in node.bases for known in CLASSES.get(_name(base), ())]
+        waiting += [known for known in above if known not in seen]
     return "\n\n".join(texts)
 
 

@@ -229,7 +229,7 @@ def write_language_base(folder: Path) -> Path:
 
 
 def write_encoder_base(folder: Path) -> Path:
-    """Writes a transformers folder of a BERT without a head: WordPiece, a context of 48, two types of tokens, no dropout."""
+    """Writes a transformers folder of a BERT without head and dropout: WordPiece, a context of 48, two token types."""
     from transformers import BertConfig, BertModel
 
     fast = _piece_tokenizer()
@@ -249,23 +249,16 @@ def write_encoder_base(folder: Path) -> Path:
 
 def write_speech_base(folder: Path) -> Path:
     """Writes a transformers folder of a Whisper that hears half a second at 16 kHz and writes byte by byte."""
-    from tokenizers import pre_tokenizers
     from transformers import (
         GenerationConfig,
         WhisperConfig,
         WhisperFeatureExtractor,
         WhisperForConditionalGeneration,
         WhisperProcessor,
-        WhisperTokenizer,
     )  # fmt: skip
 
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = WhisperTokenizer(vocab={letter: at for at, letter in enumerate(letters)}, merges=[])
-    marks = ["<|startoftranscript|>", "<|translate|>", "<|transcribe|>", "<|startofprev|>", "<|notimestamps|>"]
-    tokenizer.add_special_tokens({"extra_special_tokens": marks})
-    tokenizer.pad_token = "<|endoftext|>"
-    tokenizer.set_prefix_tokens()
-    end, begin = (tokenizer.convert_tokens_to_ids(mark) for mark in ("<|endoftext|>", marks[0]))
+    tokenizer = _whisper_tokenizer()
+    end, begin = (tokenizer.convert_tokens_to_ids(mark) for mark in ("<|endoftext|>", "<|startoftranscript|>"))
     numbers = dict(decoder_start_token_id=begin, bos_token_id=end, eos_token_id=end, pad_token_id=end)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -283,6 +276,20 @@ def write_speech_base(folder: Path) -> Path:
         WhisperFeatureExtractor(feature_size=16, chunk_length=1, sampling_rate=16_000), tokenizer
     ).save_pretrained(folder)  # fmt: skip
     return folder
+
+
+def _whisper_tokenizer() -> Any:
+    """A tokenizer of bytes with Whisper's marks."""
+    from tokenizers import pre_tokenizers
+    from transformers import WhisperTokenizer
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = WhisperTokenizer(vocab={letter: at for at, letter in enumerate(letters)}, merges=[])
+    marks = ["<|startoftranscript|>", "<|translate|>", "<|transcribe|>", "<|startofprev|>", "<|notimestamps|>"]
+    tokenizer.add_special_tokens({"extra_special_tokens": marks})
+    tokenizer.pad_token = "<|endoftext|>"
+    tokenizer.set_prefix_tokens()
+    return tokenizer
 
 
 def write_vision_base(folder: Path) -> Path:

@@ -46,8 +46,11 @@ def grpo(
     The second term is an estimate of KL(π‖ρ) that is never below 0.
 
     Args:
-        now: ``log π`` of the tokens ``(N,)``. drawn: the same when they were drawn, without a gradient.
-        reference: ``log ρ``. advantage: A of the answer that each token is of. clip: ε. beta: β.
+        now: ``log π`` of the tokens ``(N,)``.
+        drawn: the same ``(N,)`` when they were drawn, without a gradient.
+        reference: ``log ρ`` of the tokens ``(N,)``.
+        advantage: A of the answer that each token is of, ``(N,)``.
+        clip: ε. beta: β.
 
     Example:
         >>> zero = torch.zeros(1)

@@ -88,6 +88,10 @@ def encode_comparison(sample: Comparison, base: LanguageBase, length: int) -> Co
 def preferred(chosen: Tensor, rejected: Tensor) -> Tensor:
     """Returns how often the chosen answer has the higher score, ``(B,)``: 1, 0, or ½ where both are equal.
 
+    Args:
+        chosen: its scores ``(B,)``.
+        rejected: those of the other ``(B,)``.
+
     Example:
         >>> preferred(torch.tensor([1.0, 0.0, 0.0]), torch.zeros(3)).tolist()
         [1.0, 0.5, 0.5]

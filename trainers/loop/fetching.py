@@ -42,7 +42,11 @@ def check_fetched(held: Iterable[Resting], name: str, checkpointed: bool) -> Non
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is of a type of torch's own."""
+    """Whether a tensor is of a type of torch's own.
+
+    Args:
+        tensor: of any shape.
+    """
     return type(tensor).__module__.partition(".")[0] == "torch"
 
 
@@ -58,7 +62,11 @@ def copied(one: Resting, make: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def in_store(tensor: Tensor) -> Tensor:
-    """Returns the numbers in the CPU's memory, locked there if the system lets it: copying then goes on by itself."""
+    """Returns the numbers in the CPU's memory, locked there if the system lets it: copying then goes on by itself.
+
+    Args:
+        tensor: of any shape.
+    """
     there = tensor.to("cpu")
     try:
         return there.pin_memory()

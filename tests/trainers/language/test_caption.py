@@ -163,10 +163,19 @@ def pictures_alone():
 
         def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
             self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
-            self.image_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids([self.image_token, self.video_token])
+            self.image_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids(
+                [self.image_token, self.video_token]
+            )
             super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     return Pictures
+
+
+QWEN_TEMPLATE = (
+    "{% for m in messages %}{% for part in m['content'] %}{{ '<|vision_start|><|image_pad|><|vision_end|>' if "
+    "part['type'] == 'image' else part['text'] }}{% endfor %}{% endfor %}\n"
+)
+QWEN = ("<|vision_start|>", "<|image_pad|>", "<|video_pad|>", "<|vision_end|>")
 
 
 def test_a_model_of_another_architecture_learns_too(tiny_vision, tmp_path):
@@ -175,15 +184,9 @@ def test_a_model_of_another_architecture_learns_too(tiny_vision, tmp_path):
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_vision)
-    tokenizer.add_special_tokens(
-        {"extra_special_tokens": ["<|vision_start|>", "<|image_pad|>", "<|video_pad|>", "<|vision_end|>"]}
-    )
+    tokenizer.add_special_tokens({"extra_special_tokens": list(QWEN)})
     known = tokenizer.convert_tokens_to_ids
-    template = (
-        "{% for m in messages %}{% for part in m['content'] %}{{ '<|vision_start|><|image_pad|><|vision_end|>' if "
-        "part['type'] == 'image' else part['text'] }}{% endfor %}{% endfor %}\n"
-    )
-    processor = pictures_alone()(Qwen2VLImageProcessorPil(patch_size=4, min_pixels=64), tokenizer, template)
+    processor = pictures_alone()(Qwen2VLImageProcessorPil(patch_size=4, min_pixels=64), tokenizer, QWEN_TEMPLATE)
     torch.manual_seed(0)
     model = Qwen2VLForConditionalGeneration(
         Qwen2VLConfig(
@@ -198,9 +201,8 @@ def test_a_model_of_another_architecture_learns_too(tiny_vision, tmp_path):
     ).eval()  # fmt: skip
     base = open_language_base((model, processor))
     assert base.kind.name == "vision"
-    task = Caption(
-        base=base, data=write_pictures(tmp_path / "pictures"), held_out=write_pictures(tmp_path / "kept", -8)
-    )
+    data, kept = write_pictures(tmp_path / "pictures"), write_pictures(tmp_path / "kept", -8)
+    task = Caption(base=base, data=data, held_out=kept)
     run = train(task, output=tmp_path / "run", adapter=LoRA(rank=4, targets="attention+mlp"), steps=30, batch_size=8,
                 learning_rate=1e-2, quiet=True)  # fmt: skip
     assert run.measures[30]["held_out_loss"] < run.measures[0]["held_out_loss"] / 2

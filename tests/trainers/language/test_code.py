@@ -32,9 +32,7 @@ def test_holes_are_in_the_code_and_always_the_same():
     holes = list(Snippet(1, CODE).holes(6))
     assert len(holes) > 3 and all(one.prefix + one.middle + one.suffix == CODE for one in holes)
     assert all(one.middle.strip() for one in holes)
-    assert [one.content for one in holes] == [
-        one.content for one in Snippet(7, CODE).holes(6)
-    ]
+    assert [one.content for one in holes] == [one.content for one in Snippet(7, CODE).holes(6)]
     given = Snippet(1, "a", "b", "c")
     assert list(given.holes(5)) == [given]
     one_line = next(iter(Snippet(1, "  return a + b").holes(1)))

@@ -183,9 +183,12 @@ def test_a_reward_adapter_on_the_same_base_judges(task, tmp_path):
             told = pipe.classify([(prompt.sample.asked, text.strip())])[0].scores["reward"]
             assert reward == pytest.approx(told, abs=1e-5)
     assert "reward" in lesson.inputs
-    with pytest.raises(DoesNotFit, match="data.safetensors is no reward adapter .its task is causal-lm."):
-        from studio.trainers import CausalLM
 
+
+def test_an_adapter_of_another_task_is_no_judge(task, tmp_path):
+    from studio.trainers import CausalLM
+
+    with pytest.raises(DoesNotFit, match="data.safetensors is no reward adapter .its task is causal-lm."):
         answers = [{"prompt": "a", "completion": " b"}]
         plain = train(
             CausalLM(base=task.base, data=write(tmp_path / "texts.jsonl", answers)), output=tmp_path / "plain",

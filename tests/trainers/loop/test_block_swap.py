@@ -211,16 +211,21 @@ class Layers(nn.Module):
 CANNOT = {"int8", "quanto-int8"}
 
 
-@pytest.mark.parametrize("way", CHEAP)
-def test_quantised_blocks_are_fetched_or_refused(way):
+def quantised(way):
     import warnings
 
-    prepare(way)
     net = Layers().requires_grad_(False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         studio.quantize(net, way)
     net.shift.requires_grad_(True)
+    return net
+
+
+@pytest.mark.parametrize("way", CHEAP)
+def test_quantised_blocks_are_fetched_or_refused(way):
+    prepare(way)
+    net = quantised(way)
     if way in CANNOT:
         with pytest.raises(DoesNotFit, match="cannot wait elsewhere than they compute"):
             BlockSwap(net, 4, checkpointed=True)
