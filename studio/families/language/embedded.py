@@ -9,9 +9,12 @@ __all__ = ["LANGUAGE_BASES", "sample_file"]
 
 _HERE: Final = Path(__file__).parents[1]
 
-LANGUAGE_BASES: Final[dict[str, Path]] = {name: _HERE / name / "model" for name in ("facts", "speech", "words")}
+LANGUAGE_BASES: Final[dict[str, Path]] = {
+    name: _HERE / name / "model" for name in ("facts", "figures", "speech", "words")
+}
 """The embedded language bases: name -> transformers folder inside the package. ``facts`` answers nothing yet of what it
-has read, ``speech`` writes down numbers that are spoken in five languages, ``words`` says numbers in seven."""
+has read, ``figures`` says in English what small pictures show, ``speech`` writes down numbers that are spoken in five
+languages, ``words`` says numbers in seven."""
 
 
 def sample_file(base: str, name: str) -> Path:

@@ -75,7 +75,7 @@ def open_language_base(
         Traceback (most recent call last):
         ...
         studio.errors.UnknownName: no language base or folder is called 'fact'; did you mean 'facts'? (embedded language
-        bases: facts, speech, words)
+        bases: facts, figures, speech, words)
     """
     dtype, wishes, sort = named(dtype), read_wishes(quantize), None if kind is None else KINDS[kind]
     if isinstance(base, (str, Path)):
