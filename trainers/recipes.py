@@ -43,6 +43,7 @@ RECIPES: Final[dict[tuple[str, str], Recipe]] = {
     ("caption", "small"): Recipe(targets="attention+mlp", learning_rate=4e-3, steps=300, batch_size=16),
     # Large: the values of instruction data, as LLaVA's own LoRA trains them; not measured here.
     ("caption", "large"): Recipe(rank=16, targets="attention+mlp", learning_rate=2e-4, steps=500, batch_size=16),
+    # Speech, small: measured on the embedded base with numbers in a new language: wrong words from 2.7 to 0.45.
     ("speech", "small"): Recipe(targets="attention", learning_rate=4e-3, steps=300, batch_size=16),
     # Large: the rate of LoRA in PEFT's example of Whisper; not measured here.
     ("speech", "large"): Recipe(rank=16, targets="attention", learning_rate=1e-3, steps=500, batch_size=16),
