@@ -49,15 +49,15 @@ RECIPES: Final[dict[tuple[str, str], Recipe]] = {
     ("speech", "large"): Recipe(rank=16, targets="attention", learning_rate=1e-3, steps=500, batch_size=16),
     # Preferences, small: measured on the embedded base with short answers preferred to long ones.
     ("preference", "small"): Recipe(targets="attention+mlp", learning_rate=1e-3, steps=200, batch_size=16),
-    # Large: the rate of LoRA in TRL's examples of DPO; not measured here.
+    # Large: a rate in common use for DPO with LoRA; not measured here.
     ("preference", "large"): Recipe(rank=16, targets="attention+mlp", learning_rate=5e-6, steps=500, batch_size=16),
     ("reward", "small"): Recipe(targets="attention+mlp", learning_rate=2e-3, steps=200, batch_size=16),
-    # Large: the rate of LoRA in TRL's examples of reward models; not measured here.
+    # Large: a rate in common use for reward models with LoRA; not measured here.
     ("reward", "large"): Recipe(rank=16, targets="attention+mlp", learning_rate=1e-4, steps=500, batch_size=16),
     # GRPO, small: measured on the embedded base, which learns to answer in one word within 12 steps; a step draws
     # batch_size groups of answers.
     ("grpo", "small"): Recipe(targets="attention+mlp", learning_rate=1e-2, steps=60, batch_size=4),
-    # Large: the rate of LoRA in TRL's examples of GRPO; not measured here.
+    # Large: a rate in common use for GRPO with LoRA; not measured here.
     ("grpo", "large"): Recipe(rank=16, targets="attention+mlp", learning_rate=1e-5, steps=300, batch_size=8),
 }
 """(kind of task, size of a language base) -> defaults."""

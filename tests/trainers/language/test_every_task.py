@@ -41,9 +41,17 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
+def pictures(most: int) -> list[dict[str, Any]]:
+    folder = FAMILIES / "figures" / "train"
+    return [
+        {"image": str(folder / one["file_name"]), "text": one["text"]} for one in lines(folder / "metadata.jsonl", most)
+    ]
+
+
 CODE = [{"code": f"value_{n} = {n} + {n}\nprint(value_{n})\n"} for n in range(8)]
 MARKS = ("<P>", "<S>", "<M>")
 CASES = {
+    "caption": Case("figures", pictures(8)),
     "causal-lm": Case("facts", lines(sample_file("facts", "train.jsonl"), 8)),
     "classify": Case("facts", lines(sample_file("facts", "glosses.jsonl"), 12)),
     "code": Case("facts", CODE, {"marks": MARKS}),
