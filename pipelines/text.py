@@ -168,6 +168,8 @@ class TextPipeline(Pipeline):
             StudioError: the model gave no finite numbers.
         """
         check_writes(self.base)
+        if isinstance(seed, (list, tuple)):
+            raise BadConfig(f"seed={seed!r} must be a whole number from 0 to 2**63 - 1")
         written: list[Any] = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
         tagged = [self.read_tags(text) for text in written]
         tags = [one.blend for one in tagged]

@@ -126,7 +126,7 @@ def test_what_is_wrong_is_refused_before_a_base_is_opened(tiny_base, shots, tmp_
 
 @pytest.mark.parametrize("words", [("--held-out", "nowhere.jsonl"), ("--rank", 0), ("--held-out", "1e-9")])
 def test_what_is_wrong_with_texts_is_refused_before_a_base_is_opened(tiny_language, tmp_path, monkeypatch, words):
-    monkeypatch.setattr("studio.trainers.causal_lm.open_language_base", None)
+    monkeypatch.setattr("studio.trainers.text_task.open_language_base", None)
     (tmp_path / "data.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
     refused("tune", "causal-lm", tiny_language, tmp_path / "data.jsonl", "-o", tmp_path / "run", *words)
 

@@ -259,7 +259,9 @@ def test_a_cast_is_no_remark_on_the_screen(folders):
     said = []
     log, listener = logging.getLogger("diffusers"), logging.Handler()
     listener.emit = lambda record: said.append(record.getMessage())
+    level = log.level
     log.addHandler(listener)
+    log.setLevel(logging.WARNING)  # whatever other tests have left it at
     try:
         base = open_base(open_base(folders("sd1"), dtype="bf16"), dtype="fp32")
         assert base.pipe.unet.dtype == torch.float32 and said == []
@@ -267,3 +269,4 @@ def test_a_cast_is_no_remark_on_the_screen(folders):
         assert "should be kept in float32" in said[0], "diffusers' own remark, which the studio leaves out"
     finally:
         log.removeHandler(listener)
+        log.setLevel(level)
