@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +12,10 @@ from torch import Tensor
 from studio.datasets.seen import Seen
 from studio.families.language import LanguageBase
 from studio.families.language.seeing import asked, joined, looked_at
-from studio.trainers.language.lesson import MEASURED, TextLesson
+from studio.trainers.language.lesson import MEASURED, TokenLesson, exact_match
 from studio.trainers.language.rows import short
 from studio.trainers.language.seq2seq import shortened
 from studio.trainers.language.texts import IGNORED
-from studio.trainers.loop.task import Loss
 
 __all__ = ["CaptionLesson", "SeenRow", "caption_loss", "encode_seen"]
 
@@ -97,44 +95,24 @@ def caption_loss(base: LanguageBase, rows: Sequence[SeenRow]) -> tuple[Tensor, i
 
 
 @dataclass(kw_only=True)
-class CaptionLesson(TextLesson[SeenRow]):
+class CaptionLesson(TokenLesson[SeenRow]):
     r"""An opened task on a vision-language model.
-
-    The loss of B pictures is ``Σ −log p(token) / (B m)``, the sum over what is to be said and ``m`` its mean length
-    over the whole data set; see :class:`~studio.trainers.language.causal.Causal`.
 
     Args:
         previews: what previews look at.
-        answers: how many of the held-out pictures are described for the exact match.
-        preview_tokens: tokens of a preview at most.
     """
 
     previews: Sequence[SeenRow]
-    answers: int
-    preview_tokens: int
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._mean = self.mean_counted
+    def summed(self, rows: Sequence[SeenRow]) -> tuple[Tensor, int]:
+        return caption_loss(self.base, rows)
 
-    def loss(self, numbers: Sequence[int]) -> Loss:
-        """Returns the loss of the drawn samples ``numbers``."""
-        rows = self.drawn(numbers)
-        total, _ = caption_loss(self.base, rows)
-        return Loss(total / (len(rows) * self._mean))
-
-    def measured(self) -> dict[str, float]:
-        """Returns the held-out loss per token, and which share of the held-out answers is said to the letter."""
-        total, count = 0.0, 0
-        for rows in self.batches():
-            loss, tokens = caption_loss(self.base, rows)
-            total, count = total + float(loss), count + tokens
-        found = {"held_out_loss": total / count}
-        if self.asked:
-            made = self._said(self.asked, 4 + max(row.counted for row in self.asked))
-            right = [text == row.sample.text for text, row in zip(made, self.asked, strict=True)]
-            found["exact_match"] = sum(right) / len(right)
-        return found
+    def judged(self) -> dict[str, float]:
+        """Returns which share of the held-out answers is said to the letter."""
+        if not self.asked:
+            return {}
+        made = self._said(self.asked, 4 + max(row.counted for row in self.asked))
+        return exact_match(made, [row.sample.text for row in self.asked])
 
     def preview(self) -> list[str]:
         """Says what previews show with the adapter as it is now, through the one path for pictures."""
@@ -143,11 +121,6 @@ class CaptionLesson(TextLesson[SeenRow]):
     def captions(self) -> list[str]:
         """Returns one line for each text of :meth:`preview`."""
         return [short(f"{row.sample.name} (wanted: {row.sample.text})") for row in self.previews]
-
-    @cached_property
-    def asked(self) -> list[SeenRow]:
-        """The held-out pictures that are described."""
-        return [row for row in self.held_out if not row.lost][: self.answers]
 
     def _said(self, rows: Sequence[SeenRow], most: int) -> list[str]:
         from studio.pipelines.seeing import describe_seen

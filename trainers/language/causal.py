@@ -15,13 +15,12 @@ from torch import Tensor
 from studio.adapters.tokens.contract import TokenConfig
 from studio.families.language import LanguageBase
 from studio.trainers.language.choices import chosen
-from studio.trainers.language.lesson import MEASURED, TextLesson
+from studio.trainers.language.lesson import MEASURED, TokenLesson, exact_match
 from studio.trainers.language.packing import packed
 from studio.trainers.language.texts import IGNORED, TokenRow, batch, question
-from studio.trainers.loop.task import Loss
 
 if TYPE_CHECKING:
-    from studio.datasets.chat import Sample
+    pass
 
 __all__ = ["Causal", "Question", "said"]
 
@@ -42,54 +41,31 @@ class Question:
 
 
 @dataclass(kw_only=True)
-class Causal(TextLesson[TokenRow]):
+class Causal(TokenLesson[TokenRow]):
     r"""An opened task on a causal language model.
-
-    The loss of B samples is ``Σ −log p(token) / (B m)``, the sum over their learned tokens and ``m`` the mean number of
-    learned tokens per sample of the whole data set. All tokens weigh the same, whatever batch they are drawn in, and
-    accumulation gives the gradients of the larger batch.
 
     Args:
         previews: what previews ask.
-        answers: how many of the held-out samples are answered for the exact match.
-        preview_tokens: tokens of a preview's answer at most.
         choices: all answers that there are, where the likeliest of them counts as what is said; none: whatever is said.
         packing: tokens of a row that holds several samples (:mod:`~studio.trainers.language.packing`); 0: every sample
             has a row of its own.
     """
 
     previews: Sequence[Question]
-    answers: int
-    preview_tokens: int
     choices: Sequence[str] = ()
     packing: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._mean = self.mean_counted
         takes = inspect.signature(self.model.forward).parameters
         self._keeps = "logits_to_keep" in takes and not isinstance(self.adapter, TokenConfig)
 
-    def loss(self, numbers: Sequence[int]) -> Loss:
-        """Returns the loss of the drawn samples ``numbers``."""
-        rows = self.drawn(numbers)
-        total, _ = self._loss(rows)
-        return Loss(total / (len(rows) * self._mean))
-
-    def measured(self) -> dict[str, float]:
-        """Returns the held-out loss per token, and which share of the held-out answers is exactly right.
-
-        Answers take the likeliest token each time.
-        """
-        total, count = 0.0, 0
-        for rows in self.batches():
-            loss, tokens = self._loss(rows)
-            total, count = total + float(loss), count + tokens
-        found = {"held_out_loss": total / count}
-        if self.asked:
-            made = self._answers([(question(sample, self.base), sample.chat) for sample in self.asked], self.longest)
-            right = [text == sample.answer.strip() for text, sample in zip(made, self.asked, strict=True)]
-            found["exact_match"] = sum(right) / len(right)
+    def judged(self) -> dict[str, float]:
+        """Returns which share of the held-out answers is exactly right."""
+        samples, found = [row.sample for row in self.asked], dict[str, float]()
+        if samples:
+            made = self._answers([(question(one, self.base), one.chat) for one in samples], self.longest)
+            found = exact_match(made, [one.answer for one in samples])
         if self.choices:
             some = [row.sample for row in self.held_out if not row.lost]
             asked = [(question(sample, self.base), sample.chat) for sample in some]
@@ -105,17 +81,16 @@ class Causal(TextLesson[TokenRow]):
         return [asked.caption for asked in self.previews]
 
     @cached_property
-    def asked(self) -> list[Sample]:
-        """The held-out samples that are answered for the exact match."""
-        return [row.sample for row in self.held_out if row.sample.asked and not row.lost][: self.answers]
+    def asked(self) -> list[TokenRow]:
+        """The held-out samples that are answered: whole ones with something before their answer."""
+        return [row for row in self.held_out if row.sample.asked and not row.lost][: self.answers]
 
     @cached_property
     def longest(self) -> int:
         """Tokens of the longest of their answers, and a few more, so that an answer that goes on is seen to."""
-        return 4 + max(len(self.base.tokens(sample.answer, chat=True)[0]) for sample in self.asked)
+        return 4 + max(len(self.base.tokens(row.sample.answer, chat=True)[0]) for row in self.asked)
 
-    def _loss(self, rows: Sequence[TokenRow]) -> tuple[Tensor, int]:
-        """Returns the sum of the losses of the learned tokens, and their number."""
+    def summed(self, rows: Sequence[TokenRow]) -> tuple[Tensor, int]:
         device = self.model.device
         if self.packing:
             tokens, places, labels = packed(rows, self.base.pad, self.packing, device)

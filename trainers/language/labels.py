@@ -82,17 +82,13 @@ class LabelLesson(TextLesson[LabelRow]):
     weights: Sequence[float] | None
     previews: Sequence[tuple[tuple[str, ...], str]]
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._mean = self.mean_counted
-
     def loss(self, numbers: Sequence[int]) -> Loss:
         """Returns the loss of the drawn samples ``numbers``."""
         rows = self.drawn(numbers)
         logits, wanted = self._judged(rows)
         weights = None if self.weights is None else torch.tensor(self.weights, device=logits.device)
         total = F.cross_entropy(logits, wanted, weight=weights, reduction="sum")
-        return Loss(total / (len(rows) * self._mean))
+        return Loss(total / (len(rows) * self.mean_counted))
 
     def measured(self) -> Mapping[str, float]:
         """Returns the held-out loss per label, the share of right labels, and F1.

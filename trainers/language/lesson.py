@@ -5,17 +5,19 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 from studio.families.language import LanguageBase
 from studio.trainers.language.rows import Row
 from studio.trainers.loop.draws import Draws
 from studio.trainers.loop.mode import evaluating
-from studio.trainers.loop.task import Lesson, Say
+from studio.trainers.loop.task import Lesson, Loss, Say
 
-__all__ = ["MEASURED", "TextLesson"]
+__all__ = ["MEASURED", "TextLesson", "TokenLesson", "exact_match"]
 
 MEASURED: Final = 32
 """Held-out rows that are measured together."""
@@ -48,7 +50,7 @@ class TextLesson(Lesson, Generic[R]):
         """The base's model."""
         return self.base.model
 
-    @property
+    @cached_property
     def mean_counted(self) -> float:
         """The mean number of learned tokens per sample of the whole data set."""
         return sum(row.counted for row in self.samples) / len(self.samples)
@@ -82,3 +84,65 @@ class TextLesson(Lesson, Generic[R]):
     def captions(self) -> list[str]:
         """Returns one line for each text of :meth:`preview`."""
         return []
+
+
+@dataclass(kw_only=True)
+class TokenLesson(TextLesson[R]):
+    r"""A lesson that counts tokens: what is to be said is learned, all tokens of it alike.
+
+    The loss of B samples is ``Σ −log p(token) / (B m)``, the sum over their learned tokens and ``m`` the mean number of
+    learned tokens per sample of the whole data set. All tokens weigh the same, whatever batch they are drawn in, and
+    accumulation gives the gradients of the larger batch.
+
+    Args:
+        answers: how many of the held-out samples are answered, to compare what is said with what is right.
+        preview_tokens: tokens of a preview's answer at most.
+    """
+
+    answers: int
+    preview_tokens: int
+
+    @abstractmethod
+    def summed(self, rows: Sequence[R]) -> tuple[Tensor, int]:
+        """Returns the sum of the losses of the learned tokens, a scalar, and their number.
+
+        Args:
+            rows: B samples.
+        """
+
+    def loss(self, numbers: Sequence[int]) -> Loss:
+        """Returns the loss of the drawn samples ``numbers``."""
+        rows = self.drawn(numbers)
+        total, _ = self.summed(rows)
+        return Loss(total / (len(rows) * self.mean_counted))
+
+    def measured(self) -> dict[str, float]:
+        """Returns the held-out loss per token, and what :meth:`judged` says of the answers."""
+        total, count = 0.0, 0
+        for rows in self.batches():
+            loss, tokens = self.summed(rows)
+            total, count = total + float(loss), count + tokens
+        return {"held_out_loss": total / count, **self.judged()}
+
+    @abstractmethod
+    def judged(self) -> Mapping[str, float]:
+        """Returns how what is said of the held-out samples, the likeliest token each time, compares with the right."""
+
+    @cached_property
+    def asked(self) -> list[R]:
+        """The held-out samples that are answered: whole ones."""
+        return [row for row in self.held_out if not row.lost][: self.answers]
+
+
+def exact_match(said: Sequence[str], right: Sequence[str]) -> dict[str, float]:
+    """Returns the share of texts that are right to the letter, but for blanks around them; nothing of none.
+
+    Args:
+        said: what was said. right: what should have been.
+
+    Example:
+        >>> exact_match(["Paris", "Rome"], [" Paris", "Oslo"]), exact_match([], [])
+        ({'exact_match': 0.5}, {})
+    """
+    same = [text == wanted.strip() for text, wanted in zip(said, right, strict=True)]
+    return {"exact_match": sum(same) / len(same)} if same else {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +12,9 @@ from torch import Tensor
 from studio.datasets.pairs import Pair
 from studio.families.language import LanguageBase
 from studio.trainers.language.choices import chosen
-from studio.trainers.language.lesson import MEASURED, TextLesson
+from studio.trainers.language.lesson import MEASURED, TokenLesson, exact_match
 from studio.trainers.language.rows import short
 from studio.trainers.language.texts import IGNORED
-from studio.trainers.loop.task import Loss
 
 __all__ = ["PairRow", "Seq2SeqLesson", "encode_pair", "filled", "pair_loss", "shortened"]
 
@@ -84,6 +82,7 @@ def pair_loss(base: LanguageBase, rows: Sequence[PairRow]) -> tuple[Tensor, int]
     tokens, mask = filled([row.read for row in rows], base.pad)
     labels, _ = filled([row.said for row in rows], IGNORED)
     labels = labels.to(device)
+    # what the decoder begins with is the model's own matter (M2M100 and mBART have each their way), so it gets labels
     logits = base.model(
         input_ids=tokens.to(device), attention_mask=mask.to(device), labels=labels, use_cache=False
     ).logits  # fmt: skip
@@ -104,45 +103,26 @@ def filled(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(kw_only=True)
-class Seq2SeqLesson(TextLesson[PairRow]):
+class Seq2SeqLesson(TokenLesson[PairRow]):
     r"""An opened task on a sequence-to-sequence model.
-
-    The loss of B pairs is ``Σ −log p(token) / (B m)``, the sum over what is to be said and ``m`` its mean length over
-    the whole data set; see :class:`~studio.trainers.language.causal.Causal`.
 
     Args:
         previews: (text, caption) of what previews read.
-        answers: how many of the held-out pairs are said for the exact match.
-        preview_tokens: tokens of a preview at most.
         choices: all answers that there are, where the likeliest of them counts as what is said; none: whatever is said.
     """
 
     previews: Sequence[tuple[str, str]]
-    answers: int
-    preview_tokens: int
     choices: Sequence[str] = ()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._mean = self.mean_counted
+    def summed(self, rows: Sequence[PairRow]) -> tuple[Tensor, int]:
+        return pair_loss(self.base, rows)
 
-    def loss(self, numbers: Sequence[int]) -> Loss:
-        """Returns the loss of the drawn samples ``numbers``."""
-        rows = self.drawn(numbers)
-        total, _ = pair_loss(self.base, rows)
-        return Loss(total / (len(rows) * self._mean))
-
-    def measured(self) -> dict[str, float]:
-        """Returns the held-out loss per token, and which share of the held-out pairs is said exactly right."""
-        total, count = 0.0, 0
-        for rows in self.batches():
-            loss, tokens = pair_loss(self.base, rows)
-            total, count = total + float(loss), count + tokens
-        found = {"held_out_loss": total / count}
+    def judged(self) -> dict[str, float]:
+        """Returns which share of the held-out pairs is said exactly right."""
+        found = dict[str, float]()
         if self.asked:
             made = self._said([row.sample.source for row in self.asked], self._longest)
-            right = [text == row.sample.target.strip() for text, row in zip(made, self.asked, strict=True)]
-            found["exact_match"] = sum(right) / len(right)
+            found = exact_match(made, [row.sample.target for row in self.asked])
         if self.choices:
             pairs = [row.sample for row in self.held_out if not row.lost]
             asked = [(pair.source, False) for pair in pairs]
@@ -156,11 +136,6 @@ class Seq2SeqLesson(TextLesson[PairRow]):
     def captions(self) -> list[str]:
         """Returns one line for each text of :meth:`preview`."""
         return [short(caption) for _, caption in self.previews]
-
-    @cached_property
-    def asked(self) -> list[PairRow]:
-        """The held-out pairs that are said for the exact match."""
-        return [row for row in self.held_out if not row.lost][: self.answers]
 
     @property
     def _longest(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +12,11 @@ from torch import Tensor
 from studio.datasets.spoken import Spoken
 from studio.families.language import LanguageBase
 from studio.families.language.hearing import features
-from studio.trainers.language.lesson import MEASURED, TextLesson
+from studio.trainers.language.lesson import MEASURED, TokenLesson
 from studio.trainers.language.mishearing import error_rate
 from studio.trainers.language.rows import short
 from studio.trainers.language.seq2seq import filled, shortened
 from studio.trainers.language.texts import IGNORED
-from studio.trainers.loop.task import Loss
 
 __all__ = ["SpeechLesson", "SpokenRow", "encode_spoken", "spoken_loss"]
 
@@ -95,39 +93,21 @@ def spoken_loss(base: LanguageBase, rows: Sequence[SpokenRow]) -> tuple[Tensor, 
 
 
 @dataclass(kw_only=True)
-class SpeechLesson(TextLesson[SpokenRow]):
+class SpeechLesson(TokenLesson[SpokenRow]):
     r"""An opened task on a speech recogniser.
-
-    The loss of B sounds is ``Σ −log p(token) / (B m)``, the sum over their transcripts and ``m`` the mean length of a
-    transcript over the whole data set; see :class:`~studio.trainers.language.causal.Causal`.
 
     Args:
         previews: what previews hear.
-        answers: how many of the held-out sounds are written down for the error rates.
-        preview_tokens: tokens of a preview at most.
     """
 
     previews: Sequence[SpokenRow]
-    answers: int
-    preview_tokens: int
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._mean = self.mean_counted
+    def summed(self, rows: Sequence[SpokenRow]) -> tuple[Tensor, int]:
+        return spoken_loss(self.base, rows)
 
-    def loss(self, numbers: Sequence[int]) -> Loss:
-        """Returns the loss of the drawn samples ``numbers``."""
-        rows = self.drawn(numbers)
-        total, _ = spoken_loss(self.base, rows)
-        return Loss(total / (len(rows) * self._mean))
-
-    def measured(self) -> dict[str, float]:
-        """Returns the held-out loss per token, and the rates of wrong words and of wrong letters."""
-        total, count = 0.0, 0
-        for rows in self.batches():
-            loss, tokens = spoken_loss(self.base, rows)
-            total, count = total + float(loss), count + tokens
-        found = {"held_out_loss": total / count}
+    def judged(self) -> dict[str, float]:
+        """Returns the rates of wrong words and of wrong letters."""
+        found = dict[str, float]()
         if self.asked:
             made = self._written(self.asked, 4 + max(row.counted for row in self.asked))
             right = [row.sample.text.strip() for row in self.asked]
@@ -142,11 +122,6 @@ class SpeechLesson(TextLesson[SpokenRow]):
     def captions(self) -> list[str]:
         """Returns one line for each text of :meth:`preview`."""
         return [short(f"{row.sample.name} (said: {row.sample.text})") for row in self.previews]
-
-    @cached_property
-    def asked(self) -> list[SpokenRow]:
-        """The held-out sounds that are written down."""
-        return [row for row in self.held_out if not row.lost][: self.answers]
 
     def _written(self, rows: Sequence[SpokenRow], most: int) -> list[str]:
         from studio.pipelines.hearing import write_down
