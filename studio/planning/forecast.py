@@ -44,7 +44,7 @@ class Forecast:
 
     Attributes:
         base: its name. settings: what was asked, but for defaults.
-        phases: in the order of a run. host: category -> bytes that rest in the CPU's memory.
+        phases: in the order of a run. host: category -> bytes of this process that rest in the CPU's memory.
         trained: numbers that are trained. weights: numbers of the base.
         flops: floating point operations of a step. half: whether they are done in bf16.
         disk: what is written, word -> bytes. sizes: of the samples: width, height, native; or length.

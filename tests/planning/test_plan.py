@@ -110,6 +110,16 @@ def test_shares_of_processes(way):
     assert share(held, rule, 1, 30) == held
 
 
+def test_what_rests_in_the_cpus_memory_is_a_process_own_part():
+    """Moments and weights over N, by the formulas; what is fetched of the weights is on the device."""
+    settings = {"batch_size": 4, "offload": "all", "sharding": "zero3", "corrected": False}
+    one, many = (plan("facts", processes=count, **settings) for count in (1, 4))
+    for name in ("optimizer", "weights"):
+        assert one.host[name] > 0 and many.host[name] == -(-one.host[name] // 4)
+    whole = plan("facts", processes=4, batch_size=4, optimizer="paged-adamw", corrected=False)
+    assert whole.host["optimizer"] == one.host["optimizer"]  # nothing divides it
+
+
 def test_quantised_weights_take_their_bits():
     """A Llama's linear layers at 4 bits and a scale in 8 bits per 64 weights; embeddings and head as they were."""
     plain, packed = (plan("llama-3-8b", length=64, batch_size=1, quantize=way) for way in (None, "nf4"))

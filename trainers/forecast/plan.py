@@ -289,19 +289,20 @@ def _phase(by: dict[str, int], name: str, played: _Play, asked: Asked, host: dic
     together = quantised(played.matrices, computing).largest  # the largest that is put together to compute with
     if works and together:
         by["temporaries"] = by.get("temporaries", 0) + together
-    if "optimizer" in by:
-        if asked.optimizer.endswith("8bit"):
-            by["optimizer"] = round(by["optimizer"] * played.share_in_8_bits)
-        if asked.optimizer.startswith("paged") or asked.offload != "none":
-            host["optimizer"] = by.pop("optimizer")
+    if "optimizer" in by and asked.optimizer.endswith("8bit"):
+        by["optimizer"] = round(by["optimizer"] * played.share_in_8_bits)
     unit = played.unit if not saved.layers else round(played.unit * saved.after / saved.before)
     if asked.sharding == "zero3":
         unit = max(unit, played.largest)
         if works and asked.processes == 1:  # no training here: another program's, by DeepSpeed's own settings
             by["communication"] = deepspeed_buffers(played.weights, played.dtype.itemsize)
+    resting = share(by, SHARDINGS[asked.sharding], asked.processes, 0)  # its own part, and nothing that is fetched
     by = share(by, SHARDINGS[asked.sharding], asked.processes, unit)
+    if "optimizer" in by and (asked.optimizer.startswith("paged") or asked.offload != "none"):
+        host["optimizer"] = resting["optimizer"]
+        del by["optimizer"]
     if asked.offload == "all":
-        host["weights"] = max(host.get("weights", 0), by["weights"])
+        host["weights"] = max(host.get("weights", 0), resting["weights"])
         by["weights"] = 2 * unit if works else 0
     return {category: size for category, size in by.items() if size}
 
