@@ -71,7 +71,10 @@ class _Fused:
 
     def backward(self, loss: Tensor, last: bool) -> None:
         whole = self.weights.optimizer
-        if self._fused is None or self._fused.optimizer is not whole:  # which an adapter that has grown has anew
+        if self._fused is not None and self._fused.optimizer is not whole:  # an adapter that has grown has a new one
+            self._fused.close()  # layers that were as large before keep their tensors
+            self._fused = None
+        if self._fused is None:
             self._fused = FusedBackward(self.weights.trained, whole)
         self._fused.begin()
         loss.backward()  # type: ignore[no-untyped-call]

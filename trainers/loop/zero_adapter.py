@@ -47,8 +47,9 @@ class DividedOptimizer:
         self._idle: set[int] = set()  # those that had none anywhere in the last one
         whole.state.clear()
         self.engine = engine(_Holder(self._tensors), settings, self._tensors[0].device, whole)
-        for tensor in self._tensors:
-            tensor.register_post_accumulate_grad_hook(lambda one: self._seen.add(id(one)))
+        self._hooks = [
+            tensor.register_post_accumulate_grad_hook(lambda one: self._seen.add(id(one))) for tensor in self._tensors
+        ]
         self._take(content["state"])
 
     # -- a step --------------------------------------------------------------------------------------------------------
@@ -84,8 +85,10 @@ class DividedOptimizer:
         self.engine.optimizer.zero_grad(set_to_none=set_to_none)
 
     def destroy(self) -> None:
-        """Takes DeepSpeed's hooks off the tensors."""
+        """Takes the hooks off the tensors, DeepSpeed's and its own."""
         self.engine.optimizer.destroy()
+        for hook in self._hooks:
+            hook.remove()
 
     def reached(self, tensor: Tensor) -> bool:
         """Whether the last step had a gradient of a tensor of any shape, in any process."""

@@ -189,6 +189,15 @@ def test_with_every_optimizer_growth_and_blocks_that_wait(tasks, settings, tmp_p
     assert runs[0].adapter.read_bytes() == runs[1].adapter.read_bytes()
 
 
+def test_layers_that_do_not_grow_are_stepped_once(tasks, settings, tmp_path):
+    """They keep their tensors, and would keep the hooks of the optimizer before, too."""
+    settings |= {"steps": 4, "clip": 0.0, "grow": {2: 4}, "adapter": LoRA(rank=2, rank_pattern={"*q_proj": 6})}
+    runs = [
+        train(tasks("llama"), output=tmp_path / str(way), fused_backward_pass=way, **settings) for way in (False, True)
+    ]
+    assert runs[0].adapter.read_bytes() == runs[1].adapter.read_bytes()
+
+
 @pytest.mark.parametrize(
     "more, said",
     [({}, "set clip=0"), ({"clip": 0.0, "accumulation": 2}, "accumulation=2 passes make one step"),
