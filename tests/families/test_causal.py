@@ -88,3 +88,19 @@ def test_other_models_are_refused(copy, kind):
     (copy / "config.json").write_text(json.dumps({**config, "model_type": kind}))
     with pytest.raises(DoesNotFit, match=f"is a '{kind}', which transformers has no causal language model of"):
         open_language_base(copy)
+
+
+def test_the_tokenizer_of_another_model_is_refused(tiny_language, copy):
+    other = open_language_base("facts").tokenizer
+    other.save_pretrained(copy)
+    message = r"the tokenizer of {} has 3,0\d\d tokens and the model knows 289: it is another model's; give the model's"
+    with pytest.raises(DoesNotFit, match=message.format("copy")):
+        open_language_base(copy)
+    with pytest.raises(DoesNotFit, match=message.format("LlamaForCausalLM")):
+        open_language_base((open_language_base(tiny_language).model, other))
+
+
+def test_marks_that_were_added_to_a_tokenizer_may_have_no_row(tiny_language):
+    base = open_language_base(tiny_language)
+    base.tokenizer.add_tokens(["<unused>"])
+    assert open_language_base((base.model, base.tokenizer)).tokenizer is base.tokenizer

@@ -170,6 +170,21 @@ class LanguageBase:
         own = self.tokenizer.pad_token_id
         return int(own if own is not None else (self.ends[0] if self.ends else 0))
 
+    def check_tokenizer(self) -> None:
+        """Checks that the model has a row for every token of the tokenizer's own vocabulary.
+
+        Marks that were added to it later may have none: some bases are published so, and no text holds them.
+
+        Raises:
+            DoesNotFit: it has not, so that the tokenizer is another model's.
+        """
+        rows, tokens = len(self.model.get_input_embeddings().weight), self.tokenizer.vocab_size
+        if tokens > rows:
+            raise DoesNotFit(
+                f"the tokenizer of {self.id} has {tokens:,} tokens and the model knows {rows:,}: it is another model's; "
+                "give the model's own"
+            )
+
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels of a classifier, in the order of its outputs; none of another kind."""

@@ -68,7 +68,7 @@ def open_language_base(
         UnknownName: neither a known name nor a folder nor an id that the hub has, or no such way to quantise.
         MissingPackage: what quantises is not installed.
         BadFile: what is there is not a whole transformers model with its tokenizer, or the hub does not give it.
-        DoesNotFit: it is no model of that kind, or cannot be quantised.
+        DoesNotFit: it is no model of that kind, cannot be quantised, or its tokenizer is another model's.
 
     Example:
         >>> open_language_base("fact")
@@ -106,6 +106,7 @@ def _of_pair(base: Any, kind: Kind | None) -> LanguageBase:
     if kind.processor and processor is None:
         raise DoesNotFit(f"a {kind.title} is given as a pair of the model and its processor, not its tokenizer alone")
     found = LanguageBase(model, tokenizer, type(model).__name__, kind=kind, processor=processor)
+    found.check_tokenizer()
     if kind.head and model.config.pad_token_id is None:
         model.config.pad_token_id = found.pad  # as of what is read from disk
     return found
@@ -135,6 +136,7 @@ def _read(
     if not tokenizer.is_fast:
         raise DoesNotFit(f"the tokenizer of {folder} cannot say which characters a token is of; save it as a fast one")
     found = LanguageBase(model.eval(), tokenizer, name, folder, kind=kind, processor=processor, made=tuple(made))
+    found.check_tokenizer()
     if kind.head:
         model.config.pad_token_id = found.pad  # by which a decoder that classifies finds where a text ends
     _quantize(found, wishes)

@@ -80,6 +80,20 @@ def test_an_end_token_that_also_pads_stays_in_the_loss(base):
     assert labels[mask == 0].eq(IGNORED).all()
 
 
+def test_a_tokenizer_without_a_pad_token_pads_with_the_end_and_the_loss_is_the_same(base):
+    rows = [encode(ASK, base, 96), encode(TWO, base, 96)]
+
+    def loss():
+        tokens, mask, labels = batch(rows, base.pad, base.model.device)
+        return base.model(input_ids=tokens, attention_mask=mask, labels=labels).loss
+
+    with torch.no_grad():
+        before, own = loss(), base.pad
+        base.tokenizer.pad_token = None
+        assert base.pad == base.tokenizer.eos_token_id != own
+        torch.testing.assert_close(loss(), before)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_the_side_that_the_tokenizer_pads_on_does_not_matter(base, side):
     base.tokenizer.padding_side = side
