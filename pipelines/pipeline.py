@@ -15,10 +15,10 @@ from studio.errors import DoesNotFit
 from studio.files import embeddings, inspect, remove_embedding
 from studio.files.embedding import METHOD
 from studio.files.embedding_file import words_in
-from studio.files.source import open_source
+from studio.files.source import PICKLED, open_source
 from studio.pipelines.blends import BlendLike
 from studio.pipelines.naming import adapter_file, free_name
-from studio.pipelines.sources import PICKLED, Source, source_of
+from studio.pipelines.sources import Source, source_of
 
 if TYPE_CHECKING:
     from studio.files import AdapterFile, LoadReport

@@ -12,15 +12,13 @@ import torch
 from studio.adapters import AdapterInfo, state
 from studio.errors import BadFile
 from studio.files.cache import CACHE, Kept, now, stamp_of
+from studio.files.source import tensor_file
 from studio.given import check_regular
 from studio.limits import limit
 
-__all__ = ["PICKLED", "Source", "source_of", "state_hash"]
+__all__ = ["Source", "source_of", "state_hash"]
 
 
-PICKLED: Final = (".bin", ".pt", ".pth", ".ckpt")
-"""Suffixes of files that may hold more than tensors."""
-IN_FOLDERS: Final = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin")
 CHUNK: Final = 2**20
 
 
@@ -41,14 +39,14 @@ class Source:
 
 
 def source_of(file: Path) -> Source:
-    """Hashes an adapter's file; of a folder in PEFT's or diffusers' format, the tensors' file in it.
+    """Hashes an adapter's file; of a folder, the tensors' file in it.
 
     The hashes of a file that has not changed are remembered (:mod:`studio.files.cache`).
 
     Raises:
         BadFile: it cannot be read.
     """
-    inner = next((file / name for name in IN_FOLDERS if (file / name).is_file()), file) if file.is_dir() else file
+    inner = tensor_file(file, pickled=True)
     stamp, read_at = stamp_of(inner), now()
     kept = CACHE.get(stamp, "hashes")
     if kept is None:

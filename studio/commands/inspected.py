@@ -92,7 +92,7 @@ def _from(said: Provenance) -> Iterator[tuple[str, str]]:
 def _hashes(stored: Mapping[str, str], hashes: FileHashes | None) -> Iterator[tuple[str, str]]:
     if hashes is not None:
         yield "file hash", f"{hashes.file} (AutoV2 {hashes.short})"
-        yield "payload hash", f"{hashes.payload} (AutoV3 {hashes.short_payload})"
+        yield "payload hash", f"{hashes.payload} (AutoV3 {hashes.short_payload})" if hashes.payload else ""
         yield "legacy hash", hashes.legacy
     right = () if hashes is None else hashes.right
     said = [f"{key} {value}{', which is right' if key in right else ''}" for key, value in stored.items()]

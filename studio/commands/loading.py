@@ -72,9 +72,9 @@ def kind_of_adapters(adapters: Sequence[AdapterWord]) -> dict[str, Any]:
         UsageError: a file that is not there or cannot be read.
     """
     from studio.files import inspect
+    from studio.files.source import PICKLED
     from studio.pipelines.kinds import stated_kind
     from studio.pipelines.naming import adapter_file
-    from studio.pipelines.sources import PICKLED
 
     files = (adapter_file(word.file) for word in adapters)
     stated = (stated_kind(inspect(file).facts) for file in files if file.suffix not in PICKLED)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from studio.errors import BadFile
+from studio.files.gguf_container import SUFFIX
 from studio.files.header import Header, read_header
 from studio.given import open_given
 
@@ -38,8 +39,8 @@ class FileHashes:
     """The hashes of a file.
 
     Attributes:
-        file: of all bytes. payload: of the bytes behind the header.
-        legacy: kohya's old one, 8 letters; "" where a header of a MiB lies in the bytes that it is made of.
+        file: of all bytes. payload: of the bytes behind the header; "" of a file that is no safetensors.
+        legacy: kohya's old one, 8 letters; "" there too, and where a header of a MiB lies in the bytes that it is of.
         wrong: key of a stored hash -> what it should be. right: keys of those that are so.
     """
 
@@ -82,10 +83,10 @@ def file_hash(file: Path) -> str:
 
 
 def file_hashes(file: Path) -> FileHashes:
-    """Reads a safetensors file and returns its hashes, and which of those that it states of itself are not true.
+    """Reads a file and returns its hashes, and which of those that a safetensors file states of itself are not true.
 
     Raises:
-        BadFile: it cannot be read, or is none.
+        BadFile: it cannot be read, or is neither a safetensors file nor called one of llama.cpp's.
 
     Example:
         >>> import tempfile, torch
@@ -96,6 +97,8 @@ def file_hashes(file: Path) -> FileHashes:
         >>> found.legacy, list(found.wrong)
         ('e3b0c442', ['sshs_model_hash'])
     """
+    if file.suffix.lower() == SUFFIX:
+        return FileHashes(file_hash(file), "", "")
     header = read_header(file)
     with _opened(file) as stream:
         whole, payload = hashlib.sha256(), hashlib.sha256()

@@ -107,10 +107,11 @@ def check_ending(file: Path, format: Format) -> None:
     """
     if format.folder:
         return
-    if file.suffix in PICKLED:
+    ending = file.suffix.lower()
+    if ending in PICKLED:
         raise BadConfig(f"{file.name} has the suffix of a pickled file, and what is written is safetensors: name it so")
     known = {one.suffix for one in FORMATS.values()}
-    if (file.suffix if file.suffix in known else ".safetensors") != format.suffix:
+    if (ending if ending in known else ".safetensors") != format.suffix:
         raise BadConfig(f"{file.name}: a {format.title} ends in {format.suffix}, and is read by that: name it so")
 
 
@@ -198,7 +199,7 @@ def _together(drafts: Sequence[Draft]) -> Draft:
 
 
 def _usual_format(model: Any, file: Path) -> str:
-    if file.suffix == FORMATS["gguf"].suffix:
+    if file.suffix.lower() == FORMATS["gguf"].suffix:
         return "gguf"
     known = is_pipeline(model) or file.suffix
     return "diffusers" if known else "peft"

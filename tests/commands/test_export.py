@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
@@ -11,7 +12,7 @@ from click.testing import CliRunner
 import studio
 from studio.adapters import blended
 from studio.cli import main
-from studio.errors import BadFile, DoesNotFit, NoEffect, Refused
+from studio.errors import BadConfig, BadFile, DoesNotFit, NoEffect, Refused
 from studio.families.language import open_language_base
 from studio.files import export as exporting
 from studio.files.export import export
@@ -223,3 +224,28 @@ def test_files_of_language_models_are_converted_to_each_other(folder, tmp_path):
         studio.load(model, file, name=name)
     one, other = (studio.state(model, name) for name in ("one", "other"))
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+# -- used by other commands --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", OUT)
+def test_what_was_exported_is_taken_by_the_other_commands(folder, tmp_path, target):
+    out = tmp_path / OUT[target]
+    studio_("export", folder / "base", "--adapter", folder / "a.safetensors", "--to", target, "-o", out)
+    file = {"mlx": out / "adapters.safetensors", "peft": out / "adapter_model.safetensors"}.get(target, out)
+    made = json.loads(studio_("inspect", out, "--hashes", "--json").stdout)["hashes"]["made"]
+    assert made["file"] == hashlib.sha256(file.read_bytes()).hexdigest() and made["wrong"] == {}
+    ask = ("complete", folder / "base", "Hi?", "--max-new-tokens", 6, "--json", "--adapter")
+    texts = [
+        json.loads(studio_(*ask, file).stdout)["completions"][0]["text"] for file in (folder / "a.safetensors", out)
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_an_ending_in_capitals_is_the_same_ending(folder, tmp_path):
+    model = open_language_base(folder / "base").model
+    studio.load(model, folder / "a.safetensors")
+    assert studio.load(model, studio.save(model, tmp_path / "A.GGUF", name="a"), name="again").format == "gguf"
+    with pytest.raises(BadConfig, match="suffix of a pickled file"):
+        studio.save(model, tmp_path / "a.PT", name="a")
