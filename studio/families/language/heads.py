@@ -6,7 +6,8 @@ length that rows of the model's own start have on average::
     W[i, j] = σ √columns · √(2 / columns) cos(π (j + 1/2) (i + 1) / columns)
 
 with σ the ``initializer_range`` of its config (0.02 where it has none). Rows are orthogonal up to ``columns - 1`` of
-them; biases are zero. Nothing is drawn: an adapter with a trained head is a difference to these very numbers.
+them; biases are zero, and the weights of norms one. Nothing is drawn: an adapter with a trained head is a difference to
+these very numbers.
 """
 
 from __future__ import annotations
@@ -66,8 +67,9 @@ def make_head(model: Any, missing: Iterable[str]) -> Sequence[str]:
         path, _, tensor = name.rpartition(".")
         held = getattr(model.get_submodule(path), tensor)
         with torch.no_grad():
-            held.copy_(
-                cosine_rows(held.shape[0], held.shape[1], deviation) if held.dim() == 2 else torch.zeros(held.shape)
-            )
+            if held.dim() == 2:
+                held.copy_(cosine_rows(held.shape[0], held.shape[1], deviation))
+            else:
+                held.fill_(float(tensor == "weight"))  # of a norm, which changes nothing but the scale
         made[path] = None
     return list(made)
