@@ -12,7 +12,7 @@ from studio.errors import StudioError
 from studio.families.language import LanguageBase
 from studio.families.quiet import quietly
 
-__all__ = ["Written", "generated"]
+__all__ = ["Written", "generated", "passes"]
 
 
 class Written(NamedTuple):
@@ -27,6 +27,25 @@ class Written(NamedTuple):
     text: str
     tokens: tuple[int, ...]
     ended: bool
+
+
+def passes(most_of: Sequence[int], batch_size: int) -> Iterator[tuple[int, list[int]]]:
+    """Shares rows out to passes that write equally many tokens, so that no row ends early for its neighbours' sake.
+
+    Args:
+        most_of: how many tokens may be written for each row. batch_size: rows of a pass at most.
+
+    Returns:
+        Of each pass the tokens to write at most, and the places of its rows.
+
+    Example:
+        >>> list(passes([8, 3, 8, 8], 2))
+        [(8, [0, 2]), (8, [3]), (3, [1])]
+    """
+    for most in dict.fromkeys(most_of):
+        places = [place for place, other in enumerate(most_of) if other == most]
+        for begin in range(0, len(places), batch_size):
+            yield most, places[begin : begin + batch_size]
 
 
 @torch.no_grad()

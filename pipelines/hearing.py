@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from studio.adapters.hosting.turns import turn
-from studio.config import own_number
-from studio.errors import BadConfig
+from studio.config import whole_from_one
 from studio.families.language import LanguageBase
 from studio.families.language.hearing import features
 from studio.pipelines.generating import Written, generated
@@ -67,10 +66,8 @@ def write_down(
     Raises:
         BadConfig: an impossible number. StudioError: the model gave no finite numbers.
     """
-    numbers = {"max_new_tokens": own_number(max_new_tokens), "batch_size": own_number(batch_size)}
-    for name, value in numbers.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise BadConfig(f"{name}={value!r} must be a whole number from 1 on")
+    max_new_tokens = whole_from_one("max_new_tokens", max_new_tokens)
+    batch_size = whole_from_one("batch_size", batch_size)
     most, made = min(max_new_tokens, base.context - len(given)), list[Written]()
     with turn(base.model), evaluating(base.model):
         for begin in range(0, len(heard), batch_size):

@@ -10,8 +10,7 @@ import studio.adapters as core
 from studio.adapters import Strength, blended, blended_samples
 from studio.adapters.sites.parameter import experts_in
 from studio.adapters.tokens.contract import TokenConfig
-from studio.config import own_number
-from studio.errors import BadConfig
+from studio.config import whole_from_one
 from studio.pipelines.blends import together
 
 __all__ = ["batches_under"]
@@ -32,9 +31,7 @@ def batches_under(
     Raises:
         BadConfig: a batch size below 1.
     """
-    batch_size = own_number(batch_size)
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise BadConfig(f"batch_size={batch_size!r} must be a whole number from 1 on")
+    batch_size = whole_from_one("batch_size", batch_size)
     groups = together(blends)
     if mixed and len(groups) > 1 and _mixes(model, blends):
         for begin in range(0, len(blends), batch_size):

@@ -10,13 +10,13 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from studio.adapters.hosting.turns import turn
-from studio.config import own_number
-from studio.errors import BadConfig, BadFile, DoesNotFit
+from studio.config import whole_from_one
+from studio.errors import BadFile, DoesNotFit
 from studio.families.language import LanguageBase
 from studio.families.language.seeing import asked, joined, looked_at
-from studio.pipelines.generating import Written, generated
+from studio.pipelines.generating import Written, generated, passes
 from studio.pipelines.metadata import open_picture
-from studio.pipelines.write import evaluating
+from studio.pipelines.write import evaluating, virtual_tokens
 from studio.rgb import to_rgb
 
 __all__ = ["Description", "describe_seen", "seen_of_picture"]
@@ -71,20 +71,18 @@ def describe_seen(
         BadConfig: an impossible number. DoesNotFit: a question that leaves no room in the context.
         StudioError: the model gave no finite numbers.
     """
-    numbers = {"max_new_tokens": own_number(max_new_tokens), "batch_size": own_number(batch_size)}
-    for name, value in numbers.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise BadConfig(f"{name}={value!r} must be a whole number from 1 on")
-    made = list[Written]()
+    max_new_tokens = whole_from_one("max_new_tokens", max_new_tokens)
+    batch_size = whole_from_one("batch_size", batch_size)
+    room, made = base.context - virtual_tokens(base.model), dict[int, Written]()
+    lengths = [int(one["input_ids"].shape[1]) for one in seen]
+    if max(lengths, default=0) >= room:
+        raise DoesNotFit(
+            f"a picture and its question have {max(lengths)} tokens and {base.id} reads {room}: nothing can be said "
+            "behind them; ask for less"
+        )
     with turn(base.model), evaluating(base.model):
-        for begin in range(0, len(seen), batch_size):
-            some = seen[begin : begin + batch_size]
-            inputs = joined(base, some, [()] * len(some), left=True)
-            length = inputs["input_ids"].shape[1]
-            if length >= base.context:
-                raise DoesNotFit(
-                    f"a picture and its question have {length} tokens and {base.id} reads {base.context}: nothing can "
-                    "be said behind them; ask for less"
-                )
-            made += generated(base, inputs, begin=length, most=min(max_new_tokens, base.context - length))
-    return made
+        for most, places in passes([min(max_new_tokens, room - length) for length in lengths], batch_size):
+            inputs = joined(base, [seen[place] for place in places], [()] * len(places), left=True)
+            found = generated(base, inputs, begin=inputs["input_ids"].shape[1], most=most)
+            made |= dict(zip(places, found, strict=True))
+    return [made[place] for place in range(len(seen))]

@@ -12,12 +12,12 @@ from torch import Tensor
 import studio.adapters as core
 from studio.adapters.hosting.turns import turn
 from studio.adapters.tokens.contract import TokenConfig
-from studio.config import finite, own_number
+from studio.config import finite, own_number, whole_from_one
 from studio.errors import BadConfig, DoesNotFit
 from studio.families.language import LanguageBase
-from studio.pipelines.generating import Written, generated
+from studio.pipelines.generating import Written, generated, passes
 
-__all__ = ["Gumbel", "Written", "evaluating", "write"]
+__all__ = ["Gumbel", "Written", "evaluating", "virtual_tokens", "write"]
 
 
 def write(
@@ -51,32 +51,31 @@ def write(
         DoesNotFit: a prompt that leaves no room in the context.
         StudioError: the model gave no finite numbers.
     """
-    max_new_tokens, batch_size, temperature = map(own_number, (max_new_tokens, batch_size, temperature))
+    max_new_tokens = whole_from_one("max_new_tokens", max_new_tokens)
+    batch_size, temperature = whole_from_one("batch_size", batch_size), own_number(temperature)
     seeds = [own_number(one) for one in seed] if isinstance(seed, (list, tuple)) else [own_number(seed)] * len(prompts)
     if tell is not None and len(prompts) != 1:
         raise BadConfig(f"{len(prompts)} prompts would be told at once, one piece of each in turn: give one prompt")
     if len(seeds) != len(prompts):
         raise BadConfig(f"there are {len(seeds)} seeds for {len(prompts)} prompts; give one for each")
     for name, value, sound, wanted in (
-        ("max_new_tokens", max_new_tokens, _whole(max_new_tokens, 1), "a whole number from 1 on"),
-        ("batch_size", batch_size, _whole(batch_size, 1), "a whole number from 1 on"),
-        *(("seed", one, _whole(one, 0), "a whole number from 0 to 2**63 - 1") for one in dict.fromkeys(seeds)),
+        *(("seed", one, _seed(one), "a whole number from 0 to 2**63 - 1") for one in dict.fromkeys(seeds)),
         ("temperature", temperature, finite(temperature) and temperature >= 0, "a finite number from 0 on"),
     ):
         if not sound:
             raise BadConfig(f"{name}={value!r} must be {wanted}")
     apart = bool(base.model.config.is_encoder_decoder)  # what is read is not what is gone on from
     rows = [base.reads(text) if apart else base.tokens(text, chat=chat)[0] for text in prompts]
-    room = base.context - _virtual(base.model)
+    room = base.context - virtual_tokens(base.model)
     for text, row in zip(prompts, rows, strict=True):
         _check_room(base, text, row, room + apart)
-    made: list[Written] = []
+    most_of = [min(max_new_tokens, room - 1 if apart else room - len(row)) for row in rows]
+    made: dict[int, Written] = {}
     with turn(base.model), evaluating(base.model):
-        for begin in range(0, len(rows), batch_size):
-            some = rows[begin : begin + batch_size]
-            most = min(max_new_tokens, room - 1 if apart else room - max(map(len, some)))
-            made += _batch(base, some, most, temperature, seeds[begin : begin + batch_size], tell)
-    return made
+        for most, places in passes(most_of, batch_size):
+            some, noise = [rows[place] for place in places], [seeds[place] for place in places]
+            made |= dict(zip(places, _batch(base, some, most, temperature, noise, tell), strict=True))
+    return [made[place] for place in range(len(rows))]
 
 
 def _check_room(base: LanguageBase, text: str, row: Sequence[int], most: int) -> None:
@@ -84,7 +83,7 @@ def _check_room(base: LanguageBase, text: str, row: Sequence[int], most: int) ->
     if not row:
         raise BadConfig(f"the prompt {text!r} has no token; write something to go on from")
     if len(row) >= most:
-        virtual = _virtual(base.model)
+        virtual = virtual_tokens(base.model)
         before = f" after {virtual} virtual ones" if virtual else ""
         raise DoesNotFit(
             f"the prompt {_short(text)} has {len(row)} tokens and {base.id} reads {base.context - virtual}{before}: "
@@ -156,8 +155,8 @@ class _Spoken:
             self.told = whole
 
 
-def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
+def _seed(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 class Gumbel:
@@ -191,8 +190,12 @@ class Gumbel:
         return scores / self.temperature + noise.to(scores.device, scores.dtype)
 
 
-def _virtual(model: Any) -> int:
-    """Returns how many virtual tokens stand before a text at most."""
+def virtual_tokens(model: Any) -> int:
+    """Returns how many virtual tokens stand before a text at most.
+
+    Args:
+        model: the model, under the blend that is on.
+    """
     acting = [info.config for info in core.adapters(model).values() if info.strength != 0.0]
     return sum(config.tokens for config in acting if isinstance(config, TokenConfig))
 

@@ -36,6 +36,7 @@ __all__ = [
     "plain",
     "read_toml",
     "to_toml",
+    "whole_from_one",
 ]
 
 C = TypeVar("C")
@@ -272,6 +273,21 @@ def own_number(value: Any) -> Any:
         (3, 'three')
     """
     return value.item() if _of_arrays(value) and value.shape == () else value
+
+
+def whole_from_one(name: str, value: Any) -> int:
+    """Returns a number of its own that has to be whole and at least 1.
+
+    Args:
+        name: what messages call it. value: the number; one of numpy or torch will do.
+
+    Raises:
+        BadConfig: it is something else.
+    """
+    value = own_number(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise BadConfig(f"{name}={value!r} must be a whole number from 1 on")
+    return value
 
 
 def listed(value: Any) -> Any:
