@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -58,6 +61,43 @@ def test_what_is_wrong_is_told_and_the_talk_goes_on(tiny_language):
     for sentence in ("'ood'", "there is no /nothing", "holds '<end>'"):
         assert sentence in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_what_was_said_before_ctrl_c_is_kept(tiny_language, tmp_path):
+    kept = tmp_path / "new" / "talk.jsonl"
+    words = [sys.executable, "-m", "studio", "chat", str(tiny_language), "--max-new-tokens", "4", "--save", str(kept)]
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        running.stdin.write("Hi?\n")
+        running.stdin.flush()
+        assert running.stdout.readline()
+        running.send_signal(signal.SIGINT)
+        told = running.stderr.read()
+    assert running.returncode == 130 and "Traceback" not in told and "1 conversations added" in told
+    assert [sample.turns[0][1] for sample in read_samples(kept).items] == ["Hi?"]
+
+
+def test_conversations_are_added_behind_those_that_are_there(tiny_language, tmp_path):
+    kept, before = tmp_path / "talk.jsonl", '{"messages": [{"role": "user", "content": "a"}]}'
+    kept.write_text(before)
+    talk(tiny_language, ["Hi?"], "--max-new-tokens", 3, "--save", kept)
+    lines = kept.read_text().splitlines()
+    assert lines[0] == before and json.loads(lines[1])["messages"][0]["content"] == "Hi?"
+    talk(tiny_language, [], "--save", tmp_path / "none.jsonl")
+    assert not (tmp_path / "none.jsonl").exists(), "nothing was said"
+    assert "no file that conversations" in talk(tiny_language, ["Hi?"], "--save", tmp_path, code=2).stderr
+
+
+def test_a_conversation_beyond_the_context_is_refused_and_begins_anew(tiny_language):
+    lines = ["Hi? " * 400, "/new", "Hi?"]
+    result = talk(tiny_language, lines, "--max-new-tokens", 3, "--json")
+    assert "begin anew with /new" in result.stderr
+    assert [len(one) for one in json.loads(result.stdout)["conversations"]] == [2]
+
+
+def test_what_does_not_write_is_no_partner():
+    assert "transcribe" in talk("speech", ["Hi?"], code=2).stderr
 
 
 @pytest.mark.parametrize("name", ["tiny", "words"])
