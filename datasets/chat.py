@@ -24,6 +24,7 @@ from typing import Any, Final
 from studio.datasets import samples
 from studio.datasets.records import Record
 from studio.datasets.samples import Samples, forms_missed, samples_digest, text_field
+from studio.datasets.tables import with_value
 from studio.errors import BadFile, nearest
 from studio.shown import short
 
@@ -148,7 +149,7 @@ def _turns(messages: Any, where: str) -> tuple[tuple[str, str], ...]:
         here = f"{where}, turn {place}"
         if not isinstance(message, dict) or not {"role", "content"} <= set(message):
             raise BadFile(f"{here}: a turn has a role and a content, not {short(message)}")
-        others = sorted(set(message) - {"role", "content"})
+        others = sorted(str(name) for name in with_value(message) if name not in ("role", "content"))
         if others:
             raise BadFile(f"{here}: a turn has a role and a content; {others[0]!r} would not be used")
         role = message["role"]

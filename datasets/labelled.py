@@ -19,6 +19,7 @@ from studio.datasets.records import Record
 from studio.datasets.samples import Sample, forms_missed, text_field
 from studio.errors import BadFile
 from studio.given import is_blank
+from studio.limits import limit
 from studio.shown import short
 
 __all__ = ["Labelled", "labelled_of", "sorted_labels"]
@@ -117,11 +118,14 @@ def _label(value: Any, name: str, where: str) -> str:
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():  # what tables make of whole numbers
         value = int(value)
-    if isinstance(value, (str, int)) and not is_blank(str(value)):
-        return str(value).strip()
+    if isinstance(value, str) and not is_blank(value):
+        return value.strip()
+    if isinstance(value, int) and abs(value) < 10 ** limit("number-digits"):
+        return str(value)
     some = "; a sample has one label" if isinstance(value, list) else ""
     raise BadFile(f"{where}: {name} must be a text or a whole number, not {short(value)}{some}")
 
 
 def _is_whole(label: str) -> bool:
-    return label.removeprefix("-").isdecimal()
+    digits = label.removeprefix("-")
+    return digits.isdecimal() and len(digits) <= limit("number-digits")

@@ -10,12 +10,13 @@ The forms of a record:
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from studio.datasets.records import Record
 from studio.datasets.samples import Sample, forms_missed, text_field
+from studio.datasets.tables import with_value
 from studio.errors import BadFile
 from studio.shown import short
 
@@ -75,9 +76,10 @@ def pair_of(record: Record) -> tuple[Pair, Collection[str]]:
 
 def _translation(record: Record) -> Pair:
     pair = record.fields["translation"]
-    if not isinstance(pair, dict) or len(pair) != 2:
+    languages = tuple(with_value(pair)) if isinstance(pair, Mapping) else ()
+    if len(languages) != 2:
         raise BadFile(f"{record.where}: translation has a text in each of two languages, not {short(pair)}")
-    source, target = pair
+    source, target = languages
     return Pair(
         record.line, text_field(pair, source, record.where), text_field(pair, target, record.where, answer=True)
     )  # fmt: skip

@@ -12,6 +12,7 @@ A source is one of:
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from studio.datasets.captions import LINE_END, MARKS
-from studio.datasets.tables import parquet_rows, table_rows
+from studio.datasets.tables import parquet_rows, table_rows, with_value
 from studio.errors import BadFile
 from studio.given import given_path, parse_json, read_given
 from studio.shown import short
@@ -59,20 +60,20 @@ class Records:
     notes: tuple[str, ...] = ()
 
 
-def read_records(source: Any) -> Records:
-    """Reads all records of a source.
+def read_records(source: Any, called: str = "data") -> Records:
+    """Reads all records of a source; of an object, as of a Parquet file, cells without a value are left out.
 
     Args:
-        source: a path, a data set, or a list of dicts.
+        source: a path, a data set, or a list of dicts. called: what messages call an object.
 
     Raises:
         BadFile: it cannot be read, has no record, or one that is no set of named fields; its place is told.
         MissingPackage: what reads Parquet is not installed.
     """
     if not isinstance(source, (str, Path)):
-        return Records(source_name(source), tuple(_of_objects(source)))
+        return Records(source_name(source, called), tuple(_of_objects(source, called)))
     path = given_path(source)
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
         from studio.datasets.beside import read_beside
         from studio.datasets.sources import read_code
 
@@ -87,28 +88,28 @@ def read_records(source: Any) -> Records:
     return Records(str(path), items)
 
 
-def source_name(source: Any) -> str:
-    """Returns what messages call a source: the name of its file, ``"data"`` for an object.
+def source_name(source: Any, called: str = "data") -> str:
+    """Returns what messages call a source: the name of its file, ``called`` for an object.
 
     Args:
-        source: what :func:`read_records` reads.
+        source, called: as of :func:`read_records`.
     """
-    return Path(source).name if isinstance(source, (str, Path)) else "data"
+    return Path(source).name if isinstance(source, (str, Path)) else called
 
 
-def _of_objects(source: Any) -> Iterator[Record]:
+def _of_objects(source: Any, called: str) -> Iterator[Record]:
     """The rows of a data set, or of a list of dicts."""
-    if isinstance(source, Mapping):
-        raise BadFile(
-            f"the data has the splits {', '.join(map(str, source))}: give one of them, data[{next(iter(source))!r}]"
-        )
+    if isinstance(source, Mapping) and source:
+        splits = [*map(str, source)]
+        raise BadFile(f"the {called} has the splits {', '.join(splits)}: give one of them, {called}[{splits[0]!r}]")
     if not isinstance(source, Iterable) or isinstance(source, (bytes, bytearray)):
-        raise BadFile(f"data is a path, a data set or a list of dicts, not a {type(source).__name__}")
+        raise BadFile(f"{called} is a path, a data set or a list of dicts, not a {type(source).__name__}")
     number = 0
     for number, entry in enumerate(source, 1):
-        yield _record(entry, number, f"data, entry {number}")
+        there = with_value(entry) if isinstance(entry, Mapping) else entry
+        yield _record(there, number, f"{called}, entry {number}")
     if not number:
-        raise BadFile("the data has no sample")
+        raise BadFile(f"the {called} has no sample")
 
 
 def _json_lines(file: Path) -> Iterator[Record]:

@@ -75,13 +75,16 @@ class Samples(Generic[S]):
     notes: tuple[str, ...] = ()
 
 
-def read_samples(source: Any, form: Form[S]) -> Samples[S]:
+def read_samples(source: Any, form: Form[S], called: str = "data") -> Samples[S]:
     """Reads the samples of a source; every record is checked before anything is trained.
+
+    Args:
+        source, called: as of :func:`studio.datasets.records.read_records`. form: that of the task.
 
     Raises:
         BadFile: as :func:`studio.datasets.records.read_records` and the form.
     """
-    records = read_records(source)
+    records = read_records(source, called)
     items, unused = [], dict[str, int]()
     for record in records.items:
         sample, known = form(record)

@@ -118,7 +118,7 @@ def close_ones(pairs: Sequence[SentencePair], limit: float | None, where: str) -
 def _score(value: Any, where: str) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise BadFile(f"{where}: score must be a finite number, not {short(value)}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy
+from numpy.typing import NDArray
 
 from studio.datasets.records import Record
 from studio.datasets.samples import Sample, forms_missed, text_field
@@ -95,8 +96,16 @@ def _source(value: Any, name: str, record: Record) -> tuple[str, Path | bytes | 
     if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
         return str(value.get("path") or f"of {record.where}"), value["bytes"]
     if isinstance(value, Mapping) and {"array", "sampling_rate"} <= set(value):
-        samples, rate = numpy.asarray(value["array"]), value["sampling_rate"]
+        samples, rate = _numbers(value["array"]), value["sampling_rate"]
         numbers = samples.ndim == 1 and samples.size and samples.dtype.kind == "f" and numpy.isfinite(samples).all()
         if numbers and isinstance(rate, int) and rate > 0:
             return f"of {record.where}", Sound(samples.astype(numpy.float32), rate)
     raise BadFile(f"{record.where}: {name} must be the path of a sound, not {short(value)}")
+
+
+def _numbers(array: Any) -> NDArray[Any]:
+    """An array of what is given; one of no number where it is none."""
+    try:
+        return numpy.asarray(array)
+    except (TypeError, ValueError):  # rows of several lengths
+        return numpy.empty(0)

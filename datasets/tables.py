@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from studio.errors import BadFile
 from studio.limits import limit
 from studio.packages import need
 
-__all__ = ["parquet_rows", "table_rows"]
+__all__ = ["parquet_rows", "table_rows", "with_value"]
 
 
 def table_rows(text: str, separator: str, where: str) -> Iterator[tuple[int, dict[str, str]]]:
@@ -66,10 +66,21 @@ def parquet_rows(data: bytes, where: str) -> Iterator[dict[str, Any]]:
     """
     parquet = need("pyarrow.parquet", "Parquet files", extra="llm")
     try:
-        table = parquet.read_table(io.BytesIO(data))
+        for batch in parquet.read_table(io.BytesIO(data)).to_batches(max_chunksize=1024):
+            yield from map(with_value, batch.to_pylist())
     except Exception as problem:  # pyarrow has errors of many classes for damaged files
         sentence = str(problem).strip().splitlines()[0] if str(problem).strip() else repr(problem)
         raise BadFile(f"{where} cannot be read as Parquet: {sentence}; copy it again") from None
-    for batch in table.to_batches(max_chunksize=1024):
-        for row in batch.to_pylist():
-            yield {name: value for name, value in row.items() if value is not None}
+
+
+def with_value(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the cells that have a value: such tables give every row all columns.
+
+    Args:
+        row: all cells.
+
+    Example:
+        >>> with_value({"text": "a", "label": None})
+        {'text': 'a'}
+    """
+    return {name: cell for name, cell in row.items() if cell is not None}

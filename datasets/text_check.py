@@ -133,7 +133,7 @@ def check_texts(
     samples, faults = _read(records, form)
     problems = [Problem("note", note) for note in records.notes] + faults + list(_few(samples)) + list(_same(samples))
     if held_out is not None:
-        others, more = _read(read_records(held_out), form)
+        others, more = _read(read_records(held_out, "held-out data"), form)
         problems += [*more, *_leaks(samples, others)]
     measured = [] if measure is None else [measure(sample) for sample in samples]
     problems += _lengths(samples, measured)

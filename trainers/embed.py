@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from studio.config import finite
 from studio.datasets.records import source_name
 from studio.datasets.samples import Form
 from studio.datasets.sentences import SentencePair, close_ones, closeness_limit, sentences_of
@@ -57,7 +58,7 @@ class Embed(TextTask[SentencePair, SentenceRow]):
         super().__post_init__()
         if self.pooling not in POOLINGS:
             raise BadConfig(f"pooling={self.pooling!r}: give one of {', '.join(POOLINGS)}")
-        if self.temperature <= 0:
+        if not (finite(self.temperature) and self.temperature > 0):
             raise BadConfig(f"temperature={self.temperature!r}: temperature must be above 0")
 
     @property

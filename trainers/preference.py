@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
 
+from studio.config import finite
 from studio.datasets.preferences import Answer, Comparison, Verdict, comparison_of, verdict_of
 from studio.datasets.samples import Form
 from studio.errors import BadConfig, BadFile
@@ -66,7 +67,7 @@ class Preference(TextTask[Comparison | Verdict, ComparisonRow | VerdictRow]):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("beta", "desirable", "undesirable"):
-            if not getattr(self, name) > 0:
+            if not (finite(getattr(self, name)) and getattr(self, name) > 0):
                 raise BadConfig(f"{name}={getattr(self, name)!r}: {name} must be above 0")
         if self.loss != "kto" and (self.desirable, self.undesirable) != (1.0, 1.0):
             raise BadConfig(f"desirable and undesirable are weights of loss='kto', and the loss is {self.loss!r}")

@@ -21,7 +21,7 @@ from studio.config import check
 from studio.datasets.records import source_name
 from studio.datasets.samples import Form, Sample, Samples, read_samples, samples_digest
 from studio.datasets.text_check import Measured, TextReport, check_texts
-from studio.errors import BadConfig, DoesNotFit
+from studio.errors import BadConfig, BadFile, DoesNotFit
 from studio.families.language import LANGUAGE_BASES, LanguageBase, open_language_base
 from studio.trainers.language.rows import Row, encode_all, split
 from studio.trainers.loop.plan import Plan
@@ -242,15 +242,25 @@ class TextTask(ABC, Generic[S, R]):
         return Read(found, trained, kept)
 
     def check(self) -> TextReport:
-        """Looks for everything in the data that would spoil the training; the base is opened where there is one.
+        """Looks for everything in the data that would spoil the training.
+
+        The base is opened where there is one, unless records are so wrong that nothing could be trained.
 
         Raises:
             UsageError: the data or the base cannot be opened at all.
         """
         held_out = None if isinstance(self.held_out, float) else self.held_out
+        without_base = partial(check_texts, self.data, self.form, held_out=held_out)
         if self.base is None:
-            return check_texts(self.data, self.form, held_out=held_out)
-        read = self.look()
+            return without_base()
+        try:
+            read = self.look()
+            self.labels(read)
+        except BadFile:
+            report = without_base()  # which names every bad record, and not the first alone
+            if report.ok:
+                raise
+            return report
         base = open_language_base(self.base, kind=self.kind_for(read), labels=self.labels(read))
         length = min(base.context, LONGEST) if self.max_length is None else self.max_length
 
@@ -302,7 +312,7 @@ class TextTask(ABC, Generic[S, R]):
 
     @property
     def _held_out_name(self) -> str:
-        return "what is held out" if isinstance(self.held_out, float) else source_name(self.held_out)
+        return "what is held out" if isinstance(self.held_out, float) else source_name(self.held_out, "held-out data")
 
     def _named(self) -> str:
         stem = source_name(self.data).rpartition(".")[0] or source_name(self.data)

@@ -47,6 +47,7 @@ def test_a_table_has_the_same_columns(tmp_path):
 def test_whole_numbers_are_in_the_order_of_their_values():
     assert sorted_labels(["10", "9", "-1", "9"]) == ("-1", "9", "10")
     assert sorted_labels(["10", "9", "x"]) == ("10", "9", "x")
+    assert sorted_labels(["10", "9" * 5000]) == ("10", "9" * 5000), "no number of so many digits is made"
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,7 @@ def test_whole_numbers_are_in_the_order_of_their_values():
         ({"text": "a", "label": ""}, 'label must be a text or a whole number, not ""'),
         ({"text": "a", "label": None}, "label must be a text or a whole number, not null"),
         ({"text": "a", "label": 0.5}, "label must be a text or a whole number, not 0.5"),
+        ({"text": "a", "label": 10**20}, "label must be a text or a whole number, not 100000000000000000000"),
         ({"text": "a", "label": ["x", "y"]},
          'label must be a text or a whole number, not ["x", "y"]; a sample has one label'),
         ({"premise": "a", "hypothesis": 3, "label": "x"}, "hypothesis must be a text, not 3"),

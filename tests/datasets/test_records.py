@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import re
 import wave
 
 import pytest
@@ -140,6 +141,77 @@ def test_what_is_wrong_is_told_with_its_place(name, content, message, tmp_path):
         read_records(tmp_path / name)
 
 
+HOSTILE = {
+    "latin.csv": (b"text,label\n\xe9,x\n", "latin.csv, line 2: not UTF-8 text; save the file as UTF-8"),
+    "half.csv": ("text\né\n".encode("utf-16") + b"a", "not UTF-8 text; save the file as UTF-8"),
+    "deep.json": (b"[" * 5000 + b"]" * 5000, "deep.json is not JSON: more than 100 levels of JSON in one another"),
+    "deep.jsonl": (b'{"text": ' + b"[" * 100_000, "line 1: not a JSON object: more than 100 levels of JSON"),
+    "digits.json": (b'[{"label": ' + b"9" * 5000 + b"}]", "digits.json is not JSON: Exceeds the limit"),
+    "twice.jsonl": (b'{"text": "a", "text": "b"}', "line 1: not a JSON object: 'text' stands there twice"),
+    "nul.jsonl": (b'{"text": "a\0b"}', "line 1: not a JSON object: Invalid control character"),
+    "half.jsonl": (b'{"text": "\\ud800"}', "holds half a surrogate pair, which is no character"),
+    "cells.csv": (b"text,label\n\n" + b"a" * 2_000_000 + b"\n", "line 3: the row has 1 cells and the header names 2"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_are_refused_in_one_sentence(name, tmp_path):
+    content, message = HOSTILE[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadFile, match=re.escape(message)) as caught:
+        read_records(tmp_path / name)
+    assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
+
+
+def test_cells_are_as_large_as_a_file_may_be(tmp_path):
+    (tmp_path / "x.csv").write_text("text\n" + "a" * 2_000_000 + "\n")
+    assert len(read_records(tmp_path / "x.csv").items[0].fields["text"]) == 2_000_000
+
+
+def test_damaged_cells_of_parquet_are_refused(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    texts = pyarrow.array([b"fine", b"\xff\xfe"], pyarrow.binary()).cast(pyarrow.string(), safe=False)
+    parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "x.parquet")
+    with pytest.raises(BadFile, match=r"x\.parquet cannot be read as Parquet: .*; copy it again"):
+        read_records(tmp_path / "x.parquet")
+    whole = (tmp_path / "x.parquet").read_bytes()
+    (tmp_path / "x.parquet").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadFile, match=r"x\.parquet cannot be read as Parquet: "):
+        read_records(tmp_path / "x.parquet")
+
+
+def test_cells_without_a_value_are_left_out_of_objects():
+    rows = [{"text": "a", "prompt": None, "completion": None}, {"text": None, "prompt": "b", "completion": "c"}]
+    assert [record.fields for record in read_records(rows).items] == [
+        {"text": "a"}, {"prompt": "b", "completion": "c"},
+    ]  # fmt: skip
+    turns = [{"role": "user", "content": "Hi", "name": None}, {"role": "assistant", "content": "Yes?", "name": None}]
+    chats = read_chats([*rows, {"messages": turns}])
+    assert [sample.answer for sample in chats.items] == ["a", "c", "Yes?"] and chats.unused == {}
+    (pair,) = read_samples([{"translation": {"en": "cat", "fr": None, "de": "Katze"}}], pair_of).items
+    assert (pair.source, pair.target) == ("cat", "Katze")
+
+
+def test_metadata_gives_no_text_to_files_outside_its_folder(tmp_path):
+    sound(tmp_path / "outside.wav")
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    sound(inner / "a.wav")
+    entries = [("../outside.wav", "x"), (str(tmp_path / "outside.wav"), "y"), ("a.wav", "one")]
+    (inner / "metadata.jsonl").write_text("".join(json.dumps({"file_name": n, "text": t}) + "\n" for n, t in entries))
+    read = read_records(inner)
+    assert [record.fields for record in read.items] == [{"audio": str(inner / "a.wav"), "text": "one"}]
+    assert [note for note in read.notes if "there is no '../outside.wav'" in note]
+
+
+def test_links_that_lead_round_are_followed_once(tmp_path):
+    sound(tmp_path / "a.wav")
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "round").symlink_to(tmp_path)
+    (tmp_path / "self").symlink_to(tmp_path / "self")
+    assert [record.fields["text"] for record in read_records(tmp_path).items] == ["one"]
+
+
 def test_folders_without_texts_or_of_both_sorts_are_refused(tmp_path):
     with pytest.raises(BadFile, match="holds neither sounds nor pictures"):
         read_records(tmp_path)
@@ -153,6 +225,10 @@ def test_folders_without_texts_or_of_both_sorts_are_refused(tmp_path):
         read_records(5)
     with pytest.raises(BadFile, match="the data has no sample"):
         read_records([])
+    with pytest.raises(BadFile, match="the data has no sample"):
+        read_records({})
+    with pytest.raises(BadFile, match="cannot be read: File name too long"):
+        read_records("a" * 5000)
 
 
 def test_sharegpt_is_a_conversation():

@@ -58,6 +58,10 @@ REFUSED = {
         {"sentence1": "a", "sentence2": "b", "score": "near"},
         'x.jsonl, line 3: score must be a finite number, not "near"',
     ),
+    "large": (
+        {"sentence1": "a", "sentence2": "b", "score": 10**400},
+        "x.jsonl, line 3: score must be a finite number, not 1000",
+    ),
     "nan": (
         {"sentence1": "a", "sentence2": "b", "score": float("nan")},
         "x.jsonl, line 3: score must be a finite number, not NaN",

@@ -51,6 +51,9 @@ def test_data_sets_bring_their_sounds(clip):
     ]
     found = read_samples(entries, spoken_of)
     assert len({one.digest for one in found.items}) == 1 and found.unused == {"path": 1}
+    for array in ([[1.0], [1.0, 2.0]], [float("nan")], ["a"], []):
+        with pytest.raises(BadFile, match="^data, entry 1: audio must be the path of a sound, not "):
+            read_samples([{"audio": {"array": array, "sampling_rate": 16_000}, "text": "seven"}], spoken_of)
 
 
 @pytest.mark.parametrize(

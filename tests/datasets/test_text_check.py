@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from click.testing import CliRunner
 
 from studio.cli import main
 from studio.datasets.chat import sample_of
 from studio.datasets.pairs import pair_of
 from studio.datasets.text_check import Measured, check_texts, histogram
+from studio.errors import BadFile
+from studio.trainers import CausalLM, Classify
 
 GOOD = [{"source": f"number {n}", "target": f"n{n}"} for n in range(20)]
 
@@ -91,3 +94,15 @@ def test_the_command_reads_texts_with_a_base_and_without(tiny_language, tmp_path
 def test_what_all_is_learned_of_asks_nothing_twice():
     report = check_texts([{"text": f"plain {n}"} for n in range(9)], sample_of, held_out=[{"text": "other"}])
     assert report.problems == ()
+
+
+def test_bad_records_are_all_named_where_a_base_is_given_too(tiny_language):
+    turns = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes."}]
+    data = [{"messages": turns}, {"text": ""}, {"txet": "a"}]
+    report = CausalLM(base=tiny_language, data=data).check()
+    assert not report.ok and [p.files for p in report.problems if p.severity == "error"] == [("line 2",), ("line 3",)]
+    alone = Classify(base=tiny_language, data=[{"text": f"a {n}", "label": "x"} for n in range(9)]).check()
+    assert found(alone, "error") == ['all samples have the label "x": there is nothing to tell apart']
+    both = [{"text": "a", "label": "x"}, {"premise": "a", "hypothesis": "b", "label": "y"}]
+    with pytest.raises(BadFile, match="one classifier learns one of them"):
+        Classify(base=tiny_language, data=both).check()

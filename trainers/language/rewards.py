@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import numbers
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -52,8 +53,8 @@ def exact(prompt: str, completion: str, answer: str | None) -> float:
 
 def _length(word: str) -> RewardFunction:
     r"""``1 − |w − n| / max(w, n)`` of w words where n are wanted: 1 at n, towards 0 on both sides."""
-    if not word.isascii() or not word.isdigit() or int(word) < 1:
-        raise BadConfig(f"reward='length:{word}': give the number of words that is wanted, length:20")
+    if not (word.isascii() and word.isdigit() and len(word) < 10 and int(word)):
+        raise BadConfig(f"reward='length:{word[:20]}': give the number of words that is wanted, length:20")
     wanted = int(word)
 
     def length(prompt: str, completion: str, answer: str | None) -> float:
@@ -81,9 +82,10 @@ REWARDS.add("regex", NamedReward(_regex, word="PATTERN"))
 
 def is_file(reward: Any) -> bool:
     """Whether a reward is the file of a reward adapter, or the folder of its run."""
-    return isinstance(reward, Path) or (
-        isinstance(reward, str) and (reward.endswith(".safetensors") or (":" not in reward and Path(reward).is_dir()))
-    )
+    if not isinstance(reward, str):
+        return isinstance(reward, Path)
+    # no Path, whose is_dir raises for a name that is too long
+    return reward.endswith(".safetensors") or (":" not in reward and os.path.isdir(reward))  # noqa: PTH112
 
 
 def check_reward(reward: Any) -> NamedReward | None:

@@ -59,7 +59,7 @@ def split(read: Samples[S], held_out: Any, form: Form[S]) -> tuple[list[S], list
     if held_out is None:
         return list(read.items), []
     if not isinstance(held_out, float):
-        return list(read.items), list(read_samples(held_out, form).items)
+        return list(read.items), list(read_samples(held_out, form, "held-out data").items)
     limit = held_out * 16**16
     sides: tuple[list[S], list[S]] = ([], [])
     for sample in read.items:

@@ -181,8 +181,8 @@ class LanguageBase:
         rows, tokens = len(self.model.get_input_embeddings().weight), self.tokenizer.vocab_size
         if tokens > rows:
             raise DoesNotFit(
-                f"the tokenizer of {self.id} has {tokens:,} tokens and the model knows {rows:,}: it is another model's; "
-                "give the model's own"
+                f"the tokenizer of {self.id} has {tokens:,} tokens and the model knows {rows:,}: it is another "
+                "model's; give the model's own"
             )
 
     @property

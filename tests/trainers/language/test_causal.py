@@ -221,6 +221,8 @@ def test_held_out_samples_that_are_trained_on_are_told(task, data):
         ({"held_out": 1.5}, BadConfig, "a share lies between 0 and 1"),
         ({"held_out": 0.000001}, BadConfig, "leaves one side without a sample"),
         ({"held_out": "none.jsonl"}, BadFile, "there is no file none.jsonl"),
+        ({"held_out": []}, BadFile, "the held-out data has no sample"),
+        ({"held_out": [{"text": ""}]}, BadFile, "held-out data, entry 1: text is empty"),
         ({"max_length": 6}, BadFile, "no sample of .* has a part of its answer within 6 tokens"),
         ({"name": "a b"}, BadConfig, "use letters"),
         ({"preview_prompts": ("say <end>",)}, DoesNotFit, "holds '<end>'"),

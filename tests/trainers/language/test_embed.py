@@ -189,6 +189,8 @@ def test_virtual_tokens_have_no_part_in_the_mean(task, tmp_path, settings):
 REFUSED = {
     "pooling": ({"pooling": "max"}, "pooling='max': give one of mean, cls, last"),
     "temperature": ({"temperature": 0.0}, "temperature=0.0: temperature must be above 0"),
+    "no temperature": ({"temperature": float("nan")}, "temperature=nan: temperature must be above 0"),
+    "any temperature": ({"temperature": float("inf")}, "temperature=inf: temperature must be above 0"),
     "group": ({"group": 1}, "group=1: group must be at least 2"),
 }
 
@@ -224,7 +226,7 @@ def test_other_models_are_refused(tiny_encoder, task, tmp_path, settings):
     ):
         pipe.embed("a")
     tokenizer = open_language_base(tiny_encoder, kind="encoder").tokenizer
-    parts = TextPipeline.open((t5().base_model, tokenizer), kind="encoder")
+    parts = TextPipeline.open((t5(vocab_size=64).base_model, tokenizer), kind="encoder")
     with pytest.raises(
         DoesNotFit, match="^T5.* is a model of two parts, one that reads and one that writes; take one "
     ):

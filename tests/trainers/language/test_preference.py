@@ -205,6 +205,8 @@ def test_trl_trains_with_the_same_losses(tiny_language, tmp_path, loss, loss_typ
     ("change", "error", "message"),
     [
         ({"beta": 0.0}, BadConfig, "beta=0.0: beta must be above 0"),
+        ({"beta": float("inf")}, BadConfig, "beta=inf: beta must be above 0"),
+        ({"beta": float("nan")}, BadConfig, "beta=nan: beta must be above 0"),
         ({"desirable": 2.0}, BadConfig, "desirable and undesirable are weights of loss='kto', and the loss is 'dpo'"),
         ({"loss": "dpp"}, BadConfig, "loss"),
         ({"max_length": 6}, BadFile, "no sample of data.jsonl has a part of its answer within 6 tokens"),
