@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from studio.errors import BadConfig, DoesNotFit
+from studio.given import is_blank
 from studio.registry import Registry
 
-__all__ = ["KINDS", "Kind", "usual_kind"]
+__all__ = ["KINDS", "Kind", "model_kind", "read_labels", "usual_kind"]
 
 
 @dataclass(frozen=True)
@@ -93,3 +95,44 @@ def usual_kind(config: Mapping[str, Any]) -> Kind:
     model_type, saved = str(config["model_type"]), list(config.get("architectures") or ())
     fitting = [kind for kind in KINDS.values() if saved[:1] and saved[0] in kind.classes(model_type)]
     return (fitting or [KINDS["causal-lm"]])[0]
+
+
+def model_kind(model: Any, asked: Kind | None) -> Kind:
+    """Returns what the object of a model is: what is asked for, else what its class says.
+
+    Args:
+        model: a model of transformers. asked: what is asked for.
+
+    Raises:
+        DoesNotFit: its class is one of another kind; a class that transformers does not name may be anything.
+    """
+    name, model_type = type(model).__name__, str(model.config.model_type)
+    usual = usual_kind({"model_type": model_type, "architectures": [name]})
+    if asked is None or name in asked.classes(model_type):
+        return asked or usual
+    if name in usual.classes(model_type):
+        raise DoesNotFit(f"{name} is {usual.one}, and {asked.one} is asked for")
+    return asked
+
+
+def read_labels(kind: Kind, labels: Any) -> tuple[str, ...] | None:
+    """Returns the labels that a base of a kind shall tell apart; None where none are asked for.
+
+    Args:
+        kind: the kind. labels: what was given.
+
+    Raises:
+        BadConfig: they are no texts, or not all different; or a base of that kind has no head.
+    """
+    if labels is None:
+        return None
+    found = tuple(labels) if isinstance(labels, Sequence) and not isinstance(labels, (str, bytes)) else ()
+    if not found or not all(isinstance(label, str) and not is_blank(label) for label in found):
+        raise BadConfig(f"labels={labels!r}: give a list of texts that are not empty")
+    if len(set(found)) != len(found):
+        raise BadConfig(f"labels={labels!r}: give labels that are all different")
+    if not kind.head:
+        raise BadConfig(
+            f"labels={labels!r}: {kind.one} has no head for labels; leave them out, or say kind='classifier'"
+        )
+    return found

@@ -15,7 +15,7 @@ from studio.families.blocks import staying
 from studio.families.language.base import LanguageBase
 from studio.families.language.embedded import LANGUAGE_BASES
 from studio.families.language.heads import head_layers, make_head
-from studio.families.language.kinds import KINDS, Kind, usual_kind
+from studio.families.language.kinds import KINDS, Kind, model_kind, read_labels, usual_kind
 from studio.families.opening import hub
 from studio.families.opening.dtype import named, usual_dtype
 from studio.families.opening.folder import chosen
@@ -68,6 +68,7 @@ def open_language_base(
         UnknownName: neither a known name nor a folder nor an id that the hub has, or no such way to quantise.
         MissingPackage: what quantises is not installed.
         BadFile: what is there is not a whole transformers model with its tokenizer, or the hub does not give it.
+        BadConfig: labels that are no texts or not all different, or labels for a base without a head.
         DoesNotFit: it is no model of that kind, cannot be quantised, or its tokenizer is another model's.
 
     Example:
@@ -83,6 +84,7 @@ def open_language_base(
     found = base if isinstance(base, LanguageBase) else _of_pair(base, sort)
     if sort is not None and found.kind is not sort:
         raise DoesNotFit(f"{found.id} was opened as {found.kind.one}, and {sort.one} is asked for")
+    labels = read_labels(found.kind, labels)
     if labels is not None and set(labels) != set(found.labels):
         raise DoesNotFit(
             f"{found.id} tells {', '.join(found.labels)} apart, and not {', '.join(labels)}: give its folder, and a "
@@ -94,13 +96,13 @@ def open_language_base(
 
 def _of_pair(base: Any, kind: Kind | None) -> LanguageBase:
     """The base of a model and its tokenizer, or its processor."""
-    if not isinstance(base, Sequence) or len(base) != 2:
+    if not isinstance(base, Sequence) or len(base) != 2 or not isinstance(base[0], torch.nn.Module):
         raise DoesNotFit(
             f"a language base is a name, a transformers folder or a pair of a model and its tokenizer, not a "
             f"{type(base).__name__}"
         )
     model, reader = base
-    kind = kind or usual_kind({"model_type": model.config.model_type, "architectures": [type(model).__name__]})
+    kind = model_kind(model, kind)
     tokenizer = getattr(reader, "tokenizer", reader)
     processor = None if tokenizer is reader else reader
     if kind.processor and processor is None:
@@ -127,6 +129,7 @@ def _read(
     name, folder = _place(base, offline)
     config = _config(folder)
     kind = _checked(kind or usual_kind(config), config, folder)
+    labels = read_labels(kind, labels)
     files = chosen(folder, language_files)
     counts = held(header_of(folder / file) for file in files if file.endswith(".safetensors"))
     processor = _read_reader(folder, "AutoProcessor", "processor") if kind.processor else None
@@ -188,8 +191,8 @@ def _read_model(
     """Returns the model, and the layers of a head that was made for it."""
     import transformers
 
-    named = list(config.get("id2label", {}).values())
-    own = {} if labels is None or not kind.head or sorted(named) == sorted(labels) else _labelled(labels)
+    named = list((config.get("id2label") or {}).values())
+    own = {} if labels is None or sorted(named) == sorted(labels) else _labelled(labels)
     try:
         with quietly():
             model, told = getattr(transformers, kind.auto).from_pretrained(
@@ -243,8 +246,8 @@ def _checked(kind: Kind, config: Mapping[str, Any], folder: Path) -> Kind:
     """Returns the kind, after a check that transformers has a model of it."""
     model_type = str(config["model_type"])
     if not kind.knows(model_type):
-        others = [other.title for other in KINDS.values() if other.knows(model_type)]
-        hint = f"; it can be opened as a {' or a '.join(others)}" if others else ""
+        others = [other.one for other in KINDS.values() if other.knows(model_type)]
+        hint = f"; it can be opened as {' or '.join(others)}" if others else ""
         raise DoesNotFit(f"{folder} is a {model_type!r}, which transformers has no {kind.title} of{hint}")
     return kind
 
