@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -215,10 +216,11 @@ def _config_of(base: Base | LanguageBase, file: Path) -> AdapterConfig:
     finally:
         detach(model, name)
     head = set(head_layers(model)) if isinstance(base, LanguageBase) and base.kind.head else set()
-    if not isinstance(config, Mixed) or not head:
+    if not head.intersection(config.targets):
         return config
-    parts = tuple(part for part in config.parts if not set(part.targets) <= head)
-    return parts[0] if len(parts) == 1 else Mixed(parts=parts)
+    own = [(part, tuple(path for path in part.targets if path not in head)) for part in config.members]
+    parts = tuple(dataclasses.replace(part, targets=paths) for part, paths in own if paths)
+    return Mixed(parts=parts) if len(parts) > 1 else (*parts, config)[0]
 
 
 def _name(base: Any, embedded: Mapping[str, Path]) -> str:

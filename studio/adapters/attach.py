@@ -267,15 +267,24 @@ def _planned(
 
 
 def _joined(planned: Sequence[_Planned]) -> AdapterConfig:
-    """The config of the whole, whose parts name their layers by path."""
+    """The config of the whole, whose parts name their layers by path; parts that are alike are one.
+
+    Raises:
+        BadConfig: two parts are of one method and of different settings, of which a file keeps one.
+    """
     if len(planned) == 1:
         return planned[0].config
-    paths = [tuple(path for found in one.sites.values() for path in found) for one in planned]
-    return Mixed(
-        parts=tuple(
-            dataclasses.replace(one.config, targets=own, exclude=()) for one, own in zip(planned, paths, strict=True)
-        )
-    )
+    paths: dict[str, list[str]] = {}
+    parts: dict[str, AdapterConfig] = {}
+    for one in planned:
+        own = paths.setdefault(one.config.method, [])
+        own += [path for found in one.sites.values() for path in found]
+        part = dataclasses.replace(one.config, targets=tuple(dict.fromkeys(own)), exclude=())
+        before = parts.setdefault(part.method, part)
+        if dataclasses.replace(before, targets=part.targets) != part:
+            raise BadConfig(f"two parts of one adapter are of the method {part.method}, with different settings")
+        parts[part.method] = part
+    return Mixed(parts=tuple(parts.values())) if len(parts) > 1 else next(iter(parts.values()))
 
 
 def _merged(parts: Iterable[Mapping[str, Mapping[str, T]]]) -> dict[str, dict[str, T]]:

@@ -16,7 +16,7 @@ from studio.adapters.hosting.attached import assemblies, check_known, check_unba
 from studio.adapters.hosting.turns import in_turn
 from studio.config import own_number
 from studio.device import on_cpu
-from studio.errors import BadConfig
+from studio.errors import BadConfig, UnsupportedLayer
 from studio.families import check_own
 
 __all__ = ["grow", "rehearse_growth"]
@@ -41,7 +41,7 @@ def grow(model: Any, name: str, rank: int, *, seed: int = 0) -> AttachReport:
         The layers that have grown, and how many numbers of the adapter are trained now.
 
     Raises:
-        UnknownName: no adapter has that name. UnsupportedLayer: a method that cannot grow.
+        UnknownName: no adapter has that name. UnsupportedLayer: a method that cannot grow, or several of them.
         BadConfig: a rank that no layer is below, or that is larger than a layer.
         DoesNotFit: a blend is baked, or FSDP has been put around the adapter.
 
@@ -89,6 +89,9 @@ def _built(model: Any, name: str, rank: int, seed: int) -> list[Grown]:
     for assembly in assemblies(model).values():
         if name not in assembly.records:
             continue
+        own = assembly.records[name].config
+        if len(own.members) > 1:
+            raise UnsupportedLayer(f"{name!r} is of several methods ({own.label}), which do not grow together")
         ranks, scales, fresh = {}, {}, {}
         for path, adapter in assembly.adapters(name):
             config = adapter.config
@@ -99,7 +102,7 @@ def _built(model: Any, name: str, rank: int, seed: int) -> list[Grown]:
                     config, tensors = adapter.grown(rank, generator_for(seed, "grow", rank, whole))
                     fresh[path] = _like(adapter, config, tensors)
             ranks[path], scales[path] = config.rank_at(path), config.scale_at(path)
-        found.append((assembly, assembly.records[name].config.regraded(ranks, scales), fresh))  # type: ignore[attr-defined]
+        found.append((assembly, own.regraded(ranks, scales), fresh))  # type: ignore[attr-defined]
     if not any(fresh for _, _, fresh in found):
         raise BadConfig(f"no layer of {name!r} has a rank below {rank}; give a higher one")
     return found

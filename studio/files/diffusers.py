@@ -64,7 +64,8 @@ def _check(draft: Draft) -> None:
 
 
 def _write(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], draft: Draft) -> None:
-    if all(member.adapter.peft.diffusers for member in draft.config.members):
+    members = draft.config.members
+    if len(members) == 1 and members[0].adapter.peft.diffusers:  # several methods have no one table of settings
         components = dict.fromkeys(draft.names.paths[path][0] for path in draft.sites)
         table: dict[str, Any] = {}
         for component in components:

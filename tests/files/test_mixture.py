@@ -13,7 +13,7 @@ from torch import nn
 import studio
 from studio.adapters import METHODS
 from studio.adapters.contract.mixed import Mixed
-from studio.errors import BadConfig, DoesNotFit, PartialLoad
+from studio.errors import BadConfig, DoesNotFit, PartialLoad, UnsupportedLayer
 from studio.files.convert import convert
 from tests.support.tiny_pipelines import build
 from tiny import language, shaken
@@ -236,6 +236,9 @@ def test_parts_are_of_several_methods_and_layers_of_one(pipe):
         Mixed(parts=(studio.LoRA(),))
     with pytest.raises(BadConfig, match="a is in lora and in full"):
         Mixed(parts=(studio.LoRA(targets=("a",)), studio.Full(targets=("a",))))
+    with pytest.raises(BadConfig, match="of the method lora, with different settings"):
+        studio.attach(pipe, Mixed(parts=(studio.LoRA(targets=("*to_q",)), studio.LoRA(rank=2, targets=("*to_k",)))))
+    assert not studio.adapters(pipe)
     with pytest.raises(BadConfig, match="prompttuning sits on a model as a whole"):
         studio.attach(pipe, Mixed(parts=(studio.PromptTuning(), studio.Full(targets=("b",)))))
 
@@ -253,4 +256,19 @@ def test_several_methods_are_attached_trained_and_saved_as_one(method, tmp_path)
     file = studio.save(model, tmp_path / "a.safetensors", name="a")
     studio.detach(model)
     assert studio.load(model, file).method == f"{method}+full"
+    torch.testing.assert_close(model(tokens).logits, wanted)
+
+
+def test_methods_that_diffusers_knows_are_saved_together_and_do_not_grow(tmp_path):
+    """Its table of settings is of one method; the studio's own metadata keeps both."""
+    model = language("bert")
+    studio.attach(model, Mixed(parts=(studio.LoRA(targets=("*query",)), studio.DoRA(targets=("*value",)))), name="a")
+    shaken(model, "a")
+    tokens = torch.arange(2, 10)[None]
+    wanted = model(tokens).logits
+    with pytest.raises(UnsupportedLayer, match=r"several methods \(lora\+dora\), which do not grow together"):
+        studio.grow(model, "a", 32)
+    file = studio.save(model, tmp_path / "a.safetensors", name="a")
+    studio.detach(model)
+    assert studio.load(model, file).method == "lora+dora"
     torch.testing.assert_close(model(tokens).logits, wanted)

@@ -78,7 +78,7 @@ def _waits(quantize: str) -> bool:
 def _fused(asked: Asked, now: Forecast) -> Asked | None:
     alone = asked.processes == 1 and asked.accumulation == 1 and asked.sharding == "none"
     held = now.categories.get("gradients", 0)
-    whole = isinstance(asked.adapter, AdapterConfig) and asked.adapter.adapter.scratch
+    whole = isinstance(asked.adapter, AdapterConfig) and asked.adapter.watching
     if asked.fused_backward_pass or not alone or whole or held <= now.peak // 100:
         return None
     return replace(asked, fused_backward_pass=True)

@@ -148,10 +148,10 @@ def _check_fused(weights: Weights, group: Group) -> None:
         raise BadConfig(
             f"fused_backward_pass steps before the gradients of {group.size} processes have been added up: leave it out"
         )
-    if weights.lesson.adapter.adapter.scratch:
+    watching = weights.lesson.adapter.watching
+    if watching:
         raise DoesNotFit(
-            f"{type(weights.lesson.adapter).__name__} looks at all gradients after every step, and "
-            "fused_backward_pass keeps none: leave it out"
+            f"{watching} looks at all gradients after every step, and fused_backward_pass keeps none: leave it out"
         )
 
 

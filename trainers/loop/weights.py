@@ -52,8 +52,8 @@ def rehearsed_growth(lesson: Lesson) -> float:
     ranks, config = list(lesson.plan.stages.values()), lesson.adapter
     if not ranks:
         return 1.0
-    if config.adapter.scratch:
-        raise DoesNotFit(f"{type(config).__name__} decides about its ranks itself while it trains; leave grow out")
+    if config.watching:
+        raise DoesNotFit(f"{config.watching} decides about its ranks itself while it trains; leave grow out")
     for rank in (ranks[0], ranks[-1]):
         rehearse_growth(lesson.model, lesson.name, rank)
     return ranks[-1] / getattr(config, "rank", ranks[-1])
@@ -90,7 +90,7 @@ class Weights:
         self.scratch = scratch(lesson.model, lesson.name)
         self.optimizer = OPTIMIZERS[lesson.plan.optimizer](Work(self.tensors, parts, lesson.rates, lesson.plan))
         self.trained = {key: tensor for key, tensor in self.tensors.items() if tensor.requires_grad}
-        driven = lesson.adapter.adapter.driven
+        driven = {name for member in lesson.attached.members for name in member.adapter.driven}
         self._moving = {k: t for k, t in self.tensors.items() if k in self.trained or k.rpartition(".")[2] in driven}
 
     @property

@@ -178,6 +178,11 @@ class AdapterConfig:
         """Whether the start makes up for a quantisation, so that attaching needs ``original``."""
         return False
 
+    @property
+    def watching(self) -> str:
+        """What of it looks at whole gradients or weights after every step, by its class; ``""``: nothing."""
+        return next((type(member).__name__ for member in self.members if member.adapter.scratch), "")
+
     def gauge(self, site: Site) -> Gauge:
         """Returns a new measurement of what a data-driven start needs to know of the inputs of ``site``."""
         raise NotImplementedError

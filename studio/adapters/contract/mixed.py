@@ -41,6 +41,7 @@ class Mixed(AdapterConfig):
     def __post_init__(self) -> None:
         if len(self.parts) < 2:
             raise BadConfig(f"Mixed(parts={self.parts!r}): it is of at least two methods")
+        object.__setattr__(self, "parts", tuple(member for part in self.parts for member in part.members))
         owners: dict[str, AdapterConfig] = {}
         for part in self.parts:
             for path in (part.targets,) if isinstance(part.targets, str) else part.targets:

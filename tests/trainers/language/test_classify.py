@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from studio.adapters import METHODS, LoRA, PromptTuning, adapters
+from studio.adapters import METHODS, Full, LoRA, PromptTuning, adapters
+from studio.adapters.contract.mixed import Mixed
 from studio.errors import BadConfig, BadFile, DoesNotFit
 from studio.families.language import open_language_base
 from studio.files import inspect
@@ -260,3 +261,20 @@ def test_a_quantised_base_keeps_its_head(tiny_encoder, tmp_path):
     lesson = task.open(LoRA(rank=2), Plan(batch_size=2), lambda line: None)
     assert type(lesson.base.model.classifier) is torch.nn.Linear
     assert type(lesson.base.model.bert.encoder.layer[0].attention.self.query).__name__ == "Linear4bit"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Full(),
+        Full(targets=("*query",)),
+        Mixed(parts=(LoRA(rank=2, targets=("*query",)), Full(targets=("*LayerNorm",)))),
+    ],
+    ids=["full", "full by patterns", "lora+full"],
+)
+def test_methods_like_that_of_the_head_are_trained_with_it_and_on_from_their_files(task, settings, tmp_path, config):
+    first = train(task, output=tmp_path / "first", **{**settings, "adapter": config})
+    kept = set(inspect(first.adapter).tensors)
+    on = train(task, output=tmp_path / "on", **{**settings, "adapter": first.adapter})
+    assert set(inspect(on.adapter).tensors) == kept
+    assert any("query" in key for key in kept) and any("classifier" in key for key in kept)
