@@ -16,6 +16,7 @@ from studio.families.language import LanguageBase
 from studio.trainers.language.causal import Causal, Question
 from studio.trainers.language.choices import choices_of
 from studio.trainers.language.packing import check_packs
+from studio.trainers.language.questions import questions_of
 from studio.trainers.language.rows import short
 from studio.trainers.language.texts import TokenRow, encode, marked, question, render, system_of
 from studio.trainers.text_task import Shared, TextTask
@@ -105,14 +106,6 @@ class CausalLM(TextTask[Sample, TokenRow]):
     def _choices(self, rows: Sequence[TokenRow]) -> tuple[str, ...]:
         return choices_of((row.sample.answer for row in rows), source_name(self.data)) if self.choices else ()
 
-    def _ask(self, base: LanguageBase, rows: Sequence[TokenRow], text: str) -> str:
-        """Returns a question of ``preview_prompts`` as the model reads it, asked as the samples ask."""
-        if not rows[0].sample.chat:
-            return text
-        system = system_of([row.sample for row in rows])
-        before = [{"role": "system", "content": system}] if system else []
-        return base.write([*before, {"role": "user", "content": text}], asking=True)
-
     def _previews(self, base: LanguageBase, rows: Sequence[TokenRow]) -> list[Question]:
         if self.preview_prompts is None:
             some = [row.sample for row in rows if row.sample.asked][:SHOWN]
@@ -120,9 +113,8 @@ class CausalLM(TextTask[Sample, TokenRow]):
                 Question(question(sample, base), sample.chat, f"{_last(sample)} (wanted: {short(sample.answer)})")
                 for sample in some
             ]
-        chat = rows[0].sample.chat
-        asked = [self._ask(base, rows, text) for text in self.preview_prompts]
-        return [Question(text, chat, prompt) for text, prompt in zip(asked, self.preview_prompts, strict=True)]
+        system = system_of([row.sample for row in rows])
+        return questions_of(self.preview_prompts, base, chat=rows[0].sample.chat, system=system)
 
 
 def _marks(rows: Sequence[TokenRow], base: LanguageBase) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from studio.trainers.language.questions import questions_of
 from studio.trainers.language.reward_adapter import RewardAdapter
 from studio.trainers.language.rewards import check_reward, each, function_of, is_file
 from studio.trainers.language.rows import short
+from studio.trainers.language.texts import system_of
 from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.run import sha256
 from studio.trainers.loop.task import AdapterLike, Lesson, Say
@@ -143,7 +144,7 @@ class GRPO(TextTask[Prompt, PromptRow]):
         return {"reward": self._named_reward, **{name: getattr(self, name) for name in own}}
 
     def origin(self, rows: Sequence[PromptRow], base: LanguageBase) -> Mapping[str, str]:
-        system = self._system(rows)
+        system = system_of([row.sample for row in rows])
         form = "chat" if any(row.sample.turns for row in rows) else "text"
         return {"form": form, **({"system": system} if system else {})}
 
@@ -151,16 +152,11 @@ class GRPO(TextTask[Prompt, PromptRow]):
     def _named_reward(self) -> str:
         return str(self.reward) if is_file(self.reward) else function_of(self.reward)[0]
 
-    def _system(self, rows: Sequence[PromptRow]) -> str:
-        """The system prompt that every conversation begins with; "" where they differ."""
-        first = {row.sample.turns[0] for row in rows if row.sample.turns}
-        role, text = first.pop() if len(first) == 1 else ("", "")
-        return text if role == "system" else ""
-
     def _previews(self, base: LanguageBase, rows: Sequence[PromptRow]) -> list[Question]:
         chat = bool(rows[0].sample.turns)
         if self.preview_prompts is not None:
-            return questions_of(self.preview_prompts, base, chat=chat, system=self._system(rows))
+            system = system_of([row.sample for row in rows])
+            return questions_of(self.preview_prompts, base, chat=chat, system=system)
         return [Question(row.text, bool(row.sample.turns), _caption(row.sample)) for row in rows[:SHOWN]]
 
 

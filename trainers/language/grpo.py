@@ -15,10 +15,9 @@ from studio.families.language import LanguageBase
 from studio.trainers.language.answers import log_chances, sums
 from studio.trainers.language.lesson import MEASURED
 from studio.trainers.language.policy_losses import advantages, grpo
-from studio.trainers.language.questions import asked_text
 from studio.trainers.language.reference import ReferenceLesson
 from studio.trainers.language.rewards import Scores
-from studio.trainers.language.texts import TokenRow
+from studio.trainers.language.texts import TokenRow, asked_text
 from studio.trainers.loop.task import Loss, Say
 
 __all__ = ["GRPOLesson", "PromptRow", "encode_prompt"]

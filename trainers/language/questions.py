@@ -5,30 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from studio.datasets.preferences import Answer
-from studio.errors import BadFile, DoesNotFit
 from studio.families.language import LanguageBase
 from studio.trainers.language.causal import Question
 from studio.trainers.language.rows import short
+from studio.trainers.language.texts import asked_text
 
-__all__ = ["asked_text", "question_of", "questions_of"]
-
-
-def asked_text(turns: Sequence[tuple[str, str]], text: str, base: LanguageBase, line: int) -> str:
-    """Returns a prompt as the model reads it.
-
-    Args:
-        turns: of a conversation; none for plain text. text: the plain text. base: whose template writes.
-        line: where the prompt stands.
-
-    Raises:
-        BadFile: the template refuses it.
-    """
-    if not turns:
-        return text
-    try:
-        return base.write([{"role": role, "content": content} for role, content in turns], asking=True)
-    except DoesNotFit as problem:
-        raise BadFile(f"line {line}: {problem}") from problem
+__all__ = ["question_of", "questions_of"]
 
 
 def question_of(answer: Answer, base: LanguageBase, wanted: bool = True) -> Question:
@@ -48,8 +30,10 @@ def questions_of(texts: Sequence[str], base: LanguageBase, *, chat: bool, system
     Args:
         texts: the questions. base: whose template writes. chat: whether the samples are conversations.
         system: the system prompt that all of them begin with; "" for none.
+
+    Raises:
+        DoesNotFit: one holds a mark of the tokenizer.
     """
-    before = (("system", system),) if system else ()
-    return [
-        Question(asked_text((*before, ("user", text)) if chat else (), text, base, 0), chat, text) for text in texts
-    ]
+    before = [{"role": "system", "content": system}] if system else []
+    asked = [base.write([*before, {"role": "user", "content": text}], asking=True) if chat else text for text in texts]
+    return [Question(asking, chat, text) for asking, text in zip(asked, texts, strict=True)]

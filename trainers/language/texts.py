@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,7 +15,9 @@ from studio.families.language import LanguageBase
 if TYPE_CHECKING:
     from studio.datasets.chat import Sample
 
-__all__ = ["IGNORED", "TokenRow", "batch", "encode", "marked", "question", "render", "system_of"]
+__all__ = ["IGNORED", "TokenRow", "asked_text", "batch", "encode", "marked", "question", "render", "system_of"]
+
+Turns: TypeAlias = "Sequence[tuple[str, str]]"  # (role, content)
 
 IGNORED: Final = -100
 """The label of a token that does not count in the loss."""
@@ -76,17 +78,17 @@ def render(sample: Sample, base: LanguageBase, given: int = 0) -> tuple[str, lis
     if not sample.chat:
         text = f"{sample.prompt}{sample.completion}{end}"
         return text, [(len(sample.prompt), len(text))]
-    messages = [{"role": role, "content": content} for role, content in sample.turns]
-    text, spans = _write(sample, base, messages, asking=False), []
-    for index, (role, content) in enumerate(sample.turns):
+    turns, line = sample.turns, sample.line
+    text, spans = _write(turns, base, line, asking=False), []
+    for index, (role, content) in enumerate(turns):
         if role != "assistant" or index < given:
             continue
-        before = _write(sample, base, messages[:index], asking=True)
-        through = _shared(_write(sample, base, messages[: index + 1], asking=False), text, ends)
+        before = _write(turns[:index], base, line, asking=True)
+        through = _shared(_write(turns[: index + 1], base, line, asking=False), text, ends)
         found = through.find(content.strip(), len(before))
         if not (text.startswith(before) and text.startswith(through) and found >= 0):
             raise BadFile(
-                f"line {sample.line}: the chat template writes turn {index + 1} otherwise when more turns follow, or "
+                f"line {line}: the chat template writes turn {index + 1} otherwise when more turns follow, or "
                 "leaves a part of it out, so that the answer cannot be found in the whole; split the conversation"
             )
         said = found + len(content.strip())
@@ -111,13 +113,31 @@ def _through_end(text: str, said: int, ends: Sequence[str]) -> int:
 
 def question(sample: Sample, base: LanguageBase) -> str:
     """Returns what stands before the last answer: what a model is asked with."""
-    if not sample.chat:
-        return sample.prompt
-    messages = [{"role": role, "content": content} for role, content in sample.turns[:-1]]
-    return _write(sample, base, messages, asking=True)
+    return asked_text(sample.turns[:-1], sample.prompt, base, sample.line)
 
 
-def system_of(samples: Sequence[Sample]) -> str:
+def asked_text(turns: Turns, text: str, base: LanguageBase, line: int) -> str:
+    """Returns a prompt as the model reads it.
+
+    Args:
+        turns: of a conversation; none for plain text. text: the plain text. base: whose template writes.
+        line: where the prompt stands.
+
+    Raises:
+        BadFile: the template refuses it.
+    """
+    return _write(turns, base, line, asking=True) if turns else text
+
+
+class _Told(Protocol):
+    """A sample that may be a conversation."""
+
+    @property
+    def turns(self) -> Turns:
+        """Of a conversation; none of plain text."""
+
+
+def system_of(samples: Iterable[_Told]) -> str:
     """Returns the system prompt that every conversation of a data set begins with; "" where they differ.
 
     Example:
@@ -126,7 +146,7 @@ def system_of(samples: Sequence[Sample]) -> str:
         >>> system_of([terse]), system_of([terse, Sample(2, terse.turns[1:])])
         ('Be brief.', '')
     """
-    first = {sample.turns[0] for sample in samples if sample.chat}
+    first = {sample.turns[0] for sample in samples if sample.turns}
     role, text = first.pop() if len(first) == 1 else ("", "")
     return text if role == "system" else ""
 
@@ -183,8 +203,8 @@ def batch(rows: Sequence[TokenRow], pad: int, device: torch.device) -> tuple[Ten
     return tokens.to(device), mask.to(device), labels.to(device)
 
 
-def _write(sample: Sample, base: LanguageBase, messages: Sequence[dict[str, str]], *, asking: bool) -> str:
+def _write(turns: Turns, base: LanguageBase, line: int, *, asking: bool) -> str:
     try:
-        return base.write(messages, asking=asking)
+        return base.write([{"role": role, "content": content} for role, content in turns], asking=asking)
     except DoesNotFit as problem:
-        raise BadFile(f"line {sample.line}: {problem}") from problem
+        raise BadFile(f"line {line}: {problem}") from problem

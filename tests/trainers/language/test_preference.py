@@ -209,6 +209,7 @@ def test_trl_trains_with_the_same_losses(tiny_language, tmp_path, loss, loss_typ
         ({"beta": float("nan")}, BadConfig, "beta=nan: beta must be above 0"),
         ({"desirable": 2.0}, BadConfig, "desirable and undesirable are weights of loss='kto', and the loss is 'dpo'"),
         ({"loss": "dpp"}, BadConfig, "loss"),
+        ({"preview_prompts": ("say <end>",)}, DoesNotFit, "^the user's turn holds '<end>'"),
         ({"max_length": 6}, BadFile, "no sample of data.jsonl has a part of its answer within 6 tokens"),
         ({"loss": "kto"}, BadFile, "line 1: it has two answers, and loss='kto' learns from single ones with a label"),
     ],
