@@ -6,6 +6,7 @@ import pytest
 
 from studio.errors import BadConfig, DoesNotFit, UnknownName
 from studio.families.language import KINDS, open_language_base
+from studio.pipelines import TextPipeline
 
 BERT = "which transformers has no {} of; it can be opened as a causal language model or a classifier of texts or an "
 
@@ -48,3 +49,21 @@ def test_the_labels_of_an_opened_base_stay(tiny_encoder):
     assert open_language_base(base, labels=("b", "a")) is base
     with pytest.raises(DoesNotFit, match="tiny-encoder tells a, b apart, and not a, c: give its folder"):
         open_language_base(base, labels=("a", "c"))
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_the_context_of_roberta_is_what_its_positions_hold(tiny_encoder, padding):
+    """Its first position is the padding's and one more: a text may fill the others, and no longer one is tried."""
+    from transformers import RobertaConfig, RobertaModel
+
+    sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4)
+    tokenizer = open_language_base(tiny_encoder).tokenizer
+    model = RobertaModel(
+        RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=20, pad_token_id=padding, **sizes)
+    )
+    pipe = TextPipeline.open((model.eval(), tokenizer), kind="encoder")
+    assert pipe.base.context == 20 - padding - 1
+    filled = "film " * (pipe.base.context - 2)  # two marks are put around it
+    assert pipe.embed(filled).shape == (1, 32)
+    with pytest.raises(DoesNotFit, match=f"and RobertaModel reads {pipe.base.context}; shorten it"):
+        pipe.embed(f"{filled} film")

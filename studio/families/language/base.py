@@ -162,7 +162,14 @@ class LanguageBase:
         named = (
             getattr(config, name, 0) for name in ("max_position_embeddings", "max_target_positions", "n_positions")
         )
-        return int(next((size for size in named if size), 0) or self.tokenizer.model_max_length)
+        return int(next((size for size in named if size), 0) or self.tokenizer.model_max_length) - self._positions_begin
+
+    @cached_property
+    def _positions_begin(self) -> int:
+        """The rows of a table of positions that no token has: RoBERTa's kin count them behind that of the padding."""
+        tables = (part for name, part in self.model.named_modules() if name.endswith("embeddings.position_embeddings"))
+        padding = getattr(next(tables, None), "padding_idx", None)
+        return 0 if padding is None else int(padding) + 1
 
     @property
     def pad(self) -> int:
