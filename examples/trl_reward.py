@@ -11,8 +11,7 @@ from transformers import AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
 import studio
-from studio.adapters import Full, LoRA
-from studio.adapters.contract.mixed import Mixed
+from studio.adapters import Full, LoRA, Mixed
 from studio.families.language import LANGUAGE_BASES, open_language_base, sample_file
 
 steps = int(sys.argv[1]) if sys.argv[1:] else 50

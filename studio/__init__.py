@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from studio.adapters import (
         COMBINES,
         METHODS,
+        Mixed,
         Schedule,
         Strength,
         at_progress,
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "studio.adapters": (
         "attach", "detach", "blend", "blended", "grow", "trainable", "state", "bake", "unbake", "sample_rows",
-        "quantize", "Strength", "Schedule", "METHODS", "COMBINES", "at_progress", "block_weights",
+        "quantize", "Strength", "Schedule", "Mixed", "METHODS", "COMBINES", "at_progress", "block_weights",
         "combine",
         "blended_samples", "slots",
     ),
@@ -88,6 +89,7 @@ __all__ = [
     "METHODS",
     "BlendReport",
     "Embedding",
+    "Mixed",
     "Schedule",
     "StudioError",
     "Strength",

@@ -25,6 +25,7 @@ from studio.adapters.blend import (
 from studio.adapters.combine import CombineReport, combine
 from studio.adapters.combining.rules import COMBINES
 from studio.adapters.contract.adapter import METHODS, Adapter, AdapterConfig, Delta, Factors
+from studio.adapters.contract.mixed import Mixed
 from studio.adapters.contract.schedule import Schedule, When
 from studio.adapters.contract.strength import Strength
 from studio.adapters.grow import grow
@@ -48,6 +49,7 @@ __all__ = [
     "Delta",
     "Factors",
     "GroupQuantizedLinear",
+    "Mixed",
     "QuantizeReport",
     "Schedule",
     "Site",
