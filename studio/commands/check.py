@@ -10,7 +10,7 @@ import click
 
 from studio.commands.options import example, offline_option, output_options
 from studio.commands.show import Show
-from studio.commands.words import SIZE
+from studio.commands.words import HELD_OUT, SIZE
 from studio.errors import BadConfig, UsageError
 
 if TYPE_CHECKING:
@@ -40,15 +40,16 @@ __all__ = ["check"]
     help="What caption files without a mark are read as.",
 )  # fmt: skip
 @click.option("--task", metavar="NAME", help="What texts, sounds or captions are for; studio tune lists the tasks.")
-@click.option("--held-out", metavar="FILE", help="Of texts: what will be measured on, to find what both hold.")
+@click.option("--held-out", type=HELD_OUT, metavar="FILE|SHARE", help="Of texts: what will be measured on, to find "
+              "what both hold; a share is of DATA itself.")  # fmt: skip
 @click.option("--max-length", type=int, metavar="N", help="Of texts: tokens of a sample at most.")
 @offline_option
 @output_options
 @click.pass_context
 def check(
     context: click.Context, data: Path, instance_prompt: str | None, trigger: str | None,
-    resolution: tuple[int, int] | None, base: str | None, encoding: Encoding, task: str | None, held_out: str | None,
-    max_length: int | None, as_json: bool, quiet: bool,
+    resolution: tuple[int, int] | None, base: str | None, encoding: Encoding, task: str | None,
+    held_out: str | float | None, max_length: int | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Tell what is wrong with a data set, before it costs a night.
 
@@ -89,7 +90,7 @@ def _finish(context: click.Context, report: CheckReport | TextReport, as_json: b
 
 
 def _of_texts(
-    task: str | None, base: str | None, data: Path, held_out: str | None, max_length: int | None,
+    task: str | None, base: str | None, data: Path, held_out: str | float | None, max_length: int | None,
     pictures: Mapping[str, Any],
 ) -> TextReport:  # fmt: skip
     from studio.trainers import TEXT_TASKS

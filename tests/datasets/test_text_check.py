@@ -106,3 +106,10 @@ def test_bad_records_are_all_named_where_a_base_is_given_too(tiny_language):
     both = [{"text": "a", "label": "x"}, {"premise": "a", "hypothesis": "b", "label": "y"}]
     with pytest.raises(BadFile, match="one classifier learns one of them"):
         Classify(base=tiny_language, data=both).check()
+
+
+def test_a_share_of_the_data_is_held_out_as_in_training(tmp_path):
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps({"text": f"number {n}"}) + "\n" for n in range(10)))
+    assert "10 samples" in run(file, "--task", "causal-lm", "--held-out", "0.1").stdout
+    assert "a share lies between 0 and 1" in run(file, "--task", "causal-lm", "--held-out", "1.5", code=2).stderr
