@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy
 import torch
+from PIL import Image
 from torch import Tensor
 
 from studio.adapters import bake, blended, current_blend, unbake
@@ -17,17 +19,22 @@ from studio.atomic import atomic_folder
 from studio.errors import BadFile, NoEffect, Refused
 from studio.families import Base, components, open_base
 from studio.families.language import LanguageBase, open_language_base
+from studio.families.language.seeing import joined
 from studio.families.quiet import quietly
 from studio.given import given_path
+from studio.pipelines.hearing import heard_of
 from studio.pipelines.request import Request
 from studio.pipelines.sample import draw
+from studio.pipelines.seeing import seen_of_picture
 from studio.quantization.layers import in_dense_layers
+from studio.sounds import Sound
 
 __all__ = ["write_whole_model"]
 
 _PROMPT = "a photo"
 _STEPS = 2
 _TOKENS = 16
+_SAMPLES, _RATE = 800, 8_000
 _NEAR: Final = 1e-4  # of the largest logit, where fp32 computes
 
 
@@ -54,7 +61,8 @@ def write_whole_model(
     """Bakes a blend, writes the whole base as a folder, opens it and compares what comes of both.
 
     A base that draws is written as diffusers reads it and draws a picture; a language model as transformers reads it,
-    with its tokenizer, its chat template and its settings for writing, and gives the logits of a few tokens.
+    with its tokenizer, its chat template and its settings for writing, and gives the logits of a few tokens (an encoder
+    their states, a model that hears or sees those behind a sound or a picture).
 
     Args:
         base: with the adapters on it; its own bits come back afterwards.
@@ -134,11 +142,21 @@ def _writing(base: LanguageBase) -> _Way:
 @torch.no_grad()
 def _logits(base: LanguageBase) -> Tensor:
     """What a language model makes of its first tokens, ``(1, L, …)``, as a part of the largest number."""
+    found: Tensor = base.model(**_read(base))[0].float().cpu()
+    return found / found.abs().max().clamp_min(torch.finfo(found.dtype).tiny)
+
+
+def _read(base: LanguageBase) -> Mapping[str, Tensor]:
+    """What a language model of its kind reads: tokens, a short sound, or a small picture."""
     model = base.model
     tokens = torch.arange(min(_TOKENS, base.context, len(base.tokenizer)), device=model.device)[None]
+    if base.kind.name == "vision":
+        return joined(base, [seen_of_picture(base, Image.linear_gradient("L"), "")], [()], left=True)
+    if base.kind.name == "speech":
+        heard = heard_of(base, Sound(numpy.linspace(-1, 1, _SAMPLES, dtype=numpy.float32), _RATE))[None]
+        return {"input_features": heard.to(model.device, model.dtype), "decoder_input_ids": tokens}
     more = {"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}
-    found: Tensor = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), **more)[0].float().cpu()
-    return found / found.abs().max().clamp_min(torch.finfo(found.dtype).tiny)
+    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), **more}
 
 
 @contextlib.contextmanager

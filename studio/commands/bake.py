@@ -55,8 +55,10 @@ def bake(
     """
     show = Show(as_json, quiet)
     _check_any(adapters)
-    kind = pipeline_for(base, config_of, adapters)
-    pipe = open_pipeline(kind, base, device=device, dtype=dtype, show=show, config_of=config_of)
+    kind, opened_as = pipeline_for(base, config_of, adapters)
+    pipe = open_pipeline(
+        kind, base, device=device, dtype=dtype, show=show, config_of=config_of, as_kind=opened_as
+    )  # fmt: skip
     used = [load_adapter(pipe, word, show, allow_partial=allow_partial, pickled=pickled) for word in adapters]
     write_folder(pipe, output, used, show)
 

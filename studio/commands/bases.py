@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from studio.commands.loading import kind_of_adapters
 from studio.errors import BadConfig
 
 if TYPE_CHECKING:
@@ -14,8 +15,13 @@ if TYPE_CHECKING:
 __all__ = ["pipeline_for"]
 
 
-def pipeline_for(base: str, config_of: str | None = None, adapters: Sequence[AdapterWord] = ()) -> type[Pipeline]:
-    """Returns the pipeline that opens a base: that of texts for an embedded language base or a transformers folder.
+def pipeline_for(
+    base: str, config_of: str | None = None, adapters: Sequence[AdapterWord] = ()
+) -> tuple[type[Pipeline], dict[str, Any]]:
+    """Returns the pipeline that opens a base, that of texts for an embedded language base or a transformers folder.
+
+    With it comes what a language base is opened as, as :func:`~studio.commands.loading.kind_of_adapters` tells it;
+    nothing for a base that draws.
 
     Args:
         base: what was named. config_of: the base whose configs a checkpoint of one file is opened with.
@@ -27,10 +33,10 @@ def pipeline_for(base: str, config_of: str | None = None, adapters: Sequence[Ada
     from studio.pipelines import ImagePipeline, TextPipeline
 
     if not _writes(base, adapters):
-        return ImagePipeline
+        return ImagePipeline, {}
     if config_of is not None:
         raise BadConfig(f"--config-of is for a checkpoint of a base that draws, and {base} writes: leave it out")
-    return TextPipeline
+    return TextPipeline, kind_of_adapters(adapters)
 
 
 def _writes(base: str, adapters: Sequence[AdapterWord]) -> bool:

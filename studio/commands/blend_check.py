@@ -60,8 +60,10 @@ def blend_check(
     from studio.adapters.normalized import normalized
 
     show = Show(as_json, quiet)
-    kind = pipeline_for(base, config_of, adapters)
-    pipe = open_pipeline(kind, base, device=device, dtype=dtype, show=show, config_of=config_of)
+    kind, opened_as = pipeline_for(base, config_of, adapters)
+    pipe = open_pipeline(
+        kind, base, device=device, dtype=dtype, show=show, config_of=config_of, as_kind=opened_as
+    )  # fmt: skip
     used = [load_adapter(pipe, word, show, allow_partial=allow_partial, pickled=pickled) for word in adapters]
     report = blend_report(pipe.carrier, normalized(pipe.carrier) if normalize else None)
     _show_table(show, report, sites)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from studio.commands.bases import pipeline_for
 from studio.commands.loading import load_adapter, open_pipeline
 from studio.commands.show import Show
 from studio.commands.words import AdapterWord
@@ -74,12 +75,13 @@ def on_base(words: tuple[AdapterWord, ...], way: Way, opening: Opening, name: st
     from studio.files import save
     from studio.files.combine import lineage
     from studio.files.embedding import METHOD
-    from studio.pipelines import ImagePipeline
     from studio.pipelines.naming import adapter_file, plain_name
 
+    kind, opened_as = pipeline_for(opening.base, opening.config_of, words)
     pipe = open_pipeline(
-        ImagePipeline, opening.base, device=opening.device, dtype=opening.dtype, show=show, config_of=opening.config_of
-    )
+        kind, opening.base, device=opening.device, dtype=opening.dtype, show=show, config_of=opening.config_of,
+        as_kind=opened_as,
+    )  # fmt: skip
     used = [
         load_adapter(pipe, word, show, allow_partial=opening.allow_partial, pickled=opening.pickled) for word in words
     ]
@@ -89,12 +91,12 @@ def on_base(words: tuple[AdapterWord, ...], way: Way, opening: Opening, name: st
     blend = {entry["name"]: pipe.adapters[entry["name"]].strength for entry in used}
     own = plain_name(name)
     own = f"{own}-combined" if own in pipe.adapters else own
-    report = combine(pipe.pipe, blend, method=way.method, rank=way.rank, name=own, **way.told)
+    report = combine(pipe.carrier, blend, method=way.method, rank=way.rank, name=own, **way.told)
     files = {one: adapter_file(word.file) for one, word in zip(blend, words, strict=True)}
     parents = lineage(pipe.adapters[own].metadata, files)
 
     def write(file: Path, **options: Any) -> Path:
-        return save(pipe.pipe, file, name=own, metadata=parents, **options)
+        return save(pipe.carrier, file, name=own, metadata=parents, **options)
 
     return Made(report, used, write)
 

@@ -11,7 +11,7 @@ import click
 
 from studio.commands.bake import write_folder
 from studio.commands.bases import pipeline_for
-from studio.commands.loading import load_adapter, open_pipeline
+from studio.commands.loading import kind_of_adapters, load_adapter, open_pipeline
 from studio.commands.options import adapter_option, config_option, example, output_options, pipeline_options
 from studio.commands.show import Show
 from studio.commands.words import AdapterWord
@@ -71,8 +71,10 @@ def export(
     """
     show = Show(as_json, quiet)
     _check(adapters, target, rank, store)
-    kind = _pipeline(base, config_of, adapters, target)
-    pipe = open_pipeline(kind, base, device=device, dtype=dtype, show=show, config_of=config_of)
+    kind, opened_as = _pipeline(base, config_of, adapters, target)
+    pipe = open_pipeline(
+        kind, base, device=device, dtype=dtype, show=show, config_of=config_of, as_kind=opened_as
+    )  # fmt: skip
     used = [load_adapter(pipe, word, show, allow_partial=allow_partial, pickled=pickled) for word in adapters]
     if target == "model":
         write_folder(pipe, output, used, show)
@@ -88,11 +90,13 @@ def _check(adapters: tuple[AdapterWord, ...], target: str, rank: int | None, sto
                          "--dtype for the whole model")  # fmt: skip
 
 
-def _pipeline(base: str, config_of: str | None, adapters: tuple[AdapterWord, ...], target: str) -> type[Pipeline]:
+def _pipeline(
+    base: str, config_of: str | None, adapters: tuple[AdapterWord, ...], target: str
+) -> tuple[type[Pipeline], dict[str, Any]]:
     if target in _LANGUAGE and config_of is None:
         from studio.pipelines import TextPipeline
 
-        return TextPipeline  # whatever base it is, it has to write
+        return TextPipeline, kind_of_adapters(adapters)  # whatever base it is, it has to write
     return pipeline_for(base, config_of, adapters)
 
 

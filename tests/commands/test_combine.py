@@ -11,10 +11,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import studio
+from studio.adapters import blended
 from studio.cli import main
+from studio.families.language import open_language_base
 from studio.files import inspect
 from studio.files.hashes import file_hash
 from studio.pipelines import ImagePipeline
+from tests.support.tiny import shaken
 
 PROMPT = "a photo of sks robot"
 
@@ -149,3 +152,20 @@ def known_blocks(pipe):
 def test_the_ways_are_listed():
     listed = studio_("combine", "--methods").stdout
     assert {line.split()[0] for line in listed.splitlines()} == set(studio.COMBINES)
+
+
+def test_files_of_a_language_base_are_combined_on_it(tmp_path):
+    """Those that do not say which base they are for need it named."""
+    model = open_language_base("facts").model
+    for seed, name in enumerate(("short", "polite")):
+        studio.attach(model, studio.LoRA(rank=2, targets="attention"), name=name, seed=seed)
+        studio.save(shaken(model, name), tmp_path / f"{name}.safetensors", name=name)
+    out, tokens = tmp_path / "both.safetensors", torch.arange(8)[None]
+    with blended(model, {"short": 0.5, "polite": 1.0}), torch.no_grad():
+        wanted = model(input_ids=tokens).logits
+    files = (f"{tmp_path / 'short.safetensors'}:0.5", tmp_path / "polite.safetensors")
+    assert "name its base" in studio_("combine", *files, "-o", out, code=2).stderr
+    studio_("combine", *files, "--base", "facts", "-o", out)
+    studio.load(model, out, name="both", strength=0.0)
+    with blended(model, {"both": 1.0}), torch.no_grad():
+        assert (model(input_ids=tokens).logits - wanted).abs().max() <= 1e-4 * wanted.abs().max()

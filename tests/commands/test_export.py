@@ -209,6 +209,38 @@ def test_a_base_in_few_bits_is_written_in_the_type_that_it_computes_in(tmp_path)
     assert {type(one).__name__ for one in made.model.modules() if "proj" in type(one).__name__.lower()} == set()
 
 
+LABELS = ("ham", "spam")
+
+
+@pytest.mark.parametrize(
+    ("base", "opened_as"),
+    [
+        ("words", {}), ("speech", {}), ("figures", {}), ("facts", {"kind": "encoder"}),
+        ("facts", {"kind": "classifier", "labels": LABELS}), ("facts", {"kind": "token-classifier", "labels": LABELS}),
+    ],
+)  # fmt: skip
+def test_models_of_every_kind_are_written_whole(base, opened_as, tmp_path):
+    opened = open_language_base(base, **opened_as)
+    studio.attach(opened.model, studio.LoRA(rank=2, targets="attention"))
+    shaken(opened.model)
+    folder, apart = write_whole_model(opened, tmp_path / "m")
+    again = open_language_base(folder, kind=opened.kind.name)
+    assert apart <= 1e-4 and again.labels == opened.labels
+    wanted = {name: weight for name, weight in opened.model.state_dict().items() if "q_proj" in name}
+    assert any(not torch.equal(one, wanted[name]) for name, one in again.model.state_dict().items() if name in wanted)
+
+
+def test_a_base_is_baked_as_what_its_adapter_was_trained_on(tmp_path):
+    opened = open_language_base("facts", kind="classifier", labels=LABELS)
+    studio.attach(opened.model, studio.LoRA(rank=2, targets="attention"))
+    facts = {"kind": "classifier", "labels": json.dumps(LABELS)}
+    file = studio.save(shaken(opened.model), tmp_path / "a.safetensors", metadata=facts)
+    studio_("bake", "facts", "--adapter", file, "-o", tmp_path / "baked")
+    studio_("export", "facts", "--adapter", file, "--to", "model", "-o", tmp_path / "exported")
+    for name in ("baked", "exported"):
+        assert open_language_base(tmp_path / name, kind="classifier").labels == LABELS
+
+
 # -- conversions -------------------------------------------------------------------------------------------------------
 
 
