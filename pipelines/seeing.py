@@ -53,6 +53,8 @@ def seen_of_picture(base: LanguageBase, picture: str | Path | Image.Image, quest
         plain = to_rgb(ImageOps.exif_transpose(opened), (255, 255, 255))
     except BadFile as problem:
         raise BadFile(f"the picture {problem}") from None
+    except OSError as problem:  # an object whose file is read only now
+        raise BadFile(f"the picture cannot be read ({problem})") from None
     return looked_at(base, plain, asked(base, (("user", question),)))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,8 +174,7 @@ class TextPipeline(Pipeline):
         tagged = [self.read_tags(text) for text in written]
         tags = [one.blend for one in tagged]
         blends = deal_blend(blend, tags, core.current_blend(self.model), what="prompts")
-        if not isinstance(chat, (bool, type(None))):
-            raise BadConfig(f"chat={chat!r} must be True, False or None")
+        _check_chat(chat)
         chat = self.asks_by_chat if chat is None else chat
         if system is not None:
             check_text(system, "a system prompt")
@@ -210,7 +209,7 @@ class TextPipeline(Pipeline):
                 no tag here: texts are judged as they are.
             blend: as of :meth:`complete`.
             labels: what a model that writes texts could say, at least two; None for a classifier, which has its own.
-            template: what stands before a label that is said, ``"{text} Label : "``.
+            template: what stands before a label that is said, ``"{text} Label : "``; as it is for a classifier.
             chat: whether a label is said as an answer through the chat template; None: as of :meth:`complete`.
             batch_size: texts, or answers, that are computed together.
 
@@ -219,19 +218,19 @@ class TextPipeline(Pipeline):
 
         Raises:
             UnknownName: an adapter that is not there; the nearest is named.
-            BadConfig: no text, one text for an adapter that was trained on pairs, labels for a classifier or none for
-                another model, a template without ``{text}``, or lists whose lengths do not fit.
+            BadConfig: no text, one text for an adapter that was trained on pairs, labels or a template for a
+                classifier, no labels for another model, a template without ``{text}``, or lists whose lengths
+                differ.
             DoesNotFit: a text that is longer than the context, or a base that neither tells apart nor writes.
             StudioError: the model gave no finite numbers.
         """
-        given = [texts] if isinstance(texts, str) else list(texts)
+        given = _each(texts, str)
+        _check_chat(chat)
         forms = {info.metadata["form"] for info in self.adapters.values() if "form" in info.metadata}
         asked = texts_of(self.base, given, forms)
         chat = self.asks_by_chat if chat is None else chat
-        prompts = [] if self.base.kind.head else prompts_of(self.base, asked, labels, template)
+        prompts = prompts_of(self.base, asked, labels, template)
         prompts = [self.question(prompt) for prompt in prompts] if chat else prompts
-        if self.base.kind.head and labels is not None:
-            raise BadConfig(f"{self.base.id} has a head for {', '.join(self.base.labels)}: give no labels")
         blends = deal_blend(blend, [None] * len(given), core.current_blend(self.model), what="texts")
         made: dict[int, Verdict] = {}
         for members, acting in batches_under(self.model, blends, batch_size, mixed=labels is None):
@@ -272,7 +271,7 @@ class TextPipeline(Pipeline):
             >>> tuple(vectors.shape), round(float(vectors[0] @ vectors[0]), 4)
             ((2, 192), 1.0)
         """
-        given = [texts] if isinstance(texts, str) else list(texts)
+        given = _each(texts, str)
         trained = (info.metadata["pooling"] for info in self.adapters.values() if "pooling" in info.metadata)
         blends = deal_blend(blend, [None] * len(given), core.current_blend(self.model), what="texts")
         return embed(self.base, given, blends, pooling_of(pooling, trained), batch_size)
@@ -307,7 +306,7 @@ class TextPipeline(Pipeline):
             StudioError: the model gave no finite numbers.
         """
         check_hears(self.base)
-        given = [files] if isinstance(files, (str, Path, Sound)) else list(files)
+        given = _each(files, str, Path, Sound)
         before = beginning(self.base, self.stated("language") if language is None else language)
         heard = [heard_of(self.base, one) for one in given]
         blends = deal_blend(blend, [None] * len(given), core.current_blend(self.model), what="sounds")
@@ -350,9 +349,11 @@ class TextPipeline(Pipeline):
             StudioError: the model gave no finite numbers.
         """
         check_sees(self.base)
-        given = [images] if isinstance(images, (str, Path, Image.Image)) else list(images)
+        given = _each(images, str, Path, Image.Image)
         question = (self.stated("prompt") or "") if question is None else question
-        questions = [question] * len(given) if isinstance(question, str) else list(question)
+        questions = [question] * len(given) if isinstance(question, str) else _each(question)
+        for text in questions:
+            check_text(text, "a question")
         if len(questions) != len(given):
             raise BadConfig(f"there are {len(questions)} questions for {len(given)} pictures; give one for each")
         seen = [seen_of_picture(self.base, one, text) for one, text in zip(given, questions, strict=True)]
@@ -446,6 +447,16 @@ class TextPipeline(Pipeline):
         """Whether prompts are asked through the chat template where nothing is said: as the adapters were trained."""
         forms = {info.metadata["form"] for info in self.adapters.values() if "form" in info.metadata}
         return forms == {"chat"} if len(forms) == 1 else self.base.tokenizer.chat_template is not None
+
+
+def _each(given: Any, *single: type) -> list[Any]:
+    """What was given one by one; what is no list of things counts as one, and is refused where it is looked at."""
+    return [given] if isinstance(given, single) or not isinstance(given, Iterable) else list(given)
+
+
+def _check_chat(chat: Any) -> None:
+    if not isinstance(chat, (bool, type(None))):
+        raise BadConfig(f"chat={chat!r} must be True, False or None")
 
 
 def _called(base: str | None) -> str:

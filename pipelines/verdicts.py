@@ -55,13 +55,15 @@ def texts_of(
     Raises:
         BadConfig: no text, an empty one, or one text for what was trained on pairs.
     """
-    found = []
+    found, words = [], base.kind.name == "token-classifier"
     for one in given:
-        words = base.kind.name == "token-classifier" and isinstance(one, str)
-        texts = tuple(one.split()) if words and isinstance(one, str) else (one,) if isinstance(one, str) else tuple(one)
+        if isinstance(one, str):
+            texts = tuple(one.split()) if words else (one,)
+        else:
+            texts = tuple(one) if isinstance(one, Sequence) else ()
         if not texts or not all(isinstance(text, str) and not is_blank(text) for text in texts):
             raise BadConfig(f"{short(one)} cannot be judged: give a text that is not empty, or a pair of such texts")
-        if base.kind.name != "token-classifier" and len(texts) > 2:
+        if not words and len(texts) > 2:
             raise BadConfig(f"{short(one)} is {len(texts)} texts; one verdict is on one text or on a pair")
         if set(forms) in ({"pair"}, {"text"}) and len(texts) != 1 + ("pair" in forms):
             wanted, got = ("pairs of texts", "one text") if "pair" in forms else ("single texts", "a pair")
@@ -75,22 +77,31 @@ def texts_of(
 def prompts_of(
     base: LanguageBase, asked: Sequence[Sequence[str]], labels: Sequence[str] | None, template: str
 ) -> list[str]:  # fmt: skip
-    """Returns what stands before the labels that a model could say.
+    """Returns what stands before the labels that a model could say; nothing for a classifier, which says none.
 
     Args:
-        base: a model that writes texts. asked: single texts. labels: at least two. template: has ``{text}``.
+        base: a model that writes texts, or a classifier. asked: single texts. labels: at least two. template: has
+            ``{text}``.
 
     Raises:
-        BadConfig: fewer than two labels, equal or empty ones, a pair of texts, or a template without ``{text}``.
+        BadConfig: fewer than two labels, equal or empty ones, a pair of texts, or a template without ``{text}``; labels
+            or a template for a classifier.
         DoesNotFit: it writes no texts.
     """
+    if base.kind.head and labels is not None:
+        raise BadConfig(f"{base.id} has a head for {', '.join(base.labels)}: give no labels")
+    if base.kind.head and template != "{text}":
+        raise BadConfig(f"{base.id} has a head, which reads texts as they are: leave out template={template!r}")
+    if base.kind.head:
+        return []
     if base.kind.name not in ("causal-lm", "seq2seq"):
         raise DoesNotFit(f"{base.id}, opened as {base.kind.name!r}, neither tells labels apart nor writes them")
-    if labels is None or len(set(labels)) != len(labels) or len(labels) < 2 or any(map(is_blank, labels)):
+    said = tuple(labels) if isinstance(labels, Sequence) and not isinstance(labels, str) else ()
+    if len(set(said)) < max(len(said), 2) or not all(isinstance(one, str) and not is_blank(one) for one in said):
         raise BadConfig(
             f"labels={labels!r}: {base.id} has no head, so give at least two labels, all different, that it could say"
         )
-    if "{text}" not in template:
+    if not isinstance(template, str) or "{text}" not in template:
         raise BadConfig(f"template={template!r} has no {{text}}, where each text is put")
     if any(len(texts) > 1 for texts in asked):
         raise BadConfig("a label that is said follows one text: put both texts of a pair into one")

@@ -13,7 +13,7 @@ import numpy
 from numpy.typing import NDArray
 
 from studio.errors import BadFile
-from studio.given import read_given
+from studio.given import given_path, read_given
 from studio.packages import need
 
 __all__ = ["Sound", "read_sound", "resampled", "sound_of"]
@@ -52,8 +52,9 @@ def read_sound(file: str | Path) -> Sound:
         BadFile: it is not there, or no sound that can be read.
         MissingPackage: it is another file than that, and soundfile is not installed.
     """
+    path = given_path(file, "sound")
     try:
-        data = read_given(Path(file), "sound-bytes")
+        data = read_given(path, "sound-bytes")
     except FileNotFoundError:
         raise BadFile(f"there is no sound {file}; check the path") from None
     except OSError as problem:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
 from PIL import Image
 
-from studio.adapters import PromptTuning, attach
+import studio
+from studio.adapters import LoRA, PromptTuning, attach, blend
+from studio.errors import BadConfig, BadFile, StudioError
 from studio.pipelines import TextPipeline
 from studio.pipelines.generating import passes
 
@@ -45,3 +49,43 @@ def test_a_description_ends_where_its_own_context_does(tiny_vision, pictures, vi
     ]
     assert pipe.caption(pictures, questions, max_new_tokens=200) == alone
     assert len({made.tokens for made in alone}) > 1 or all(made.ended for made in alone)
+
+
+def test_what_is_no_picture_sound_or_question_is_refused(tiny_vision, tiny_speech, pictures):
+    seeing, hearing = TextPipeline.open(tiny_vision), TextPipeline.open(tiny_speech)
+    file = io.BytesIO()
+    pictures[1].save(file, "JPEG")
+    for images, question, error, message in (
+        (5, "", BadFile, "picture=5 is no path"),
+        (
+            Image.open(io.BytesIO(file.getvalue()[:-200])),
+            "",
+            BadFile,
+            "the picture cannot be read (image file is trunc",
+        ),
+        (pictures[0], 5, BadConfig, "a question is a text, not 5"),
+        (pictures[0], ["a", "b"], BadConfig, "there are 2 questions for 1 pictures; give one for each"),
+    ):
+        with pytest.raises(error) as caught:
+            seeing.caption(images, question)
+        assert message in str(caught.value)
+    with pytest.raises(BadFile, match="sound=5 is no path"):
+        hearing.transcribe(5)
+
+
+def test_an_error_gives_back_the_blend_and_the_mode(tiny_vision, tiny_language, pictures):
+    """In a training's hands a model stays in its mode, and the standing blend stands, whatever went wrong."""
+    for pipe, ask in (
+        (TextPipeline.open(tiny_language), lambda pipe, **how: pipe.complete("Hi", **how)),
+        (TextPipeline.open(tiny_language), lambda pipe, **how: pipe.classify("Hi", labels=("a", "b"), **how)),
+        (TextPipeline.open(tiny_language, kind="encoder"), lambda pipe, **how: pipe.embed("Hi", **how)),
+        (TextPipeline.open(tiny_vision), lambda pipe, **how: pipe.caption(pictures[0], **how)),
+    ):
+        attach(pipe.model, LoRA(rank=2, targets="attention"), name="one")
+        for tensor in studio.state(pipe.model, "one").values():
+            tensor.detach().fill_(1.0)
+        blend(pipe.model, {"one": 0.5})
+        pipe.model.train()
+        with pytest.raises(StudioError, match="the model gave numbers that are not finite"):
+            ask(pipe, blend={"one": 3e38})
+        assert pipe.model.training and pipe.adapters["one"].strength == 0.5

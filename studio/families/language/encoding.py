@@ -44,7 +44,7 @@ def check_encodes(base: LanguageBase, pooling: str) -> None:
         BadConfig: there is no such pooling. DoesNotFit: it was opened as something else, it reads and writes in two
             parts, or has no [CLS].
     """
-    if pooling not in POOLINGS:
+    if pooling not in tuple(POOLINGS):
         raise BadConfig(f"pooling={pooling!r}: give one of {', '.join(POOLINGS)}")
     if base.kind.name != "encoder":
         raise DoesNotFit(
