@@ -46,7 +46,8 @@ class Plan:
         precision: ``"fp32"``, or ``"bf16"`` for products in bf16 with fp32 adapter tensors.
         ema: decay in [0, 1) of an exponential moving average of the adapter, which is then what is saved; 0 is off.
         gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
-        checkpoint_every: steps between checkpoints; 0 writes one only when interrupted.
+        checkpoint_every: steps between checkpoints; 0 writes one only when interrupted, and after the last step until
+            the report is there.
         preview_every: steps between previews; 0 makes them only at the start and the end.
         tensorboard: also write TensorBoard curves into the run's folder.
         device: where to compute; None takes the best there is.

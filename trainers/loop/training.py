@@ -341,11 +341,11 @@ class Training:
     def _keep(self, done: int, request: Interruption, log: Log) -> None:
         """Writes what is due after a step; stops here where someone asked for it."""
         stops = self.group.any(request.name is not None)
-        due = self.plan.checkpoint_every and done % self.plan.checkpoint_every == 0
-        if stops or (due and done < self.steps):
-            self._save(done)
-        if done == self.steps:
+        if done == self.steps:  # what is shown and measured at the end may be interrupted, too
+            self._save_state(done)
             return
+        if stops or (self.plan.checkpoint_every and done % self.plan.checkpoint_every == 0):
+            self._save(done)
         if stops:
             log.say(f"stopped by {request.name or 'a signal'} after step {done}; the same command goes on from there")
             raise KeyboardInterrupt
@@ -358,9 +358,14 @@ class Training:
 
     def _save(self, done: int) -> None:
         """Writes a checkpoint: first the adapter as a file, then the state, which makes the checkpoint count."""
-        state = self.weights.checkpoint(done)  # of all processes
         if self.group.main:
             self._save_adapter(checkpoint.adapter_file(self.folder.folder, done), done)
+        self._save_state(done)
+
+    def _save_state(self, done: int) -> None:
+        state = self.weights.checkpoint(done)  # of all processes
+        if self.group.main:
+            self.folder.check_there()
             checkpoint.write(self.folder.folder, state, self.identity)
 
     def _save_adapter(self, file: Path, done: int) -> None:

@@ -19,7 +19,7 @@ from studio.adapters import LoRA
 from studio.errors import BadFile, DoesNotFit
 from studio.trainers import DreamBooth, train
 from studio.trainers.image.diffusion import Diffusion
-from studio.trainers.loop import checkpoint
+from studio.trainers.loop import checkpoint, training
 from studio.trainers.loop.claim import claim
 from studio.trainers.loop.lock import locked
 from studio.trainers.loop.log import Log, console
@@ -122,6 +122,36 @@ def test_previews_that_an_interruption_left_out_are_made_when_the_run_goes_on(ta
     assert drawn == [0, 2]
     train(task, output=tmp_path / "run", **settings, preview_every=2)
     assert drawn == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize("where", ["save_previews", "taken"])
+def test_an_interruption_behind_the_last_step_keeps_all_of_it(task, settings, tmp_path, monkeypatch, where):
+    """What is shown and measured at the end may take minutes; the run may have no checkpoint by then."""
+    settings |= {"checkpoint_every": 0, "preview_every": 0}
+    whole = train(task, output=tmp_path / "whole", **settings)
+    steps, finished = [], Diffusion.after_step
+
+    def after_step(self, done):
+        steps.append(done)
+        finished(self, done)
+
+    monkeypatch.setattr(Diffusion, "after_step", after_step)
+    with monkeypatch.context() as patch:
+        kept = getattr(training, where)
+
+        def interrupted(*given, **named):
+            if len(steps) == STEPS:
+                raise KeyboardInterrupt
+            return kept(*given, **named)
+
+        patch.setattr(training, where, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(task, output=tmp_path / "run", **settings)
+    assert (tmp_path / "run" / "adapter.safetensors").read_bytes() == whole.adapter.read_bytes()
+    again = train(task, output=tmp_path / "run", **settings)
+    assert len(steps) == STEPS, "no step is done again"
+    assert again.adapter.read_bytes() == whole.adapter.read_bytes() and again.losses == whole.losses
+    assert not list((tmp_path / "run").rglob("*.state"))
 
 
 @pytest.mark.parametrize("when", [1, 3, 6])
