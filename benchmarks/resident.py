@@ -20,8 +20,9 @@ def status() -> dict[str, int]:
 class Resident:
     """Watches this process while it lasts.
 
-    ``VmHWM`` misses nothing and is of this program alone (the system's ``ru_maxrss`` begins with what the process that
-    started it held). Of its parts the system keeps no peak: they are looked at every 20 milliseconds.
+    ``VmHWM`` is of this program alone (the system's ``ru_maxrss`` begins with what the process that started it held).
+    A training starts it anew when it has opened its base, so it is looked at every 20 milliseconds, as are its parts, of
+    which the system keeps no peak.
 
     Attributes:
         own: memory that is no file's at most (``RssAnon``), in bytes.
@@ -35,7 +36,7 @@ class Resident:
     """
 
     def __init__(self) -> None:
-        self.own = self.files = 0
+        self.own = self.files = self._high = 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -50,11 +51,12 @@ class Resident:
     @property
     def peak(self) -> int:
         """All that the process held at most (``VmHWM``), in bytes."""
-        return status()["VmHWM"]
+        return max(self._high, status()["VmHWM"])
 
     def _watch(self) -> None:
         while True:
             now = status()
             self.own, self.files = max(self.own, now["RssAnon"]), max(self.files, now["RssFile"])
+            self._high = max(self._high, now["VmHWM"])
             if self._over.wait(0.02):
                 return
