@@ -21,8 +21,8 @@ class Resident:
     """Watches this process while it lasts.
 
     ``VmHWM`` is of this program alone (the system's ``ru_maxrss`` begins with what the process that started it held).
-    A training starts it anew when it has opened its base, so it is looked at every 20 milliseconds, as are its parts, of
-    which the system keeps no peak.
+    A training starts it anew when it has opened its base, so it is looked at every 20 milliseconds; so are its parts,
+    of which the system keeps no peak.
 
     Attributes:
         own: memory that is no file's at most (``RssAnon``), in bytes.
