@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from studio.datasets.findings import Problem, Severity, count
+from studio.datasets.histogram import histogram
 from studio.datasets.records import Records, read_records
 from studio.datasets.samples import Form, Sample
 from studio.errors import BadFile
 from studio.shown import short, shown
 
-__all__ = ["Measured", "TextReport", "check_texts", "histogram"]
+__all__ = ["Measured", "TextReport", "check_texts"]
 
 FEW: Final = 8  # samples; with fewer, nothing general is learned
 CUT: Final = 0.01  # share of samples that may lose their end without a warning
-LONGEST_BAR: Final = 40  # characters
-BINS: Final = 8
 
 S = TypeVar("S", bound=Sample)
 
@@ -87,33 +86,6 @@ class TextReport:
         return "\n".join(lines)
 
 
-def histogram(lengths: Sequence[int], unit: str) -> list[str]:
-    """Returns the lengths as bars, a line for each of at most eight equal ranges.
-
-    Args:
-        lengths: of the samples. unit: what they are counted in.
-
-    Example:
-        >>> print("\\n".join(histogram([1, 2, 2, 9], "tokens")))
-        tokens 1-2  ████████████████████████████████████████ 3
-        tokens 3-4   0
-        tokens 5-6   0
-        tokens 7-8   0
-        tokens 9-10 █████████████ 1
-    """
-    if not lengths:
-        return []
-    low, high = min(lengths), max(lengths)
-    width = -(-(high - low + 1) // BINS)
-    bins = Counter((length - low) // width for length in lengths)
-    most = max(bins.values())
-    names = [f"{low + n * width}-{low + (n + 1) * width - 1}" for n in range((high - low) // width + 1)]
-    room = max(map(len, names))
-    return [
-        f"{unit} {name:{room}} {'█' * round(LONGEST_BAR * bins[n] / most)} {bins[n]}" for n, name in enumerate(names)
-    ]  # fmt: skip
-
-
 def check_texts(
     source: Any, form: Form[S], *, held_out: Any = None, measure: Callable[[S], Measured] | None = None,
     example: Callable[[S], str] | None = None,
@@ -127,7 +99,8 @@ def check_texts(
         example: writes a sample as it is trained.
 
     Raises:
-        BadFile: the data cannot be read at all; a record that is of no form is among the findings.
+        BadFile: the data cannot be read at all; a record that is of no form, or that the base cannot read, is among the
+            findings.
     """
     records = read_records(source)
     samples, faults = _read(records, form)
@@ -135,8 +108,10 @@ def check_texts(
     if held_out is not None:
         others, more = _read(read_records(held_out, "held-out data"), form)
         problems += [*more, *_leaks(samples, others)]
-    measured = [] if measure is None else [measure(sample) for sample in samples]
-    problems += _lengths(samples, measured)
+    measured = list[Measured]()
+    if measure is not None:
+        samples, measured, unread = _measured(samples, measure)
+        problems += [*unread, *_lengths(samples, measured)]
     classes = Counter(sample.label for sample in samples if sample.label is not None)
     problems += _classes(classes)
     order: dict[Severity, int] = {"error": 0, "warning": 1, "note": 2}
@@ -165,6 +140,22 @@ def _read(records: Records, form: Form[S]) -> tuple[list[S], list[Problem]]:
         Problem("note", f"the field {name!r} of {number} lines is not used") for name, number in unused.items()
     ]
     return samples, problems
+
+
+def _measured(
+    samples: Sequence[S], measure: Callable[[S], Measured]
+) -> tuple[list[S], list[Measured], list[Problem]]:  # fmt: skip
+    """The samples that a base can read, as it reads them, and an error for each other one."""
+    kept, found, problems = list[S](), list[Measured](), list[Problem]()
+    for sample in samples:
+        try:
+            found.append(measure(sample))
+        except BadFile as problem:
+            (line,) = _lines([sample])
+            problems.append(Problem("error", str(problem).removeprefix(f"{line}: "), (line,)))
+        else:
+            kept.append(sample)
+    return kept, found, problems
 
 
 def _few(samples: Sequence[Sample]) -> Iterator[Problem]:

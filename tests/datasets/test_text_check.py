@@ -9,8 +9,9 @@ from click.testing import CliRunner
 
 from studio.cli import main
 from studio.datasets.chat import sample_of
+from studio.datasets.histogram import histogram
 from studio.datasets.pairs import pair_of
-from studio.datasets.text_check import Measured, check_texts, histogram
+from studio.datasets.text_check import Measured, check_texts
 from studio.errors import BadFile
 from studio.trainers import CausalLM, Classify
 
@@ -101,6 +102,16 @@ def test_bad_records_are_all_named_where_a_base_is_given_too(tiny_language):
     data = [{"messages": turns}, {"text": ""}, {"txet": "a"}]
     report = CausalLM(base=tiny_language, data=data).check()
     assert not report.ok and [p.files for p in report.problems if p.severity == "error"] == [("line 2",), ("line 3",)]
+    marks = [
+        {"messages": [{"role": "user", "content": f"{text} {n}"}, turns[1]]} for n, text in enumerate(("<end>", "Hi"))
+    ]
+    report = CausalLM(base=tiny_language, data=marks * 2).check()
+    errors = [problem for problem in report.problems if problem.severity == "error"]
+    assert [problem.files for problem in errors] == [("line 1",), ("line 3",)] and report.samples == 2
+    assert (
+        all(problem.message.startswith("the user's turn holds '<end>'") for problem in errors)
+        and "Hi" in report.example
+    )
     alone = Classify(base=tiny_language, data=[{"text": f"a {n}", "label": "x"} for n in range(9)]).check()
     assert found(alone, "error") == ['all samples have the label "x": there is nothing to tell apart']
     both = [{"text": "a", "label": "x"}, {"premise": "a", "hypothesis": "b", "label": "y"}]
