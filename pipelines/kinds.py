@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from studio.errors import DoesNotFit
 from studio.families.language import KINDS, LanguageBase
+from studio.given import parse_json
 
-__all__ = ["check_kind", "check_writes", "stated_kind"]
+__all__ = ["check_kind", "check_writes", "stated_kind", "stated_labels"]
 
 
 def stated_kind(facts: Mapping[str, str]) -> dict[str, Any]:
@@ -29,11 +29,22 @@ def stated_kind(facts: Mapping[str, str]) -> dict[str, Any]:
     kind = facts.get("kind", "")
     if kind not in KINDS:
         return {}
+    labels = stated_labels(facts) if KINDS[kind].head else ()
+    return {"kind": kind} | ({"labels": labels} if labels else {})
+
+
+def stated_labels(facts: Mapping[str, str]) -> tuple[str, ...]:
+    """Returns the labels that an adapter's file says it was trained to tell apart; none where it says no list.
+
+    Example:
+        >>> stated_labels({"labels": '["ham", "spam"]'}), stated_labels({"labels": "ham"})
+        (('ham', 'spam'), ())
+    """
     try:
-        labels = json.loads(facts.get("labels", "null")) if KINDS[kind].head else None
+        labels = parse_json(facts.get("labels", "null"))
     except ValueError:
-        labels = None
-    return {"kind": kind} | ({"labels": tuple(map(str, labels))} if isinstance(labels, list) else {})
+        return ()
+    return tuple(map(str, labels)) if isinstance(labels, list) else ()
 
 
 def check_kind(base: LanguageBase, file: Path, facts: Mapping[str, str]) -> None:

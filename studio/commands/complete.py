@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from studio.pipelines.text import Completion
 
 __all__ = ["complete"]
+
+_TAKES: Final[Mapping[str, tuple[str, ...]]] = {"encoder": (), "speech": ("--language",), "vision": ("--ask",)}
+"""Kind of base -> which options say how it is asked."""
+_JUDGING: Final = ("--label", "--chat/--raw")
+_WRITING: Final = (*_JUDGING, "--system")
+"""The same of those that write, where one of some answers is to be the likeliest, and where not."""
 
 
 @click.command(
@@ -105,6 +111,10 @@ def complete(
     used = [load_adapter(pipe, word, show, allow_partial=allow_partial, pickled=pickled) for word in adapters]
     if per_sample:
         _refuse_tags(pipe, prompts)
+    own = labels or (() if pipe.base.kind.processor else labels_said(pipe))
+    _refuse_unused(pipe, bool(own), {
+        "--label": labels or None, "--chat/--raw": chat, "--system": system, "--language": language, "--ask": question,
+    })  # fmt: skip
     if pipe.base.kind.name == "encoder":
         tell_nearness(pipe, prompts, used, show, per_sample=per_sample, batch_size=batch_size)
         return
@@ -112,9 +122,8 @@ def complete(
         tell_perceived(pipe, prompts, used, show, per_sample=per_sample, max_new_tokens=max_new_tokens,
                        language=language, question=question, batch_size=batch_size)  # fmt: skip
         return
-    labels = labels or labels_said(pipe)
-    if pipe.base.kind.head or labels:
-        tell_verdicts(pipe, prompts, used, show, labels=labels, chat=chat, per_sample=per_sample, batch_size=batch_size)
+    if pipe.base.kind.head or own:
+        tell_verdicts(pipe, prompts, used, show, labels=own, chat=chat, per_sample=per_sample, batch_size=batch_size)
         return
     if system is None and pipe.system and (pipe.asks_by_chat if chat is None else chat):
         show.tell(f"asking with the system prompt that the adapters were trained with: {pipe.system!r}")
@@ -140,6 +149,16 @@ def _require_pairs(prompts: Sequence[str], adapters: Sequence[AdapterWord]) -> N
             f"--per-sample pairs prompts with adapters, and there are {len(prompts)} prompts and {len(adapters)} "
             "adapters: give one --adapter for each prompt"
         )
+
+
+def _refuse_unused(pipe: TextPipeline, judges: bool, given: Mapping[str, Any]) -> None:
+    """Refuses an option that the base does nothing with."""
+    kind = pipe.base.kind
+    takes = _TAKES.get(kind.name, _JUDGING if judges else _WRITING) if not kind.head else ()
+    odd = next((name for name, value in given.items() if value is not None and name not in takes), None)
+    if odd is not None:
+        does = "says which label is the likeliest" if judges and not kind.head else f"was opened as {kind.one}"
+        raise BadConfig(f"{odd} changes nothing here, as {pipe.base.id} {does}: leave it out")
 
 
 def _refuse_tags(pipe: TextPipeline, prompts: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -22,9 +21,10 @@ def labels_said(pipe: TextPipeline) -> tuple[str, ...]:
     Args:
         pipe: the model, with its adapters.
     """
-    stated = {info.metadata.get("labels") for info in pipe.adapters.values()}
-    found = stated.pop() if len(stated) == 1 and not pipe.base.kind.head else None
-    return () if found is None else tuple(map(str, json.loads(found)))
+    from studio.pipelines.kinds import stated_labels
+
+    stated = {stated_labels(info.metadata) for info in pipe.adapters.values()}
+    return stated.pop() if len(stated) == 1 and not pipe.base.kind.head else ()
 
 
 def tell_verdicts(

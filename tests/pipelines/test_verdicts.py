@@ -230,3 +230,23 @@ def test_a_language_model_says_the_likeliest_label(tiny_language):
     (verdict,) = json.loads(said(*words).stdout)["verdicts"]
     assert set(verdict["scores"]) == {"Paris", "Lima"} and sum(verdict["scores"].values()) == pytest.approx(1)
     assert "give at least two labels" in said("complete", tiny_language, "Hi", "--label", "x", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--language", "de"), "--language changes nothing here"),
+        (("--ask", "What?"), "--ask changes nothing here"),
+        (("--label", "a", "--label", "b", "--system", "Be brief."), "--system changes nothing here"),
+    ],
+)
+def test_an_option_of_other_bases_is_refused(tiny_language, words, says):
+    assert says in said("complete", tiny_language, "Hi", *words, code=2).stderr
+
+
+def test_labels_that_cannot_be_read_are_none(tiny_language, tmp_path):
+    pipe = TextPipeline.open(tiny_language)
+    put(pipe, "odd", 1)
+    file = save(pipe.model, tmp_path / "odd.safetensors", name="odd", metadata={"labels": "no list"})
+    found = json.loads(said("complete", tiny_language, "Hi", "--adapter", file, "--json", "--max-new-tokens", 2).stdout)
+    assert len(found["completions"]) == 1
