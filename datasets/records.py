@@ -105,11 +105,23 @@ def _of_objects(source: Any, called: str) -> Iterator[Record]:
     if not isinstance(source, Iterable) or isinstance(source, (bytes, bytearray)):
         raise BadFile(f"{called} is a path, a data set or a list of dicts, not a {type(source).__name__}")
     number = 0
-    for number, entry in enumerate(source, 1):
+    for number, entry in enumerate(_read(source, called), 1):
         there = with_value(entry) if isinstance(entry, Mapping) else entry
         yield _record(there, number, f"{called}, entry {number}")
     if not number:
         raise BadFile(f"the {called} has no sample")
+
+
+def _read(source: Iterable[Any], called: str) -> Iterator[Any]:
+    """The entries; a data set decodes sounds and pictures while it is read, which raises anything."""
+    number = 1
+    try:
+        for entry in source:
+            yield entry
+            number += 1
+    except Exception as problem:
+        sentence = str(problem).strip().partition("\n")[0] or repr(problem)
+        raise BadFile(f"{called}, entry {number} cannot be read: {sentence}") from problem
 
 
 def _json_lines(file: Path) -> Iterator[Record]:

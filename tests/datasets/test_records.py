@@ -192,6 +192,15 @@ def test_cells_without_a_value_are_left_out_of_objects():
     assert (pair.source, pair.target) == ("cat", "Katze")
 
 
+def test_what_a_data_set_cannot_decode_is_told_with_its_place():
+    def rows():
+        yield {"text": "a"}
+        raise ImportError("To support decoding audio data, please install 'torchcodec'.")
+
+    with pytest.raises(BadFile, match=r"^data, entry 2 cannot be read: To support decoding .*'torchcodec'\.$"):
+        read_records(rows())
+
+
 def test_metadata_gives_no_text_to_files_outside_its_folder(tmp_path):
     sound(tmp_path / "outside.wav")
     inner = tmp_path / "inner"
