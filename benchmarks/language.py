@@ -123,12 +123,13 @@ def machine() -> str:
 def asked() -> argparse.Namespace:
     """What the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="*", default=None, choices=list(METHODS), help="none named: the usual four")
-    parser.add_argument("--tasks", nargs="+", default=(), choices=[row.task for row in language_tasks.ROWS])
-    parser.add_argument("--speed", action="store_true", help="a step beside that of PEFT and Trainer")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--methods", nargs="*", default=None, choices=list(METHODS), help="none named: the usual four")
+    what.add_argument("--tasks", nargs="+", default=(), choices=[row.task for row in language_tasks.ROWS])
+    what.add_argument("--speed", action="store_true", help="a step beside that of PEFT and Trainer")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--steps", type=int, default=None, help="None: the recipe's")
-    parser.add_argument("--answers", type=int, default=200, help="held-out questions that are answered")
+    parser.add_argument("--steps", type=int, default=None, help="of --methods; None: the recipe's")
+    parser.add_argument("--answers", type=int, default=200, help="of --methods: held-out questions that are answered")
     parser.add_argument("--no-full", action="store_true", help="without full fine-tuning")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-language"))
     return parser.parse_args()

@@ -71,6 +71,7 @@ ROWS: Final = (
         "grpo", "facts", "facts", "reward", full=False, steps=40,
         settings={"answers": 60, "reward": "length:1", "max_new_tokens": 16},
     ),
+    Row("caption", "figures", HERE / "figures" / "train", HERE / "figures" / "held-out", "exact_match", {}),
     Row("speech", "speech", HERE / "speech" / "train", HERE / "speech" / "held-out", "word_error_rate", {}),
     Row(
         "code", "facts", Path(__file__).parents[1] / "datasets", 0.15, "held_out_loss",

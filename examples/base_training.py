@@ -1,19 +1,25 @@
-"""What the scripts that train a base from scratch share: draws by step, two optimisers, a loop that can be resumed."""
+"""What the scripts that train a base from scratch share: draws by step, two optimisers, a loop that can be resumed.
+
+They also read the same options: a seed, and one for each of the sizes.
+"""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import math
 import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from studio.atomic import atomic_path
+
+S = TypeVar("S")
 
 
 class Sized(Protocol):
@@ -106,3 +112,25 @@ def train_steps(
         if (step + 1) % save_every == 0:
             keep(state, model, steppers, step + 1)
     return True
+
+
+def command_line(doc: str | None, sizes: Any, *, packages: str = "") -> argparse.ArgumentParser:
+    """What a script reads from the command line: where to, a seed, and its sizes.
+
+    Args:
+        doc: what the script says of itself. sizes: an instance with the defaults.
+        packages: what the folder of npm packages in front of it is called; "" for a script that reads none.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if packages:
+        parser.add_argument("npm", type=Path, help=packages)
+    parser.add_argument("out", type=Path, help="where the base goes")
+    parser.add_argument("--seed", type=int, default=0)
+    for name, value in vars(sizes).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    return parser
+
+
+def sizes_in(given: argparse.Namespace, kind: Callable[..., S]) -> S:
+    """The sizes that the command line gave, of a class whose every field has a default."""
+    return kind(**{name: getattr(given, name) for name in vars(kind())})

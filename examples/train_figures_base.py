@@ -12,7 +12,6 @@ captions in Italian, of which the base has never read a word, beside them in ``m
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from base_training import drawn_at, train_steps
+from base_training import command_line, drawn_at, sizes_in, train_steps
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -237,14 +236,9 @@ def train_base(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="where the base goes")
-    parser.add_argument("--seed", type=int, default=0)
-    for name, value in vars(Sizes()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
-    given = vars(parser.parse_args(arguments))
-    sizes = Sizes(**{name: given[name] for name in vars(Sizes())})
-    train_base(given["out"], sizes, seed=given["seed"])
+    parser = command_line(__doc__, Sizes())
+    given = parser.parse_args(arguments)
+    train_base(given.out, sizes_in(given, Sizes), seed=given.seed)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ Many forms of one fact matter: a base that has read each fact in a single form r
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import re
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from base_training import drawn_at, train_steps
+from base_training import command_line, drawn_at, sizes_in, train_steps
 from torch import Tensor
 
 from studio.atomic import atomic_write
@@ -564,15 +563,9 @@ def train_base(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("npm", type=Path, help="folder with the unpacked npm packages")
-    parser.add_argument("out", type=Path, help="where the base goes")
-    parser.add_argument("--seed", type=int, default=0)
-    for name, value in vars(Sizes()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
-    given: Mapping[str, Any] = vars(parser.parse_args(arguments))
-    sizes = Sizes(**{name: given[name] for name in vars(Sizes())})
-    train_base(*gather(given["npm"]), given["out"], sizes, seed=given["seed"])
+    parser = command_line(__doc__, Sizes(), packages="folder with the unpacked npm packages")
+    given = parser.parse_args(arguments)
+    train_base(*gather(given.npm), given.out, sizes_in(given, Sizes), seed=given.seed)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ hears lasts two seconds, and it writes letter by letter.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import random
@@ -32,7 +31,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from base_training import drawn_at, train_steps
+from base_training import command_line, drawn_at, sizes_in, train_steps
 from number_words import LANGUAGES, Spellout, spellouts
 from numpy.typing import NDArray
 from torch import Tensor
@@ -308,16 +307,10 @@ def train_base(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("npm", type=Path, help="folder with the unpacked npm package")
-    parser.add_argument("out", type=Path, help="where the base goes")
+    parser = command_line(__doc__, Sizes(), packages="folder with the unpacked npm package")
     parser.add_argument("--new", choices=sorted(set(VOICES) - set(KNOWN)), default="de", help="language to tune on")
-    parser.add_argument("--seed", type=int, default=0)
-    for name, value in vars(Sizes()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
-    given: Mapping[str, Any] = vars(parser.parse_args(arguments))
-    sizes = Sizes(**{name: given[name] for name in vars(Sizes())})
-    train_base(spellouts(given["npm"]), given["out"], sizes, new=given["new"], seed=given["seed"])
+    given = parser.parse_args(arguments)
+    train_base(spellouts(given.npm), given.out, sizes_in(given, Sizes), new=given.new, seed=given.seed)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ The base reads the languages of :data:`KNOWN` in three ways, all about numbers b
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from base_training import drawn_at, train_steps
+from base_training import command_line, drawn_at, sizes_in, train_steps
 from number_words import LANGUAGES, Spellout, spellouts
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -243,16 +242,10 @@ def looked_at(draw: random.Random, words: Mapping[str, Spellout], count: int) ->
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("npm", type=Path, help="folder with the unpacked npm package")
-    parser.add_argument("out", type=Path, help="where the base goes")
+    parser = command_line(__doc__, Sizes(), packages="folder with the unpacked npm package")
     parser.add_argument("--new", choices=sorted(set(LANGUAGES) - set(KNOWN)), default="de", help="language to tune on")
-    parser.add_argument("--seed", type=int, default=0)
-    for name, value in vars(Sizes()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
-    given: Mapping[str, Any] = vars(parser.parse_args(arguments))
-    sizes = Sizes(**{name: given[name] for name in vars(Sizes())})
-    train_base(spellouts(given["npm"]), given["out"], sizes, new=given["new"], seed=given["seed"])
+    given = parser.parse_args(arguments)
+    train_base(spellouts(given.npm), given.out, sizes_in(given, Sizes), new=given.new, seed=given.seed)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ with TemporaryDirectory() as out:
         report_to="none", disable_tqdm=True, save_strategy="no",
     )  # fmt: skip
     pairs = Dataset.from_json(str(sample_file("facts", "preferences.jsonl")), cache_dir=out, keep_in_memory=True)
-    pairs = pairs.select(range(8 * steps)).map(turns)
+    pairs = pairs.select(range(min(8 * steps, len(pairs)))).map(turns)
     trainer = DPOTrainer(
         model, args=arguments, train_dataset=pairs, processing_class=AutoTokenizer.from_pretrained(folder)
     )  # fmt: skip

@@ -33,7 +33,7 @@ with TemporaryDirectory() as out:
         save_strategy="no",
     )  # fmt: skip
     pairs = Dataset.from_json(str(sample_file("facts", "preferences.jsonl")), cache_dir=out, keep_in_memory=True)
-    pairs = pairs.select(range(8 * steps)).map(turns, remove_columns=["prompt"])
+    pairs = pairs.select(range(min(8 * steps, len(pairs)))).map(turns, remove_columns=["prompt"])
     trainer = RewardTrainer(
         model, args=arguments, train_dataset=pairs,
         processing_class=AutoTokenizer.from_pretrained(LANGUAGE_BASES["facts"]),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -18,6 +19,7 @@ from studio.commands.words import AdapterWord
 from studio.errors import BadConfig
 
 if TYPE_CHECKING:
+    from studio.families.language import Kind
     from studio.pipelines import TextPipeline
     from studio.pipelines.text import Completion
 
@@ -115,15 +117,11 @@ def complete(
     _refuse_unused(pipe, bool(own), {
         "--label": labels or None, "--chat/--raw": chat, "--system": system, "--language": language, "--ask": question,
     })  # fmt: skip
-    if pipe.base.kind.name == "encoder":
-        tell_nearness(pipe, prompts, used, show, per_sample=per_sample, batch_size=batch_size)
-        return
-    if pipe.base.kind.processor:
-        tell_perceived(pipe, prompts, used, show, per_sample=per_sample, max_new_tokens=max_new_tokens,
-                       language=language, question=question, batch_size=batch_size)  # fmt: skip
-        return
-    if pipe.base.kind.head or own:
-        tell_verdicts(pipe, prompts, used, show, labels=own, chat=chat, per_sample=per_sample, batch_size=batch_size)
+    tell = _teller(
+        pipe.base.kind, own, chat=chat, max_new_tokens=max_new_tokens, language=language, question=question
+    )  # fmt: skip
+    if tell is not None:
+        tell(pipe, prompts, used, show, per_sample=per_sample, batch_size=batch_size)
         return
     if system is None and pipe.system and (pipe.asks_by_chat if chat is None else chat):
         show.tell(f"asking with the system prompt that the adapters were trained with: {pipe.system!r}")
@@ -133,6 +131,20 @@ def complete(
     )  # fmt: skip
     _show(made, show, max_new_tokens)
     show.result({"completions": [asdict(completion) for completion in made], "adapters": used})
+
+
+def _teller(
+    kind: Kind, labels: Sequence[str], *, chat: bool | None, max_new_tokens: int, language: str | None,
+    question: str | None,
+) -> Callable[..., None] | None:  # fmt: skip
+    """What says something else of the prompts than the texts that go on from them; None where these are written."""
+    if kind.name == "encoder":
+        return tell_nearness
+    if kind.processor:
+        return partial(tell_perceived, max_new_tokens=max_new_tokens, language=language, question=question)
+    if kind.head or labels:
+        return partial(tell_verdicts, labels=labels, chat=chat)
+    return None
 
 
 def _show(made: Sequence[Completion], show: Show, most: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,7 +112,7 @@ def convert(
                 "nothing is written; choose a wider dtype, or keep it as it comes out (approximate=True)"
             )
     except BaseException:
-        _remove(written)
+        remove_written(written)
         raise
     return ConvertReport(
         file=written, source=loose.format, format=format, method=loose.config.label, base=loose.base,
@@ -146,7 +147,7 @@ def _convert_words(words: Sequence[Embedding], place: Path, format: str | None, 
         if not _come_back(words, place):
             raise Refused(f"as {chosen}, {words[0].name!r} would not be read as it is: nothing is written")
     except BaseException:
-        _remove(place)
+        remove_written(place)
         raise
     return ConvertReport(
         file=place, source=words[0].format, format=chosen, method=METHOD, base=words[0].title,
@@ -267,10 +268,13 @@ def _squares(tensor: Tensor) -> float:
     return float(tensor.double().square().sum())
 
 
-def _remove(place: Path) -> None:
+def remove_written(place: Path) -> None:
+    """Takes away what was written and is not to be kept.
+
+    Args:
+        place: the new file, or the new folder.
+    """
     if place.is_dir():
-        for file in place.iterdir():
-            file.unlink()
-        place.rmdir()
+        shutil.rmtree(place)
     else:
         place.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +19,7 @@ from studio.adapters.contract.strength import Strength, StrengthLike
 from studio.adapters.hosting.attached import assemblies, whole_path
 from studio.device import dtype_named
 from studio.errors import BadFile, DoesNotFit, Refused
+from studio.files.convert import remove_written
 from studio.files.format import FORMATS, Format
 from studio.files.load import load
 from studio.files.save import save
@@ -119,7 +119,7 @@ def export(
                     "what rounding may do: nothing is kept; store it in fp32 (dtype='fp32', --store fp32)"
                 )
         except BaseException:
-            _remove(written)
+            remove_written(written)
             raise
         found = adapters(model)[own]
         return ExportReport(
@@ -218,10 +218,3 @@ def _allowed(dtype: torch.dtype | str | None, facts: Mapping[str, str]) -> float
     word = {"F16": torch.float16, "BF16": torch.bfloat16}.get(facts.get("dtype", ""), torch.float32)
     stored = word if dtype is None else dtype_named(dtype) if isinstance(dtype, str) else dtype
     return max(EXACT, 2 * torch.finfo(stored).eps)
-
-
-def _remove(place: Path) -> None:
-    if place.is_dir():
-        shutil.rmtree(place)
-    else:
-        place.unlink(missing_ok=True)

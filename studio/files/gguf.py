@@ -13,7 +13,6 @@ from typing import Any, Final
 from torch import Tensor
 
 from studio.adapters.contract.ranked import RankedConfig
-from studio.adapters.sites.parameter import BARE
 from studio.errors import DoesNotFit
 from studio.files.format import FORMATS, Draft, Format, Named, Source
 from studio.files.gguf_container import SUFFIX, write_gguf
@@ -21,6 +20,7 @@ from studio.files.level import of_one_alpha
 from studio.files.metadata import ARCHITECTURE, KEY
 from studio.files.names import Names
 from studio.files.scale import Grade
+from studio.files.served import check_served
 from studio.files.stated import number
 
 __all__ = ["GGUF"]
@@ -103,28 +103,12 @@ def _gather(names: Names, layers: Named) -> Named:
 
 
 def _check(draft: Draft) -> None:
-    if not GGUF.holds(draft.config):
-        raise DoesNotFit(
-            f"a file of llama.cpp's holds LoRAs alone, and this adapter is {draft.config.label}: export it with a rank "
-            "(rank=N, --rank N), and it becomes one, with the error said"
-        )
-    for path, site in draft.sites.items():
-        reason = _refusal(draft, path, site.kind)
-        if reason:
-            raise DoesNotFit(f"llama.cpp has no adapter for {path}: {reason}; attach one to other layers (exclude=...)")
-
-
-def _refusal(draft: Draft, path: str, kind: str) -> str:
-    """Why llama.cpp cannot have this layer, or ""."""
-    if kind == "embedding":
-        return "it is an embedding, on which hardly any of its models lets adapters act"
-    if kind in BARE:
-        return "it is no layer but a parameter, such as several experts in one tensor"
-    if "bias" in draft.layers[path]:
-        return "its adapter has a bias, which there is no place for"
-    if not draft.names.llama_cpp.name(path):
+    def refusal(path: str) -> str:
+        if draft.names.llama_cpp.name(path):
+            return ""
         return "its weight is none by itself there (it is one with another, as a tied head is), or is not known"
-    return ""
+
+    check_served(draft, GGUF, "llama.cpp", refusal)
 
 
 def _write(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], draft: Draft) -> None:

@@ -16,7 +16,6 @@ from typing import Any, Final
 from torch import Tensor
 
 from studio.adapters.contract.ranked import FactorConfig
-from studio.adapters.sites.parameter import BARE
 from studio.config import finite
 from studio.errors import BadFile, DoesNotFit
 from studio.files.beside import write_beside
@@ -25,6 +24,7 @@ from studio.files.level import of_one_rank
 from studio.files.names import Names
 from studio.files.peft import CONFIG_FILE
 from studio.files.scale import Grade
+from studio.files.served import check_served
 
 __all__ = ["MLX", "MLX_FILE"]
 
@@ -119,30 +119,14 @@ def _gather(names: Names, layers: Named) -> Named:
 
 
 def _check(draft: Draft) -> None:
-    if not MLX.holds(draft.config):
-        raise DoesNotFit(
-            f"a folder of MLX's holds LoRA or DoRA, and this adapter is {draft.config.label}: export it with a rank "
-            "(rank=N, --rank N), and it becomes a LoRA, with the error said"
-        )
-    for path, site in draft.sites.items():
-        reason = _refusal(draft, path, site.kind)
-        if reason:
-            raise DoesNotFit(f"MLX has no adapter for {path}: {reason}; attach one to other layers (exclude=...)")
+    def refusal(path: str) -> str:
+        if "magnitude_in" in draft.layers[path]:
+            return "its DoRA has a magnitude per input, and MLX's has one per output"
+        if not draft.names.mlx.name(path):
+            return "its weight is none by itself there: it is one with another, as a tied head is"
+        return ""
 
-
-def _refusal(draft: Draft, path: str, kind: str) -> str:
-    """Why MLX cannot have this layer, or ""."""
-    if kind == "embedding":
-        return "it is an embedding"
-    if kind in BARE:
-        return "it is no layer but a parameter, such as several experts in one tensor"
-    if "bias" in draft.layers[path]:
-        return "its adapter has a bias, which there is no place for"
-    if "magnitude_in" in draft.layers[path]:
-        return "its DoRA has a magnitude per input, and MLX's has one per output"
-    if not draft.names.mlx.name(path):
-        return "its weight is none by itself there: it is one with another, as a tied head is"
-    return ""
+    check_served(draft, MLX, "MLX", refusal)
 
 
 def _write(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], draft: Draft) -> None:

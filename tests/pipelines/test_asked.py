@@ -93,7 +93,7 @@ def test_what_no_picture_can_be_made_of_is_refused(images, asked, part):
         ({"prompt": None}, "a prompt is a text"),
         ({"prompt": {"a": 1}}, "a prompt is a text"),
         ({"prompt": "\ud800"}, "half a surrogate pair"),
-        *(({"max_new_tokens": value}, "max_new_tokens=") for value in (None, 1.5, "2", True, float("nan"), 2**63)),
+        *(({"max_new_tokens": value}, "max_new_tokens=") for value in (None, 1.5, "2", True, float("nan"), 0)),
         *(({"temperature": value}, "temperature=") for value in (None, "0.5", True, float("inf"), 10**400)),
         *(({"seed": value}, "seed=") for value in (None, 1.0, "3", True, 2**63)),
         *(({"batch_size": value}, "batch_size=") for value in (None, 1.5, True, [2])),
@@ -106,6 +106,12 @@ def test_what_no_picture_can_be_made_of_is_refused(images, asked, part):
 def test_what_no_text_can_be_written_of_is_refused(texts, asked, part):
     with pytest.raises(BadConfig, match=part):
         texts.complete(**{"prompt": "Hi.", "max_new_tokens": 2, **asked})
+
+
+def test_more_tokens_than_a_context_has_are_those_it_has(texts):
+    room = texts.base.context - len(texts.base.tokens("Hi.", chat=False)[0])
+    wanted = texts.complete("Hi.", max_new_tokens=room, chat=False)
+    assert texts.complete("Hi.", max_new_tokens=2**63, chat=False) == wanted
 
 
 def test_numbers_of_libraries_write_the_same(texts):

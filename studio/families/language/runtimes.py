@@ -10,6 +10,7 @@ References:
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,7 +81,26 @@ def _tied(model: Any, path: str) -> bool:
     return path == _HEAD and bool(getattr(model.config, "tie_word_embeddings", False))
 
 
-class LlamaCppNames:
+class _Names(ABC):
+    """A program's names of a model's layers, and back."""
+
+    _paths: tuple[str, ...]
+
+    @abstractmethod
+    def name(self, path: str) -> str:
+        """Returns what a layer is called, or ``""``."""
+
+    def path(self, name: str) -> str | None:
+        """Returns the layer that is called so, or None."""
+        return self._by_name.get(name)
+
+    @cached_property
+    def _by_name(self) -> dict[str, str]:
+        named = ((self.name(path), path) for path in self._paths)
+        return {name: path for name, path in named if name}
+
+
+class LlamaCppNames(_Names):
     """llama.cpp's names of the weights of a model.
 
     Args:
@@ -97,22 +117,15 @@ class LlamaCppNames:
         self._row, self._model, self._paths = _row(model, "llama.cpp"), model, tuple(paths)
         self.architecture = self._row.architecture
         library = need("gguf", "llama.cpp's names of layers", extra="gguf")
-        number = next(one for one, name in library.MODEL_ARCH_NAMES.items() if name == self.architecture)
-        self._table = library.get_tensor_name_map(number, int(model.config.num_hidden_layers))
+        numbers = {name: number for number, name in library.MODEL_ARCH_NAMES.items()}
+        if self.architecture not in numbers:
+            raise DoesNotFit(f"the package gguf that is installed does not know {self.architecture!r}: update it")
+        self._table = library.get_tensor_name_map(numbers[self.architecture], int(model.config.num_hidden_layers))
 
     def name(self, path: str) -> str:
         """Returns the name of the weight of a layer, ``blk.0.attn_q.weight``; ``""`` where it has none by itself."""
         name = None if _tied(self._model, path) else self._table.get_name(path)
         return f"{name}.weight" if name else ""
-
-    def path(self, name: str) -> str | None:
-        """Returns the layer whose weight is called so, or None."""
-        return self._by_name.get(name)
-
-    @cached_property
-    def _by_name(self) -> dict[str, str]:
-        named = ((self.name(path), path) for path in self._paths)
-        return {name: path for name, path in named if name}
 
     def there(self, path: str, rows: Tensor) -> Tensor:
         """Returns the same rows in llama.cpp's order.
@@ -156,7 +169,7 @@ def _paired(rows: int, heads: int) -> Tensor:
     return torch.arange(rows).reshape(heads, 2, -1).mT.reshape(-1)
 
 
-class MlxNames:
+class MlxNames(_Names):
     """MLX's names of the layers of a model.
 
     Args:
@@ -178,12 +191,3 @@ class MlxNames:
         if _tied(self._model, path):
             return ""
         return f"model.{path.removeprefix(self._body)}" if path.startswith(self._body) else path
-
-    def path(self, name: str) -> str | None:
-        """Returns the layer that is called so, or None."""
-        return self._by_name.get(name)
-
-    @cached_property
-    def _by_name(self) -> dict[str, str]:
-        named = ((self.name(path), path) for path in self._paths)
-        return {name: path for name, path in named if name}

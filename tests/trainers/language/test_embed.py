@@ -9,6 +9,7 @@ import re
 import pytest
 import torch
 from click.testing import CliRunner
+from transformers import T5Model
 
 from studio.adapters import LoRA, PromptTuning, attach
 from studio.cli import main
@@ -226,7 +227,7 @@ def test_other_models_are_refused(tiny_encoder, task, tmp_path, settings):
     ):
         pipe.embed("a")
     tokenizer = open_language_base(tiny_encoder, kind="encoder").tokenizer
-    parts = TextPipeline.open((t5(vocab_size=64).base_model, tokenizer), kind="encoder")
+    parts = TextPipeline.open((T5Model(t5(vocab_size=64).config), tokenizer), kind="encoder")
     with pytest.raises(
         DoesNotFit, match="^T5.* is a model of two parts, one that reads and one that writes; take one "
     ):
