@@ -299,7 +299,7 @@ def _report(mounted: Sequence[Assembly], name: str, beside: Sequence[str] = ()) 
     adapters = [adapter for assembly in mounted for _, adapter in assembly.adapters(name)]
     return AttachReport(
         sites=tuple(whole_path(one.component, path) for one in mounted for path in one.records[name].paths),
-        parameters=sum(parameter.numel() for adapter in adapters for parameter in adapter.parameters()),
+        parameters=sum(parameter.numel() for adapter in adapters for _, parameter in named_parameters(adapter)),
         notes=(*(note for assembly in mounted for note in _tied(assembly, name)), *beside),
     )
 

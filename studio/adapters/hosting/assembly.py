@@ -228,7 +228,7 @@ class Assembly:
 
     def freeze_base(self) -> None:
         """Makes the base's parameters require no gradients; undone when the last adapter is gone."""
-        own = {id(p) for mount in self.mounts.values() for p in mount.adapters.parameters()}
+        own = {id(p) for mount in self.mounts.values() for _, p in named_parameters(mount.adapters)}
         base = [(path, p) for path, p in named_parameters(self.root) if id(p) not in own]
         if self._required_grad is None:
             self._required_grad = [path for path, parameter in base if parameter.requires_grad]
@@ -262,7 +262,7 @@ class Assembly:
 def _made_trainable(root: nn.Module) -> list[Undo]:
     """Lets gradients go through all quantised layers, those that carry nothing too; returns what ends that."""
     undone = []
-    for module in root.modules():
+    for _, module in named_parts(root):
         packing = packing_of(module)
         undo = None if packing is None else packing.make_trainable(module)
         if undo is not None:

@@ -19,6 +19,7 @@ from studio.adapters.hosting.mount import Mount
 from studio.adapters.hosting.turns import check_turn
 from studio.adapters.sites.read import module_at
 from studio.errors import DoesNotFit, NoEffect
+from studio.families import named_parts
 
 __all__ = ["Watch"]
 
@@ -41,7 +42,7 @@ class Watch:
             root.register_forward_pre_hook(self._begin, with_kwargs=True),
             root.register_forward_hook(self._end),
         ]
-        for module in root.modules():  # a hook takes torch's encoder layer off the path that reads weights itself
+        for _, module in named_parts(root):  # a hook takes torch's encoder layer off the path that reads weights itself
             if isinstance(module, nn.TransformerEncoderLayer):
                 self._handles.append(module.register_forward_pre_hook(_nothing))
 

@@ -26,7 +26,7 @@ from studio.quantization import packing_of
 __all__ = ["has_own_forward", "is_site", "kind_of", "site_for"]
 
 
-Kinds: TypeAlias = tuple[tuple[type[nn.Module], Callable[..., Site], str], ...]
+Layer: TypeAlias = tuple[type[nn.Module], Callable[..., Site], str]
 """Class of a layer, what makes a site of it, and its kind."""
 
 
@@ -36,14 +36,14 @@ def _gpt2_layer() -> type[nn.Module] | None:
     return None if module is None else cast("type[nn.Module]", module.Conv1D)
 
 
-def _layers() -> Kinds:
+def _layers() -> tuple[Layer, ...]:
     return _known(cast(Any, _gpt2_layer()))
 
 
 @functools.lru_cache(maxsize=4)
-def _known(gpt2: type[nn.Module] | None) -> Kinds:
+def _known(gpt2: type[nn.Module] | None) -> tuple[Layer, ...]:
     """The classes of layers, with those of libraries that are there."""
-    kinds: list[tuple[type[nn.Module], Callable[..., Site], str]] = [
+    kinds: list[Layer] = [
         (nn.Linear, LinearSite, "linear"),
         (nn.Conv2d, ConvSite, "conv"),
         (nn.Embedding, EmbeddingSite, "embedding"),
@@ -56,6 +56,16 @@ def _known(gpt2: type[nn.Module] | None) -> Kinds:
     return tuple(kinds)
 
 
+def _layer_of(module: nn.Module) -> Layer | None:
+    return _layer_above(cast(Any, type(module)), cast(Any, _gpt2_layer()))
+
+
+@functools.lru_cache(maxsize=1024)
+def _layer_above(cls: Any, gpt2: type[nn.Module] | None) -> Layer | None:
+    """The layer that a class is a subclass of; a model has hundreds of modules of a few classes."""
+    return next((one for one in _known(gpt2) if issubclass(cls, one[0])), None)
+
+
 def kind_of(module: nn.Module) -> str | None:
     """Returns the kind of site that ``module`` is, or None for what has no forward (a ModuleList).
 
@@ -65,9 +75,9 @@ def kind_of(module: nn.Module) -> str | None:
     """
     if packing_of(module) is not None:
         return "linear"
-    for layer, _, kind in _layers():
-        if isinstance(module, layer):
-            return kind
+    layer = _layer_of(module)
+    if layer is not None:
+        return layer[2]
     if is_norm(module):
         return "norm"
     return None if type(module).forward is nn.Module.forward else "module"
@@ -75,10 +85,8 @@ def kind_of(module: nn.Module) -> str | None:
 
 def has_own_forward(module: nn.Module) -> bool:
     """Says whether a layer is of a class that computes something else than its torch class."""
-    own = vars(type(module)).get("hosts", type(module))
-    return packing_of(module) is None and any(
-        isinstance(module, layer) and own.forward is not layer.forward for layer, _, _ in _layers()
-    )
+    own, layer = vars(type(module)).get("hosts", type(module)), _layer_of(module)
+    return layer is not None and own.forward is not layer[0].forward and packing_of(module) is None
 
 
 def is_site(module: nn.Module, kinds: Collection[str] = ()) -> bool:
@@ -115,9 +123,9 @@ def site_for(path: str, module: nn.Module, kinds: Collection[str] = ()) -> Site:
     packing = packing_of(module)
     if packing is not None:
         return QuantizedSite(path, module, packing)
-    for layer, make, _ in _layers():
-        if isinstance(module, layer):
-            return _layer_site(path, module, kinds, layer, make)
+    layer = _layer_of(module)
+    if layer is not None:
+        return _layer_site(path, module, kinds, *layer[:2])
     kind = kind_of(module)
     if kind == "norm" and kind in kinds:
         return NormSite(path, module)

@@ -78,10 +78,12 @@ class ExpertsSite(ParameterSite):
 def bare_parameters(root: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """Yields path, owner and name of every parameter that belongs to no layer or norm."""
     for path, module in named_parts(root):
-        if not module._parameters or {"adapters", "parametrizations"} & set(path.split(".")):
+        if not module._parameters:
             continue
         kind = kind_of(module)
         if kind == "norm" or (kind in LAYERS and not has_own_forward(module)):
+            continue
+        if {"adapters", "parametrizations"} & set(path.split(".")):
             continue
         for name, parameter in module._parameters.items():
             if parameter is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 from torch import Tensor, nn
@@ -27,16 +28,35 @@ class _Component:
     """A component as targets see it.
 
     Attributes:
-        module: the component. layers: path -> what a method looks at. bare: path of a bare parameter -> its kind.
-        kinds: what the method covers. foreign: paths of layers that another library has wrapped.
+        module: the component. kinds: what the method covers.
     """
 
     name: str
     module: nn.Module
-    layers: Mapping[str, nn.Module]
-    bare: Mapping[str, str]
     kinds: Collection[str]
-    foreign: Sequence[str]
+
+    @cached_property
+    def parts(self) -> Mapping[str, nn.Module]:
+        """Path -> module, of the base alone."""
+        return {path: part for path, part in named_parts(self.module) if not _inside_adapter(path)}
+
+    @cached_property
+    def layers(self) -> Mapping[str, nn.Module]:
+        """Path -> what a method looks at."""
+        return {path: part for path, part in self.parts.items() if is_site(part, self.kinds)}
+
+    @cached_property
+    def bare(self) -> Mapping[str, str]:
+        """Path of a bare parameter -> its kind."""
+        return {
+            path: BARE[1] if cast(Tensor, owner._parameters[own]).dim() == 3 else BARE[0]
+            for path, owner, own in bare_parameters(self.module)
+        }
+
+    @property
+    def foreign(self) -> Sequence[str]:
+        """Paths of layers that another library has wrapped."""
+        return [path for path, part in self.parts.items() if _of_peft(part)]
 
     def named(self, pattern: str) -> list[str]:
         """The paths that a pattern names: layers, and the bare parameters that it means.
@@ -101,7 +121,7 @@ def find_targets(
         if component not in components:
             known = ", ".join(filter(None, components)) or "none: it is a model by itself, leave components out"
             raise NoTargets(f"there is no component {component!r}; the model has {known}")
-    looked = [_component(n, module, kinds) for n, module in components.items() if chosen is None or n in chosen]
+    looked = [_Component(n, module, kinds) for n, module in components.items() if chosen is None or n in chosen]
     _check_foreign(targets, looked)
     if isinstance(targets, str) and targets in PRESETS:
         found = _preset(targets, looked, chosen, method)
@@ -134,7 +154,7 @@ def left_beside(
     notes: list[str] = []
     beside: dict[str, list[str]] = {}
     for name, paths in found.items():
-        covered, adapted = _component(name, components[name], kinds).covered, set(paths)
+        covered, adapted = _Component(name, components[name], kinds).covered, set(paths)
         others = [path for path in covered if path not in adapted]
         beside[name] = [path for path in others if not any(names(other, name, path) for other in exclude)]
     for pattern in (targets,) if isinstance(targets, str) else targets:
@@ -149,21 +169,11 @@ def left_beside(
     return notes
 
 
-def _component(name: str, module: nn.Module, kinds: Collection[str]) -> _Component:
-    parts = {path: part for path, part in named_parts(module) if not _inside_adapter(path)}
-    layers = {path: part for path, part in parts.items() if is_site(part, kinds)}
-    bare = {
-        path: BARE[1] if cast(Tensor, owner._parameters[own]).dim() == 3 else BARE[0]
-        for path, owner, own in bare_parameters(module)
-    }
-    return _Component(name, module, layers, bare, kinds, [path for path, part in parts.items() if _of_peft(part)])
-
-
 def _check_excluded(exclude: Sequence[str], components: Mapping[str, nn.Module], kinds: Collection[str]) -> None:
     """Refuses patterns that leave nothing out because they name no layer at all, adapted or not."""
     if not exclude:
         return
-    looked = [_component(name, module, (*kinds, "norm")) for name, module in components.items()]
+    looked = [_Component(name, module, (*kinds, "norm")) for name, module in components.items()]
     known = [(one.name, path) for one in looked for path in (*one.layers, *one.bare)]
     for pattern in exclude:
         if not any(names(pattern, component, path) for component, path in known):
@@ -177,7 +187,7 @@ def _check_kind(pattern: str, looked: Sequence[_Component], method: str) -> None
     if last in ("weight", "bias") and any(component.named(layer) for component in looked):
         raise NoTargets(f"the target {pattern!r} is a parameter of a layer; name the layer: {layer!r}")
     for component in looked:
-        modules = {p: kind_of(layer) for p, layer in named_parts(component.module) if not _inside_adapter(p)}
+        modules = {path: kind_of(layer) for path, layer in component.parts.items()}
         for path, kind in {**modules, **component.bare}.items():
             if kind is not None and kind != "module" and names(pattern, component.name, path):
                 raise _unable(path, kind, method)
