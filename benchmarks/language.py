@@ -126,6 +126,7 @@ def asked() -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--methods", nargs="*", default=None, choices=list(METHODS), help="none named: the usual four")
     what.add_argument("--tasks", nargs="+", default=(), choices=[row.task for row in language_tasks.ROWS])
+    what.add_argument("--encoder", type=Path, metavar="FOLDER", help="classify on a real encoder (BERT's family)")
     what.add_argument("--speed", action="store_true", help="a step beside that of PEFT and Trainer")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, default=None, help="of --methods; None: the recipe's")
@@ -142,7 +143,7 @@ def main() -> None:
     if options.speed or options.methods is None:
         found = (
             language_speed.main() if options.speed
-            else language_tasks.main(options.tasks, options.seeds, not options.no_full)
+            else language_tasks.main(options.tasks, options.seeds, not options.no_full, options.encoder)
         )  # fmt: skip
         (options.out / ("speed.json" if options.speed else "tasks.json")).write_text(json.dumps(found, indent=2))
         return

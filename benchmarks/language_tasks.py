@@ -81,6 +81,11 @@ ROWS: Final = (
 """The rows of the table."""
 
 
+def of_encoder(folder: Path) -> Row:
+    """The row of a real encoder, given as a folder: the sorts of nouns from their glosses, by a head."""
+    return _row("classify", str(folder), "facts", "accuracy", "glosses", steps=150)
+
+
 def tuned(row: Row, seed: int) -> dict[str, float]:
     """Trains an adapter; returns the metric before and after, the seconds, and the share of the parameters."""
     begin = time.perf_counter()
@@ -127,14 +132,16 @@ def measured(row: Row, seeds: Sequence[int], say: Callable[[str], None]) -> dict
     return found
 
 
-def main(tasks: Sequence[str] = (), seeds: Sequence[int] = (0,), with_full: bool = True) -> dict[str, Any]:
-    """Measures the tasks, all where none is named, and prints the table."""
+def main(
+    tasks: Sequence[str] = (), seeds: Sequence[int] = (0,), with_full: bool = True, encoder: Path | None = None
+) -> dict[str, Any]:
+    """Measures the tasks, all where none is named, or a real encoder alone, and prints the table."""
     from dataclasses import replace
 
     from rich.console import Console
     from rich.table import Table
 
-    rows = [row for row in ROWS if not tasks or row.task in tasks]
+    rows = [row for row in ROWS if not tasks or row.task in tasks] if encoder is None else [of_encoder(encoder)]
     found = {row.task: measured(row if with_full else replace(row, full=False), seeds, print) for row in rows}
     shown = Table(title="tasks on language bases, held-out data")
     for column in ("task", "base", "metric", "untuned", "adapter", "full", "trained numbers", "seconds"):
@@ -143,7 +150,7 @@ def main(tasks: Sequence[str] = (), seeds: Sequence[int] = (0,), with_full: bool
         one = found[row.task]
         whole = f"{one['full']:.3f}" if "full" in one else "-"
         shown.add_row(
-            row.task, row.base, row.metric.replace("_", " "), f"{one['before']:.3f}", f"{one['after']:.3f}", whole,
+            row.task, Path(row.base).name, row.metric.replace("_", " "), f"{one['before']:.3f}", f"{one['after']:.3f}", whole,
             f"{one['numbers']:,.0f}", f"{one['seconds']:.0f}",
         )  # fmt: skip
     Console(width=110).print(shown)
