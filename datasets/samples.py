@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from studio.datasets.records import Record, read_records
 from studio.errors import BadFile, nearest
@@ -120,6 +120,10 @@ def text_field(
     return value
 
 
+_ALIKE: Final = 0.6
+"""How alike a field and a known one are at least, for one to be meant by the other."""
+
+
 def forms_missed(record: Record, wanted: str, fields: Sequence[str]) -> BadFile:
     """The refusal of a record that is of no form of a task.
 
@@ -131,7 +135,8 @@ def forms_missed(record: Record, wanted: str, fields: Sequence[str]) -> BadFile:
         >>> print(forms_missed(Record(1, "x.jsonl, line 1", {"txet": 1}), "text and label", ("text", "label")))
         x.jsonl, line 1: a sample has text and label; found: 'txet'; did you mean 'text' by 'txet'?
     """
-    close = [(name, nearest(name, fields, 1)[0]) for name in record.fields if name not in fields]
+    others = [name for name in record.fields if name not in fields]
+    close = [(name, field) for name in others for field in nearest(name, fields, 1, _ALIKE)]
     hint = f"; did you mean {close[0][1]!r} by {close[0][0]!r}?" if close else ""
     found = ", ".join(map(repr, record.fields)) or "nothing"
     return BadFile(f"{record.where}: a sample has {wanted}; found: {found}{hint}")

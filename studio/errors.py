@@ -109,14 +109,21 @@ class NotAllDone(Refused):
     """A list of which some jobs are not done."""
 
 
-def nearest(asked: str, known: Iterable[str], count: int = 5) -> list[str]:
+def nearest(asked: str, known: Iterable[str], count: int = 5, least: float = 0.0) -> list[str]:
     """Returns the ``count`` names of ``known`` that look most like ``asked``, best first.
+
+    Args:
+        asked: what was asked for. known: the names. count: how many at most.
+        least: how alike they are at least, from 0 to 1 (:meth:`difflib.SequenceMatcher.ratio`).
 
     Example:
         >>> nearest("lorra", ["dora", "lora", "ia3"], 1)
         ['lora']
+        >>> nearest("weight", ["dora", "lora", "ia3"], 1, 0.6)
+        []
     """
     names = sorted(set(known))
     said = str(asked)[:1000].lower()  # a caller may have asked for anything
     score = {name: difflib.SequenceMatcher(None, said, name.lower()).ratio() for name in names}
-    return sorted(names, key=lambda name: (-score[name], name))[:count]
+    alike = [name for name in names if score[name] >= least]
+    return sorted(alike, key=lambda name: (-score[name], name))[:count]
