@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from studio.adapters import AdapterConfig
 from studio.datasets.samples import Form
 from studio.datasets.seen import Seen, seen_of
 from studio.families.language import LanguageBase
-from studio.families.language.seeing import beside_text, check_sees
-from studio.trainers.language.caption import CaptionLesson, SeenRow, encode_seen
+from studio.families.language.seeing import check_sees
+from studio.trainers.language.caption import CaptionLesson, SeenRow, encode_seen, text_alone
 from studio.trainers.text_task import Shared, TextTask
 
 __all__ = ["Caption"]
@@ -66,7 +66,7 @@ class Caption(TextTask[Seen, SeenRow]):
         return ("complete", "BASE", sample.name, *(("--ask", question) if question else ()))
 
     def narrowed(self, adapter: AdapterConfig, base: LanguageBase) -> AdapterConfig:
-        return adapter if self.vision else replace(adapter, exclude=(*adapter.exclude, *beside_text(base)))
+        return adapter if self.vision else text_alone(adapter, base)
 
     def lesson(self, shared: Shared, rows: Sequence[SeenRow], held_out: Sequence[SeenRow]) -> CaptionLesson:
         return CaptionLesson(

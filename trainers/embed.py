@@ -15,10 +15,7 @@ from studio.families.language import LanguageBase
 from studio.families.language.encoding import POOLINGS, check_encodes
 from studio.trainers.language.embed import EmbedLesson, SentenceRow, encode_sentences
 from studio.trainers.language.rows import short
-from studio.trainers.loop.plan import Plan
-from studio.trainers.loop.task import AdapterLike, Lesson, Say
 from studio.trainers.text_task import Read, Shared, TextTask
-from studio.trainers.unforeseen import without_forecast
 
 __all__ = ["Embed"]
 
@@ -88,10 +85,6 @@ class Embed(TextTask[SentencePair, SentenceRow]):
 
     def call(self, sample: SentencePair) -> Sequence[str]:
         return "complete", "BASE", short(sample.anchor), short(sample.positive)
-
-    def open(self, adapter: AdapterLike, plan: Plan, say: Say) -> Lesson:
-        """See :meth:`studio.trainers.Task.open`."""
-        return without_forecast(super().open, self.task_name, adapter, plan, say)
 
     def settings(self, rows: Sequence[SentenceRow], base: LanguageBase) -> Mapping[str, Any]:
         return {"pooling": self.pooling, "temperature": self.temperature, "group": self.group}

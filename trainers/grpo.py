@@ -23,7 +23,6 @@ from studio.trainers.loop.run import sha256
 from studio.trainers.loop.task import AdapterLike, Lesson, Say
 from studio.trainers.opening import adapter_file
 from studio.trainers.text_task import Read, Shared, TextTask
-from studio.trainers.unforeseen import without_forecast
 
 __all__ = ["GRPO"]
 
@@ -122,7 +121,13 @@ class GRPO(TextTask[Prompt, PromptRow]):
                 f"sharding={plan.sharding!r} divides the base, and every process draws answers of its own with it: use "
                 "sharding='none'"
             )
-        return without_forecast(super().open, self.task_name, adapter, plan, say)
+        return super().open(adapter, plan, say)
+
+    def unforeseen(self) -> str:
+        """A reward that is a model stands beside the one that is trained, on a base of its own."""
+        return (
+            "a reward that is a model itself (its file is opened on a base of its own)" if is_file(self.reward) else ""
+        )
 
     def lesson(self, shared: Shared, rows: Sequence[PromptRow], held_out: Sequence[PromptRow]) -> GRPOLesson:
         base = shared["base"]

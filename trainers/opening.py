@@ -71,11 +71,11 @@ class Opening(Generic[AnyBase]):
         assert self.plan.learning_rate is not None, "the plan has been filled"
         return self.plan.learning_rate
 
-    def foreseen(self, task: Any) -> Callable[[], Forecast] | None:
+    def foreseen(self, task: Any, sizes: Mapping[str, int] | None = None) -> Callable[[], Forecast] | None:
         """Returns what makes the forecast of a task on this base, later; None where its base is an object.
 
         Args:
-            task: its description.
+            task: its description. sizes: of the samples, where they are known.
         """
         if not isinstance(task.base, (str, Path)):
             return None
@@ -83,7 +83,7 @@ class Opening(Generic[AnyBase]):
         def foresee() -> Forecast:
             from studio.trainers.forecast.before import forecast_of
 
-            return forecast_of(task, self.adapter, self.plan)
+            return forecast_of(task, self.adapter, self.plan, sizes)
 
         return foresee
 

@@ -17,10 +17,8 @@ from studio.trainers.language.preference import PAIR_LOSSES, ComparisonRow, Pair
 from studio.trainers.language.questions import question_of, questions_of
 from studio.trainers.language.rows import short
 from studio.trainers.language.texts import marked, system_of
-from studio.trainers.loop.plan import Plan
-from studio.trainers.loop.task import AdapterLike, Lesson, Say
+from studio.trainers.loop.task import Lesson
 from studio.trainers.text_task import Read, Shared, TextTask
-from studio.trainers.unforeseen import without_forecast
 
 __all__ = ["Preference"]
 
@@ -108,10 +106,6 @@ class Preference(TextTask[Comparison | Verdict, ComparisonRow | VerdictRow]):
 
     def call(self, sample: Comparison | Verdict) -> Sequence[str]:
         return "complete", "BASE", short(_wanted(sample).asked)
-
-    def open(self, adapter: AdapterLike, plan: Plan, say: Say) -> Lesson:
-        """See :meth:`studio.trainers.Task.open`."""
-        return without_forecast(super().open, self.task_name, adapter, plan, say)
 
     def lesson(
         self, shared: Shared, rows: Sequence[ComparisonRow | VerdictRow], held_out: Sequence[ComparisonRow | VerdictRow]

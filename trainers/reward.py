@@ -13,10 +13,7 @@ from studio.families.language import LanguageBase
 from studio.families.language.heads import head_layers
 from studio.trainers.language.reward import RewardLesson, RewardRow, encode_rewarded, rewarded_texts
 from studio.trainers.language.rows import short
-from studio.trainers.loop.plan import Plan
-from studio.trainers.loop.task import AdapterLike, Lesson, Say
 from studio.trainers.text_task import Read, Shared, TextTask
-from studio.trainers.unforeseen import without_forecast
 
 __all__ = ["REWARD", "Reward"]
 
@@ -63,10 +60,6 @@ class Reward(TextTask[Comparison, RewardRow]):
 
     def call(self, sample: Comparison) -> Sequence[str]:
         return "complete", "BASE", *map(short, rewarded_texts(sample.chosen))
-
-    def open(self, adapter: AdapterLike, plan: Plan, say: Say) -> Lesson:
-        """See :meth:`studio.trainers.Task.open`."""
-        return without_forecast(super().open, self.task_name, adapter, plan, say)
 
     def origin(self, rows: Sequence[RewardRow], base: LanguageBase) -> Mapping[str, str]:
         return {"labels": json.dumps([REWARD]), "form": "pair"}

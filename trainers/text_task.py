@@ -23,6 +23,7 @@ from studio.datasets.samples import Form, Sample, Samples, read_samples, samples
 from studio.datasets.text_check import Measured, TextReport, check_texts
 from studio.errors import BadConfig, BadFile, DoesNotFit
 from studio.families.language import LANGUAGE_BASES, LanguageBase, open_language_base
+from studio.trainers.language.rehearsals import REHEARSALS
 from studio.trainers.language.rows import Row, encode_all, split
 from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.task import AdapterLike, Lesson, Say
@@ -174,6 +175,10 @@ class TextTask(ABC, Generic[S, R]):
         """Returns the adapter's config with what the task never adapts left out; one that is trained on from stays."""
         return adapter
 
+    def unforeseen(self) -> str:
+        """Returns what its settings ask for of which no forecast is made, "" where there is nothing."""
+        return ""
+
     def remarks(self, rows: Sequence[R], base: LanguageBase) -> Iterable[str]:
         """Returns what the user is told of the rows, in sentences, once for all of them."""
         return ()
@@ -189,6 +194,10 @@ class TextTask(ABC, Generic[S, R]):
         if plan.fit is not None:
             from studio.trainers.forecast.before import check_before
 
+            if self.unforeseen():
+                raise DoesNotFit(
+                    f"no forecast is made of {self.unforeseen()}, so fit={plan.fit!r} cannot be kept: leave it out"
+                )
             check_before(self, adapter, plan, say)
         read = self.look()
         opener = partial(open_language_base, kind=self.kind_for(read), labels=self.labels(read))
@@ -200,8 +209,10 @@ class TextTask(ABC, Generic[S, R]):
         if opening.start is None:
             opening = replace(opening, adapter=self.narrowed(opening.adapter, opening.base))
         lesson = self.lesson(self._shared(read, opening, rows, length, say), rows, held_out)
-        if not opening.base.kind.processor:  # whose trainings are not forecast
-            lesson.foresee = opening.foreseen(replace(self, max_length=max(row.size for row in rows)))
+        if self.task_name in REHEARSALS and not self.unforeseen():
+            rehearsal = REHEARSALS[self.task_name]
+            own = {name: getattr(self, name) for name in rehearsal.options}
+            lesson.foresee = opening.foreseen(self, rehearsal.sizes(rows, own))
         return lesson
 
     def _shared(

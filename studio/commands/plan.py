@@ -26,11 +26,12 @@ _TASK: Final = ("resolution", "text_encoder", "quantize", "crop")
     epilog=example(
         "studio plan sdxl --resolution 1024 --set gradient_checkpointing=true",
         "studio plan llama-3-8b --rank 16 --max-length 1024 --batch-size 4 --fit 12GB --picture plan.png",
+        "studio plan llama-3-8b --task preference --batch-size 2 --set gradient_checkpointing=true",
         "studio plan --table",
     ),
 )
 @click.argument("base", required=False)
-@click.option("--task", metavar="NAME", help="dreambooth, style, causal-lm or seq2seq; else by the base.")
+@click.option("--task", metavar="NAME", help="dreambooth, style, or a task of studio tune; else by the base.")
 @setting(
     "--instance-prompt", field="instance_prompt", metavar="TEXT", help="As in dreambooth; its words decide nothing."
 )
@@ -39,7 +40,13 @@ _TASK: Final = ("resolution", "text_encoder", "quantize", "crop")
 )
 @setting("--prior", field="prior", metavar="NAME", help="Prior preservation: none, self, generate, images.")
 @setting("--trigger", field="trigger", metavar="TEXT", help="As in style; its words decide nothing.")
-@setting("--max-length", field="max_length", type=int, metavar="N", help="Tokens of a sample of a language model.")
+@setting(
+    "--max-length",
+    field="max_length",
+    type=int,
+    metavar="N",
+    help="Tokens of a sample of a language model; of each of its texts.",
+)
 @click.option("--base-dtype", metavar="NAME", help="Number format of the base's weights; else that of its files.")
 @click.option("--processes", type=int, default=1, metavar="N", help="Processes that share the work.")
 @click.option("--attend", metavar="NAME", help="How attention is computed: sdpa, xformers, eager.")
@@ -80,26 +87,25 @@ def _read(base: str, options: dict[str, Any], show: Show, **asked: Any) -> Asked
     Raises:
         UsageError: one that there is not, or with an impossible value.
     """
-    from studio.trainers import CausalLM, DreamBooth, Style
+    from studio.trainers import TEXT_TASKS, DreamBooth, Style
     from studio.trainers.forecast import Asked
     from studio.trainers.forecast.asked import OF_THE_LOOP
-    from studio.trainers.forecast.plan import draws
+    from studio.trainers.forecast.plan import IMAGE_TASKS, usual_task
 
     if asked.get("start") is not None:
         raise BadConfig("--from names a file, which a plan does not open: give --method, --rank and --targets")
-    tasks: dict[str, Any] = {"dreambooth": DreamBooth, "style": Style, "causal-lm": CausalLM, "seq2seq": CausalLM}
-    name = asked["task"] or ("style" if "trigger" in options else None)
-    if name is None:
-        name = "dreambooth" if draws(base) else None
-    if name is not None and name not in tasks:
+    tasks: dict[str, Any] = {"dreambooth": DreamBooth, "style": Style, **TEXT_TASKS}
+    name = asked["task"] or ("style" if "trigger" in options else usual_task(base))
+    if name not in tasks:
         raise BadConfig(f"--task {name}: did you mean {nearest(name, tasks, 1)[0]!r}? (tasks: {', '.join(tasks)})")
     words, own = _apart(asked["words"])
     length = options.pop("max_length", None)
-    given = gather(tasks[name or "causal-lm"], config=asked["config"], options=options, words=words)
-    if name is not None and name in ("dreambooth", "style") and length is not None:
+    given = gather(tasks[name], config=asked["config"], options=options, words=words)
+    if name in IMAGE_TASKS and length is not None:
         raise DoesNotFit(f"--max-length is of language models, and {base} draws pictures: leave it out")
     found: dict[str, Any] = {key: given.training[key] for key in OF_THE_LOOP if key in given.training}
     found |= {key: given.task[key] for key in _TASK if key in given.task}
+    found["own"] = _own_of(name, given)
     more = {
         "length": length, "dtype": asked["base_dtype"], "task": name, "attention": asked["attend"],
         "prior": _prior(given), "corrected": not asked["uncorrected"],
@@ -110,6 +116,14 @@ def _read(base: str, options: dict[str, Any], show: Show, **asked: Any) -> Asked
         raise BadConfig(f"{twice} is given twice, by an option and by --set {twice}={own[twice]}: drop one of them")
     _left(given, found, show)
     return _built(Asked, {**found, **own, "adapter": given.make_adapter, "processes": asked["processes"]})
+
+
+def _own_of(task: str, given: Settings) -> dict[str, Any]:
+    """Takes the settings that are the task's own and decide what it takes."""
+    from studio.trainers.language.rehearsals import REHEARSALS
+
+    options = REHEARSALS[task].options if task in REHEARSALS else ()
+    return {key: given.task[key] for key in options if key in given.task}
 
 
 def _apart(words: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
@@ -127,7 +141,16 @@ def _prior(given: Settings) -> str | None:
 
 def _left(given: Settings, found: dict[str, Any], show: Show) -> None:
     """Says what was given and changes nothing of the forecast."""
-    counted = {*found, "max_length", "prior", "class_prompt", "class_images", "instance_prompt", "trigger"}
+    counted = {
+        *found,
+        *found["own"],
+        "max_length",
+        "prior",
+        "class_prompt",
+        "class_images",
+        "instance_prompt",
+        "trigger",
+    }
     idle = sorted(key for key in {**given.task, **given.training} if key not in counted)
     if idle:
         show.note(f"{', '.join(idle)} decide{'s' if len(idle) == 1 else ''} nothing of what a training takes")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from studio.errors import BadFile, DoesNotFit, UnknownName, nearest
 from studio.families import BASES, FAMILIES
 from studio.families.family import Family, Outline
 from studio.families.language import LANGUAGE_BASES
-from studio.families.language.kinds import usual_kind
+from studio.families.language.kinds import Kind
 from studio.families.language.shapes import LANGUAGE_SHAPES
 from studio.families.opening import hub
 from studio.families.opening.folder import class_of, index_of
@@ -27,6 +26,7 @@ from studio.families.opening.weights import header_of, held
 from studio.families.quiet import quietly
 from studio.families.shapes import SHAPES
 from studio.families.surroundings import SURROUNDINGS
+from studio.planning.language import first_line, folder_model, public_model
 
 __all__ = ["Blueprint", "blueprint", "known_shapes"]
 
@@ -67,6 +67,7 @@ class Blueprint(Outline):
         scheduler: of a pipeline.
         dtype: what its files hold; None: nobody said.
         config: of the pipeline.
+        kind: what a language model is opened as. folder: where its configs are; None: they are known by name.
     """
 
     name: str = ""
@@ -74,6 +75,8 @@ class Blueprint(Outline):
     scheduler: Any = None
     dtype: torch.dtype | None = None
     config: Any = field(default_factory=lambda: Config(_USUAL))
+    kind: Kind | None = None
+    folder: Path | None = None
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -92,17 +95,19 @@ def known_shapes() -> tuple[str, ...]:
     return (*SHAPES, *LANGUAGE_SHAPES, *BASES, *LANGUAGE_BASES)
 
 
-def blueprint(base: str | Path) -> Blueprint:
+def blueprint(base: str | Path, kind: str | None = None, labels: int = 0) -> Blueprint:
     """Returns a base without its weights; no tensor is read and nothing is asked of the network.
 
     Args:
         base: a public model's name (``"sdxl"``, ``"llama-3-8b"``), an embedded base, a diffusers or transformers
             folder, a checkpoint of one file, or a hub id whose configs are in the cache on this machine.
+        kind: what a language model is opened as, of :data:`studio.families.language.KINDS`; None: what it was saved as.
+        labels: how many the head of a classifier tells apart; 0: as many as its config says.
 
     Raises:
         UnknownName: nothing of that name has a known shape.
         BadFile: its configs cannot be read.
-        DoesNotFit: it is of no family that can be trained.
+        DoesNotFit: it is of no family that can be trained, or is no language model of that kind.
 
     Example:
         >>> blueprint("sd1").family.title, blueprint("facts").language.device.type
@@ -112,10 +117,13 @@ def blueprint(base: str | Path) -> Blueprint:
     if name in SHAPES:
         return _public(name)
     if name in LANGUAGE_SHAPES:
-        return Blueprint({"": LANGUAGE_SHAPES[name].build()}, name)
+        model, opened = public_model(name, kind, labels)
+        return Blueprint({"": model}, name, kind=opened)
     place = {**BASES, **LANGUAGE_BASES}.get(name) or standing(base)
     if place is not None and place.is_dir():
-        return replace(_folder(place), name=name if name in (*BASES, *LANGUAGE_BASES) else place.resolve().name)
+        return replace(
+            _folder(place, kind, labels), name=name if name in (*BASES, *LANGUAGE_BASES) else place.resolve().name
+        )
     if place is not None and place.is_file():
         return _single(place)
     asked = hub_id(name) if place is None else None
@@ -132,7 +140,7 @@ def blueprint(base: str | Path) -> Blueprint:
             f"nothing is known of the shape of {name!r}: the hub's cache on this machine has no configs of it; name a "
             f"public model with its layers ({', '.join(nearest(name, known_shapes(), 3))}), or download it once"
         ) from None
-    return replace(_folder(found), name=name)
+    return replace(_folder(found, kind, labels), name=name)
 
 
 def _configs(files: Any, read: Any) -> list[str]:
@@ -153,9 +161,9 @@ def _scheduler(cls: str, config: Mapping[str, Any]) -> Any:
     return getattr(importlib.import_module("diffusers"), cls)(**config)
 
 
-def _folder(folder: Path) -> Blueprint:
+def _folder(folder: Path, kind: str | None, labels: int) -> Blueprint:
     if not (folder / INDEX).is_file():
-        return _language(folder)
+        return _language(folder, kind, labels)
     index = index_of(folder)
     family, _ = class_of(folder, index)
     parts, scheduler = {}, None
@@ -174,7 +182,7 @@ def _read_scheduler(folder: Path, name: str) -> Any:
         with quietly():
             return cls.from_pretrained(folder, local_files_only=True)
     except Exception as problem:  # whatever a broken config makes diffusers raise
-        raise BadFile(f"{folder} cannot be read as the config of a {name}: {_first(problem)}") from problem
+        raise BadFile(f"{folder} cannot be read as the config of a {name}: {first_line(problem)}") from problem
 
 
 def _part(folder: Path, library: str, name: str) -> nn.Module:
@@ -187,31 +195,15 @@ def _part(folder: Path, library: str, name: str) -> nn.Module:
                 return cls.from_config(cls.load_config(folder, local_files_only=True))  # type: ignore[no-any-return]
             return cls(cls.config_class.from_pretrained(folder, local_files_only=True))  # type: ignore[no-any-return]
     except Exception as problem:  # whatever a broken config makes diffusers or transformers raise
-        raise BadFile(f"{folder} cannot be read as the config of a {name}: {_first(problem)}") from problem
+        raise BadFile(f"{folder} cannot be read as the config of a {name}: {first_line(problem)}") from problem
 
 
-def _language(folder: Path) -> Blueprint:
+def _language(folder: Path, kind: str | None, labels: int) -> Blueprint:
     if not (folder / "config.json").is_file():
         found = ", ".join(sorted(file.name for file in folder.iterdir())[:5]) or "nothing"
         raise BadFile(f"{folder} has neither a {INDEX} nor a config.json, so its shape is not known (it holds {found})")
-    import transformers
-
-    try:
-        said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind, opened = str(said["model_type"]), usual_kind(said)
-    except Exception as problem:
-        raise BadFile(f"{folder} cannot be read as a language model's config: {_first(problem)}") from problem
-    if opened.processor:
-        raise DoesNotFit(f"{folder} is {opened.one}, whose trainings are not planned; plan a language model's")
-    try:
-        with quietly(), torch.device("meta"):
-            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-            seq2seq = kind in transformers.models.auto.modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
-            auto = transformers.AutoModelForSeq2SeqLM if seq2seq else transformers.AutoModelForCausalLM
-            model = auto.from_config(config)
-    except Exception as problem:  # whatever a broken config makes transformers raise
-        raise BadFile(f"{folder} cannot be read as a language model's config: {_first(problem)}") from problem
-    return Blueprint({"": model}, folder.name, dtype=_held(folder))
+    model, opened = folder_model(folder, kind, labels)
+    return Blueprint({"": model}, folder.name, dtype=_held(folder), kind=opened, folder=folder)
 
 
 def _held(folder: Path) -> torch.dtype | None:
@@ -236,8 +228,3 @@ def _single(file: Path) -> Blueprint:
     counts = held([header])
     dtype = max(counts, key=lambda kind: counts[kind], default=None)
     return replace(_public(_PUBLIC[configs]), name=file.name, dtype=dtype)
-
-
-def _first(problem: Exception) -> str:
-    text = str(problem).strip()
-    return text.splitlines()[0][:300] if text else repr(problem)

@@ -12,7 +12,7 @@ from studio.planning.sizes import in_words
 
 __all__ = ["CATEGORIES", "PHASES", "Forecast", "Phase"]
 
-PHASES: Final = ("load", "caching", "forward", "backward", "optimizer", "preview", "save")
+PHASES: Final = ("load", "caching", "reference", "forward", "backward", "optimizer", "preview", "save")
 """The phases in the order of a run."""
 
 CATEGORIES: Final = (

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import (
     in_kernel_invocation_manager,
     unset_fake_temporarily,
 )  # fmt: skip
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 __all__ = ["KnownMode"]
@@ -104,7 +104,7 @@ class KnownMode(FakeTensorMode):
         if func in _SHAPED:  # its shape depends on numbers
             real = self._computed(func, args, given, tensors)
             if real is not None:
-                return self._fake(real)
+                return tree_map_only(Tensor, self._fake, real)
         out = super().__torch_dispatch__(func, types, args, given)
         real = self._computed(func, args, given, tensors) if tensors or _is_small(out) else None
         self._keep(out, real, args, func)
@@ -171,7 +171,7 @@ _PLAIN: Final = _IN_PLACE | _VIEWS | {
 }  # fmt: skip
 """What is done again and again, and gives one tensor or takes one by its first argument."""
 
-_SHAPED: Final = (torch.ops.aten.nonzero.default, torch.ops.aten.masked_select.default)
+_SHAPED: Final = (_A.nonzero.default, _A.masked_select.default, _A.unique_consecutive.default, _A._unique2.default)
 
 
 def _floats(args: tuple[Any, ...]) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import torch
@@ -43,11 +43,15 @@ class Asked:
     """The settings that decide what a training takes; ``None`` is the recipe's value.
 
     Attributes:
-        task: ``"dreambooth"``, ``"style"``, ``"causal-lm"`` or ``"seq2seq"``; None: by the base.
+        task: ``"dreambooth"``, ``"style"``, or one of the language tasks (``studio.trainers.TEXT_TASKS``); None: by
+            the base.
+        own: the task's own settings that decide what it takes: ``{"group": 32}`` of embed; those that are left out
+            have the task's defaults.
         adapter: the adapter's config, or what makes one of the recipe; None is the recipe's.
         whole: every weight of what is trained is trained itself, without an adapter.
         resolution: width and height in pixels; None: the base's own.
-        length: tokens of a sample, or of a caption where its family pads none. answer: of a seq2seq's answer.
+        length: tokens of a sample, of each of its texts where it has several, or of a caption where its family pads
+            none. answer: of a seq2seq's answer.
         batch_size: samples of a forward pass. accumulation: forward passes of a step.
         precision: as in a training, ``"fp32"`` or ``"bf16"`` products. dtype: the base's; None: that of its files, else
             bf16. quantize: ``"nf4"``, ``"nf4,text_encoder_2=int8"``.
@@ -79,6 +83,7 @@ class Asked:
     """
 
     task: str | None = None
+    own: Mapping[str, Any] = field(default_factory=dict)
     adapter: AdapterConfig | Callable[[Any], AdapterConfig | None] | None = None
     whole: bool = False
     resolution: tuple[int, int] | int | None = None
@@ -186,6 +191,6 @@ class Asked:
         found = {}
         for name, one in self.__dataclass_fields__.items():
             value = getattr(self, name)
-            if value != one.default and name not in ("adapter", "corrected"):
+            if value != one.default and name not in ("adapter", "corrected", "own"):
                 found[name] = value
-        return found
+        return found | dict(self.own)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from studio.device import choose_device
-from studio.errors import BadConfig
+from studio.errors import BadConfig, DoesNotFit
 from studio.families.opening.dtype import usual_dtype
 from studio.launched import started_processes
 from studio.planning.blueprint import blueprint
 from studio.planning.forecast import Forecast
 from studio.trainers.forecast.asked import OF_THE_LOOP, Asked
 from studio.trainers.forecast.fit import check_fits
-from studio.trainers.forecast.plan import forecast
+from studio.trainers.forecast.plan import IMAGE_TASKS, forecast
+from studio.trainers.language.rehearsals import REHEARSALS
 from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.task import AdapterLike, Say
 
@@ -25,28 +27,38 @@ __all__ = ["asked_of", "check_before", "forecast_of"]
 _TASK = ("resolution", "text_encoder", "quantize", "prior", "crop")
 
 
-def asked_of(task: Any, adapter: AdapterLike, plan: Plan, processes: int = 1) -> Asked:
+def asked_of(
+    task: Any, adapter: AdapterLike, plan: Plan, processes: int = 1, sizes: Mapping[str, int] | None = None
+) -> Asked:  # fmt: skip
     """Returns what a forecast is asked of a task.
 
     Args:
         task: its description. adapter: as a training takes it; of a file, the recipe's own is taken. plan: the loop's
-            settings. processes: how many there are.
+            settings. processes: how many there are. sizes: of the samples, by fields of what is asked, where they are
+            known; None: what the task says.
 
     Raises:
+        DoesNotFit: no forecast is made of the task.
         BadConfig: its base is an object, of which no forecast is made.
     """
     if not isinstance(task.base, (str, Path)):
         raise BadConfig("fit= asks for a forecast, which is made of a base by name or file; this one is open already")
+    if task.task_name not in (*REHEARSALS, *IMAGE_TASKS):
+        raise DoesNotFit(
+            f"no forecast is made of the task {task.task_name}, so fit={plan.fit!r} cannot be kept: leave it out"
+        )
     mine = {field.name: getattr(task, field.name) for field in dataclasses.fields(task) if field.name in _TASK}
     if "prior" in mine and mine["prior"] is None:
         mine["prior"] = "images" if task.class_images else "self" if task.class_prompts else None
     length = getattr(task, "max_length", None)
+    options = REHEARSALS[task.task_name].options if task.task_name in REHEARSALS else ()
+    own = {name: getattr(task, name) for name in options}
     config = None if isinstance(adapter, (str, Path)) else adapter
     loop = {name: getattr(plan, name) for name in OF_THE_LOOP}
     seen = getattr(task, "preview_prompts", None) != ()
     return Asked(
-        task=task.task_name, adapter=config, processes=processes, length=length, previews=seen,
-        dtype="fp32" if _on_cpu(task.base, plan) else None, **mine, **loop,
+        task=task.task_name, own=own, adapter=config, processes=processes, previews=seen,
+        dtype="fp32" if _on_cpu(task.base, plan) else None, **{"length": length, **(sizes or {})}, **mine, **loop,
     )  # fmt: skip
 
 
@@ -60,16 +72,17 @@ def _on_cpu(base: str | Path, plan: Plan) -> bool:
     return drawn.dtype is not None and usual_dtype({drawn.dtype: numbers}, device) is torch.float32
 
 
-def forecast_of(task: Any, adapter: AdapterLike, plan: Plan) -> Forecast:
+def forecast_of(task: Any, adapter: AdapterLike, plan: Plan, sizes: Mapping[str, int] | None = None) -> Forecast:
     """Returns the forecast of a task, as nothing has corrected it.
 
     Args:
-        task: its description. adapter: as a training takes it. plan: the loop's settings.
+        task: its description. adapter: as a training takes it. plan: the loop's settings. sizes: of the samples, as
+            :func:`asked_of` takes them.
 
     Raises:
         UsageError: as :func:`studio.trainers.forecast.plan.plan`.
     """
-    asked = asked_of(task, adapter, plan, started_processes()[1])
+    asked = asked_of(task, adapter, plan, started_processes()[1], sizes)
     return forecast(task.base, dataclasses.replace(asked, corrected=False))
 
 

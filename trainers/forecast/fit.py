@@ -107,7 +107,7 @@ def _quantised(way: str) -> Callable[[Asked, Forecast], Asked | None]:
 def _smaller(asked: Asked, now: Forecast) -> Asked | None:
     if "native" not in now.sizes:  # a language model
         length = asked.length or now.sizes["length"]
-        return replace(asked, length=length // 2) if length > 128 else None
+        return replace(asked, length=length // 2) if length > max(128, 2 * now.sizes["least"]) else None
     width, height = now.sizes["width"], now.sizes["height"]
     unit, least = 64, min(256, now.sizes["native"])
     sides = max(unit, round(width * 0.75 / unit) * unit), max(unit, round(height * 0.75 / unit) * unit)

@@ -31,13 +31,13 @@ from studio.trainers.forecast.image import image_scene
 from studio.trainers.forecast.language import language_scene, text_recipe
 from studio.trainers.forecast.stage import play
 from studio.trainers.forecast.swapped import Waiting, block_sizes, waiting
+from studio.trainers.language.rehearsals import REHEARSALS, USUAL_TASKS
 from studio.trainers.loop import checkpoint
 from studio.trainers.recipes import recipe_for
 
-__all__ = ["draws", "forecast", "plan"]
+__all__ = ["IMAGE_TASKS", "forecast", "plan", "usual_task"]
 
 IMAGE_TASKS: Final = ("dreambooth", "style")
-TEXT_TASKS: Final = ("causal-lm", "seq2seq")
 LEAST_IN_8_BITS: Final = 4096
 """Numbers of a tensor from which on bitsandbytes keeps its moments in 8 bits."""
 
@@ -71,13 +71,20 @@ def plan(base: str | Path, **settings: Any) -> Forecast:
     return forecast(base, Asked(**settings))
 
 
-def draws(base: str | Path) -> bool:
-    """Whether a base draws pictures; else it is a language model.
+def usual_task(base: str | Path) -> str:
+    """Returns the task that is meant where none is named.
+
+    Args:
+        base: as :func:`plan` takes it.
 
     Raises:
         UsageError: as :func:`plan`.
+
+    Example:
+        >>> usual_task("emoji"), usual_task("facts"), usual_task("words"), usual_task("figures")
+        ('dreambooth', 'causal-lm', 'seq2seq', 'caption')
     """
-    return _nature(str(base)).draws
+    return _nature(str(base), None).task
 
 
 def forecast(base: str | Path, asked: Asked) -> Forecast:
@@ -95,8 +102,8 @@ def forecast(base: str | Path, asked: Asked) -> Forecast:
     return replace(made, correction=correction(made.counted, title(choose_device())))
 
 
-_FRESH: Final[dict[str, Blueprint]] = {}
-"""Bases that were looked at and have not been played yet, which changes them."""
+_FRESH: Final[dict[tuple[str, str], Blueprint]] = {}
+"""Bases by name and task that were looked at and have not been played yet, which changes them."""
 
 
 @dataclass(frozen=True)
@@ -104,24 +111,49 @@ class _Nature:
     """What the settings of a training ask a base about.
 
     Args:
-        draws: whether it draws pictures. answers: whether it makes texts of others. batch_size: task -> the recipe's.
+        draws: whether it draws pictures. task: what is trained. batch_size: the recipe's.
     """
 
     draws: bool
-    answers: bool
-    batch_size: Mapping[str, int]
+    task: str
+    batch_size: int
+
+
+def _drawn(base: str, task: str | None) -> Blueprint:
+    """The base, opened as what a task needs; as what it was saved as for one that is not on texts."""
+    if task is None or task not in REHEARSALS:
+        return blueprint(base)
+    return blueprint(base, REHEARSALS[task].kind, REHEARSALS[task].labels)
 
 
 @lru_cache(maxsize=16)
-def _nature(base: str) -> _Nature:
-    drawn = _FRESH[base] = blueprint(base)
+def _nature(base: str, task: str | None) -> _Nature:
+    """What a base is to a task; None: to the one that is usual.
+
+    Raises:
+        DoesNotFit: it is of another sort, or no forecast is made of the task.
+    """
+    drawn = _drawn(base, task)
     family, model = drawn.family, drawn.language
+    tasks = IMAGE_TASKS if family is not None else tuple(REHEARSALS)
+    if task is not None and task not in tasks:
+        sort = "an image" if family is not None else "a language"
+        raise DoesNotFit(
+            f"task={task!r}: {base} is {sort} base, and of the trainings of those a forecast is made of "
+            f"{', '.join(tasks)}"
+        )
     if family is None:
-        assert model is not None, "else it is of a family"
-        config: Any = model.config
-        return _Nature(False, bool(config.is_encoder_decoder), dict.fromkeys(TEXT_TASKS, text_recipe(model).batch_size))
-    made = Base(drawn, family, drawn.name, family.native(drawn), defaults=family.defaults(drawn))
-    return _Nature(True, False, {task: recipe_for(task, made).batch_size for task in IMAGE_TASKS})
+        assert model is not None and drawn.kind is not None, "else it is of a family"
+        named = task or USUAL_TASKS[drawn.kind.name]
+        batch_size = text_recipe(named, model).batch_size
+    else:
+        named = task or IMAGE_TASKS[0]
+        made = Base(drawn, family, drawn.name, family.native(drawn), defaults=family.defaults(drawn))
+        batch_size = recipe_for(named, made).batch_size
+    if len(_FRESH) >= KEPT_FRESH:
+        _FRESH.pop(next(iter(_FRESH)))
+    _FRESH[base, named] = drawn
+    return _Nature(family is not None, named, batch_size)
 
 
 def _for(base: str | Path, asked: Asked) -> Asked:
@@ -130,24 +162,35 @@ def _for(base: str | Path, asked: Asked) -> Asked:
     Raises:
         DoesNotFit: a setting of the other sort.
     """
-    own = _nature(str(base))
-    tasks = IMAGE_TASKS if own.draws else TEXT_TASKS
-    if asked.task is not None and asked.task not in tasks:
-        sort = "an image" if own.draws else "a language"
-        raise DoesNotFit(f"task={asked.task!r}: {base} is {sort} base, whose tasks are {', '.join(tasks)}")
+    own = _nature(str(base), asked.task)
     for name in ("answer",) if own.draws else ("resolution", "text_encoder", "prior", "crop"):
         if getattr(asked, name) != Asked.__dataclass_fields__[name].default:
             sort = "a language" if own.draws else "an image"
             raise DoesNotFit(f"{name}={getattr(asked, name)!r} is for {sort} base, and {base} is none: leave it out")
-    task = asked.task or ("seq2seq" if own.answers else tasks[0])
-    batch = asked.batch_size or max(own.batch_size[task], asked.processes)
+    _check_own(own, asked)
+    batch = asked.batch_size or max(own.batch_size, asked.processes)
     samples = batch * asked.accumulation
     if asked.processes > samples:
         raise DoesNotFit(
             f"{asked.processes} processes share {samples} samples of a step, so some would have none: give a "
             f"batch_size of {asked.processes} or more"
         )
-    return replace(asked, task=task, batch_size=batch)
+    return replace(asked, task=own.task, batch_size=batch)
+
+
+def _check_own(nature: _Nature, asked: Asked) -> None:
+    """Checks that the task has the settings that are given as its own.
+
+    Raises:
+        DoesNotFit: it has not.
+    """
+    known = REHEARSALS[nature.task].options if nature.task in REHEARSALS else {}
+    other = next((name for name in asked.own if name not in known), None)
+    if other is not None:
+        names = ", ".join(known) or "none"
+        raise DoesNotFit(
+            f"{other} decides nothing of what the task {nature.task} takes (what does: {names}): leave it out"
+        )
 
 
 class _Play:
@@ -156,7 +199,8 @@ class _Play:
     def __init__(self, base: str, asked: Asked) -> None:
         fakes, self.tracker = Fakes(), Tracker()
         self.asked = asked  # kept: the words of a function are its place in memory, which another one may take after it
-        drawn = _FRESH.pop(base, None) or blueprint(base)
+        assert asked.task is not None, "the settings are filled"
+        drawn = _FRESH.pop((base, asked.task), None) or _drawn(base, asked.task)
         self.name, self.dtype = drawn.name, asked.type_of(drawn.dtype)
         self.known_dtype = drawn.dtype is not None
         scene = image_scene(drawn, asked, fakes) if drawn.family else language_scene(drawn, asked)
@@ -226,6 +270,7 @@ def _played(base: str, asked: Asked) -> _Play:
     return _PLAYED[key]
 
 
+KEPT_FRESH: Final = 4
 _PLAYED: Final[dict[tuple[str, str], _Play]] = {}
 KEPT: Final = 64
 
@@ -312,6 +357,7 @@ def _assumed(played: _Play, asked: Asked) -> Iterable[str]:
         "memory that tensors hold, in blocks of 512 bytes; the device's own context (0.3 to 0.8 GB), the workspaces of "
         "its libraries and the gaps between blocks come on top"
     )
+    yield from REHEARSALS[played.asked.task].taken if played.asked.task in REHEARSALS else ()
     if not played.known_dtype and asked.dtype is None:
         yield "the base's files hold bf16 (dtype= says otherwise)"
     if asked.attention == "sdpa":

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from studio.adapters import AdapterConfig, attach, state
+from studio.adapters.contract.mixed import Mixed
 from studio.adapters.training import on_step, penalty
 from studio.errors import DoesNotFit
 from studio.families import components
@@ -20,13 +21,14 @@ from studio.planning.attending import attending_as
 from studio.planning.tracker import Tracker
 from studio.trainers.forecast.asked import Asked
 from studio.trainers.forecast.whole import Whole
+from studio.trainers.language.reference import ReferenceLesson
 from studio.trainers.loop.block_swap import BlockSwap
 from studio.trainers.loop.fused import FusedBackward
 from studio.trainers.loop.mode import training_mode
 from studio.trainers.loop.task import Lesson
 from studio.trainers.loop.weights import Weights
 
-__all__ = ["Scene", "Stuff", "play"]
+__all__ = ["Scene", "Stuff", "play", "reference_of"]
 
 
 class Stuff(Protocol):
@@ -51,6 +53,7 @@ class Scene:
         resident: those of them that stay on the device while it trains.
         cache: computes what is kept before the first step. draw: computes a preview.
         whole: every weight is trained itself, and no adapter is put on. sizes: of the samples.
+        reference: asks the base without the adapter, before the first step too.
     """
 
     lesson: Lesson
@@ -60,6 +63,27 @@ class Scene:
     draw: Callable[[], Any] | None = None
     whole: bool = False
     sizes: dict[str, int] = field(default_factory=dict)
+    reference: Callable[[], Any] | None = None
+
+
+def reference_of(lesson: Lesson) -> Callable[[], None] | None:
+    """Returns what asks a lesson's reference before the first step, as a run does; None where none is asked.
+
+    Args:
+        lesson: the lesson; the base's own dropout is switched off where it has a reference.
+    """
+    if not isinstance(lesson, ReferenceLesson):
+        return None
+    lesson.keep_still()
+
+    def ask() -> None:
+        with lesson.bare():
+            lesson.remember(lambda line: None)
+
+    if lesson.asks:
+        return ask
+    lesson.remember(lambda line: None)
+    return None
 
 
 def play(scene: Scene, asked: Asked, stuff: Stuff, tracker: Tracker) -> None:
@@ -82,6 +106,9 @@ def play(scene: Scene, asked: Asked, stuff: Stuff, tracker: Tracker) -> None:
         if scene.cache is not None:
             with torch.no_grad(), tracker.phase("caching", "temporaries"):
                 scene.cache()
+        if scene.reference is not None:
+            with tracker.phase("reference", "temporaries"):
+                scene.reference()
         _away(tracker, [lone[name] for name in lone if name not in scene.resident])
         with tracker.phase("optimizer", "adapter"):
             tracker.own({} if scene.whole else state(lesson.model, lesson.name).values(), "adapter")
@@ -136,17 +163,24 @@ def _attach(lesson: Lesson) -> None:
     Raises:
         DoesNotFit: its start asks for more than shapes.
     """
-    config = lesson.adapter
-    if config.data_driven:  # its tensors are as large as any start's
-        usual: dict[str, Any] = {"init": type(config).__dataclass_fields__["init"].default}
-        config = replace(config, **usual)
+    if lesson.adapter.data_driven:
+        parts = [_undriven(part) for part in lesson.adapter.members]
+        lesson.adapter = parts[0] if len(parts) == 1 else Mixed(parts=tuple(parts))
     try:
-        _attach_as(lesson, config)
+        _attach_as(lesson, lesson.attached)
     except DataDependentOutputException:
         raise DoesNotFit(
-            f"no forecast is made of {type(config).__name__}: it starts by choosing weights by their numbers, "
+            f"no forecast is made of {type(lesson.adapter).__name__}: it starts by choosing weights by their numbers, "
             "which a plan does not read; that of LoRA(rank=...) with as many trained numbers is about the same"
         ) from None
+
+
+def _undriven(config: AdapterConfig) -> AdapterConfig:
+    """The config with a start that asks for no data: its tensors are as large as any start's."""
+    if not config.data_driven:
+        return config
+    usual: dict[str, Any] = {"init": type(config).__dataclass_fields__["init"].default}
+    return replace(config, **usual)
 
 
 def _attach_as(lesson: Lesson, config: AdapterConfig) -> None:

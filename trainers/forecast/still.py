@@ -12,11 +12,11 @@ __all__ = ["Blank", "Still", "item"]
 
 
 class Still(Draws):
-    """Draws that are the same for every sample."""
+    """Draws in which nothing is left to chance."""
 
     def item(self, n: int, count: int) -> int:
-        """The first one."""
-        return 0
+        """One after the other."""
+        return n % count
 
     def uniform(self, n: int, what: str) -> float:
         """The middle."""
@@ -31,7 +31,7 @@ class Blank:
     """
 
     added_tokens_encoder: dict[str, int] = {}
-    unk_token_id = bos_token_id = 0
+    unk_token_id = bos_token_id = cls_token_id = 0
     eos_token_id = pad_token_id = 1
     all_special_ids = (0, 1)
 

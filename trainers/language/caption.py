@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
+from studio.adapters import AdapterConfig
 from studio.datasets.seen import Seen
+from studio.errors import DoesNotFit
 from studio.families.language import LanguageBase
-from studio.families.language.seeing import asked, joined, looked_at
+from studio.families.language.seeing import asked, beside_text, check_sees, joined, looked_at
 from studio.trainers.language.lesson import MEASURED, TokenLesson, exact_match
+from studio.trainers.language.rehearsal import Stand
 from studio.trainers.language.rows import short
 from studio.trainers.language.seq2seq import shortened
 from studio.trainers.language.texts import IGNORED
 
-__all__ = ["CaptionLesson", "SeenRow", "caption_loss", "encode_seen"]
+__all__ = [
+    "CaptionLesson",
+    "SeenRow",
+    "caption_loss",
+    "encode_seen",
+    "picture_tokens",
+    "rehearsed_pictures",
+    "text_alone",
+]
 
 
 @dataclass(frozen=True)
@@ -126,3 +139,53 @@ class CaptionLesson(TokenLesson[SeenRow]):
         from studio.pipelines.seeing import describe_seen
 
         return [one.text for one in describe_seen(self.base, [row.seen for row in rows], most, MEASURED)]
+
+
+def text_alone(adapter: AdapterConfig, base: LanguageBase) -> AdapterConfig:
+    """Returns the adapter's config with all that is no part of the text decoder left out.
+
+    Args:
+        adapter: the config. base: a vision-language model.
+    """
+    return replace(adapter, exclude=(*adapter.exclude, *beside_text(base)))
+
+
+PICTURE: Final = (512, 512)
+"""Pixels of a picture that is rehearsed with, which matter where a base does not scale all to one size."""
+
+
+def rehearsed_pictures(stand: Stand) -> CaptionLesson:
+    """Returns the lesson on black pictures of which nothing is asked.
+
+    Args:
+        stand: what it is rehearsed with; ``vision`` is as of the task.
+
+    Raises:
+        DoesNotFit: the base sees nothing, or nothing can be said behind a picture.
+    """
+    seen = _blank(stand.base)
+    room = stand.length - int(seen["input_ids"].shape[1])
+    if room < 1:
+        raise DoesNotFit(
+            f"length={stand.length}: {stand.base.id} reads a picture as {stand.length - room} tokens, and what is "
+            "said of it stands behind them; give more"
+        )
+    adapter = stand.shared["adapter"]
+    shared = {**stand.shared, "adapter": adapter if stand.own["vision"] else text_alone(adapter, stand.base)}
+    rows = [SeenRow(Seen(1), "", seen, (1,) * max(room - less, 1)) for less in (0, 1)]
+    return CaptionLesson(**shared, samples=rows, held_out=[], previews=[], answers=0, preview_tokens=1)
+
+
+def picture_tokens(base: LanguageBase, own: Mapping[str, Any]) -> int:
+    """Returns the least tokens of a sample: those of a picture that is rehearsed with, and one of an answer.
+
+    Args:
+        base: a vision-language model. own: the task's settings.
+    """
+    return int(_blank(base)["input_ids"].shape[1]) + 1
+
+
+def _blank(base: LanguageBase) -> Mapping[str, Tensor]:
+    """What the model reads of a black picture."""
+    check_sees(base)
+    return looked_at(base, Image.new("RGB", PICTURE), asked(base, (("user", ""),)))

@@ -17,12 +17,13 @@ from studio.families.language import LanguageBase
 from studio.trainers.language.choices import chosen
 from studio.trainers.language.lesson import MEASURED, TokenLesson, exact_match
 from studio.trainers.language.packing import packed
+from studio.trainers.language.rehearsal import Stand
 from studio.trainers.language.texts import IGNORED, TokenRow, batch, question
 
 if TYPE_CHECKING:
     pass
 
-__all__ = ["Causal", "Question", "said"]
+__all__ = ["Causal", "Question", "rehearsed_texts", "said"]
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,18 @@ class Causal(TokenLesson[TokenRow]):
 
     def _answers(self, questions: Sequence[tuple[str, bool]], most: int) -> list[str]:
         return said(self.base, questions, most)
+
+
+def rehearsed_texts(stand: Stand) -> Causal:
+    """Returns the lesson on texts that say nothing.
+
+    Args:
+        stand: what it is rehearsed with.
+    """
+    return Causal(
+        **stand.shared, samples=[stand.row(), stand.row(less=1)], held_out=[], previews=[], answers=0,
+        preview_tokens=1,
+    )  # fmt: skip
 
 
 def _places(labels: Tensor) -> list[int]:

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from studio.datasets.sentences import SentencePair
 from studio.families.language import LanguageBase
-from studio.families.language.encoding import embeddings
+from studio.families.language.encoding import check_encodes, embeddings
 from studio.families.language.judging import Reading, read_texts
 from studio.trainers.language.lesson import MEASURED, TextLesson
+from studio.trainers.language.rehearsal import Stand
 from studio.trainers.language.rows import short
 from studio.trainers.loop.mode import evaluating
 from studio.trainers.loop.task import Loss
 
-__all__ = ["EmbedLesson", "SentenceRow", "encode_sentences", "info_nce", "ranks_of", "told_apart"]
+__all__ = [
+    "EmbedLesson",
+    "SentenceRow",
+    "encode_sentences",
+    "info_nce",
+    "ranks_of",
+    "rehearsed_sentences",
+    "sentence_sizes",
+    "told_apart",
+]
 
 SHOWN: Final = 4  # anchors of which previews say the nearest text
 AMONG: Final = 64  # texts among which previews look for it
@@ -40,7 +50,7 @@ class SentenceRow:
     @property
     def size(self) -> int:
         """Its tokens."""
-        return sum(len(one.tokens) for one in self._all)
+        return sum(len(one.tokens) for one in self.texts)
 
     @property
     def counted(self) -> int:
@@ -50,14 +60,15 @@ class SentenceRow:
     @property
     def lost(self) -> int:
         """How many tokens were cut off."""
-        return sum(one.lost for one in self._all)
+        return sum(one.lost for one in self.texts)
 
     def ends(self, base: LanguageBase) -> bool:
         """Nothing is written, so nothing has to end."""
         return True
 
     @property
-    def _all(self) -> list[Reading]:
+    def texts(self) -> list[Reading]:
+        """The two texts, and the third one where it is named."""
         return [self.anchor, self.positive, *([] if self.negative is None else [self.negative])]
 
 
@@ -209,3 +220,26 @@ class EmbedLesson(TextLesson[SentenceRow]):
     @property
     def _shown(self) -> Sequence[SentenceRow]:
         return (self.held_out or self.samples)[:AMONG]
+
+
+def rehearsed_sentences(stand: Stand) -> EmbedLesson:
+    """Returns the lesson on pairs of texts that say nothing, none with a third one.
+
+    Args:
+        stand: what it is rehearsed with; ``pooling`` and ``group`` are as of the task.
+
+    Raises:
+        DoesNotFit: the base cannot be pooled so.
+    """
+    check_encodes(stand.base, stand.own["pooling"])
+    rows = [SentenceRow(SentencePair(1), stand.reading(less), stand.reading(less), None) for less in (0, 1)]
+    return EmbedLesson(**stand.shared, **stand.own, samples=rows, held_out=[], temperature=1.0)
+
+
+def sentence_sizes(rows: Sequence[SentenceRow], own: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the tokens of the longest text.
+
+    Args:
+        rows: at least one. own: the task's settings.
+    """
+    return {"length": max(len(one.tokens) for row in rows for one in row.texts)}

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from studio.datasets.chat import Sample
 from studio.datasets.prompts import Prompt
-from studio.errors import BadFile
+from studio.errors import BadFile, DoesNotFit
 from studio.families.language import LanguageBase
 from studio.trainers.language.answers import log_chances, sums
 from studio.trainers.language.lesson import MEASURED
 from studio.trainers.language.policy_losses import advantages, grpo
 from studio.trainers.language.reference import ReferenceLesson
+from studio.trainers.language.rehearsal import Stand
 from studio.trainers.language.rewards import Scores
 from studio.trainers.language.texts import TokenRow, asked_text
+from studio.trainers.loop.mode import evaluating
 from studio.trainers.loop.task import Loss, Say
 
-__all__ = ["GRPOLesson", "PromptRow", "encode_prompt"]
+__all__ = ["GRPOLesson", "PromptRow", "encode_prompt", "prompt_sizes", "prompt_tokens", "rehearsed_prompts"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,11 @@ class GRPOLesson(ReferenceLesson[PromptRow]):
     max_new_tokens: int
     answers: int
 
+    @property
+    def asks(self) -> bool:
+        """There is nothing to ask of the reference before a step."""
+        return False
+
     def remember(self, say: Say) -> None:
         """There is nothing to ask of the reference yet."""
 
@@ -161,3 +169,76 @@ class GRPOLesson(ReferenceLesson[PromptRow]):
                 learned = (False,) * len(before) + (True,) * len(one.tokens)
                 rows[place] = TokenRow(Sample(prompts[place].sample.line), (*before, *one.tokens), learned)
         return texts, [rows[place] for place in range(len(prompts))]
+
+
+class _Rehearsed(GRPOLesson):
+    """The lesson, but for what is drawn: of a drawing the two passes at which most is held, and the longest answers."""
+
+    def _written(
+        self, prompts: Sequence[PromptRow], temperature: float, seeds: Sequence[int]
+    ) -> tuple[list[str], list[TokenRow]]:  # fmt: skip
+        some = prompts[:MEASURED]
+        with torch.no_grad(), evaluating([self.model]):
+            made = self._passed((len(some), some[0].size), None)
+            cache, between = made.past_key_values, self.max_new_tokens - 2
+            for place, layer in enumerate(cache.layers if between > 0 else ()):
+                *rows, _, width = layer.keys.shape
+                more = layer.keys.new_zeros((*rows, between, width))
+                cache.update(more, more, place)
+            if self.max_new_tokens > 1:
+                made = self._passed((len(some), 1), cache)
+            scores = made.logits[:, -1].float()
+            (scores / temperature + torch.zeros_like(scores)).argmax(-1)
+        said = [max(self.max_new_tokens - number % 2, 1) for number in range(len(prompts))]
+        rows = [
+            TokenRow(Sample(1), (1,) * (one.size + count), (False,) * one.size + (True,) * count)
+            for one, count in zip(prompts, said, strict=True)
+        ]
+        return [""] * len(prompts), rows
+
+    def _passed(self, shape: tuple[int, int], cache: Any) -> Any:
+        before = 0 if cache is None else cache.get_seq_length()
+        return self.model(
+            input_ids=torch.ones(shape, dtype=torch.int64), past_key_values=cache, use_cache=True, logits_to_keep=1,
+            attention_mask=torch.ones(shape[0], before + shape[1], dtype=torch.int64),
+        )  # fmt: skip
+
+
+def rehearsed_prompts(stand: Stand) -> GRPOLesson:
+    """Returns the lesson on prompts that say nothing, whose answers are as long as they may be.
+
+    Args:
+        stand: what it is rehearsed with; ``group`` and ``max_new_tokens`` are as of the task.
+
+    Raises:
+        DoesNotFit: nothing is left of the length for a prompt.
+    """
+    room = stand.length - stand.own["max_new_tokens"]
+    if room < 1:
+        raise DoesNotFit(
+            f"length={stand.length}: answers have {stand.own['max_new_tokens']} tokens (max_new_tokens), and a prompt "
+            "stands before them; give more"
+        )
+    return _Rehearsed(
+        **stand.shared, **stand.own, samples=[PromptRow(Prompt(1), "", (1,) * room)], held_out=[], previews=[],
+        preview_tokens=1, scores=lambda prompt, texts: [0.0] * len(texts), beta=0.04, clip_ratio=0.2, temperature=1.0,
+        answers=0,
+    )  # fmt: skip
+
+
+def prompt_sizes(rows: Sequence[PromptRow], own: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the tokens of the longest prompt with an answer that is as long as it may be.
+
+    Args:
+        rows: at least one. own: the task's settings.
+    """
+    return {"length": max(row.size for row in rows) + int(own["max_new_tokens"])}
+
+
+def prompt_tokens(base: LanguageBase, own: Mapping[str, Any]) -> int:
+    """Returns the least tokens of a sample: one of a prompt, and those of an answer.
+
+    Args:
+        base: the base. own: the task's settings.
+    """
+    return int(own["max_new_tokens"]) + 1

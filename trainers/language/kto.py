@@ -8,17 +8,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from studio.datasets.preferences import Verdict
+from studio.datasets import chat
+from studio.datasets.preferences import Answer, Verdict
 from studio.families.language import LanguageBase
 from studio.trainers.language.answers import encode_answer, exchanged
+from studio.trainers.language.lesson import MEASURED
 from studio.trainers.language.preference import preferred
 from studio.trainers.language.preference_losses import kto
 from studio.trainers.language.reference import ReferenceLesson
+from studio.trainers.language.rehearsal import Stand
 from studio.trainers.language.texts import TokenRow
 from studio.trainers.loop.mode import evaluating
 from studio.trainers.loop.task import Loss, Say
 
-__all__ = ["KTOLesson", "VerdictRow", "encode_verdict", "others_of"]
+__all__ = ["KTOLesson", "VerdictRow", "encode_verdict", "others_of", "rehearsed_verdicts"]
 
 
 @dataclass(frozen=True)
@@ -171,3 +174,17 @@ class KTOLesson(ReferenceLesson[VerdictRow]):
             for kept, answers in zip(found, ([row.answer for row in rows], some), strict=True):
                 kept.append(self.sums(answers).cpu())
         return torch.cat(found[0]), torch.cat(found[1])
+
+
+def rehearsed_verdicts(stand: Stand) -> KTOLesson:
+    """Returns the lesson on answers that say nothing, as many as the reference is asked about at once.
+
+    Args:
+        stand: what it is rehearsed with.
+    """
+    verdict = Verdict(1, Answer(chat.Sample(1)), good=True)
+    rows = [VerdictRow(verdict, stand.row(less=number % 2)) for number in range(MEASURED)]
+    return KTOLesson(
+        **stand.shared, samples=rows, held_out=[], previews=[], preview_tokens=1, length=stand.length, beta=0.1,
+        desirable=1.0, undesirable=1.0,
+    )  # fmt: skip

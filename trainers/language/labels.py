@@ -11,13 +11,15 @@ from torch import Tensor
 
 from studio.datasets.labelled import Labelled
 from studio.families.language import LanguageBase
+from studio.families.language.heads import head_layers
 from studio.families.language.judging import Reading, label_logits, read_texts, read_words
 from studio.trainers.language.agreement import entity_f1, is_of_entities, macro_f1
 from studio.trainers.language.lesson import MEASURED, TextLesson
+from studio.trainers.language.rehearsal import Stand
 from studio.trainers.language.rows import short
 from studio.trainers.loop.task import Loss
 
-__all__ = ["LabelLesson", "LabelRow", "encode_labelled"]
+__all__ = ["LabelLesson", "LabelRow", "encode_labelled", "rehearsed_labels"]
 
 
 @dataclass(frozen=True)
@@ -124,3 +126,14 @@ class LabelLesson(TextLesson[LabelRow]):
         """Returns the logits of all labels of rows, ``(N, C)``, and the right ones, int64 ``(N,)``."""
         logits = label_logits(self.base, [row.reading for row in rows])
         return logits, torch.tensor([label for row in rows for label in row.labels], device=logits.device)
+
+
+def rehearsed_labels(stand: Stand) -> LabelLesson:
+    """Returns the lesson on texts that say nothing, each with a label.
+
+    Args:
+        stand: what it is rehearsed with; ``keep_head`` is as of the task.
+    """
+    head = () if stand.own["keep_head"] else head_layers(stand.base.model)
+    rows = [LabelRow(Labelled(1), stand.reading(less), (0,)) for less in (0, 1)]
+    return LabelLesson(**{**stand.shared, "head": head}, samples=rows, held_out=[], weights=None, previews=[])

@@ -9,15 +9,26 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from studio.datasets.preferences import Comparison
+from studio.datasets import chat
+from studio.datasets.preferences import Answer, Comparison
 from studio.families.language import LanguageBase
 from studio.trainers.language.answers import encode_answer
+from studio.trainers.language.lesson import MEASURED
 from studio.trainers.language.preference_losses import dpo, ipo, orpo
 from studio.trainers.language.reference import ReferenceLesson
+from studio.trainers.language.rehearsal import Stand
 from studio.trainers.language.texts import TokenRow
 from studio.trainers.loop.task import Loss, Say
 
-__all__ = ["PAIR_LOSSES", "ComparisonRow", "PairLoss", "PairwiseLesson", "encode_comparison", "preferred"]
+__all__ = [
+    "PAIR_LOSSES",
+    "ComparisonRow",
+    "PairLoss",
+    "PairwiseLesson",
+    "encode_comparison",
+    "preferred",
+    "rehearsed_comparisons",
+]
 
 
 @dataclass(frozen=True)
@@ -114,6 +125,11 @@ class PairwiseLesson(ReferenceLesson[ComparisonRow]):
     loss_of: PairLoss
     beta: float
 
+    @property
+    def asks(self) -> bool:
+        """Whether scores are held against the reference."""
+        return self.loss_of.reference
+
     def remember(self, say: Say) -> None:
         """Asks the reference for the answers of the data, and for the held-out ones as they are measured."""
         self._before = torch.zeros(2, len(self.samples))
@@ -163,3 +179,17 @@ class PairwiseLesson(ReferenceLesson[ComparisonRow]):
             return ratios
         counts = ([row.chosen.counted for row in rows], [row.rejected.counted for row in rows])
         return [ratio / torch.tensor(count, device=ratio.device) for ratio, count in zip(ratios, counts, strict=True)]
+
+
+def rehearsed_comparisons(stand: Stand) -> PairwiseLesson:
+    """Returns the lesson on pairs of answers that say nothing, as many as the reference is asked about at once.
+
+    Args:
+        stand: what it is rehearsed with; ``loss`` is as of the task.
+    """
+    answer = Answer(chat.Sample(1))
+    rows = [ComparisonRow(Comparison(1, answer, answer), stand.row(), stand.row(less=1))] * MEASURED
+    return PairwiseLesson(
+        **stand.shared, samples=rows, held_out=[], previews=[], preview_tokens=1, beta=0.1,
+        loss_of=PAIR_LOSSES[stand.own["loss"]],
+    )  # fmt: skip

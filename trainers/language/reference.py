@@ -87,9 +87,18 @@ class ReferenceLesson(TextLesson[R]):
     def prepare(self, say: Say) -> None:
         """Switches the base's own dropout off and asks the reference, while the base is bare."""
         super().prepare(say)
-        self._still = Still(self.model)
+        self.keep_still()
         with torch.no_grad(), evaluating([self.model]):
             self.remember(say)
+
+    @property
+    def asks(self) -> bool:
+        """Whether the reference is asked about the samples before the first step."""
+        return True
+
+    def keep_still(self) -> None:
+        """Switches the base's own dropout off, until the lesson is closed."""
+        self._still = Still(self.model)
 
     @abstractmethod
     def remember(self, say: Say) -> None:

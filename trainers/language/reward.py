@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from studio.datasets import chat
 from studio.datasets.preferences import Answer, Comparison
 from studio.families.language import LanguageBase
+from studio.families.language.heads import head_layers
 from studio.families.language.judging import Reading, label_logits, read_texts
 from studio.trainers.language.lesson import TextLesson
 from studio.trainers.language.preference import preferred
 from studio.trainers.language.preference_losses import bradley_terry
+from studio.trainers.language.rehearsal import Stand
 from studio.trainers.loop.task import Loss
 
-__all__ = ["RewardLesson", "RewardRow", "encode_rewarded", "rewarded_texts"]
+__all__ = ["RewardLesson", "RewardRow", "encode_rewarded", "rehearsed_rewards", "reward_sizes", "rewarded_texts"]
 
 
 @dataclass(frozen=True)
@@ -107,3 +111,24 @@ class RewardLesson(TextLesson[RewardRow]):
         both = label_logits(self.base, [row.chosen for row in rows] + [row.rejected for row in rows])[:, 0]
         chosen, rejected = both.chunk(2)
         return chosen, rejected
+
+
+def rehearsed_rewards(stand: Stand) -> RewardLesson:
+    """Returns the lesson on comparisons of answers that say nothing.
+
+    Args:
+        stand: what it is rehearsed with.
+    """
+    answer = Answer(chat.Sample(1))
+    row = RewardRow(Comparison(1, answer, answer), stand.reading(), stand.reading(less=1))
+    head = head_layers(stand.base.model)
+    return RewardLesson(**{**stand.shared, "head": head}, samples=[row], held_out=[])
+
+
+def reward_sizes(rows: Sequence[RewardRow], own: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the tokens of the longest answer with its prompt.
+
+    Args:
+        rows: at least one. own: the task's settings.
+    """
+    return {"length": max(len(one.tokens) for row in rows for one in (row.chosen, row.rejected))}

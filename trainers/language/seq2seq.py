@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +14,20 @@ from studio.datasets.pairs import Pair
 from studio.families.language import LanguageBase
 from studio.trainers.language.choices import chosen
 from studio.trainers.language.lesson import MEASURED, TokenLesson, exact_match
+from studio.trainers.language.rehearsal import Stand
 from studio.trainers.language.rows import short
 from studio.trainers.language.texts import IGNORED
 
-__all__ = ["PairRow", "Seq2SeqLesson", "encode_pair", "filled", "pair_loss", "shortened"]
+__all__ = [
+    "PairRow",
+    "Seq2SeqLesson",
+    "encode_pair",
+    "filled",
+    "pair_loss",
+    "pair_sizes",
+    "rehearsed_pairs",
+    "shortened",
+]
 
 
 @dataclass(frozen=True)
@@ -146,3 +157,22 @@ class Seq2SeqLesson(TokenLesson[PairRow]):
 
         made = write(self.base, texts, chat=False, max_new_tokens=most, batch_size=MEASURED)
         return [text for text, _, _ in made]
+
+
+def rehearsed_pairs(stand: Stand) -> Seq2SeqLesson:
+    """Returns the lesson on pairs that say nothing.
+
+    Args:
+        stand: what it is rehearsed with.
+    """
+    rows = [PairRow(Pair(1), stand.row(less).tokens, (1,) * stand.answer) for less in (0, 1)]
+    return Seq2SeqLesson(**stand.shared, samples=rows, held_out=[], previews=[], answers=0, preview_tokens=1)
+
+
+def pair_sizes(rows: Sequence[PairRow], own: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the tokens of the longest text that is read, and of the longest that is said.
+
+    Args:
+        rows: at least one. own: the task's settings.
+    """
+    return {"length": max(len(row.read) for row in rows), "answer": max(len(row.said) for row in rows)}

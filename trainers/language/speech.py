@@ -11,14 +11,15 @@ from torch import Tensor
 
 from studio.datasets.spoken import Spoken
 from studio.families.language import LanguageBase
-from studio.families.language.hearing import features
+from studio.families.language.hearing import check_hears, features, heard_shape
 from studio.trainers.language.lesson import MEASURED, TokenLesson
 from studio.trainers.language.mishearing import error_rate
+from studio.trainers.language.rehearsal import Stand
 from studio.trainers.language.rows import short
 from studio.trainers.language.seq2seq import filled, shortened
 from studio.trainers.language.texts import IGNORED
 
-__all__ = ["SpeechLesson", "SpokenRow", "encode_spoken", "spoken_loss"]
+__all__ = ["SpeechLesson", "SpokenRow", "encode_spoken", "rehearsed_sounds", "spoken_loss"]
 
 
 @dataclass(frozen=True)
@@ -130,3 +131,18 @@ class SpeechLesson(TokenLesson[SpokenRow]):
             return []
         made = write_down(self.base, [row.heard for row in rows], rows[0].given, most, MEASURED)
         return [one.text for one in made]
+
+
+def rehearsed_sounds(stand: Stand) -> SpeechLesson:
+    """Returns the lesson on silence, which is as long as all sounds are once they are filled up.
+
+    Args:
+        stand: what it is rehearsed with.
+
+    Raises:
+        DoesNotFit: the base is no recogniser of Whisper's family.
+    """
+    check_hears(stand.base)
+    said = (1,) * (stand.length - 1)
+    row = SpokenRow(Spoken(1), torch.zeros(heard_shape(stand.base)), (1,), said, rate=0)
+    return SpeechLesson(**stand.shared, samples=[row], held_out=[], previews=[], answers=0, preview_tokens=1)

@@ -12,7 +12,7 @@ from studio.errors import DoesNotFit
 from studio.families.language.base import LanguageBase
 from studio.sounds import Sound, resampled
 
-__all__ = ["beginning", "check_hears", "features", "heard_seconds", "rate_of", "spoken_language"]
+__all__ = ["beginning", "check_hears", "features", "heard_seconds", "heard_shape", "rate_of", "spoken_language"]
 
 START, TASK, SILENT, ENGLISH = "<|startoftranscript|>", "<|transcribe|>", "<|notimestamps|>", "<|en|>"
 STRIDE: Final = 2  # frames per position of Whisper's encoder
@@ -65,6 +65,12 @@ def features(base: LanguageBase, sound: Sound, name: str) -> Tensor:
     return torch.as_tensor(made[0])
 
 
+def heard_shape(base: LanguageBase) -> tuple[int, int]:
+    """Returns ``(mels, frames)`` of what :func:`features` gives, whatever the sound."""
+    config = base.model.config
+    return int(config.num_mel_bins), int(config.max_source_positions * STRIDE)
+
+
 def beginning(base: LanguageBase, language: str | None = None) -> list[int]:
     """Returns the tokens that stand before a transcript: its start, and language and task where the base has several.
 
@@ -72,14 +78,16 @@ def beginning(base: LanguageBase, language: str | None = None) -> list[int]:
         base: the base. language: the code of what is spoken, ``"de"``; None: what the base's tokenizer was saved with.
 
     Raises:
-        DoesNotFit: the base has no mark for the language, or several languages of which none is named.
+        DoesNotFit: the base has no mark for the language or marks none, or several languages of which none is named.
     """
-    known = base.tokenizer.get_vocab()
+    known, marked = base.tokenizer.get_vocab(), _marks_languages(base)
     if language is None:
         marks = [int(mark) for mark in base.tokenizer.prefix_tokens]
-        if ENGLISH in known and spoken_language(base) is None:
+        if marked and ENGLISH in known and spoken_language(base) is None:
             raise DoesNotFit(f'{base.id} writes down several languages: say which, language="en"')
         return marks
+    if not marked:
+        raise DoesNotFit(f"{base.id} puts no language before a transcript: leave language={language!r} out")
     wanted = [START, f"<|{language}|>", TASK, SILENT]
     missing = next((mark for mark in wanted if mark not in known), None)
     if missing is not None:
@@ -90,6 +98,11 @@ def beginning(base: LanguageBase, language: str | None = None) -> list[int]:
 def spoken_language(base: LanguageBase) -> str | None:
     """Returns the language that the base's tokenizer was saved with; None where it names none."""
     return getattr(base.tokenizer, "language", None)
+
+
+def _marks_languages(base: LanguageBase) -> bool:
+    """Whether a transcript begins with its language; ``whisper-tiny.en`` has the marks and was trained without them."""
+    return getattr(base.model.generation_config, "is_multilingual", None) is not False
 
 
 def _most(base: LanguageBase) -> int:

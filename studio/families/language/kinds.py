@@ -49,6 +49,20 @@ class Kind:
         """Whether transformers has a model of this kind for a model type."""
         return bool(self.classes(model_type))
 
+    def check_knows(self, model_type: str, name: str) -> None:
+        """Checks that transformers has a model of this kind for a model type.
+
+        Args:
+            model_type: the type. name: what messages call the model.
+
+        Raises:
+            DoesNotFit: it has none.
+        """
+        if not self.knows(model_type):
+            others = [other.one for other in KINDS.values() if other.knows(model_type)]
+            hint = f"; it can be opened as {' or '.join(others)}" if others else ""
+            raise DoesNotFit(f"{name} is a {model_type!r}, which transformers has no {self.title} of{hint}")
+
 
 KINDS: Final[Registry[Kind]] = Registry("kind of language base")
 """Kind of language base -> what it is."""

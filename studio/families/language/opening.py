@@ -128,7 +128,8 @@ def _read(
 ) -> LanguageBase:  # fmt: skip
     name, folder = _place(base, offline)
     config = _config(folder)
-    kind = _checked(kind or usual_kind(config), config, folder)
+    kind = kind or usual_kind(config)
+    kind.check_knows(str(config["model_type"]), str(folder))
     labels = read_labels(kind, labels)
     files = chosen(folder, language_files)
     counts = held(header_of(folder / file) for file in files if file.endswith(".safetensors"))
@@ -240,16 +241,6 @@ def _config(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as problem:
         raise BadFile(f"{file} cannot be read as a transformers config ({problem!r}); copy it again") from None
     return config
-
-
-def _checked(kind: Kind, config: Mapping[str, Any], folder: Path) -> Kind:
-    """Returns the kind, after a check that transformers has a model of it."""
-    model_type = str(config["model_type"])
-    if not kind.knows(model_type):
-        others = [other.one for other in KINDS.values() if other.knows(model_type)]
-        hint = f"; it can be opened as {' or '.join(others)}" if others else ""
-        raise DoesNotFit(f"{folder} is a {model_type!r}, which transformers has no {kind.title} of{hint}")
-    return kind
 
 
 def _sentence(problem: Exception) -> str:

@@ -214,8 +214,6 @@ def test_what_cannot_be_learned_is_refused_whole(tiny_encoder, tiny_language, tm
         DoesNotFit, match=r"^pooling='cls': the tokenizer of .* has no \[CLS\] mark; take 'mean' or 'last'$"
     ):
         opened(Embed(base=tiny_language, data=write(tmp_path / "x.jsonl", PAIRS), pooling="cls"))
-    with pytest.raises(DoesNotFit, match="^no forecast is made of the task embed, so fit="):
-        Embed(base=tiny_encoder, data=alike).open(LoRA(rank=2), Plan(fit="refuse"), print)
 
 
 def test_other_models_are_refused(tiny_encoder, task, tmp_path, settings):

@@ -226,8 +226,9 @@ def test_labels_of_one_side_are_refused(tiny_language, tmp_path):
         Preference(base=tiny_language, data=data, loss="kto").open(LoRA(rank=2), Plan(), print)
 
 
-def test_no_forecast_is_made(tiny_language, tmp_path):
-    task = task_of("dpo", tmp_path, tiny_language)
-    with pytest.raises(DoesNotFit, match="no forecast is made of the task preference, so fit='4GB' cannot be kept"):
-        task.open(LoRA(rank=2), Plan(fit="4GB"), print)
-    assert task.open(LoRA(rank=2), Plan(), lambda line: None).foresee is None
+@pytest.mark.parametrize("loss", ["dpo", "kto"])
+def test_a_forecast_is_of_the_longest_answer(loss, tiny_language, tmp_path):
+    """And not of both of a pair together."""
+    lesson = task_of(loss, tmp_path, tiny_language).open(LoRA(rank=2), Plan(), lambda line: None)
+    answers = [one for row in lesson.samples for one in ([row.answer] if loss == "kto" else [row.chosen, row.rejected])]
+    assert lesson.foresee().sizes["length"] == max(one.size for one in answers)
