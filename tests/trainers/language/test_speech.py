@@ -116,7 +116,8 @@ def test_it_learns_a_new_language_and_the_command_says_it(root, tmp_path):
     assert after["held_out_loss"] < before["held_out_loss"] / 4
     assert after["word_error_rate"] < 0.6 < 0.8 < before["word_error_rate"]
     sites = inspect(run.adapter).sites
-    assert {site.split(".")[1] for site in sites} == {"encoder", "decoder"} and all("attn" in site for site in sites)
+    assert {site.split(".")[1] for site in sites} == {"encoder", "decoder"}
+    assert all("attn" in site or site.endswith(("fc1", "fc2")) for site in sites)
     files = [entry["audio"] for entry in first]
     pipe = TextPipeline.open("speech")
     pipe.load(run.adapter)
@@ -156,6 +157,18 @@ def test_other_marks_stand_before_a_transcript_of_a_base_with_languages(tiny_spe
     with pytest.raises(DoesNotFit) as caught:
         beginning(base)
     assert str(caught.value) == 'tiny-speech writes down several languages: say which, language="en"'
+
+
+def test_a_base_of_english_alone_that_has_marks_of_languages_is_asked_without(tiny_speech):
+    """As whisper-tiny.en is saved: ``<|en|>`` is in its vocabulary, and its generation config says it is unused."""
+    base = open_language_base(tiny_speech)
+    base.tokenizer.add_special_tokens({"extra_special_tokens": ["<|en|>"]}, replace_extra_special_tokens=False)
+    base.model.generation_config.is_multilingual = False
+    known = base.tokenizer.convert_tokens_to_ids
+    assert beginning(base) == known(["<|startoftranscript|>", "<|notimestamps|>"])
+    with pytest.raises(DoesNotFit) as caught:
+        beginning(base, "en")
+    assert str(caught.value) == "tiny-speech puts no language before a transcript: leave language='en' out"
 
 
 def test_what_cannot_be_heard_is_refused(tiny_speech, tiny_language, tmp_path):
