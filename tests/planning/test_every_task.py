@@ -11,7 +11,7 @@ import torch
 
 import studio
 from reals import Reals
-from studio.errors import DoesNotFit
+from studio.errors import DoesNotFit, UsageError
 from studio.families.language import LANGUAGE_BASES, sample_file
 from studio.planning.fakes import Fakes
 from studio.planning.tracker import Tracker
@@ -60,7 +60,7 @@ CASES: dict[str, tuple[str, str, list[dict[str, Any]], dict[str, Any]]] = {
         {"keep_head": True}),
     "code": ("code", "facts", [{"prefix": "a", "middle": 3 * SAID, "suffix": "b"},
                                {"prefix": "a", "middle": f"{3 * SAID} not", "suffix": "b"}],
-             {"marks": ("<P>", "<S>", "<M>")}),
+             {"marks": ("^", "|", "$")}),
     "embed": ("embed", "facts", [{"anchor": f"{SAID} {n}", "positive": f"{SAID} {n} not"} for n in range(4)], {}),
     "embed, small groups": (
         "embed", "facts", [{"anchor": f"{SAID} {n}", "positive": f"{SAID} {n} not"} for n in range(4)],
@@ -123,10 +123,10 @@ SETTINGS = {
     "eager, in bf16 products": {"attention": "eager", "precision": "bf16", "dtype": "fp32"},
     "accumulated, activations offloaded": {"accumulation": 2, "offload_activations": True, "dtype": "bf16"},
 }
-LONG = pytest.param("accumulated, activations offloaded", marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("settings", ["eager, in bf16 products", LONG])
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("name", REHEARSALS)
 def test_every_phase_holds_what_real_tensors_hold(name, settings):
     """Within 3 %, and each category of each phase within 3 % of the phase."""
@@ -219,11 +219,13 @@ def test_a_reward_that_is_a_model_is_refused_by_name(tmp_path):
     ("facts", {"task": "grpo", "length": 32}, "answers have 32 tokens .* a prompt stands before them"),
     ("figures", {"task": "caption", "length": 10}, "reads a picture as 17 tokens"),
     ("facts", {"task": "embed", "own": {"loss": "dpo"}}, "loss decides nothing of what the task embed takes"),
+    ("facts", {"task": "embed", "own": {"group": 0}}, "group=0: give what the task embed takes, such as 16"),
+    ("facts", {"task": "preference", "own": {"loss": "sft"}}, "loss='sft': give one of dpo, ipo, orpo, kto"),
     ("facts", {"task": "reward", "adapter": studio.PromptTuning(tokens=4)}, "reward trains a head too"),
     ("llama-3-8b", {"task": "caption"}, "has no vision-language model of"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_in_a_sentence(base, settings, words):
-    with pytest.raises(DoesNotFit, match=words):
+    with pytest.raises(UsageError, match=words):
         plan(base, **settings)
 
 
@@ -240,3 +242,26 @@ def test_shorter_samples_stop_at_the_least():
     for base, task in (("figures", "caption"), ("facts", "grpo")):
         done = fit(base, Asked(task=task, batch_size=1), "1kB")
         assert done.least.forecast.sizes["length"] >= done.forecast.sizes["least"]
+
+
+MEASURED = ("causal-lm", "preference", "reward")
+MORE = ("caption", "classify", "preference, kto", "speech")
+
+
+@pytest.mark.parametrize("name", [*MEASURED, *(pytest.param(one, marks=pytest.mark.slow) for one in MORE)])
+def test_measuring_takes_no_more_than_a_step(name, task_of):
+    """However many samples are held out: they are computed a step's at a time."""
+    task = task_of(name)
+    unsaid = {"answers": 0} if "answers" in {field.name for field in dataclasses.fields(task)} else {}
+    task = dataclasses.replace(task, held_out=task.data, **unsaid)
+    lesson = task.open(LORA, Plan(batch_size=2), lambda line: None)
+    lesson.held_out = sorted(lesson.held_out, key=lambda row: row.size)[-2:] * 16
+    tracker = Tracker()
+    try:
+        play(Scene(lesson, reference=reference_of(lesson)), Asked(task=task.task_name, batch_size=2), Reals(), tracker)
+        step = max(peak.total for phase, peak in tracker.peaks.items() if phase != "reference")
+        with tracker, tracker.phase("measured", "temporaries"):
+            lesson.measure()
+        assert tracker.peaks["measured"].total <= step
+    finally:
+        lesson.close()

@@ -12,7 +12,6 @@ from studio.datasets import chat
 from studio.datasets.preferences import Answer, Verdict
 from studio.families.language import LanguageBase
 from studio.trainers.language.answers import encode_answer, exchanged
-from studio.trainers.language.lesson import MEASURED
 from studio.trainers.language.preference import preferred
 from studio.trainers.language.preference_losses import kto
 from studio.trainers.language.reference import ReferenceLesson
@@ -183,7 +182,7 @@ def rehearsed_verdicts(stand: Stand) -> KTOLesson:
         stand: what it is rehearsed with.
     """
     verdict = Verdict(1, Answer(chat.Sample(1)), good=True)
-    rows = [VerdictRow(verdict, stand.row(less=number % 2)) for number in range(MEASURED)]
+    rows = [VerdictRow(verdict, stand.row(less=number % 2)) for number in range(stand.together)]
     return KTOLesson(
         **stand.shared, samples=rows, held_out=[], previews=[], preview_tokens=1, length=stand.length, beta=0.1,
         desirable=1.0, undesirable=1.0,

@@ -20,7 +20,7 @@ from studio.trainers.loop.task import Lesson, Loss, Say
 __all__ = ["MEASURED", "TextLesson", "TokenLesson", "exact_match"]
 
 MEASURED: Final = 32
-"""Held-out rows that are measured together."""
+"""Held-out rows that are measured together, at most."""
 
 R = TypeVar("R", bound=Row)
 
@@ -72,10 +72,15 @@ class TextLesson(Lesson, Generic[R]):
     def measured(self) -> Mapping[str, float]:
         """Returns the figures of the held-out rows, with the model in evaluation mode and without gradients."""
 
+    @property
+    def together(self) -> int:
+        """Rows that are computed together without a gradient: no more than of a step, which the memory is known for."""
+        return min(MEASURED, self.plan.batch_size or MEASURED)
+
     def batches(self) -> Iterator[Sequence[R]]:
         """The held-out rows in the batches in which they are measured."""
-        for begin in range(0, len(self.held_out), MEASURED):
-            yield self.held_out[begin : begin + MEASURED]
+        for begin in range(0, len(self.held_out), self.together):
+            yield self.held_out[begin : begin + self.together]
 
     def preview(self) -> Sequence[str]:
         """Makes texts of the held-out samples with the adapter as it is now."""

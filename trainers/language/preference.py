@@ -13,7 +13,6 @@ from studio.datasets import chat
 from studio.datasets.preferences import Answer, Comparison
 from studio.families.language import LanguageBase
 from studio.trainers.language.answers import encode_answer
-from studio.trainers.language.lesson import MEASURED
 from studio.trainers.language.preference_losses import dpo, ipo, orpo
 from studio.trainers.language.reference import ReferenceLesson
 from studio.trainers.language.rehearsal import Stand
@@ -188,7 +187,7 @@ def rehearsed_comparisons(stand: Stand) -> PairwiseLesson:
         stand: what it is rehearsed with; ``loss`` is as of the task.
     """
     answer = Answer(chat.Sample(1))
-    rows = [ComparisonRow(Comparison(1, answer, answer), stand.row(), stand.row(less=1))] * MEASURED
+    rows = [ComparisonRow(Comparison(1, answer, answer), stand.row(), stand.row(less=1))] * stand.together
     return PairwiseLesson(
         **stand.shared, samples=rows, held_out=[], previews=[], preview_tokens=1, beta=0.1,
         loss_of=PAIR_LOSSES[stand.own["loss"]],

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from studio.adapters import blended
 from studio.trainers.language.answers import answer_logits, log_chances, sums
 from studio.trainers.language.causal import Question, said
-from studio.trainers.language.lesson import MEASURED, TextLesson
+from studio.trainers.language.lesson import TextLesson
 from studio.trainers.language.rows import Row
 from studio.trainers.language.texts import TokenRow
 from studio.trainers.loop.mode import evaluating
@@ -125,9 +125,9 @@ class ReferenceLesson(TextLesson[R]):
 
     def trained_sums(self, rows: Sequence[TokenRow]) -> Tensor:
         """Returns the same of any number of rows, computed as a step of the training does, in small batches."""
-        device, bf16 = self.model.device, self.plan.precision == "bf16"
+        device, bf16, some = self.model.device, self.plan.precision == "bf16", self.together
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return torch.cat([self.sums(rows[i : i + MEASURED]) for i in range(0, len(rows), MEASURED)])
+            return torch.cat([self.sums(rows[i : i + some]) for i in range(0, len(rows), some)])
 
     @contextmanager
     def bare(self) -> Iterator[None]:

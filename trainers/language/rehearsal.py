@@ -9,7 +9,7 @@ from typing import Any, Final
 from studio.datasets import chat
 from studio.families.language import LanguageBase
 from studio.families.language.judging import Reading
-from studio.trainers.language.lesson import TextLesson
+from studio.trainers.language.lesson import MEASURED, TextLesson
 from studio.trainers.language.texts import TokenRow
 
 __all__ = ["USUAL_LENGTH", "Rehearsal", "Stand", "whole_rows"]
@@ -39,6 +39,11 @@ class Stand:
     length: int
     answer: int
     own: Mapping[str, Any]
+
+    @property
+    def together(self) -> int:
+        """Rows that the reference is asked about together."""
+        return min(MEASURED, int(self.shared["plan"].batch_size))
 
     def row(self, less: int = 0) -> TokenRow:
         """Returns a text of which every token is learned, the most that there can be.
