@@ -119,11 +119,19 @@ def _read(base: str, options: dict[str, Any], show: Show, **asked: Any) -> Asked
 
 
 def _own_of(task: str, given: Settings) -> dict[str, Any]:
-    """Takes the settings that are the task's own and decide what it takes."""
+    """Takes the settings that are the task's own and decide what it takes.
+
+    Raises:
+        BadConfig: one with an impossible value.
+    """
+    from studio.trainers import TEXT_TASKS
     from studio.trainers.language.rehearsals import REHEARSALS
 
     options = REHEARSALS[task].options if task in REHEARSALS else ()
-    return {key: given.task[key] for key in options if key in given.task}
+    own = {key: given.task[key] for key in options if key in given.task}
+    if task in TEXT_TASKS:
+        TEXT_TASKS[task](base=None, data=None, **own)  # which looks at them
+    return own
 
 
 def _apart(words: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:

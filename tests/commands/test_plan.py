@@ -40,6 +40,22 @@ def test_a_language_base_and_a_limit():
     assert "<- peak" in result.stdout and "it fits as it is" in result.stdout
 
 
+@pytest.mark.parametrize(("task", "words", "same"), [
+    ("classify", ("--set", "keep_head=true"), {"own": {"keep_head": True}}),
+    ("embed", ("--set", "group=4", "--set", "temperature=0.1"), {"own": {"group": 4}}),
+    ("preference", ("--set", "loss=kto", "--set", "beta=0.3"), {"own": {"loss": "kto"}}),
+    ("grpo", ("--set", "max_new_tokens=8", "--set", "reward=exact"), {"own": {"max_new_tokens": 8}}),
+    ("code", ("--set", "holes=2"), {}), ("reward", (), {}),
+], ids=str)  # fmt: skip
+def test_tasks_are_planned_with_their_own_settings(task, words, same):
+    """By the names of `studio tune`; what decides nothing is named."""
+    result = call("facts", "--task", task, "--max-length", "24", "--batch-size", "2", *words, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["peak"] == plan("facts", task=task, length=24, batch_size=2, **same).peak
+    idle = {word.partition("=")[0] for word in words if "=" in word} - {*same.get("own", {})}
+    assert all(f"{name} decides nothing" in result.stderr for name in idle)
+
+
 @pytest.mark.parametrize(("words", "sentence"), [
     ((), "studio plan needs BASE"),
     (("sdxxl",), "did you mean 'sdxl'"),
@@ -48,6 +64,9 @@ def test_a_language_base_and_a_limit():
     (("emoji", "--fit", "much"), "no size of memory"),
     (("emoji", "--fit", "4MB"), "nothing reaches"),
     (("emoji", "--task", "dream"), "did you mean 'dreambooth'"),
+    (("facts", "--task", "embed", "--set", "group=1"), "group must be at least 2"),
+    (("facts", "--task", "preference", "--set", "loss=sft"), "loss"),
+    (("facts", "--task", "caption"), "no vision-language model of"),
     (("emoji", "--attend", "eager", "--set", "attention=sdpa"), "attention is given twice"),
     (("emoji", "--dtype", "bf16", "--set", "precision=fp32"), "precision is given twice"),
 ])  # fmt: skip

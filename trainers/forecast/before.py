@@ -50,7 +50,7 @@ def asked_of(
     mine = {field.name: getattr(task, field.name) for field in dataclasses.fields(task) if field.name in _TASK}
     if "prior" in mine and mine["prior"] is None:
         mine["prior"] = "images" if task.class_images else "self" if task.class_prompts else None
-    length = getattr(task, "max_length", None)
+    sized: dict[str, Any] = {"length": getattr(task, "max_length", None), **(sizes or {})}
     options = REHEARSALS[task.task_name].options if task.task_name in REHEARSALS else ()
     own = {name: getattr(task, name) for name in options}
     config = None if isinstance(adapter, (str, Path)) else adapter
@@ -58,7 +58,7 @@ def asked_of(
     seen = getattr(task, "preview_prompts", None) != ()
     return Asked(
         task=task.task_name, own=own, adapter=config, processes=processes, previews=seen,
-        dtype="fp32" if _on_cpu(task.base, plan) else None, **{"length": length, **(sizes or {})}, **mine, **loop,
+        dtype="fp32" if _on_cpu(task.base, plan) else None, **sized, **mine, **loop,
     )  # fmt: skip
 
 

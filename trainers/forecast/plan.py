@@ -13,7 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from studio.device import choose_device, title
-from studio.errors import DoesNotFit
+from studio.errors import BadConfig, DoesNotFit
 from studio.families import Base, components
 from studio.planning.blueprint import Blueprint, blueprint
 from studio.planning.fakes import Fakes
@@ -182,7 +182,7 @@ def _check_own(nature: _Nature, asked: Asked) -> None:
     """Checks that the task has the settings that are given as its own.
 
     Raises:
-        DoesNotFit: it has not.
+        DoesNotFit: it has not. BadConfig: a value that is none of such a setting.
     """
     known = REHEARSALS[nature.task].options if nature.task in REHEARSALS else {}
     other = next((name for name in asked.own if name not in known), None)
@@ -191,6 +191,10 @@ def _check_own(nature: _Nature, asked: Asked) -> None:
         raise DoesNotFit(
             f"{other} decides nothing of what the task {nature.task} takes (what does: {names}): leave it out"
         )
+    for name, value in asked.own.items():
+        usual = known[name]
+        if type(value) is not type(usual) or (type(value) is int and value < 1):
+            raise BadConfig(f"{name}={value!r}: give what the task {nature.task} takes, such as {usual!r}")
 
 
 class _Play:
@@ -357,7 +361,8 @@ def _assumed(played: _Play, asked: Asked) -> Iterable[str]:
         "memory that tensors hold, in blocks of 512 bytes; the device's own context (0.3 to 0.8 GB), the workspaces of "
         "its libraries and the gaps between blocks come on top"
     )
-    yield from REHEARSALS[played.asked.task].taken if played.asked.task in REHEARSALS else ()
+    if asked.task is not None and asked.task in REHEARSALS:
+        yield from REHEARSALS[asked.task].taken
     if not played.known_dtype and asked.dtype is None:
         yield "the base's files hold bf16 (dtype= says otherwise)"
     if asked.attention == "sdpa":

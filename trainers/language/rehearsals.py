@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from studio.errors import BadConfig
 from studio.registry import Registry
 from studio.trainers.language.caption import picture_tokens, rehearsed_pictures
 from studio.trainers.language.causal import rehearsed_texts
@@ -12,7 +13,7 @@ from studio.trainers.language.embed import rehearsed_sentences, sentence_sizes
 from studio.trainers.language.grpo import prompt_sizes, prompt_tokens, rehearsed_prompts
 from studio.trainers.language.kto import VerdictRow, rehearsed_verdicts
 from studio.trainers.language.labels import rehearsed_labels
-from studio.trainers.language.preference import ComparisonRow, rehearsed_comparisons
+from studio.trainers.language.preference import PAIR_LOSSES, ComparisonRow, rehearsed_comparisons
 from studio.trainers.language.reference import ReferenceLesson
 from studio.trainers.language.rehearsal import Rehearsal, Stand
 from studio.trainers.language.reward import rehearsed_rewards, reward_sizes
@@ -32,7 +33,10 @@ USUAL_TASKS: Final = {
 
 
 def _preferred(stand: Stand) -> ReferenceLesson[Any]:
-    return rehearsed_verdicts(stand) if stand.own["loss"] == "kto" else rehearsed_comparisons(stand)
+    loss = stand.own["loss"]
+    if loss not in (*PAIR_LOSSES, "kto"):
+        raise BadConfig(f"loss={loss!r}: give one of {', '.join((*PAIR_LOSSES, 'kto'))}")
+    return rehearsed_verdicts(stand) if loss == "kto" else rehearsed_comparisons(stand)
 
 
 def _answer_sizes(rows: Sequence[ComparisonRow | VerdictRow], own: Mapping[str, Any]) -> dict[str, int]:
