@@ -193,6 +193,12 @@ def test_classifiers_of_other_makes_are_forecast(kind, tmp_path):
     assert plan(tmp_path, task="classify", length=8, batch_size=2).trained > 0
 
 
+def test_large_public_models_are_planned_as_what_a_task_opens():
+    """A T5 that counts the ends of its texts; and an answer of a Llama that is drawn behind virtual tokens."""
+    assert plan("t0-3b", task="classify", batch_size=2, length=16).weights == pytest.approx(2.82e9, rel=0.02)
+    assert plan("facts", task="grpo", batch_size=1, length=40, adapter=studio.PromptTuning(tokens=4)).trained == 4 * 192
+
+
 class Untold(TextTask):
     """A task that has nothing to say of itself for a forecast."""
 

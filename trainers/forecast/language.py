@@ -72,7 +72,8 @@ def _base(drawn: Blueprint, kind: Kind) -> LanguageBase:
     if kind.name == "vision":
         assert drawn.folder is not None, "none is known by name"
         processor = reader_of(drawn.folder)
-    tokenizer = Blank(_ENDLESS) if processor is None else processor.tokenizer
+    pad = getattr(model.config, "pad_token_id", None)
+    tokenizer = Blank(_ENDLESS, pad if isinstance(pad, int) else 0) if processor is None else processor.tokenizer
     base = LanguageBase(model, tokenizer, drawn.name, kind=kind, processor=processor)
     if kind.head:
         model.config.pad_token_id = base.pad  # as of what is opened

@@ -27,16 +27,16 @@ class Blank:
     """A tokenizer that reads every text as its begin and end: what a denoiser is shown is padded to one length.
 
     Args:
-        length: tokens of a row.
+        length: tokens of a row. pad: the token that fills up.
     """
 
     added_tokens_encoder: dict[str, int] = {}
     unk_token_id = bos_token_id = cls_token_id = 0
-    eos_token_id = pad_token_id = 1
+    eos_token_id = 1
     all_special_ids = (0, 1)
 
-    def __init__(self, length: int) -> None:
-        self.model_max_length = length
+    def __init__(self, length: int, pad: int = 1) -> None:
+        self.model_max_length, self.pad_token_id = length, pad
 
     def __call__(self, texts: Any, **told: Any) -> Any:
         """No tokens between begin and end."""

@@ -179,14 +179,14 @@ class _Rehearsed(GRPOLesson):
     ) -> tuple[list[str], list[TokenRow]]:  # fmt: skip
         some = prompts[:MEASURED]
         with torch.no_grad(), evaluating([self.model]):
-            made = self._passed((len(some), some[0].size), None)
+            made = self._passed((len(some), some[0].size), None, 0)
             cache, between = made.past_key_values, self.max_new_tokens - 2
             for place, layer in enumerate(cache.layers if between > 0 else ()):
                 *rows, _, width = layer.keys.shape
                 more = layer.keys.new_zeros((*rows, between, width))
                 cache.update(more, more, place)
             if self.max_new_tokens > 1:
-                made = self._passed((len(some), 1), cache)
+                made = self._passed((len(some), 1), cache, some[0].size + between)
             scores = made.logits[:, -1].float()
             (scores / temperature + torch.zeros_like(scores)).argmax(-1)
         said = [max(self.max_new_tokens - number % 2, 1) for number in range(len(prompts))]
@@ -196,8 +196,7 @@ class _Rehearsed(GRPOLesson):
         ]
         return [""] * len(prompts), rows
 
-    def _passed(self, shape: tuple[int, int], cache: Any) -> Any:
-        before = 0 if cache is None else cache.get_seq_length()
+    def _passed(self, shape: tuple[int, int], cache: Any, before: int) -> Any:
         return self.model(
             input_ids=torch.ones(shape, dtype=torch.int64), past_key_values=cache, use_cache=True, logits_to_keep=1,
             attention_mask=torch.ones(shape[0], before + shape[1], dtype=torch.int64),
