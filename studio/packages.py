@@ -58,6 +58,8 @@ EXTRAS: dict[str, Extra] = {
             "scikit-image",
             "bitsandbytes",
             "gguf",
+            "datasets",
+            "trl",
         ),
         "the studio's own tests",
     ),

@@ -63,7 +63,7 @@ def _layer_of(module: nn.Module) -> Layer | None:
 @functools.lru_cache(maxsize=1024)
 def _layer_above(cls: Any, gpt2: type[nn.Module] | None) -> Layer | None:
     """The layer that a class is a subclass of; a model has hundreds of modules of a few classes."""
-    return next((one for one in _known(gpt2) if issubclass(cls, one[0])), None)
+    return next((one for one in _known(cast(Any, gpt2)) if issubclass(cls, one[0])), None)
 
 
 def kind_of(module: nn.Module) -> str | None:
