@@ -150,8 +150,8 @@ def main(
         one = found[row.task]
         whole = f"{one['full']:.3f}" if "full" in one else "-"
         shown.add_row(
-            row.task, Path(row.base).name, row.metric.replace("_", " "), f"{one['before']:.3f}", f"{one['after']:.3f}", whole,
-            f"{one['numbers']:,.0f}", f"{one['seconds']:.0f}",
+            row.task, Path(row.base).name, row.metric.replace("_", " "), f"{one['before']:.3f}", f"{one['after']:.3f}",
+            whole, f"{one['numbers']:,.0f}", f"{one['seconds']:.0f}",
         )  # fmt: skip
     Console(width=110).print(shown)
     return found

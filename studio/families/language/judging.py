@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,8 +67,10 @@ def read_words(base: LanguageBase, words: Sequence[str], length: int) -> Reading
     )  # fmt: skip
 
 
-def model_inputs(base: LanguageBase, readings: Sequence[Reading]) -> dict[str, Tensor]:
-    """Returns what a model takes of readings, by the names of its arguments, int64 ``(B, T)`` each.
+def model_inputs(base: LanguageBase, readings: Sequence[Reading]) -> dict[str, Any]:
+    """Returns what a model takes of readings, by the names of its arguments: tokens and masks, int64 ``(B, T)`` each.
+
+    A model that writes, too, shall keep nothing for what would come next.
 
     Args:
         base: the model. readings: B of them, padded together on the right.
@@ -75,10 +78,15 @@ def model_inputs(base: LanguageBase, readings: Sequence[Reading]) -> dict[str, T
     device, length = base.model.device, max(len(one.tokens) for one in readings)
     rows = [[*one.tokens, *[base.pad] * (length - len(one.tokens))] for one in readings]
     mask = [[1] * len(one.tokens) + [0] * (length - len(one.tokens)) for one in readings]
-    given = {"input_ids": torch.tensor(rows, device=device), "attention_mask": torch.tensor(mask, device=device)}
+    given: dict[str, Any] = {
+        "input_ids": torch.tensor(rows, device=device),
+        "attention_mask": torch.tensor(mask, device=device),
+    }
     if int(getattr(base.model.config, "type_vocab_size", None) or 0) > 1:  # the model knows which text a token is of
         types = [[*one.types, *[0] * (length - len(one.types))] for one in readings]
         given["token_type_ids"] = torch.tensor(types, device=device)
+    if "use_cache" in inspect.signature(base.model.forward).parameters:
+        given["use_cache"] = False
     return given
 
 
