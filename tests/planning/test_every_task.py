@@ -163,7 +163,13 @@ def test_what_a_rehearsal_takes_for_usual_is_the_tasks_own(name):
     assert {(name, "small"), (name, "large")} <= set(RECIPES)
 
 
-@pytest.mark.parametrize("name", REHEARSALS)
+QUICK = ("embed", "grpo", "reward")
+"""Of the tasks whose forecasts are all made in one way, those that every run of the tests opens."""
+
+
+@pytest.mark.parametrize("name", [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in REHEARSALS
+])  # fmt: skip
 def test_fit_keeps_what_does_not_fit_from_being_opened(name, task_of):
     """The limit is looked at before the data is; what fits is opened, and is forecast again by its real samples."""
     task, small = task_of(name), Plan(batch_size=1, gradient_checkpointing=True, fit="100kB")
@@ -193,6 +199,7 @@ def test_classifiers_of_other_makes_are_forecast(kind, tmp_path):
     assert plan(tmp_path, task="classify", length=8, batch_size=2).trained > 0
 
 
+@pytest.mark.slow
 def test_large_public_models_are_planned_as_what_a_task_opens():
     """A T5 that counts the ends of its texts; and an answer of a Llama that is drawn behind virtual tokens."""
     assert plan("t0-3b", task="classify", batch_size=2, length=16).weights == pytest.approx(2.82e9, rel=0.02)
@@ -243,6 +250,7 @@ def test_a_group_of_answers_and_a_group_of_texts_count():
     assert group / one == pytest.approx((1 + 16) / (1 + 2), rel=0.01)
 
 
+@pytest.mark.slow
 def test_shorter_samples_stop_at_the_least():
     """A picture's tokens are not made fewer, nor an answer that is drawn."""
     for base, task in (("figures", "caption"), ("facts", "grpo")):
