@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from studio.adapters import bake, blended, current_blend, unbake
 from studio.adapters.contract.strength import StrengthLike
-from studio.atomic import atomic_folder
+from studio.atomic import atomic_folder, atomic_write
 from studio.errors import BadFile, NoEffect, Refused
 from studio.families import Base, components, open_base
 from studio.families.language import LanguageBase, open_language_base
@@ -132,11 +133,28 @@ def _writing(base: LanguageBase) -> _Way:
         with _told_apart(model), quietly():
             model.save_pretrained(folder)
             (base.tokenizer if base.processor is None else base.processor).save_pretrained(folder)
+        _tell_positions(folder / "config.json")
 
     def again(folder: Path) -> LanguageBase:
         return open_language_base(str(folder), kind=base.kind.name, dtype=model.dtype, device=model.device)
 
     return _Way(model, _logits, write, again, max(_NEAR, 4 * torch.finfo(model.dtype).eps), "written")
+
+
+def _tell_positions(file: Path) -> None:
+    """Says at the top of a config how positions turn, where programs look that do not know transformers 5's place.
+
+    Args:
+        file: the config, in which ``rope_parameters`` may hold ``rope_theta`` and what else it says of them.
+    """
+    config = json.loads(file.read_text(encoding="utf-8"))
+    said = config.get("rope_parameters") or {}
+    if "rope_theta" not in said:  # there are none, or they differ by layer, which those programs read at this place
+        return
+    more = {key: value for key, value in said.items() if key != "rope_theta"}
+    scaled = {"rope_scaling": more} if more.get("rope_type", "default") != "default" else {}
+    config = {"rope_theta": said["rope_theta"], **scaled, **config}
+    atomic_write(file, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
 @torch.no_grad()

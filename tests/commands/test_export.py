@@ -199,6 +199,27 @@ def test_a_tied_head_that_was_changed_alone_is_a_head_of_its_own(tmp_path):
     assert not (tmp_path / "n").exists()
 
 
+@pytest.mark.parametrize("scaled", [
+    {"rope_type": "default"},
+    {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+     "original_max_position_embeddings": 16},
+    {"rope_type": "yarn", "factor": 2.0},
+], ids=lambda scaled: scaled["rope_type"])  # fmt: skip
+def test_how_positions_turn_stands_where_other_programs_look(scaled, tmp_path):
+    """mlx_lm and older releases of transformers read ``rope_theta`` and ``rope_scaling`` at the top of a config."""
+    said = {"rope_theta": 77_000.0, **scaled}
+    base = open_language_base(write_language_base(tmp_path / "base", rope_parameters=said))
+    assert logits(base.model).ne(logits(open_language_base(write_language_base(tmp_path / "usual")).model)).any()
+    studio.attach(base.model, studio.LoRA(rank=2, targets="attention"))
+    wanted = logits(shaken(base.model))
+    folder, _ = write_whole_model(base, tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert config["rope_theta"] == 77_000.0 and config["rope_parameters"].items() >= said.items()
+    assert config.get("rope_scaling", {"rope_type": "default"}).items() >= scaled.items()
+    made = open_language_base(folder).model
+    assert (logits(made) - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+
+
 def test_a_base_in_few_bits_is_written_in_the_type_that_it_computes_in(tmp_path):
     base = open_language_base(write_language_base(tmp_path / "base"), quantize="grid4")
     studio.attach(base.model, studio.LoRA(rank=2, targets="attention"))

@@ -209,8 +209,11 @@ def _denoiser_and_vae() -> tuple[nn.Module, nn.Module]:
     return denoiser, vae
 
 
-def write_language_base(folder: Path) -> Path:
-    """Writes a transformers folder of a Llama: grouped queries, tied embeddings, a context of 96, a chat template."""
+def write_language_base(folder: Path, **options: Any) -> Path:
+    """Writes a transformers folder of a Llama: grouped queries, tied embeddings, a context of 96, a chat template.
+
+    But for ``options`` of its config.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     fast = _chat_tokenizer()
@@ -220,7 +223,7 @@ def write_language_base(folder: Path) -> Path:
             LlamaConfig(
                 vocab_size=len(fast), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
                 num_key_value_heads=2, max_position_embeddings=96, tie_word_embeddings=True, initializer_range=0.2,
-                bos_token_id=None, eos_token_id=fast.eos_token_id, pad_token_id=fast.pad_token_id,
+                bos_token_id=None, eos_token_id=fast.eos_token_id, pad_token_id=fast.pad_token_id, **options,
             )
         )  # fmt: skip
     model.save_pretrained(folder)
