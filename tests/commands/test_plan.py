@@ -62,7 +62,7 @@ def test_tasks_are_planned_with_their_own_settings(task, words, same):
     (("emoji", "--max-length", "9"), "--max-length is of language models"),
     (("emoji", "--set", "gradient_checkpoint=true"), "gradient_checkpointing"),
     (("emoji", "--fit", "much"), "no size of memory"),
-    (("emoji", "--fit", "4MB"), "nothing reaches"),
+    (("facts", "--max-length", "16", "--fit", "1MB"), "nothing reaches"),
     (("emoji", "--task", "dream"), "did you mean 'dreambooth'"),
     (("facts", "--task", "embed", "--set", "group=1"), "group must be at least 2"),
     (("facts", "--task", "preference", "--set", "loss=sft"), "loss"),

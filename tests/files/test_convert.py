@@ -19,7 +19,7 @@ from studio.files.loose import Loose, read_loose, write_loose
 from studio.files.resize import resize
 from tests.support.tiny_pipelines import build
 
-QUICK = ("sdxl", "flux-dev")
+QUICK = ("sdxl",)
 SINGLE = [name for name in common_formats() if not FORMATS[name].folder]
 
 
