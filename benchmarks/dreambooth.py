@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from studio import fidelity
-from studio.adapters.targets.find import find_targets
+from studio.adapters.targets.find import search_targets
 from studio.families import components
 from studio.pipelines import ImagePipeline, contact_sheet
 from studio.trainers import DreamBooth, train
@@ -89,7 +89,7 @@ def peft_run(task: DreamBooth, steps: int | None, seed: int) -> Iterator[ImagePi
     trained: dict[str, torch.Tensor] = {}
     layers: list[Any] = []
     for component in lesson.rates:
-        found = find_targets(parts, config.targets, chosen=[component])[component]
+        found = search_targets(parts, config.targets, chosen=[component])[0][component]
         parts[component].requires_grad_(False)
         settings = LoraConfig(r=config.rank, lora_alpha=config.alpha or config.rank, target_modules=found)
         inject_adapter_in_model(settings, parts[component])

@@ -18,11 +18,12 @@ from studio.adapters.contract.mixed import Mixed
 from studio.adapters.contract.strength import Strength, StrengthLike, as_strength
 from studio.adapters.hosting.assembly import Assembly, Record, assembly_at, site_at
 from studio.adapters.hosting.attached import assemblies, check_known, check_unbaked, known_names, whole_path
+from studio.adapters.hosting.mount import Adapters
 from studio.adapters.hosting.turns import in_turn
 from studio.adapters.info import split_path
 from studio.adapters.sites.site import Site
 from studio.adapters.start import check_sources, started
-from studio.adapters.targets.find import find_targets, left_beside
+from studio.adapters.targets.find import search_targets
 from studio.adapters.targets.silent import heard
 from studio.adapters.targets.unmatched import check_blocks, check_tables
 from studio.device import on_cpu
@@ -247,23 +248,23 @@ def _planned(
     method = config.adapter
     paths, notes = method.whole(modules, components), list[str]()
     if not paths:
-        paths = find_targets(
+        paths, beside = search_targets(
             modules, config.targets, config.exclude, chosen=components, kinds=method.kinds, method=type(config).__name__
         )
-        paths, notes = heard(modules, config.targets, paths)
+        paths, unheard = heard(modules, config.targets, paths)
+        notes = [*beside, *unheard]
     sites: dict[str, dict[str, Site]] = {}
     for component, found in paths.items():
         joined, root = method.joined(modules[component], found), modules[component]
         sites[component] = {path: site_at(root, path, method.kinds) for path in found if path not in joined}
     check_tables(config, (path for found in sites.values() for path in found))
-    beside = left_beside(modules, config.targets, config.exclude, paths, kinds=method.kinds)
     config, tensors = started(model, config, sites, seed, calibrate, original)
     sites = {  # a plan may leave layers out
         component: kept
         for component, planned in sites.items()
         if (kept := {path: site for path, site in planned.items() if whole_path(component, path) in tensors})
     }
-    return _Planned(config, sites, tensors, [*beside, *notes])
+    return _Planned(config, sites, tensors, notes)
 
 
 def _joined(planned: Sequence[_Planned]) -> AdapterConfig:
@@ -307,7 +308,7 @@ def _report(mounted: Sequence[Assembly], name: str, beside: Sequence[str] = ()) 
 def _tied(assembly: Assembly, name: str) -> Iterator[str]:
     """Says of each adapted layer which other layers have the same weight: the adapter acts at the named one alone."""
     holders: dict[int, list[str]] = {}
-    for path, parameter in named_parameters(assembly.root):
+    for path, parameter in named_parameters(assembly.root, but=Adapters):
         holders.setdefault(id(parameter), []).append(path)
     adapted = set(assembly.records[name].paths)
     for path, adapter in assembly.adapters(name):

@@ -91,8 +91,11 @@ def check_own(module: nn.Module, doing: str) -> None:
         )
 
 
-def named_parts(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def named_parts(root: nn.Module, but: type[nn.Module] | None = None) -> Iterator[tuple[str, nn.Module]]:
     """Yields the path and the module of all parts of a model, as if nothing in it were wrapped.
+
+    Args:
+        root: the model. but: a class whose modules are left out, with all that is in them.
 
     Example:
         >>> [path for path, _ in named_parts(nn.Sequential(nn.DataParallel(nn.Sequential(nn.ReLU()))))]
@@ -108,17 +111,24 @@ def named_parts(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         seen.add(id(module))
         yield path, module
         below = [(name, part) for name, part in module._modules.items() if part is not None]
+        if but is not None:
+            below = [(name, part) for name, part in below if not isinstance(part, but)]
         waiting += [(f"{path}.{name}" if path else name, part) for name, part in reversed(below)]
 
 
-def named_parameters(root: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def named_parameters(
+    root: nn.Module, but: type[nn.Module] | None = None
+) -> Iterator[tuple[str, nn.Parameter]]:  # fmt: skip
     """Yields the path and the tensor of all parameters, as if nothing were wrapped; a tied one under each of its names.
+
+    Args:
+        root, but: as for :func:`named_parts`.
 
     Example:
         >>> [path for path, _ in named_parameters(nn.DataParallel(nn.Linear(2, 2)))]
         ['weight', 'bias']
     """
-    for path, module in named_parts(root):
+    for path, module in named_parts(root, but):
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 yield f"{path}.{name}" if path else name, parameter

@@ -19,7 +19,7 @@ from studio.adapters.contract.adapter import Adapter, AdapterConfig
 from studio.adapters.contract.strength import Strength
 from studio.adapters.hosting.host import check_removable, host, is_hosted, unhost
 from studio.adapters.hosting.levels import Levels
-from studio.adapters.hosting.mount import Mount
+from studio.adapters.hosting.mount import Adapters, Mount
 from studio.adapters.hosting.watch import Watch
 from studio.adapters.sites.kinds import site_for
 from studio.adapters.sites.parameter import BARE, ParameterSite, parameter_site
@@ -228,8 +228,7 @@ class Assembly:
 
     def freeze_base(self) -> None:
         """Makes the base's parameters require no gradients; undone when the last adapter is gone."""
-        own = {id(p) for mount in self.mounts.values() for _, p in named_parameters(mount.adapters)}
-        base = [(path, p) for path, p in named_parameters(self.root) if id(p) not in own]
+        base = list(named_parameters(self.root, but=Adapters))
         if self._required_grad is None:
             self._required_grad = [path for path, parameter in base if parameter.requires_grad]
         for _, parameter in base:

@@ -4,84 +4,50 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from studio.adapters.contract.adapter import METHODS
-from studio.adapters.contract.pattern import is_expression, matches
-from studio.adapters.sites.kinds import is_site, kind_of
-from studio.adapters.sites.parameter import BARE, bare_parameters
+from studio.adapters.contract.pattern import matches
+from studio.adapters.sites.kinds import kind_of
 from studio.adapters.sites.read import module_at
+from studio.adapters.targets.component import Component
 from studio.adapters.targets.presets import PRESETS, resolve
 from studio.adapters.targets.unmatched import names, nearest_layers
 from studio.errors import NoTargets, UnsupportedLayer
-from studio.families import Family, family_in, named_parts
+from studio.families import Family, family_in
 
-__all__ = ["PRESETS", "find_targets", "left_beside"]
-
-
-@dataclass(frozen=True)
-class _Component:
-    """A component as targets see it.
-
-    Attributes:
-        module: the component. kinds: what the method covers.
-    """
-
-    name: str
-    module: nn.Module
-    kinds: Collection[str]
-
-    @cached_property
-    def parts(self) -> Mapping[str, nn.Module]:
-        """Path -> module, of the base alone."""
-        return {path: part for path, part in named_parts(self.module) if not _inside_adapter(path)}
-
-    @cached_property
-    def layers(self) -> Mapping[str, nn.Module]:
-        """Path -> what a method looks at."""
-        return {path: part for path, part in self.parts.items() if is_site(part, self.kinds)}
-
-    @cached_property
-    def bare(self) -> Mapping[str, str]:
-        """Path of a bare parameter -> its kind."""
-        return {
-            path: BARE[1] if cast(Tensor, owner._parameters[own]).dim() == 3 else BARE[0]
-            for path, owner, own in bare_parameters(self.module)
-        }
-
-    @property
-    def foreign(self) -> Sequence[str]:
-        """Paths of layers that another library has wrapped."""
-        return [path for path, part in self.parts.items() if _of_peft(part)]
-
-    def named(self, pattern: str) -> list[str]:
-        """The paths that a pattern names: layers, and the bare parameters that it means.
-
-        A whole path and an expression mean what they name; a suffix or a glob means layers where it names any.
-        """
-        found = [path for path in self.layers if names(pattern, self.name, path)]
-        known = [path for path in self.covered if names(pattern, self.name, path)]
-        exact = [path for path in known if pattern in (path, f"{self.name}.{path}")]
-        return [*found, *(known if is_expression(pattern) or not (found or exact) else exact)]
-
-    @property
-    def covered(self) -> list[str]:
-        """Paths of the bare parameters that the method covers."""
-        return [path for path, kind in self.bare.items() if kind in self.kinds]
-
-    def ordered(self, chosen: Iterable[str]) -> list[str]:
-        """Paths in the order of the model; a MultiheadAttention brings its output projection with it."""
-        wanted = set(chosen)
-        whole = [path for path in wanted if isinstance(self.layers.get(path), nn.MultiheadAttention)]
-        wanted |= {f"{path}.out_proj" if path else "out_proj" for path in whole}
-        return [path for path in (*self.layers, *self.bare) if path in wanted]
+__all__ = ["PRESETS", "find_targets", "search_targets"]
 
 
 def find_targets(
+    components: Mapping[str, nn.Module], targets: str | Sequence[str], exclude: Sequence[str] = ()
+) -> dict[str, list[str]]:
+    """Finds the ordinary layers that ``targets`` names.
+
+    Args:
+        components, targets, exclude: as for :func:`search_targets`.
+
+    Returns:
+        Component name to paths, in the order of the model; components without a match are left out.
+
+    Raises:
+        NoTargets, UnsupportedLayer: as :func:`search_targets`.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+        >>> find_targets({"": net}, ["2"])
+        {'': ['2']}
+        >>> find_targets({"": net}, ["3"])
+        Traceback (most recent call last):
+        ...
+        studio.errors.NoTargets: the target '3' matches no layer; the nearest layers are: 0, 2
+    """
+    return search_targets(components, targets, exclude)[0]
+
+
+def search_targets(
     components: Mapping[str, nn.Module],
     targets: str | Sequence[str],
     exclude: Sequence[str] = (),
@@ -89,8 +55,8 @@ def find_targets(
     chosen: Sequence[str] | None = None,
     kinds: Collection[str] = (),
     method: str = "the method",
-) -> dict[str, list[str]]:
-    """Finds the layers that ``targets`` names.
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Finds the layers that ``targets`` names, and what else it names that is left as it is.
 
     Args:
         components: component name to module; ``{"": model}`` for a model by itself.
@@ -102,62 +68,44 @@ def find_targets(
         kinds: kinds of sites to look at besides the ordinary layers. method: who asks, for messages.
 
     Returns:
-        Component name to paths, in the order of the model; components without a match are left out.
+        Component name to paths, in the order of the model, components without a match left out; and a sentence for each
+        pattern that names parameters too, which stay as they are because it names layers.
 
     Raises:
         NoTargets: a pattern of either, or a preset in a chosen component, that matches nothing.
         UnsupportedLayer: a pattern that matches only what is of another kind, or layers that PEFT has wrapped.
-
-    Example:
-        >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
-        >>> find_targets({"": net}, ["2"])
-        {'': ['2']}
-        >>> find_targets({"": net}, ["3"])
-        Traceback (most recent call last):
-        ...
-        studio.errors.NoTargets: the target '3' matches no layer; the nearest layers are: 0, 2
     """
     for component in chosen or ():
         if component not in components:
             known = ", ".join(filter(None, components)) or "none: it is a model by itself, leave components out"
             raise NoTargets(f"there is no component {component!r}; the model has {known}")
-    looked = [_Component(n, module, kinds) for n, module in components.items() if chosen is None or n in chosen]
+    looked = [Component(n, module, kinds) for n, module in components.items() if chosen is None or n in chosen]
     _check_foreign(targets, looked)
+    patterns: Sequence[str] = ()
     if isinstance(targets, str) and targets in PRESETS:
         found = _preset(targets, looked, chosen, method)
     else:
-        found = _patterns((targets,) if isinstance(targets, str) else tuple(targets), looked, method)
+        patterns = (targets,) if isinstance(targets, str) else tuple(targets)
+        found = _patterns(patterns, looked, method)
     _check_excluded(exclude, components, kinds)
     for pattern in exclude:
         found = {name: [path for path in paths if not names(pattern, name, path)] for name, paths in found.items()}
     found = {name: paths for name, paths in found.items() if paths}
     if not found:
         raise NoTargets(f"exclude={list(exclude)!r} leaves nothing of the targets {targets!r}")
-    return found
+    return found, _left_beside([one for one in looked if one.name in found], patterns, exclude, found)
 
 
-def left_beside(
-    components: Mapping[str, nn.Module],
-    targets: str | Sequence[str],
-    exclude: Sequence[str],
-    found: Mapping[str, Sequence[str]],
-    *,
-    kinds: Collection[str] = (),
-) -> list[str]:
-    """Says of each pattern which parameters it names that stay as they are, because it names layers as well.
-
-    Args:
-        components, targets, exclude, kinds: as for :func:`find_targets`. found: what that gave.
-    """
-    if isinstance(targets, str) and targets in PRESETS:
-        return []
+def _left_beside(
+    looked: Sequence[Component], patterns: Sequence[str], exclude: Sequence[str], found: Mapping[str, Sequence[str]]
+) -> list[str]:  # fmt: skip
     notes: list[str] = []
     beside: dict[str, list[str]] = {}
-    for name, paths in found.items():
-        covered, adapted = _Component(name, components[name], kinds).covered, set(paths)
-        others = [path for path in covered if path not in adapted]
-        beside[name] = [path for path in others if not any(names(other, name, path) for other in exclude)]
-    for pattern in (targets,) if isinstance(targets, str) else targets:
+    for one in looked if patterns else ():
+        adapted = set(found[one.name])
+        others = [path for path in one.covered if path not in adapted]
+        beside[one.name] = [path for path in others if not any(names(other, one.name, path) for other in exclude)]
+    for pattern in patterns:
         for name, others in beside.items():
             left = [path for path in others if names(pattern, name, path)]
             if left:
@@ -173,7 +121,7 @@ def _check_excluded(exclude: Sequence[str], components: Mapping[str, nn.Module],
     """Refuses patterns that leave nothing out because they name no layer at all, adapted or not."""
     if not exclude:
         return
-    looked = [_Component(name, module, (*kinds, "norm")) for name, module in components.items()]
+    looked = [Component(name, module, (*kinds, "norm")) for name, module in components.items()]
     known = [(one.name, path) for one in looked for path in (*one.layers, *one.bare)]
     for pattern in exclude:
         if not any(names(pattern, component, path) for component, path in known):
@@ -181,7 +129,7 @@ def _check_excluded(exclude: Sequence[str], components: Mapping[str, nn.Module],
             raise NoTargets(f"exclude={pattern!r} matches no layer; {nearest_layers(pattern, everything)}")
 
 
-def _check_kind(pattern: str, looked: Sequence[_Component], method: str) -> None:
+def _check_kind(pattern: str, looked: Sequence[Component], method: str) -> None:
     """Refuses a pattern that matches norms or bare parameters alone for a method that does not look at them."""
     layer, _, last = pattern.rpartition(".")
     if last in ("weight", "bias") and any(component.named(layer) for component in looked):
@@ -201,13 +149,7 @@ def _unable(path: str, kind: str, method: str) -> UnsupportedLayer:
     )
 
 
-def _of_peft(module: nn.Module) -> bool:
-    """Whether the package peft has put this in the place of a layer."""
-    tuned = (cls for cls in type(module).__mro__ if cls.__name__ == "BaseTunerLayer")
-    return any(cls.__module__.partition(".")[0] == "peft" for cls in tuned)
-
-
-def _check_foreign(targets: str | Sequence[str], looked: Sequence[_Component]) -> None:
+def _check_foreign(targets: str | Sequence[str], looked: Sequence[Component]) -> None:
     """Refuses targets that would leave out layers because they are inside PEFT's own."""
     preset = isinstance(targets, str) and targets in PRESETS
     patterns = (targets,) if isinstance(targets, str) else targets
@@ -220,11 +162,7 @@ def _check_foreign(targets: str | Sequence[str], looked: Sequence[_Component]) -
                 )
 
 
-def _inside_adapter(path: str) -> bool:
-    return ".adapters." in f".{path}."
-
-
-def _patterns(patterns: Sequence[str], looked: Sequence[_Component], method: str) -> dict[str, list[str]]:
+def _patterns(patterns: Sequence[str], looked: Sequence[Component], method: str) -> dict[str, list[str]]:
     found: dict[str, set[str]] = {component.name: set() for component in looked}
     for pattern in patterns:
         hits = {component.name: component.named(pattern) for component in looked}
@@ -241,7 +179,7 @@ def _patterns(patterns: Sequence[str], looked: Sequence[_Component], method: str
 
 
 def _preset(
-    preset: str, looked: Sequence[_Component], chosen: Sequence[str] | None, method: str
+    preset: str, looked: Sequence[Component], chosen: Sequence[str] | None, method: str
 ) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     nothing: NoTargets | None = None
@@ -264,7 +202,7 @@ def _preset(
     return found
 
 
-def _preset_paths(preset: str, component: _Component, family: Family | None) -> list[str]:
+def _preset_paths(preset: str, component: Component, family: Family | None) -> list[str]:
     """What the preset names in a component: by its family's own patterns, or by its structure."""
     if family is not None:
         encoder = bool(family.readers) and "Text" in type(component.module).__name__
@@ -275,7 +213,7 @@ def _preset_paths(preset: str, component: _Component, family: Family | None) -> 
     return resolve(preset, component.module)
 
 
-def _check_able(component: _Component, paths: Iterable[str], method: str) -> None:
+def _check_able(component: Component, paths: Iterable[str], method: str) -> None:
     """Refuses layers that a preset names and the method does not look at."""
     for path in paths:
         if path not in component.layers and component.bare.get(path) not in component.kinds:
