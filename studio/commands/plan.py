@@ -185,8 +185,9 @@ def _tell(base: str, settings: Asked, limit: str | None, picture: Path | None, s
     show.say(str(made))
     facts = made.facts()
     if found is not None:
-        show.say("")
-        show.say(str(found))
+        if found.fits or found.found:  # else it is the error
+            show.say("")
+            show.say(str(found))
         facts |= {"limit": most, "fits": found.fits, "alternatives": [
             {"peak": one.forecast.peak, "options": one.options,
              "changes": [{"name": lever.name, "cost": lever.cost} for lever in one.levers]} for one in found.found],
