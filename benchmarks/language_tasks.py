@@ -87,7 +87,7 @@ def of_encoder(folder: Path) -> Row:
 
 
 def tuned(row: Row, seed: int) -> dict[str, float]:
-    """Trains an adapter; returns the metric before and after, the seconds, and the share of the parameters."""
+    """Trains an adapter; returns the metric before and after, the seconds, and how many numbers were trained."""
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         run = train(row.make(), output=Path(folder) / "run", seed=seed, steps=row.steps, quiet=True)

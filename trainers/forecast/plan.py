@@ -104,6 +104,7 @@ def forecast(base: str | Path, asked: Asked) -> Forecast:
 
 _FRESH: Final[dict[tuple[str, str], Blueprint]] = {}
 """Bases by name and task that were looked at and have not been played yet, which changes them."""
+KEPT_FRESH: Final = 4
 
 
 @dataclass(frozen=True)
@@ -274,7 +275,6 @@ def _played(base: str, asked: Asked) -> _Play:
     return _PLAYED[key]
 
 
-KEPT_FRESH: Final = 4
 _PLAYED: Final[dict[tuple[str, str], _Play]] = {}
 KEPT: Final = 64
 

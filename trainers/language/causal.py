@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +18,6 @@ from studio.trainers.language.lesson import MEASURED, TokenLesson, exact_match
 from studio.trainers.language.packing import packed
 from studio.trainers.language.rehearsal import Stand
 from studio.trainers.language.texts import IGNORED, TokenRow, batch, question
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Causal", "Question", "rehearsed_texts", "said"]
 

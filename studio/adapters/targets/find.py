@@ -99,6 +99,7 @@ def search_targets(
 def _left_beside(
     looked: Sequence[Component], patterns: Sequence[str], exclude: Sequence[str], found: Mapping[str, Sequence[str]]
 ) -> list[str]:  # fmt: skip
+    """Says of each pattern which parameters it names that stay as they are, because it names layers as well."""
     notes: list[str] = []
     beside: dict[str, list[str]] = {}
     for one in looked if patterns else ():
