@@ -16,7 +16,7 @@ one_thread := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false H
 
 help:
 	@echo "make demo      train on the packaged pictures and draw before/after, on the embedded base"
-	@echo "make test      the tests (about ten minutes on two cores)"
+	@echo "make test      the tests (about twelve minutes on two cores)"
 	@echo "make test-all  the same and the slow ones"
 	@echo "make lint      ruff, mypy, and the list of what may only get better"
 
