@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
 from studio.families import open_base
@@ -32,7 +33,7 @@ def few(script):
 
 def tiny(script):
     unet = {"unet_channels": (32, 32), "vae_channels": (8, 8, 8, 8), "latent_channels": 4, "width": 16}
-    return script.Sizes(vae_steps=3, steps=5, batch=4, vae_batch=2, text_layers=1, **unet)
+    return script.Sizes(vae_steps=3, steps=5, batch=4, vae_batch=2, text_layers=1, bank=2, **unet)
 
 
 def test_the_kept_out_concepts_are_not_learned(script, few, tokenizer):
@@ -111,21 +112,85 @@ def test_an_interrupted_training_ends_with_the_same_bits_and_opens_as_a_base(scr
     assert picture.size == (64, 64)
 
 
-def test_wider_and_deeper_networks_go_on_from_the_packaged_ones(script, tokenizer):
-    file = "diffusion_pytorch_model.safetensors"
+def test_wider_and_deeper_networks_go_on_from_saved_ones(script, tmp_path):
+    def saved(module: torch.nn.Module, name: str):
+        save_file(module.state_dict(), tmp_path / name)
+        return tmp_path / name
+
     torch.manual_seed(0)
-    wide, same = (script.autoencoder(script.Sizes(vae_channels=c)) for c in ((32, 64, 128, 96), (16, 32, 64, 96)))
-    assert script.adopt(wide, script.PACKAGED / "vae" / file) == script.adopt(same, script.PACKAGED / "vae" / file) == 1
+    wide, narrow = (script.autoencoder(script.Sizes(vae_channels=c)) for c in ((32, 64, 128), (16, 32, 64)))
     x = script.vae_pictures(script.packaged(), 4, script.drawn_at(0, 0))
     with torch.no_grad():
-        first, second = (vae.decode(vae.encode(x).latent_dist.mode()).sample for vae in (wide, same))
-    assert (first - second).abs().mean() < 0.2 * (second - x).abs().mean()
-    two = script.denoiser(script.Sizes(unet_channels=(128, 160)))
-    three = script.denoiser(script.Sizes(unet_channels=(128, 160, 160)))
-    assert script.adopt(two, script.PACKAGED / "unet" / file) == 1
-    assert 0.6 < script.adopt(three, script.PACKAGED / "unet" / file) < 0.8
-    assert torch.equal(three.up_blocks[2].resnets[0].conv1.weight, two.up_blocks[1].resnets[0].conv1.weight)
+        before = wide.decode(wide.encode(x).latent_dist.mode()).sample
+        assert script.adopt(wide, saved(narrow, "vae.safetensors")) == 1
+        first, second = (vae.decode(vae.encode(x).latent_dist.mode()).sample for vae in (wide, narrow))
+    assert (first - second).abs().mean() < 0.2 * (before - second).abs().mean()
+    three, four = (script.denoiser(script.Sizes(unet_channels=c)) for c in ((64, 128, 160), (64, 128, 160, 160)))
+    file = saved(three, "unet.safetensors")
+    assert script.adopt(script.denoiser(script.Sizes(unet_channels=(64, 128, 160))), file) == 1
+    assert 0.6 < script.adopt(four, file) < 0.9
+    assert torch.equal(four.up_blocks[3].resnets[0].conv1.weight, three.up_blocks[2].resnets[0].conv1.weight)
     assert script.widened(torch.zeros(3, 3), torch.Size((4, 3))) is None
+
+
+def test_moved_latents_are_those_of_moved_pictures_where_the_encoder_is_a_mean(script):
+    x = script.vae_pictures(script.packaged(), 8, script.drawn_at(0, 0))
+    maps = script.moves(8, script.drawn_at(0, 1))
+    assert torch.equal(maps, script.moves(8, script.drawn_at(0, 1)))
+    sizes = torch.linalg.det(maps[:, :, :2]).abs().sqrt()
+    assert sizes.min() >= 1 / 1.5 and sizes.max() <= 1.5
+    here = torch.tensor([[[1.0, 0, 0], [0, 1, 0]]]).expand(8, 2, 3)
+    assert torch.allclose(script.moved(x, here), x, atol=1e-4)
+    mirrored = torch.tensor([[[-1.0, 0, 0], [0, 1, 0]]]).expand(8, 2, 3)
+    assert torch.allclose(script.moved(x, mirrored), x.flip(-1), atol=1e-4)
+
+    def means(pictures: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(pictures, 2)
+
+    error = (script.moved(means(x), maps) - means(script.moved(x, maps))).abs().mean()
+    assert error < 0.1 * (means(x) - means(script.moved(x, maps))).abs().mean()
+
+
+def test_matrices_are_stepped_in_all_directions_alike_and_tables_by_adamw(script):
+    """Muon's step of a matrix is orthogonal, 0.2·√max(rows, columns) of AdamW's rate; AdamW's first is ±rate."""
+    torch.manual_seed(0)
+    layers = {"net": torch.nn.ModuleDict({"kernel": torch.nn.Conv2d(4, 8, 3), "embedding": torch.nn.Embedding(5, 3)})}
+    kernel, table = layers["net"]["kernel"], layers["net"]["embedding"]
+    before = kernel.weight.detach().clone(), kernel.bias.detach().clone(), table.weight.detach().clone()
+    optimizers = script.Optimizers(layers, 1e-3, muon=True)
+    gradients = [torch.randn_like(weight) for weight in before]
+    for weight, gradient in zip((kernel.weight, kernel.bias, table.weight), gradients, strict=True):
+        weight.grad = gradient
+    optimizers.step(1e-3)
+    after = [weight.detach() for weight in (kernel.weight, kernel.bias, table.weight)]
+    moved = [now - then * (1 - 1e-5) for now, then in zip(after, before, strict=True)]
+    lengths = torch.linalg.svdvals(moved[0].flatten(1).double()) / (1e-3 * 0.2 * math.sqrt(4 * 9))
+    assert lengths.min() > 0.6 and lengths.max() < 1.3  # Newton and Schulz's five steps end about 1
+    for change, gradient in zip(moved[1:], gradients[1:], strict=True):
+        assert torch.allclose(change, -1e-3 * gradient.sign(), atol=2e-6)
+    assert [weight.grad for weight in (kernel.weight, kernel.bias, table.weight)] == [None] * 3
+
+
+def test_a_bank_shows_the_pictures_of_its_steps(script, few, tokenizer):
+    """With the mean of 8 × 8 pixels as autoencoder, latents are known pictures."""
+
+    class Mean:
+        config = type("Config", (), {"scaling_factor": 1.0})
+
+        def encode(self, pictures):
+            means = torch.nn.functional.avg_pool2d(pictures, 8)
+            return type("Code", (), {"latent_dist": type("D", (), {"mode": lambda _: means})()})()
+
+    known = few.known(tokenizer)
+    banked, fresh = (script.Denoising(known, tokenizer, Mean(), None, None, None, 0, 8, bank) for bank in (16, 0))
+    drawn = [fresh.encoded(k, script.drawn_at(0, k)) for k in range(4)]
+    for step, wide in ((0, False), (3, True), (15, True), (6, False)):
+        latents, captions = banked.taken(step, script.drawn_at(0, step))
+        assert latents.shape == ((4, 3, 8, 16) if wide else (8, 3, 8, 8)) and len(captions) == len(latents)
+        pool = [pair for x, told in drawn if x.shape[-1] == latents.shape[-1] for pair in zip(x, told, strict=True)]
+        for x, told in zip(latents, captions, strict=True):
+            assert any(torch.equal(x, y) and told == said for y, said in pool)
+    assert not torch.equal(banked.taken(16, script.drawn_at(0, 0))[0], banked.taken(0, script.drawn_at(0, 0))[0])
 
 
 def test_losses_fall(script, few, tmp_path):
