@@ -32,6 +32,7 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -272,11 +273,15 @@ class Phase:
 
     def _resume(self, optimizers: Optimizers, average: nn.Module) -> int:
         """Brings everything to where it was kept; returns the next step."""
-        saved = torch.load(self.file, weights_only=True)
-        optimizers.load_state_dict(saved["optimizers"])
-        average.load_state_dict(saved["average"])
-        for name, module in self.modules.items():
-            module.load_state_dict(saved[name])
+        try:
+            saved = torch.load(self.file, weights_only=True)
+            for name, module in self.modules.items():
+                module.load_state_dict(saved[name])
+            average.load_state_dict(saved["average"])
+            optimizers.load_state_dict(saved["optimizers"])
+        except (OSError, KeyError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            what = f"{self.file} is damaged or of a training of other sizes, and nothing can go on from it"
+            raise SystemExit(f"{what}; give another folder, or delete the file") from error
         return int(saved["step"])
 
     def _keep(self, step: int, optimizers: Optimizers, average: nn.Module) -> None:
@@ -350,7 +355,9 @@ def latent_scale(vae: Any, drawings: Drawings) -> float:
 class Denoising:
     """The loss of text encoder and UNet; every fourth batch is wide pictures of two things.
 
-    With ``bank``, so many steps draw a quarter of their pictures beforehand and take each about four times.
+    Args:
+        bank: so many steps draw a quarter of their pictures beforehand, and take each about four times; 0: every step
+            draws its own.
     """
 
     drawings: Drawings
@@ -365,13 +372,15 @@ class Denoising:
 
     def __post_init__(self) -> None:
         self.core, self.sided = self.drawings.core(), self.drawings.sided()
-        self.banked, self.banks = -1, {}  # type: int, dict[bool, tuple[Tensor, list[str]]]
+        self.banked = -1
+        self.banks: dict[bool, tuple[Tensor, list[str]]] = {}  # wide or not -> latents, captions
 
     def __call__(self, step: int) -> Tensor:
         draw = drawn_at(self.seed, step)
         x, captions = self.taken(step, draw) if self.bank else self.encoded(step, draw)
         noise = torch.randn(x.shape, generator=draw)
-        times = ((torch.arange(len(x)) + torch.rand(len(x), generator=draw)) * 1000 / len(x)).long()  # evenly spread
+        places = (torch.arange(len(x)) + torch.rand(len(x), generator=draw)) / len(x)  # evenly spread over [0, 1]
+        times = (1000 * places).long().clamp(max=999)
         noisy, target = self.scheduler.add_noise(x, noise, times), self.scheduler.get_velocity(x, noise, times)
         output = self.unet(noisy, times, encoder_hidden_states=self.encoder(self.ids(captions))[0]).sample
         alpha = self.scheduler.alphas_cumprod[times]

@@ -112,6 +112,27 @@ def test_an_interrupted_training_ends_with_the_same_bits_and_opens_as_a_base(scr
     assert picture.size == (64, 64)
 
 
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "other", "old"])
+def test_a_checkpoint_that_cannot_be_gone_on_from_is_said(script, tmp_path, damage):
+    file = tmp_path / "net.pt"
+
+    def training(width: int):
+        net = torch.nn.Linear(width, 2)
+        phase = script.Phase(file, {"net": net}, 3, 1e-3, 1, muon=True)
+        return phase.run(lambda step: net(torch.ones(width)).square().mean(), lambda done: 1.0, stop_at=2)
+
+    assert not training(4)
+    whole = file.read_bytes()
+    if damage == "old":
+        torch.save({"step": 1, "optimizer": {}}, file)
+    else:
+        file.write_bytes({"cut": whole[:-40], "empty": b"", "text": b"hello", "other": whole}[damage])
+    before = file.read_bytes()
+    with pytest.raises(SystemExit, match=r"net\.pt is damaged or of a training of other sizes"):
+        training(3 if damage == "other" else 4)
+    assert file.read_bytes() == before
+
+
 def test_wider_and_deeper_networks_go_on_from_saved_ones(script, tmp_path):
     def saved(module: torch.nn.Module, name: str):
         save_file(module.state_dict(), tmp_path / name)
@@ -172,21 +193,13 @@ def test_matrices_are_stepped_in_all_directions_alike_and_tables_by_adamw(script
 
 
 def test_a_bank_shows_the_pictures_of_its_steps(script, few, tokenizer):
-    """With the mean of 8 × 8 pixels as autoencoder, latents are known pictures."""
-
-    class Mean:
-        config = type("Config", (), {"scaling_factor": 1.0})
-
-        def encode(self, pictures):
-            means = torch.nn.functional.avg_pool2d(pictures, 8)
-            return type("Code", (), {"latent_dist": type("D", (), {"mode": lambda _: means})()})()
-
-    known = few.known(tokenizer)
-    banked, fresh = (script.Denoising(known, tokenizer, Mean(), None, None, None, 0, 8, bank) for bank in (16, 0))
+    torch.manual_seed(0)
+    vae, known = script.autoencoder(tiny(script)), few.known(tokenizer)
+    banked, fresh = (script.Denoising(known, tokenizer, vae, None, None, None, 0, 8, bank) for bank in (16, 0))
     drawn = [fresh.encoded(k, script.drawn_at(0, k)) for k in range(4)]
     for step, wide in ((0, False), (3, True), (15, True), (6, False)):
         latents, captions = banked.taken(step, script.drawn_at(0, step))
-        assert latents.shape == ((4, 3, 8, 16) if wide else (8, 3, 8, 8)) and len(captions) == len(latents)
+        assert latents.shape == ((4, 4, 8, 16) if wide else (8, 4, 8, 8)) and len(captions) == len(latents)
         pool = [pair for x, told in drawn if x.shape[-1] == latents.shape[-1] for pair in zip(x, told, strict=True)]
         for x, told in zip(latents, captions, strict=True):
             assert any(torch.equal(x, y) and told == said for y, said in pool)
