@@ -43,6 +43,7 @@ class Denoiser:
         pooled: width of the pooled vector; 0: it reads none.
         masked: whether it wants a mask.
         tokens: L.
+        vae: pixels per cell of its autoencoder, along one side.
     """
 
     family: str
@@ -54,6 +55,7 @@ class Denoiser:
     pooled: int = 0
     masked: bool = False
     tokens: int = 64
+    vae: int = 8
 
     @property
     def row(self) -> Family:
@@ -79,14 +81,15 @@ class Denoiser:
             torch.randn(1, self.pooled, generator=draws) if self.pooled else None,
             mask=torch.ones(1, self.tokens, dtype=torch.bool) if self.masked else None,
         )  # fmt: skip
-        side = self.side * self.row.downscale
-        text = self.row.condition(self.holder(module), text, [Shot(size=(side, side), embedded=1.0)])
+        holder = self.holder(module)
+        side = self.side * self.row.downscale(holder)
+        text = self.row.condition(holder, text, [Shot(size=(side, side), embedded=1.0)])
         noisy = torch.randn(1, self.channels, self.side, self.side, generator=draws)
         return noisy, torch.tensor([500.0 if self.row.process.word == "flow" else 500]), text
 
     def holder(self, module: nn.Module) -> Any:
         """What stands for a pipeline in front of the row's functions."""
-        return SimpleNamespace(**{self.row.denoiser: module})
+        return SimpleNamespace(**{self.row.denoiser: module}, vae_scale_factor=self.vae)
 
 
 DENOISERS: Mapping[str, Denoiser] = {
@@ -136,7 +139,7 @@ DENOISERS: Mapping[str, Denoiser] = {
         },
     ),
     "sana": Denoiser(
-        family="sana", cls="SanaTransformer2DModel", channels=32, side=16, text=384, masked=True,
+        family="sana", cls="SanaTransformer2DModel", channels=32, side=16, text=384, masked=True, vae=32,
         config={
             "in_channels": 32, "out_channels": 32, "num_layers": 4, "num_attention_heads": 12, "attention_head_dim": 32,
             "num_cross_attention_heads": 6, "cross_attention_head_dim": 64, "cross_attention_dim": 384,

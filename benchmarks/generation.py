@@ -131,11 +131,11 @@ def regions(rounds: int) -> list[dict[str, Any]]:
         base = denoiser.make()
         one = ours(denoiser, copy.deepcopy(base), 1).requires_grad_(False)
         two = ours(denoiser, copy.deepcopy(base), 2)
-        pixels = denoiser.side * denoiser.row.downscale
+        pixels = denoiser.side * denoiser.row.downscale(denoiser.holder(two))
         blend = halves(pixels)
         studio.blend(two, blend)
         noisy, timesteps, text = denoiser.inputs(two)
-        asked: Any = SimpleNamespace(family=denoiser.row, pipe=Bare(**vars(denoiser.holder(two))))
+        asked: Any = SimpleNamespace(family=denoiser.row, pipe=Bare(**{denoiser.row.denoiser: two}))
         where = Regions(asked, masks_of(blend), (denoiser.side, denoiser.side))
         words = where.read(asked.pipe, partial(copy.copy, text))
         where.place(words)

@@ -82,7 +82,7 @@ def _upright(image: str | Path | Image.Image, mode: str) -> Image.Image:
 
 def _size(base: Base, picture: Image.Image, size: tuple[int | None, int | None]) -> tuple[int, int]:
     """As asked, else of the picture's shape and as many pixels as the base was trained for."""
-    unit, (native_width, native_height) = base.family.multiple, base.native
+    unit, (native_width, native_height) = base.multiple, base.native
     scale = math.sqrt(native_width * native_height / (picture.width * picture.height))
     own = [max(unit, round(side * scale / unit) * unit) for side in picture.size]
     width, height = (mine if asked is None else own_number(asked) for asked, mine in zip(size, own, strict=True))

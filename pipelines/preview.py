@@ -101,11 +101,10 @@ def _pair(base: Base, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 def _pictures(base: Base) -> Tensor:
     """Fixed pictures ``(N, 3, side, side)`` in [-1, 1]: colours that run into one another, plain ones, and patches."""
-    family = base.family
-    side = -(-CELLS * family.downscale // family.multiple) * family.multiple
+    side = -(-CELLS * base.downscale // base.multiple) * base.multiple
     draw, made = torch.Generator("cpu").manual_seed(0), []
     for number in range(PICTURES):
-        patches = (1, 2, 4, side // family.downscale)[number % 4]
+        patches = (1, 2, 4, side // base.downscale)[number % 4]
         colours = torch.rand(1, 3, patches, patches, generator=draw) * 2 - 1
         smooth = {"mode": "bilinear", "align_corners": True} if number % 8 < 4 else {"mode": "nearest"}
         made.append(F.interpolate(colours, size=(side, side), **smooth))  # type: ignore[arg-type]

@@ -68,7 +68,7 @@ def regions_of(base: Base, request: Request) -> Regions | None:
     Args:
         base: which draws. request: the picture, or one of a batch that has one blend.
     """
-    masks, down = masks_of(blend_of(base, request) or {}), base.family.downscale
+    masks, down = masks_of(blend_of(base, request) or {}), base.downscale
     cells = (request.height // down, request.width // down)
     return Regions(base, masks, cells, base.pipe._execution_device) if masks else None
 

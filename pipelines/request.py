@@ -28,8 +28,8 @@ class Request:
             while it is drawn (:mod:`studio.pipelines.prompting.brackets`).
         negative: the prompt that guidance leads away from, likewise.
         seed: from 0 to 2⁶³ − 1.
-        width: pixels, a multiple of ``Family.multiple``.
-        height: pixels, a multiple of ``Family.multiple``.
+        width: pixels, a multiple of ``Base.multiple``.
+        height: pixels, a multiple of ``Base.multiple``.
         steps: denoising steps.
         guidance: scale g of classifier-free guidance, ``u + g (c − u)``; 1 is the prompt alone.
         embedded: the guidance that the denoiser embeds, for bases that embed one.
@@ -84,20 +84,18 @@ def check_request(base: Base, request: Request) -> None:
 
 
 def _check_size(base: Base, request: Request) -> None:
-    family = base.family
+    family, unit = base.family, base.multiple
     largest = None if family.largest is None else family.largest(base.pipe)
     for name in ("width", "height"):
         side = getattr(request, name)
         if not is_count(side):
-            raise BadConfig(f"{name}={side!r}: a side must be a whole number of pixels from {family.multiple} on")
+            raise BadConfig(f"{name}={side!r}: a side must be a whole number of pixels from {unit} on")
         if side > limit("side"):
             raise BadConfig(f"{name}={side}: {too_many('side')}")
-        if side % family.multiple:
-            lower = side // family.multiple * family.multiple
-            fitting = " or ".join(str(fit) for fit in (lower, lower + family.multiple) if fit)
-            raise BadConfig(
-                f"{name}={side}: sides of {family.title} are divisible by {family.multiple}; ask for {fitting}"
-            )
+        if side % unit:
+            lower = side // unit * unit
+            fitting = " or ".join(str(fit) for fit in (lower, lower + unit) if fit)
+            raise BadConfig(f"{name}={side}: sides of {family.title} are divisible by {unit}; ask for {fitting}")
         if largest is not None and side > largest:
             raise BadConfig(
                 f"{name}={side}: {base.id} has no positions beyond {largest} pixels; ask for a smaller side"

@@ -74,7 +74,7 @@ def sample(base: Base, requests: Sequence[Request], *, rows: int = 1, watch: Wat
         UnknownName: no scheduler or adapter has that name.
         DoesNotFit: a prompt that is too long, a base that does not draw from text alone, a scheduler that mixes images,
             or a way to save memory that this base or device does not know.
-        StudioError: the model gave no finite numbers.
+        StudioError: the model gave no finite numbers, or a picture of other sides than asked for.
     """
     if not is_count(rows):
         raise BadConfig(f"batch_size={rows!r}: the number of images per batch must be a whole number from 1 on")
@@ -126,12 +126,12 @@ def draw(
         Pixels ``(rows, 3, H, W)`` in [-1, 1], fp32, and the sampler.
 
     Raises:
-        StudioError: the model gave no finite numbers.
+        StudioError: the model gave no finite numbers, or a picture of other sides than asked for.
     """
     common, pipe, family = requests[0], base.pipe, base.family
     padded = [*requests, *[requests[-1]] * (rows - len(requests))]
     device = pipe._execution_device  # where diffusers' own pipelines compute, offloaded parts included
-    cells = (common.height // family.downscale, common.width // family.downscale)
+    cells = (common.height // base.downscale, common.width // base.downscale)
     sampler = make_sampler(pipe.scheduler, common.scheduler, common.steps, device, course=Course.of(base, cells))
     generators = [torch.Generator("cpu").manual_seed(request.seed) for request in padded]
     alone = _one_thread_per_batch(device, rows)
@@ -148,6 +148,12 @@ def draw(
         raise StudioError(
             f"the model gave numbers that are not finite in {dtype}; open the base with another dtype (bfloat16, "
             "float32), or lower the adapters' strengths"
+        )
+    if pixels.shape[-2:] != (common.height, common.width):
+        height, width = pixels.shape[-2:]
+        raise StudioError(
+            f"asked for {common.width} x {common.height} pixels and {base.id} drew {width} x {height}: its autoencoder "
+            f"does not make {base.downscale} pixels of a latent cell; open the pipeline that the autoencoder belongs to"
         )
     return pixels, sampler
 

@@ -86,7 +86,7 @@ def second_request(base: Base, request: Request, image: Image.Image | None = Non
     Raises:
         BadConfig: it would be too large, or no number of steps does as many of them at this strength.
     """
-    upscale, unit = request.upscale, base.family.multiple
+    upscale, unit = request.upscale, base.multiple
     assert upscale is not None, "there is a second pass"
     width, height = (max(1, round(side * upscale.factor / unit)) * unit for side in (request.width, request.height))
     if max(width, height) > limit("side"):

@@ -118,7 +118,7 @@ def _drawing(base: Base) -> _Way:
 
 def _pixels(base: Base) -> Tensor:
     """Pixels of one small picture, ``(1, 3, H, W)`` in [-1, 1]."""
-    own, unit = base.defaults, base.family.multiple
+    own, unit = base.defaults, base.multiple
     side = min(*base.native, max(unit, 64 // unit * unit))
     request = Request(
         prompt=_PROMPT, width=side, height=side, steps=_STEPS, guidance=1.0, embedded=own.embedded, blend=None

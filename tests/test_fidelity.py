@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy
 import pytest
-import torch
 from PIL import Image
 
 from studio import fidelity
 from studio.errors import BadConfig, UnknownName
 from studio.families import open_base
 from studio.families.emoji_world import INSTANCE_FOLDER, STYLE_FOLDER
+from tiny import noise_for
 
 SUBJECTS = ("robot", "teddy bear", "penguin", "hamburger")
 
@@ -21,7 +21,7 @@ def pipe():
 
 
 def draw(pipe, prompt: str, seeds: range) -> list[Image.Image]:
-    noise = torch.cat([torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    noise = noise_for(pipe, *seeds)
     return pipe([prompt] * len(seeds), latents=noise, num_inference_steps=12, guidance_scale=5.0).images
 
 

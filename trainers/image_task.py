@@ -233,7 +233,7 @@ class ImageTask(ABC):
 
     def _objective(self, base: Base, recipe: ImageRecipe, size: tuple[int, int], device: torch.device) -> Objective:
         """Returns what is trained at this size."""
-        family, cells = base.family, (size[1] // base.family.downscale, size[0] // base.family.downscale)
+        family, cells = base.family, (size[1] // base.downscale, size[0] // base.downscale)
         usual = family.shift(base.pipe, cells) if recipe.shifted else 1.0
         return Objective(
             process=family.process.of(base.pipe.scheduler, device), gamma=self.gamma,

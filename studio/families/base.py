@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -99,6 +100,16 @@ class Base:
         other = replace(self, saving=replace(self.saving, **changes))
         vars(other).update({name: value for name, value in vars(self).items() if name == "hash"})
         return other
+
+    @property
+    def downscale(self) -> int:
+        """Image pixels per latent cell along one side, as its own autoencoder makes them."""
+        return self.family.downscale(self.pipe)
+
+    @property
+    def multiple(self) -> int:
+        """Image sides are divisible by it, in pixels: as those of its family, and whole cells."""
+        return math.lcm(self.family.multiple, self.downscale)
 
     @property
     def guidance(self) -> float:

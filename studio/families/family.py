@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from studio.errors import DoesNotFit
 from studio.families.conditioning import Conditioning, Shot
 from studio.families.native import Clues, Native
+from studio.families.parts.native import by_vae
 from studio.families.process import Process
 from studio.families.recipe import ImageRecipe
 from studio.families.streams import Streams
@@ -183,7 +184,7 @@ class Family:
         pipelines: the diffusers classes that draw from text alone; a folder of one is opened with it.
         denoiser: the pipeline's attribute that predicts noise.
         encoders: the text encoders, in the pipeline's order.
-        downscale: image pixels per latent cell that :attr:`predict` gets, along one side.
+        downscale: ``pipe -> image pixels`` per latent cell that :attr:`predict` gets, along one side.
         multiple: image sides are divisible by it, in pixels.
         largest: ``pipe -> the longest side`` in pixels that it has positions for; None: any.
         process: how its pictures become noise.
@@ -238,7 +239,7 @@ class Family:
     pipelines: tuple[str, ...]
     denoiser: str
     encoders: tuple[Encoder, ...]
-    downscale: int
+    downscale: Callable[[Pipe], int] = by_vae()
     multiple: int
     largest: Callable[[Pipe], int] | None = None
     process: type[Process]

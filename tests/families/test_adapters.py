@@ -47,7 +47,8 @@ def trained(base) -> None:
         for tensor in tensors:
             tensor.add_(torch.randn(tensor.shape, generator=draw) * 0.05)
         told = family.encode_text(pipe, [PROMPT], False)
-    noisy = torch.randn(1, family.channels(pipe), 64 // family.downscale, 64 // family.downscale, generator=draw)
+    cells = 64 // base.downscale
+    noisy = torch.randn(1, family.channels(pipe), cells, cells, generator=draw)
     told = family.condition(pipe, told, [Shot(size=(64, 64), embedded=base.defaults.trained)])
     optimizer = torch.optim.SGD(tensors, lr=1e-3)
     for _ in range(2):

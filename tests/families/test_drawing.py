@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
+from studio.errors import BadConfig, StudioError
 from studio.families import FAMILIES, Family, Shot, open_base
 from studio.pipelines import ImagePipeline
 from studio.pipelines.request import Request
 from studio.pipelines.sample import draw
+from studio.trainers.image.latents import picture_size
 from tiny_pipelines import BUILDERS, FAMILY, NEGATIVE, PROMPT, build, run
 
 SIZE = {"width": 96, "height": 64}
@@ -182,8 +185,33 @@ def test_latents_are_the_autoencoders_own(bases, kind):
         code = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
         own = pipe.vae.decode(code).sample
     own = own if own.dim() == 4 else own[:, :, 0]
-    assert latents.shape == (1, family.channels(pipe), 64 // family.downscale, 96 // family.downscale)
+    assert latents.shape == (1, family.channels(pipe), 64 // base.downscale, 96 // base.downscale)
     torch.testing.assert_close(back, own.clamp(-1, 1), rtol=0, atol=2 * EQUAL)  # of a range of 2
+
+
+@pytest.mark.parametrize("levels", [3, 5])
+def test_an_autoencoder_of_another_depth_draws_the_sides_asked_for(levels):
+    """diffusers counts its halvings, 2 or 4 here; Stable Diffusion's own has 3."""
+    pipe = build("sd1")
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=(4,) * levels, norm_num_groups=4, latent_channels=4,
+    )  # fmt: skip
+    base = open_base(type(pipe)(**pipe.components | {"vae": vae.eval()}, requires_safety_checker=False))
+    cell = 2 ** (levels - 1)
+    assert (base.downscale, base.multiple, base.native) == (cell, max(cell, 8), (8 * cell, 8 * cell))
+    assert ours(base, 3.0, NEGATIVE).shape[-2:] == (64, 96)
+    assert (ours(base, 3.0, NEGATIVE) - theirs(base.pipe, "sd1", 3.0)).abs().max() < EQUAL
+    assert picture_size(None, base) == base.native
+    with pytest.raises(BadConfig, match=f"divisible by {max(cell, 8)}; ask for"):
+        ImagePipeline(base).generate(PROMPT, width=100)
+
+
+def test_a_picture_of_other_sides_than_asked_for_is_refused(bases):
+    base = bases("sd1")
+    halved = replace(base, family=replace(base.family, downscale=lambda pipe: 16))
+    with pytest.raises(StudioError, match="asked for 96 x 64 pixels and .* drew 48 x 32"):
+        ours(halved, 1.0, NEGATIVE)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,6 +11,7 @@ from torch import nn
 
 from studio.errors import BadFile, DoesNotFit, UnknownName
 from studio.families import BASES, FAMILIES, Conditioning, components, family_of, open_base
+from tiny import noise_for
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_a_sampled_latent_follows_its_generator(base):
 
 
 def test_prediction_equals_the_pipelines_own_step(base):
-    noisy, steps = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([900, 10])
+    noisy, steps = noise_for(base.pipe, 0, 1), torch.tensor([900, 10])
     conditioning = encode(base, "tiger on a blue background", "")
     with torch.no_grad():
         mine = base.family.predict(base.pipe, noisy, steps, conditioning)

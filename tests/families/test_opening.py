@@ -47,7 +47,7 @@ def copy_of(folder, place):
 
 
 def picture(base):
-    side = 32 * max(base.family.multiple // 32, 1)
+    side = 32 * max(base.multiple // 32, 1)
     request = Request(
         prompt=PROMPT, seed=3, steps=2, guidance=2.0 if base.defaults.negative else 1.0, width=2 * side, height=side,
         embedded=base.defaults.embedded,

@@ -110,7 +110,7 @@ def test_every_family_draws_a_schedule_alike_alone_and_in_a_batch(kind):
     pipe = adapted(build(kind))
     base = open_base(pipe)
     schedule = Schedule(((0.2, 0.0), (0.8, 1.5)))
-    side = 2 * base.family.multiple
+    side = 2 * base.multiple
     sizes = {"width": side, "height": side}
     blends = [{"dog": Strength(schedule=schedule)}, {"dog": Strength(schedule=schedule), "ink": 0.5}]
     asked = [

@@ -19,6 +19,7 @@ __all__ = [
     "interrupted",
     "language",
     "llama",
+    "noise_for",
     "shaken",
     "t5",
     "unet",
@@ -52,6 +53,13 @@ def llama(**options: Any) -> nn.Module:
     sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
     torch.manual_seed(0)
     return LlamaForCausalLM(LlamaConfig(**{**sizes, "num_attention_heads": 2, **options})).eval()
+
+
+def noise_for(pipe: Any, *seeds: int) -> Tensor:
+    """What a UNet's picture of its native size begins with, a row for each seed: ``(B, C, side, side)``."""
+    config = pipe.unet.config
+    shape = 1, config.in_channels, config.sample_size, config.sample_size
+    return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 def t5(**options: Any) -> nn.Module:

@@ -80,7 +80,7 @@ def _lesson(
     base: Base, asked: Asked, recipe: ImageRecipe, size: tuple[int, int], encoders: list[str], stuff: Stuff
 ) -> Diffusion:
     family = base.family
-    cells = size[1] // family.downscale, size[0] // family.downscale
+    cells = size[1] // base.downscale, size[0] // base.downscale
     nothing: Any = None  # no cache is asked: what it would give is there already
     latents = Latents(base, [item(size)], size=size, crop="center", flip=False, cache=nothing)
     latents._made[0, False] = stuff.tensor((family.channels(base.pipe), *cells))
@@ -163,7 +163,7 @@ def _drawing(base: Base, size: tuple[int, int], asked: Asked, stuff: Stuff) -> C
     family, pipe = base.family, base.pipe
     rows = 2 if base.defaults.negative and base.guidance != 1 else 1
     dtype = next(pipe.components[family.denoiser].parameters()).dtype
-    cells = family.channels(pipe), size[1] // family.downscale, size[0] // family.downscale
+    cells = family.channels(pipe), size[1] // base.downscale, size[0] // base.downscale
     noisy, times = stuff.tensor((rows, *cells), dtype), stuff.tensor((rows,))
     said = _conditioning(base, asked, stuff)
 

@@ -133,7 +133,7 @@ def picture_size(resolution: int | Sequence[int] | None, base: Base) -> tuple[in
 
     Args:
         resolution: a side in pixels, width and height, or None for the base's own.
-        base: the base, whose sides must be multiples of ``base.family.multiple``.
+        base: the base, whose sides must be multiples of ``base.multiple``.
 
     Raises:
         BadConfig: as :func:`sides_of`.
@@ -142,7 +142,7 @@ def picture_size(resolution: int | Sequence[int] | None, base: Base) -> tuple[in
     if resolution is None:
         return base.native
     sides = sides_of(resolution)
-    unit = base.family.multiple
+    unit = base.multiple
     if any(side % unit for side in sides):
         near = " x ".join(str(max(unit, round(side / unit) * unit)) for side in sides)
         raise DoesNotFit(f"resolution {sides[0]} x {sides[1]}: sides of {base.id} are multiples of {unit}; use {near}")

@@ -115,7 +115,6 @@ CHROMA = FAMILIES.add(
         pipelines=("ChromaPipeline",),
         denoiser="transformer",
         encoders=(Encoder(component="text_encoder", kohya="lora_te3", trained=False, label="t5xxl", width=4096),),
-        downscale=8,
         multiple=16,
         process=Flow,
         native=square(1024),

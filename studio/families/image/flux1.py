@@ -189,7 +189,6 @@ FLUX1 = FAMILIES.add(
             Encoder(component="text_encoder", kohya="lora_te1", level="text_model.", label="clip_l", width=768),
             Encoder(component="text_encoder_2", kohya="lora_te3", trained=False, label="t5xxl", width=4096),
         ),
-        downscale=8,
         multiple=16,
         process=Flow,
         native=square(1024),

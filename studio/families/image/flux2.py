@@ -24,7 +24,7 @@ from studio.families.image.flux1 import embed_guidance, like_flux2
 from studio.families.parts.contexts import places
 from studio.families.parts.latents import grid, kl_channels, same_channels
 from studio.families.parts.names import LANGUAGE, is_a, of_class, presets
-from studio.families.parts.native import square
+from studio.families.parts.native import by_vae, square
 from studio.families.parts.place import device_of
 from studio.families.parts.renames import flux_names
 from studio.families.parts.schedule import evenly, linear_mu
@@ -215,7 +215,7 @@ FLUX2 = FAMILIES.add(
         pipelines=("Flux2Pipeline", "Flux2KleinPipeline"),
         denoiser="transformer",
         encoders=(Encoder(component="text_encoder", trained=False),),
-        downscale=16,
+        downscale=by_vae(patch=2),
         multiple=16,
         process=Flow,
         native=square(1024),

@@ -153,7 +153,6 @@ QWEN_IMAGE = FAMILIES.add(
         pipelines=("QwenImagePipeline",),
         denoiser="transformer",
         encoders=(Encoder(component="text_encoder", root="model.language_model", trained=False),),
-        downscale=8,
         multiple=16,
         process=Flow,
         native=square(1024),

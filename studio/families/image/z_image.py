@@ -148,7 +148,6 @@ Z_IMAGE = FAMILIES.add(
         pipelines=("ZImagePipeline",),
         denoiser="transformer",
         encoders=(Encoder(component="text_encoder", trained=False),),
-        downscale=8,
         multiple=16,
         largest=lambda pipe: 16 * min(pipe.transformer.config.axes_lens[1:]),
         process=Flow,
