@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 __all__ = ["by_config", "by_vae", "square"]
 
 
 def by_vae(patch: int = 1) -> Callable[[Any], int]:
-    """Returns a function of a pipeline: pixels per cell along one side, ``vae_scale_factor * patch``.
+    """Returns a function of a pipeline: pixels per cell along one side, ``2 ** halvings * patch``.
 
-    diffusers counts the halvings of the pipeline's own autoencoder, so one of other depth than the family's public
-    bases is read for what it is.
+    The halvings are those of its own autoencoder, as diffusers' pipelines count them, so one of other depth than the
+    family's public bases is read for what it is; a pipeline without one says its ``vae_scale_factor``.
 
     Args:
         patch: cells of the autoencoder that are folded into one of :attr:`~studio.families.family.Family.predict`.
     """
-    return lambda pipe: int(pipe.vae_scale_factor) * patch
+
+    def downscale(pipe: Any) -> int:
+        vae = getattr(pipe, "vae", None)
+        return (int(pipe.vae_scale_factor) if vae is None else 2 ** _halvings(vae.config)) * patch
+
+    return downscale
+
+
+def _halvings(config: Mapping[str, Any]) -> int:
+    levels = config.get("block_out_channels") or config.get("encoder_block_out_channels")
+    return len(levels) - 1 if levels else len(config["temperal_downsample"])
 
 
 def by_config(denoiser: str) -> Callable[[Any], tuple[int, int]]:
