@@ -62,7 +62,7 @@ CORE = 0.7  # of the pictures show a core emoji
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """The sizes of the networks and of the two trainings; the defaults are the embedded base's."""
+    """The sizes of the networks and of the two trainings; the packaged base is of an earlier, smaller training."""
 
     vae_steps: int = 2000
     steps: int = 12000

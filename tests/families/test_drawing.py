@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from studio.errors import BadConfig, StudioError
+from studio.errors import BadConfig, DoesNotFit, StudioError
 from studio.families import FAMILIES, Family, Shot, open_base
 from studio.pipelines import ImagePipeline
 from studio.pipelines.request import Request
@@ -187,6 +189,24 @@ def test_latents_are_the_autoencoders_own(bases, kind):
     own = own if own.dim() == 4 else own[:, :, 0]
     assert latents.shape == (1, family.channels(pipe), 64 // base.downscale, 96 // base.downscale)
     torch.testing.assert_close(back, own.clamp(-1, 1), rtol=0, atol=2 * EQUAL)  # of a range of 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cells_are_as_large_as_diffusers_counts_them(bases, kind):
+    """Flux.2 alone folds four cells of its autoencoder into one before anything is predicted."""
+    base = bases(kind)
+    assert base.downscale == base.pipe.vae_scale_factor * (2 if base.family.name == "flux2" else 1)
+
+
+def test_a_folder_without_an_autoencoder_is_not_planned(folders, tmp_path):
+    from studio.planning.blueprint import blueprint
+
+    shutil.copytree(folders("sd1"), tmp_path / "base")
+    index = json.loads((tmp_path / "base" / "model_index.json").read_text())
+    (tmp_path / "base" / "model_index.json").write_text(json.dumps({**index, "vae": [None, None]}))
+    drawn = blueprint(tmp_path / "base")
+    with pytest.raises(DoesNotFit, match="has no autoencoder; give one with"):
+        drawn.family.downscale(drawn)
 
 
 @pytest.mark.parametrize("levels", [3, 5])
