@@ -4,17 +4,17 @@
 
     OMP_NUM_THREADS=2 nice python examples/train_emoji_base.py runs/emoji-base --bf16
 
-Four hours of two cores. Ctrl-C, a crash or a full disk cost at most ``--save-every`` steps: the same command
-goes on where it stopped, with the result of an uninterrupted run, because what a step draws follows from the seed and
-the step alone. Every ``--look-every`` steps a sheet of the same prompts and seeds is written beside the checkpoints.
+Four hours of two cores that multiply in bf16 (AVX-512), ten of two that do not. Ctrl-C, a crash or a full disk cost at
+most ``--save-every`` steps: the same command goes on where it stopped, with the result of an uninterrupted run, because
+what a step draws follows from the seed and the step alone. Every ``--look-every`` steps a sheet of the same prompts and
+seeds is written beside the checkpoints.
 ``OUT/pipeline`` is the diffusers folder that ``studio`` opens as a base. ``--from`` names the base to go on from (the
 packaged one): its tokenizer is kept and whatever of its weights fits; ``--keep-vae`` leaves its autoencoder as it is.
 
 The networks may be wider and have a level more than those gone on from (:func:`adopt`, :func:`widened`).
 
-The world: an emoji of the packaged atlas at some place, 0.55 to 1 of the picture wide, mirrored or not, turned by up to
-15 degrees, on one of ten colours. None of it is said but the colour, mostly, and ``small``, which is less than 0.55.
-Wide pictures show two. The core names make up most of it; the kept-out concepts are for the autoencoder alone.
+The world is that of ``emoji_pictures.py``. Wide pictures show two. The core names make up most of it; the kept-out
+concepts are for the autoencoder alone.
 
 What decides how well so small a base draws:
 
@@ -24,6 +24,7 @@ What decides how well so small a base draws:
   pictures (:func:`vae_loss`, after EQ-VAE, arXiv 2502.09509), bend half as much, and the UNet learns ten times faster.
 * Content is decided at high noise, which min-SNR weights starve; :func:`weight` does not.
 * Muon for the matrices: from one checkpoint, 200 of its steps did what 300 of AdamW's did.
+* Names are learned upright and in the middle first, and their poses while those spread (``--spread``: how far).
 * Each picture is shown about four times, in other noise: drawing and encoding were a third of a step.
 """
 
@@ -41,23 +42,25 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from emoji_pictures import (
+    BACKGROUNDS,
+    LENGTH,
+    Drawings,
+    Poses,
+    caption,
+    composited,
+    drawn_at,
+    layer,
+    packaged,
+    vae_pictures,
+)  # fmt: skip
 from torch import Tensor, nn
 
 from studio.atomic import atomic_path
-from studio.families.emoji_world import COLOURS, SIDE, atlas, core_names, emoji_names
+from studio.device import has_dtype
+from studio.families.emoji_world import SIDE
 
-# never seen by text encoder and UNet: subjects to learn later
-KEPT_OUT = frozenset(
-    ("robot", "teddy bear", "unicorn", "jack-o-lantern", "alien monster", "snowman")
-    + ("sailboat", "cactus", "mushroom", "penguin", "guitar", "hamburger")
-)
-SIDED = frozenset(("left", "right", "leftwards", "rightwards", "clock", "o’clock", "thirty", "button"))  # not mirrored
 PACKAGED = Path(__file__).parents[1] / "studio" / "families" / "emoji" / "pipeline"
-BACKGROUNDS = tuple(COLOURS)
-LENGTH = 24  # tokens
-LARGE, SMALL = (0.55, 1.0), (0.36, 0.5)  # widths of a drawing, as a part of the picture's
-TURN = math.radians(15)
-CORE = 0.7  # of the pictures show a core emoji
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,108 +77,60 @@ class Sizes:
     text_layers: int = 3
     unet_channels: tuple[int, ...] = (64, 128, 160, 160)
     bank: int = 500  # steps that share their pictures, see :class:`Denoising`
+    core_share: float = 0.85
+    spread: float = 1.0
     rate: float = 2e-3
-    vae_rate: float = 1e-3
-
-
-@dataclass(frozen=True)
-class Drawings:
-    """Names and RGBA drawings ``(N, 64, 64, 4)``, uint8."""
-
-    names: tuple[str, ...]
-    pixels: Tensor
-
-    def known(self, tokenizer: Any) -> Drawings:
-        """Those that text encoder and UNet learn: all but the kept-out ones and names too long for a caption."""
-        longest = "small an emoji of {} on a orange background"
-
-        def wanted(name: str) -> bool:
-            fits = len(tokenizer.tokenize(longest.format(name))) <= LENGTH - 2
-            return fits and not name.startswith("small ") and not any(kept in name for kept in KEPT_OUT)
-
-        rows = [i for i, name in enumerate(self.names) if wanted(name)]
-        return Drawings(tuple(self.names[i] for i in rows), self.pixels[rows])
-
-    def core(self) -> Tensor:
-        """The rows of the core names; all rows where there are none."""
-        rows = [i for i, name in enumerate(self.names) if name in core_names()]
-        return torch.tensor(rows or range(len(self.names)))
-
-    def sided(self) -> Tensor:
-        """Which drawings would contradict their names in a mirror ``(N,)``, bool."""
-        return torch.tensor([not SIDED.isdisjoint(name.replace("-", " ").split()) for name in self.names])
-
-
-def packaged() -> Drawings:
-    """The drawings of the packaged atlas."""
-    return Drawings(emoji_names(), torch.from_numpy(atlas().copy()))
-
-
-def drawn_at(seed: int, step: int) -> torch.Generator:
-    """The generator of one step: a resumed run draws what an uninterrupted one would have."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + step)
-
-
-@dataclass(frozen=True)
-class Poses:
-    """Where drawings lie: middles x, y and widths in pixels, turns in radians, ±1 for mirrored; ``(B,)`` each."""
-
-    x: Tensor
-    y: Tensor
-    width: Tensor
-    turn: Tensor
-    mirror: Tensor
-
-    @staticmethod
-    def drawn(small: Tensor, sided: Tensor, draw: torch.Generator) -> Poses:
-        """Random poses inside of one square picture; ``small`` and ``sided`` are ``(B,)``, bool."""
-        x, y, width, turn, mirror = torch.rand(5, len(small), generator=draw)
-        low, high = (
-            torch.where(small, *ends).float()
-            for ends in zip(map(torch.tensor, SMALL), map(torch.tensor, LARGE), strict=True)
-        )
-        width = SIDE * (low + (high - low) * width)
-        room = SIDE - width
-        flipped = (mirror < 0.5) & ~sided
-        return Poses(width / 2 + x * room, width / 2 + y * room, width, (2 * turn - 1) * TURN, 1 - 2.0 * flipped)
-
-    def moved(self, right: Tensor | float) -> Poses:
-        """The same poses, further right by so many pixels."""
-        return Poses(self.x + right, self.y, self.width, self.turn, self.mirror)
-
-
-def layer(pixels: Tensor, poses: Poses, columns: int = SIDE) -> Tensor:
-    """Drawings ``(B, 64, 64, 4)`` in their poses, premultiplied ``(B, 4, 64, columns)``; four samples a pixel."""
-    drawing = pixels.permute(0, 3, 1, 2).float() / 255
-    drawing = torch.cat([drawing[:, :3] * drawing[:, 3:], drawing[:, 3:]], 1)
-    cos, sin, half = poses.turn.cos(), poses.turn.sin(), poses.width / 2
-    # from the picture's normalised coordinates to the drawing's
-    across, down = columns / 2 / half, SIDE / 2 / half
-    left, up = (columns / 2 - poses.x) / half, (SIDE / 2 - poses.y) / half
-    first = torch.stack([cos * across, -sin * down, cos * left - sin * up], -1) * poses.mirror[:, None]
-    second = torch.stack([sin * across, cos * down, sin * left + cos * up], -1)
-    grid = F.affine_grid(torch.stack([first, second], 1), [len(drawing), 4, 2 * SIDE, 2 * columns], align_corners=False)
-    return F.avg_pool2d(F.grid_sample(drawing, grid, align_corners=False), 2)
-
-
-def composited(layers: Tensor, background: Tensor) -> Tensor:
-    """Layers ``(B, 4, H, W)`` on colours ``(B,)``, by number; ``(B, 3, H, W)`` in [-1, 1]."""
-    colour = torch.tensor(list(COLOURS.values())).float()[background][:, :, None, None] / 255
-    return (layers[:, :3] + colour * (1 - layers[:, 3:])) * 2 - 1
-
-
-def caption(name: str, background: int, is_small: bool, draw: Callable[[int], int]) -> str:
-    """One caption of the grammar; empty in a tenth of the cases (for guidance), the colour sometimes goes unsaid."""
-    if draw(10) == 0:
-        return ""
-    start = ("", "", "an emoji of ", "a photo of ")[draw(4)]
-    end = f" on a {BACKGROUNDS[background]} background" if draw(5) else ""
-    return f"{'small ' if is_small else ''}{start}{name}{end}"
+    vae_rate: float = 2e-3
 
 
 def weight(snr: Tensor) -> Tensor:
     """``w = 1.5 (0.3 + min(snr, 3)) / (snr + 1)``, for a loss on v; keeps the steps of high noise alive."""
     return 1.5 * (0.3 + snr.clamp(max=3)) / (snr + 1)
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """About ``U Vᵀ`` of ``U S Vᵀ``, by five quintic steps of Newton and Schulz with Muon's coefficients.
+
+    What ``torch.optim.Muon`` does in bf16, which many CPUs emulate, at twenty times the time. All products but two are
+    of the small square ``G = X Xᵀ``: with ``Q = a + b G + c G²``, ``X`` becomes ``Q X`` and ``G`` becomes ``Q G Q``.
+
+    Args:
+        matrix: of any shape ``(m, n)``; ``(m, n)`` comes back, with singular values from about 0.7 to 1.2.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    wide = wide / wide.norm().clamp(min=1e-7)
+    gram, product = wide @ wide.T, torch.eye(len(wide))
+    for _ in range(5):
+        factor = torch.addmm(b * gram, gram, gram, alpha=c)
+        factor.diagonal().add_(a)
+        gram, product = factor @ gram @ factor, factor @ product
+    wide = product @ wide
+    return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon with Nesterov's momentum, at steps as large as AdamW's: ``torch.optim.Muon``, by :func:`orthogonal`.
+
+    References:
+        | Muon is Scalable for LLM Training (Liu et al., 2025), arXiv:2502.16982
+    """
+
+    def __init__(self, matrices: list[nn.Parameter], *, lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Steps every matrix that has a gradient."""
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                if matrix.grad is None:
+                    continue
+                kept = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix))
+                kept.lerp_(matrix.grad, 1 - group["momentum"])
+                update = orthogonal(matrix.grad.lerp(kept, group["momentum"]))
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                matrix.add_(update, alpha=-0.2 * group["lr"] * math.sqrt(max(matrix.shape)))
 
 
 class Optimizers:
@@ -193,7 +148,7 @@ class Optimizers:
         ]
         if self.matrices:
             flat = [matrix for _, matrix in self.matrices]
-            self.all += [torch.optim.Muon(flat, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")]
+            self.all += [Muon(flat, lr=rate, weight_decay=0.01)]
 
     def step(self, rate: float) -> None:
         """One step at this rate; the gradients are gone after it."""
@@ -296,16 +251,6 @@ def is_wide(step: int) -> bool:
     return step % 4 == 3
 
 
-def vae_pictures(drawings: Drawings, batch: int, draw: torch.Generator) -> Tensor:
-    """Pictures of the world ``(B, 3, 64, 64)``, without captions and without a core."""
-    rows = torch.randint(0, len(drawings.names), (batch,), generator=draw)
-    colour = torch.randint(0, len(BACKGROUNDS), (batch,), generator=draw)
-    colour = torch.where(torch.rand(batch, generator=draw) < 0.3, 0, colour)
-    small = torch.rand(batch, generator=draw) < 0.1
-    poses = Poses.drawn(small, torch.zeros(batch, dtype=torch.bool), draw)
-    return composited(layer(drawings.pixels[rows], poses), colour)
-
-
 def moves(count: int, draw: torch.Generator) -> Tensor:
     """Random affine maps ``(B, 2, 3)``: up to 1.5 times larger or smaller, turned by up to 20°, mirrored, moved."""
     size, turn, x, y, mirror = 2 * torch.rand(5, count, generator=draw) - 1
@@ -358,6 +303,8 @@ class Denoising:
     Args:
         bank: so many steps draw a quarter of their pictures beforehand, and take each about four times; 0: every step
             draws its own.
+        core_share: how much of what is drawn is of the core.
+        spread: of the poses, by step, see :meth:`Poses.drawn`.
     """
 
     drawings: Drawings
@@ -369,6 +316,8 @@ class Denoising:
     seed: int
     batch: int
     bank: int = 0
+    core_share: float = 0.7
+    spread: Callable[[int], float] = lambda step: 1.0
 
     def __post_init__(self) -> None:
         self.core, self.sided = self.drawings.core(), self.drawings.sided()
@@ -427,15 +376,18 @@ class Denoising:
         def number(below: int) -> int:
             return int(torch.randint(0, below, (1,), generator=draw))
 
+        def posed(rows: Tensor) -> Poses:
+            return Poses.drawn(small, self.sided[rows], draw, self.spread(step))
+
         colour = torch.tensor([0 if number(100) < 30 else number(len(BACKGROUNDS)) for _ in range(count)])
         small = torch.tensor([number(8) == 0 for _ in range(count)])
         rows, more = self.rows(count, draw), self.rows(count, draw)
-        names, poses = [self.drawings.names[row] for row in rows], self.poses(rows, small, draw)
+        names, poses = [self.drawings.names[row] for row in rows], posed(rows)
         if wide:
             alone = torch.rand(count, generator=draw) < 0.2
             poses = poses.moved(torch.where(alone, SIDE * torch.rand(count, generator=draw), 0.0))
             layers = layer(self.drawings.pixels[rows], poses, 2 * SIDE)
-            others = layer(self.drawings.pixels[more], self.poses(more, small, draw).moved(SIDE), 2 * SIDE)
+            others = layer(self.drawings.pixels[more], posed(more).moved(SIDE), 2 * SIDE)
             layers = torch.where(alone[:, None, None, None], layers, layers + others * (1 - layers[:, 3:]))
             pairs = zip(names, more, alone, strict=True)
             names = [name if lone else f"{name} and {self.drawings.names[other]}" for name, other, lone in pairs]
@@ -448,11 +400,7 @@ class Denoising:
         """Which drawings ``(B,)``: mostly of the core."""
         core = self.core[torch.randint(0, len(self.core), (count,), generator=draw)]
         whole = torch.randint(0, len(self.drawings.names), (count,), generator=draw)
-        return torch.where(torch.rand(count, generator=draw) < CORE, core, whole)
-
-    def poses(self, rows: Tensor, small: Tensor, draw: torch.Generator) -> Poses:
-        """Random poses of these drawings."""
-        return Poses.drawn(small, self.sided[rows], draw)
+        return torch.where(torch.rand(count, generator=draw) < self.core_share, core, whole)
 
 
 def build(sizes: Sizes, tokenizer: Any) -> tuple[Any, Any, Any, Any]:
@@ -630,6 +578,9 @@ class Training:
         from transformers import CLIPTokenizer
 
         self.out.mkdir(parents=True, exist_ok=True)
+        if self.bf16 and not has_dtype(torch.bfloat16, torch.device("cpu")):
+            print("this CPU only emulates bf16, which would take many times as long: computing in fp32", flush=True)
+            self.bf16 = False
         torch.manual_seed(self.seed)
         self.tokenizer = CLIPTokenizer.from_pretrained(self.source / "tokenizer", local_files_only=True)
         self.vae, self.encoder, self.unet, self.scheduler = build(self.sizes, self.tokenizer)
@@ -683,8 +634,12 @@ class Training:
         phase = Phase(
             self.out / "vae.pt", {"vae": self.vae}, self.sizes.vae_steps, self.sizes.vae_rate, self.save_every
         )
-        phase.momentum, phase.look, phase.look_every = 0.99, look, self.look_every
+        phase.muon, phase.momentum, phase.look, phase.look_every = True, 0.99, look, self.look_every
         return phase.run(loss, lambda done: min(1.0, done / 0.05 + 0.01) * (1 - done), stop_at=stop_at)
+
+    def spread(self, step: int) -> float:
+        """How far the poses of a step are spread: names are learned upright, then their poses."""
+        return self.sizes.spread * min(1.0, step / (0.5 * self.sizes.steps))
 
     @torch.no_grad()
     def error(self, vae: Any) -> float:
@@ -701,7 +656,8 @@ class Training:
         self.encoder.set_attn_implementation("eager")
         known, modules = self.drawings.known(self.tokenizer), {"encoder": self.encoder, "unet": self.unet}
         parts = (self.scheduler, self.seed, self.sizes.batch)
-        denoise = Denoising(known, self.tokenizer, self.vae, self.encoder, self.unet, *parts, self.sizes.bank)
+        shown = {"core_share": self.sizes.core_share, "spread": self.spread}
+        denoise = Denoising(known, self.tokenizer, self.vae, self.encoder, self.unet, *parts, self.sizes.bank, **shown)
 
         def loss(step: int) -> Tensor:
             with self.cast():
@@ -709,7 +665,7 @@ class Training:
 
         @torch.no_grad()
         def look(step: int, average: Any) -> str:
-            held = Denoising(known, self.tokenizer, self.vae, average["encoder"], average["unet"], *parts)
+            held = Denoising(known, self.tokenizer, self.vae, average["encoder"], average["unet"], *parts, **shown)
             with self.cast():
                 mean = sum(float(held(10**6 + k)) for k in range(8)) / 8
                 pipe = pipeline_of(self.vae, average["encoder"], self.tokenizer, average["unet"], self.scheduler)
@@ -731,12 +687,14 @@ def main() -> None:
     parser.add_argument("--vae-steps", type=int, default=Sizes.vae_steps)
     parser.add_argument("--batch", type=int, default=Sizes.batch)
     parser.add_argument("--rate", type=float, default=Sizes.rate)
+    parser.add_argument("--core-share", type=float, default=Sizes.core_share, help="of what is drawn is of the core")
+    parser.add_argument("--spread", type=float, default=Sizes.spread, help="how much of the poses is drawn, 0 to 1")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--look-every", type=int, default=1000)
     parser.add_argument("--bf16", action="store_true")
     given = vars(parser.parse_args())
-    sizes = Sizes(**{name: given.pop(name) for name in ("steps", "vae_steps", "batch", "rate")})
+    sizes = Sizes(**{name: given.pop(name) for name in ("steps", "vae_steps", "batch", "rate", "core_share", "spread")})
     print(f"finished: {Training(packaged(), given.pop('out'), sizes, **given).run()}")
 
 

@@ -38,18 +38,20 @@ def root() -> Path:
 @pytest.fixture(scope="module")
 def example(root):
     """Returns a function that imports a script of ``examples/`` by its name; it is forgotten after the module."""
-    found = []
+    before = set(sys.modules)
+    sys.path.insert(0, str(root / "examples"))  # as Python does for a script: scripts import their neighbours
 
     def load(name: str):
         spec = importlib.util.spec_from_file_location(name, root / "examples" / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # dataclasses look their module up
-        found.append(name)
         spec.loader.exec_module(module)
         return module
 
     yield load
-    for name in found:
+    sys.path.remove(str(root / "examples"))
+    neighbours = {file.stem for file in (root / "examples").glob("*.py")} - before
+    for name in neighbours & set(sys.modules):
         del sys.modules[name]
 
 
@@ -74,6 +76,15 @@ def photos(tmp_path: Path, picture) -> Path:
     for number in range(5):
         picture(number, (64, 64)).save(folder / f"photo{number}.png")
     return folder
+
+
+@pytest.fixture(params=[True, False], ids=["a cpu with bf16", "a cpu without"])
+def cpu_has_bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """What the hardware answers; the choices are ours."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("torch is built without oneDNN, which is what is asked")
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: request.param)
+    return request.param
 
 
 @pytest.fixture(scope="session")

@@ -43,13 +43,22 @@ def test_the_cpu_computes_in_fp32_by_default_and_keeps_what_it_is_told():
     assert choose_dtype("auto", CPU, training=True).dtype is torch.float32
     for name, dtype in DTYPES.items():
         assert choose_dtype(name, CPU).dtype is dtype
-        assert choose_dtype(dtype, CPU).note is None
+        assert (choose_dtype(dtype, CPU).note is None) == has_dtype(dtype, CPU)
 
 
-def test_fp16_training_on_a_cpu_is_replaced_and_said():
+def test_what_a_cpu_emulates_is_kept_and_said_to_be_slow(cpu_has_bf16: bool):
+    for training in (False, True):
+        choice = choose_dtype("bf16", CPU, training=training)
+        assert choice.name == "bf16" and (choice.note is None) == cpu_has_bf16
+    assert has_dtype(torch.bfloat16, CPU) == cpu_has_bf16 == ("bf16" in device_rows()[-1].dtypes)
+    if not cpu_has_bf16:
+        assert "this cpu has no bf16 and emulates it" in (choose_dtype("bf16", CPU).note or "")
+
+
+def test_fp16_training_on_a_cpu_is_replaced_and_said(cpu_has_bf16: bool):
     choice = choose_dtype("fp16", CPU, training=True)
-    assert choice.dtype is torch.bfloat16 and choice.name == "bf16"
-    assert "computing in bf16 instead" in (choice.note or "") and "\n" not in (choice.note or "")
+    assert choice.name == ("bf16" if cpu_has_bf16 else "fp32")
+    assert (choice.note or "").endswith(f"underflow: computing in {choice.name} instead")
 
 
 def test_a_missing_format_is_replaced_and_said(monkeypatch):

@@ -22,6 +22,7 @@ from studio.families.language.heads import head_layers
 from studio.pipelines.kinds import check_kind
 from studio.pipelines.naming import adapter_file as named_file
 from studio.planning.forecast import Forecast
+from studio.trainers.loop.mode import precise
 from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.run import sha256
 from studio.trainers.loop.task import AdapterLike, Say
@@ -137,9 +138,7 @@ def open_with_recipe(
     """
     start = adapter_file(adapter) if isinstance(adapter, (str, Path)) else None
     device = choose_device(plan.device)
-    precision = choose_dtype(plan.precision, device, training=True)
-    if precision.note:
-        say(precision.note)
+    plan = precise(plan, device, say)
     name = _name(base, embedded)
     say(f"opening the base {name}")
     away = {"blocks_to_swap": plan.blocks_to_swap} if plan.blocks_to_swap else {}
@@ -174,6 +173,8 @@ def _widen(base: Base | LanguageBase, device: torch.device, say: Say) -> None:
     for part in halves:
         move(part, choice.dtype, None)
     say(f"its files are fp16, whose gradients underflow: training in {choice.name} instead")
+    if choice.note:
+        say(choice.note)
 
 
 def _is_half(module: torch.nn.Module) -> bool:

@@ -12,6 +12,8 @@ from studio.commands.words import AdapterWord
 from studio.errors import BadConfig, BadFile, NoEffect, PartialLoad
 
 if TYPE_CHECKING:
+    import torch
+
     from studio.files import LoadReport
     from studio.pipelines.pipeline import Pipeline
 
@@ -55,7 +57,10 @@ def open_pipeline(
     own |= as_kind or {}
     own |= {} if wished is None else {"quantize": wished}
     if dtype in (None, "auto"):
-        return _told(pipeline.open(base, dtype="auto", device=place, **own), show)
+        opened = _told(pipeline.open(base, dtype="auto", device=place, **own), show)
+        for line in _slow(opened, place):
+            show.note(line)
+        return opened
     numbers = choose_dtype(dtype, place)
     if numbers.note:
         show.note(numbers.note)
@@ -79,6 +84,16 @@ def kind_of_adapters(adapters: Sequence[AdapterWord]) -> dict[str, Any]:
     files = (adapter_file(word.file) for word in adapters)
     stated = (stated_kind(inspect(file).facts) for file in files if file.suffix not in PICKLED)
     return next(filter(None, stated), {})
+
+
+def _slow(pipe: Pipeline, device: torch.device) -> list[str]:
+    """Returns a line for each type of its weights that the device has to emulate."""
+    from studio.device import DTYPES, choose_dtype
+    from studio.families import components
+
+    held = {weight.dtype for part in components(pipe).values() for weight in part.parameters()}
+    choices = [choose_dtype(name, device) for name in ("bf16", "fp16") if DTYPES[name] in held]
+    return [choice.note for choice in choices if choice.note]
 
 
 def _told(pipe: AnyPipeline, show: Show) -> AnyPipeline:

@@ -34,3 +34,17 @@ def test_other_weights_than_those_that_it_was_trained_on_are_told(tiny_base, ada
     result = CliRunner(env={"COLUMNS": "300"}).invoke(main, words, prog_name="studio")
     assert result.exit_code == 0, result.stderr
     assert ("it was trained on other weights (somewhere/else) than those of" in result.stderr) is said
+
+
+@pytest.mark.parametrize("said_by", ["the user", "the files"])
+def test_a_type_that_the_cpu_emulates_is_told(said_by, cpu_has_bf16, tiny_base, tmp_path, monkeypatch):
+    base, more = tiny_base, ["--dtype", "bf16"]
+    if said_by == "the files":
+        monkeypatch.setattr("studio.families.opening.dtype.SMALL", 0)  # as a base too large to be read in fp32
+        base, more = tmp_path / "base", []
+        ImagePipeline.open(tiny_base).pipe.to(torch.bfloat16).save_pretrained(base)
+    words = ["generate", str(base), "a dog", "--steps", "1", "--resolution", "32", "--device", "cpu", *more,
+             "-o", str(tmp_path / "out")]  # fmt: skip
+    result = CliRunner(env={"COLUMNS": "300"}).invoke(main, words, prog_name="studio")
+    assert result.exit_code == 0, result.stderr
+    assert ("this cpu has no bf16 and emulates it" in result.stderr) is not cpu_has_bf16

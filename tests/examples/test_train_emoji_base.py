@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -17,6 +18,11 @@ from studio.families.emoji_world import COLOURS, atlas, composite, core_names, e
 @pytest.fixture(scope="module")
 def script(example):
     return example("train_emoji_base")
+
+
+@pytest.fixture(scope="module")
+def world(script):
+    return sys.modules["emoji_pictures"]
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +42,11 @@ def tiny(script):
     return script.Sizes(vae_steps=3, steps=5, batch=4, vae_batch=2, text_layers=1, bank=2, **unet)
 
 
-def test_the_kept_out_concepts_are_not_learned(script, few, tokenizer):
+def test_the_kept_out_concepts_are_not_learned(script, world, few, tokenizer):
     assert few.known(tokenizer).names == ("rocket", "red apple", "tiger", "pizza", "ghost")
-    assert len(script.KEPT_OUT) == 12
+    assert len(world.KEPT_OUT) == 12
     known = script.packaged().known(tokenizer)
-    assert len(known.names) > 1500 and not [name for name in known.names if any(k in name for k in script.KEPT_OUT)]
+    assert len(known.names) > 1500 and not [name for name in known.names if any(k in name for k in world.KEPT_OUT)]
     assert sorted(known.names[row] for row in known.core()) == list(core_names())
     assert not [name for name in known.names if name.startswith("small ")]  # said of another thing
 
@@ -77,6 +83,25 @@ def test_poses_stay_inside_and_sided_things_are_not_mirrored(script):
     assert set(poses.mirror[torch.arange(2000) % 4 >= 2].tolist()) == {1.0, -1.0}
     drawings = script.Drawings(("left arrow", "ten o\u2019clock", "tiger"), torch.zeros(3, 64, 64, 4))
     assert drawings.sided().tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 1.0])
+def test_poses_spread_around_an_upright_drawing_as_wide_as_the_picture(script, spread):
+    small, sided = torch.arange(4000) % 2 == 0, torch.zeros(4000, dtype=torch.bool)
+    poses = script.Poses.drawn(small, sided, torch.Generator().manual_seed(0), spread)
+    large = 64 * (1 - 0.45 * spread)
+    assert large - 1e-3 <= poses.width[~small].min() < large + 0.5 and poses.width[~small].max() <= 64
+    assert poses.turn.abs().max() <= spread * math.radians(15) <= poses.turn.abs().max() + 0.01
+    assert (poses.mirror < 0).float().mean() == pytest.approx(min(0.5, spread), abs=0.03)
+    for middle in (poses.x, poses.y):
+        assert (middle - 32).abs().max() == pytest.approx(spread * max(0.45 / 2, (1 - 0.36) / 2) * 64, abs=5 * spread)
+    if not spread:
+        assert len(set(zip(*(column.tolist() for column in vars(poses).values()), strict=True))) == 2
+
+
+def test_names_are_learned_upright_before_their_poses(script, few, tmp_path):
+    training = script.Training(few, tmp_path, script.Sizes(steps=100, spread=0.8))
+    assert [training.spread(step) for step in (0, 25, 50, 10**6)] == pytest.approx([0, 0.4, 0.8, 0.8])
 
 
 def test_wide_pictures_show_two_or_one_anywhere(script, few, tokenizer):
@@ -190,6 +215,35 @@ def test_matrices_are_stepped_in_all_directions_alike_and_tables_by_adamw(script
     for change, gradient in zip(moved[1:], gradients[1:], strict=True):
         assert torch.allclose(change, -1e-3 * gradient.sign(), atol=2e-6)
     assert [weight.grad for weight in (kernel.weight, kernel.bias, table.weight)] == [None] * 3
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (6, 40), (40, 6)])
+def test_muon_is_torchs_without_the_rounding_of_bf16(script, shape):
+    torch.manual_seed(0)
+    start, gradients = torch.randn(shape), torch.randn(3, *shape)
+    ours, torchs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    steppers = (
+        script.Muon([ours], lr=1e-2, weight_decay=0.1),
+        torch.optim.Muon([torchs], lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    )
+    for gradient in gradients:
+        ours.grad, torchs.grad = gradient.clone(), gradient.clone()
+        for stepper in steppers:
+            stepper.step()
+    moved = (torchs - start).norm()
+    assert 0 < (ours - torchs).norm() < 0.02 * moved
+
+
+def test_newton_and_schulz_by_the_square_are_those_of_the_whole(script):
+    """Their polynomial of every singular value, in float64."""
+    torch.manual_seed(0)
+    matrix = torch.randn(5, 12)
+    u, values, vt = torch.linalg.svd(matrix.double(), full_matrices=False)
+    values = values / matrix.double().norm()
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    assert torch.allclose(script.orthogonal(matrix).double(), u * values @ vt, atol=1e-4)
+    assert torch.allclose(script.orthogonal(matrix.T), script.orthogonal(matrix).T, atol=1e-5)
 
 
 def test_a_bank_shows_the_pictures_of_its_steps(script, few, tokenizer):

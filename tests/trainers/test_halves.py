@@ -9,6 +9,7 @@ from studio.adapters import LoRA
 from studio.families import open_base
 from studio.families.opening import dtype as types
 from studio.trainers import DreamBooth, Plan
+from studio.trainers.loop.mode import precise
 from tiny_pipelines import build
 
 
@@ -34,3 +35,17 @@ def test_an_object_stays_as_it_is(photos):
     said = []
     lesson = lesson_of(build("flux1").to(torch.float16), photos, said)
     assert {p.dtype for p in lesson.denoiser.parameters()} == {torch.float16} and not any("bf16" in x for x in said)
+
+
+def test_products_are_in_a_type_that_the_device_has(monkeypatch):
+    """What is said is what is done, in the run and in its forecast."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    said = []
+    plan = precise(Plan(precision="bf16"), torch.device("cuda"), said.append)
+    assert plan.precision == "fp32" and said == ["cuda has no bf16: computing in fp32 instead"]
+
+
+def test_products_that_the_cpu_emulates_are_told(cpu_has_bf16):
+    said = []
+    assert precise(Plan(precision="bf16"), torch.device("cpu"), said.append).precision == "bf16"
+    assert bool(said) is not cpu_has_bf16

@@ -19,6 +19,7 @@ from studio.trainers.forecast.asked import OF_THE_LOOP, Asked
 from studio.trainers.forecast.fit import check_fits
 from studio.trainers.forecast.plan import IMAGE_TASKS, forecast
 from studio.trainers.language.rehearsals import REHEARSALS
+from studio.trainers.loop.mode import precise
 from studio.trainers.loop.plan import Plan
 from studio.trainers.loop.task import AdapterLike, Say
 
@@ -54,7 +55,8 @@ def asked_of(
     options = REHEARSALS[task.task_name].options if task.task_name in REHEARSALS else ()
     own = {name: getattr(task, name) for name in options}
     config = None if isinstance(adapter, (str, Path)) else adapter
-    loop = {name: getattr(plan, name) for name in OF_THE_LOOP}
+    possible = precise(plan, choose_device(plan.device), lambda line: None)
+    loop = {name: getattr(possible, name) for name in OF_THE_LOOP}
     seen = getattr(task, "preview_prompts", None) != ()
     return Asked(
         task=task.task_name, own=own, adapter=config, processes=processes, previews=seen,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -10,7 +11,9 @@ import torch
 from torch import nn
 
 from studio.adapters.contract.adapter import generator_for
+from studio.device import choose_dtype
 from studio.trainers.loop.block_swap import BlockSwap
+from studio.trainers.loop.plan import Plan
 
 __all__ = [
     "Loan",
@@ -20,8 +23,25 @@ __all__ = [
     "checkpoints_gradients",
     "evaluating",
     "kept_activations",
+    "precise",
     "training_mode",
 ]
+
+
+def precise(plan: Plan, device: torch.device, say: Callable[[str], None]) -> Plan:
+    """Returns the plan with its products in a type that the device has.
+
+    Args:
+        plan: the loop's settings. device: where it computes. say: takes a line where that is another one, or slow.
+
+    Example:
+        >>> precise(Plan(), torch.device("cpu"), print).precision
+        'fp32'
+    """
+    precision = choose_dtype(plan.precision, device, training=True)
+    if precision.note:
+        say(precision.note)
+    return dataclasses.replace(plan, precision="bf16" if precision.dtype is torch.bfloat16 else "fp32")
 
 
 def accelerator_for(precision: str, device: torch.device) -> Any:
