@@ -53,7 +53,7 @@ from emoji_pictures import (
     layer,
     packaged,
     vae_pictures,
-)  # fmt: skip
+)
 from torch import Tensor, nn
 
 from studio.atomic import atomic_path
@@ -77,8 +77,8 @@ class Sizes:
     text_layers: int = 3
     unet_channels: tuple[int, ...] = (64, 128, 160, 160)
     bank: int = 500  # steps that share their pictures, see :class:`Denoising`
-    core_share: float = 0.85
-    spread: float = 1.0
+    core_share: float = 0.85  # of what is drawn is of the core names
+    spread: float = 1.0  # of the poses in the second half, see :meth:`Poses.drawn`
     rate: float = 2e-3
     vae_rate: float = 2e-3
 
@@ -694,6 +694,9 @@ def main() -> None:
     parser.add_argument("--look-every", type=int, default=1000)
     parser.add_argument("--bf16", action="store_true")
     given = vars(parser.parse_args())
+    for name in ("core_share", "spread"):
+        if not 0 <= given[name] <= 1:
+            parser.error(f"--{name.replace('_', '-')} {given[name]:g} must be from 0 to 1")
     sizes = Sizes(**{name: given.pop(name) for name in ("steps", "vae_steps", "batch", "rate", "core_share", "spread")})
     print(f"finished: {Training(packaged(), given.pop('out'), sizes, **given).run()}")
 

@@ -104,6 +104,14 @@ def test_names_are_learned_upright_before_their_poses(script, few, tmp_path):
     assert [training.spread(step) for step in (0, 25, 50, 10**6)] == pytest.approx([0, 0.4, 0.8, 0.8])
 
 
+@pytest.mark.parametrize("words", [("--spread", "2"), ("--core-share", "-0.1"), ("--spread", "nan")])
+def test_parts_outside_of_0_to_1_are_refused_before_anything_is_written(script, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_emoji_base.py", str(tmp_path / "out"), *words])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert "must be from 0 to 1" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_wide_pictures_show_two_or_one_anywhere(script, few, tokenizer):
     known = few.known(tokenizer)
     denoise = script.Denoising(known, tokenizer, None, None, None, None, 0, 64)

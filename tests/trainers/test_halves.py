@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from studio.adapters import LoRA
+from studio.device import DtypeChoice
 from studio.families import open_base
 from studio.families.opening import dtype as types
 from studio.trainers import DreamBooth, Plan
+from studio.trainers.forecast.before import asked_of
 from studio.trainers.loop.mode import precise
 from tiny_pipelines import build
 
@@ -38,11 +40,21 @@ def test_an_object_stays_as_it_is(photos):
 
 
 def test_products_are_in_a_type_that_the_device_has(monkeypatch):
-    """What is said is what is done, in the run and in its forecast."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     said = []
     plan = precise(Plan(precision="bf16"), torch.device("cuda"), said.append)
     assert plan.precision == "fp32" and said == ["cuda has no bf16: computing in fp32 instead"]
+
+
+def test_a_run_and_its_forecast_compute_in_what_was_said(photos, monkeypatch):
+    said = []
+    monkeypatch.setattr(  # as of a card without bf16: a CPU keeps what it is told
+        "studio.trainers.loop.mode.choose_dtype", lambda *of, training: DtypeChoice(torch.float32, "in fp32 instead")
+    )
+    task = DreamBooth(base="emoji", instance_images=photos, instance_prompt="a photo of sks dog")
+    plan = Plan(device="cpu", precision="bf16")
+    assert asked_of(task, LoRA(rank=2), plan).precision == "fp32"
+    assert task.open(LoRA(rank=2), plan, said.append).plan.precision == "fp32" and said[0] == "in fp32 instead"
 
 
 def test_products_that_the_cpu_emulates_are_told(cpu_has_bf16):
